@@ -1,0 +1,246 @@
+//! The kernel half's userspace: probe, load, attach, pin, and translation of the ABI to the domain.
+//! The only module that names aya or the ABI crate.
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// What the fence needs to know to stand up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Directory in a bpffs for this instance's pins; the bpffs is mounted if it is not.
+    pub pin_dir: PathBuf,
+    /// cgroup2 mount; found from `/proc/self/mountinfo` if not given.
+    pub cgroup_root: Option<PathBuf>,
+    /// Where governed workloads may send UDP port 53.
+    pub resolvers: Vec<IpAddr>,
+}
+
+/// The programs, links and maps in force. Dropping it leaves everything pinned and enforcing.
+#[derive(Debug)]
+pub struct Fence {
+    _private: (),
+}
+
+/// Everything that can keep the fence from standing. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not root.
+    #[error("loading eBPF needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON): run as root or through the service")]
+    NotPermitted,
+}
+
+/// A program as the kernel recorded it when it connected.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Process {
+    /// Thread-group id in the initial pid namespace.
+    pub pid: u32,
+    /// Start, nanoseconds since boot (tells a reused pid).
+    pub start: u64,
+    /// Path of the executable: a label only, never an identity.
+    pub exe: String,
+    /// Device and inode of the executable.
+    pub exe_dev: u64,
+    /// Inode.
+    pub exe_inode: u64,
+    /// SHA-256 of the executable in hex, where it was taken.
+    pub sha256: Option<String>,
+    /// Real user id.
+    pub uid: u32,
+    /// Cgroup path below the cgroup2 root, or `id:N` where it no longer exists.
+    pub cgroup: String,
+    /// Systemd unit, where the cgroup path names one.
+    pub unit: Option<String>,
+}
+
+/// A steered connection: who made it and where it was going.
+#[derive(Debug, Clone)]
+pub struct Flow {
+    /// Kernel's id of the client's socket.
+    pub cookie: u64,
+    /// The workload that the kernel recognised.
+    pub workload: Arc<str>,
+    /// Who connected.
+    pub process: Arc<Process>,
+    /// Where to.
+    pub destination: SocketAddr,
+}
+
+/// What the kernel counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Counters {
+    /// IP bytes the workload sent.
+    pub bytes_out: u64,
+    /// IP bytes it received.
+    pub bytes_in: u64,
+    /// Packets it sent.
+    pub packets_out: u64,
+    /// Packets it received.
+    pub packets_in: u64,
+}
+
+/// One live flow's account.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct FlowAccount {
+    /// Kernel's id of the client's socket.
+    pub cookie: u64,
+    /// The workload.
+    pub workload: String,
+    /// Who connected.
+    pub process: Process,
+    /// Where to.
+    pub destination: SocketAddr,
+    /// When.
+    pub opened: jiff::Timestamp,
+    /// Bytes and packets so far.
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+/// One workload's account.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct WorkloadAccount {
+    /// The workload.
+    pub workload: String,
+    /// Connections steered.
+    pub connections: u64,
+    /// Refusals by reason.
+    pub refusals: std::collections::BTreeMap<String, u64>,
+    /// Bytes and packets.
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+/// A cgroup subtree under governance.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Governed {
+    /// Kernel id of the subtree's root.
+    pub cgroup_id: u64,
+    /// Its path below the cgroup2 root; `None` where it no longer exists.
+    pub cgroup: Option<String>,
+    /// The workload it belongs to.
+    pub workload: String,
+}
+
+/// Something the kernel did on its own.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A connection or datagram refused.
+    Refused(Refusal),
+    /// A steered connection ended.
+    Closed {
+        /// The flow.
+        flow: Flow,
+        /// Its final account.
+        counters: Counters,
+    },
+}
+
+/// A refusal by the kernel.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// When, as the kernel saw it.
+    pub time: SystemTime,
+    /// The workload.
+    pub workload: Arc<str>,
+    /// Who tried.
+    pub process: Arc<Process>,
+    /// What for; `None` where a socket was refused before it had a destination.
+    pub destination: Option<SocketAddr>,
+    /// `tcp`, `udp`, `icmp`, `raw`, or the protocol's number.
+    pub protocol: String,
+    /// Stable code: `agent_down`, `udp`, `raw`, `protocol`, `direct`, `unrecorded`.
+    pub reason: &'static str,
+    /// The reason for a person, and what to do.
+    pub detail: String,
+}
+
+/// One layer of the fence, as it is on this host right now.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Layer {
+    /// E.g. `connect4`.
+    pub name: String,
+    /// Attached and effective at the cgroup root, asked of the kernel now.
+    pub enforcing: bool,
+    /// What is not stopped without it.
+    pub leaves_open: String,
+    /// Why it is not in force.
+    pub why: Option<String>,
+}
+
+impl Fence {
+    /// Probes, loads, attaches at the cgroup root and pins; adopts what an earlier agent pinned, replacing programs atomically.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn open(options: &Options) -> Result<Self, Error> {
+        let _ = options;
+        todo!()
+    }
+    /// Tags the agent's listeners and tells the hooks their ports: from here on governed connections are steered.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn admit(&self, listeners: &[impl AsFd], port4: u16, port6: Option<u16>) -> Result<(), Error> {
+        let _ = (listeners, port4, port6);
+        todo!()
+    }
+    /// Governs a cgroup subtree (path below the cgroup2 root).
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn govern(&self, cgroup: &Path, workload: &str) -> Result<u64, Error> {
+        let _ = (cgroup, workload);
+        todo!()
+    }
+    /// Stops governing a subtree.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn release(&self, cgroup_id: u64) -> Result<(), Error> {
+        let _ = cgroup_id;
+        todo!()
+    }
+    /// All subtrees governed, also those pinned by an earlier agent.
+    pub fn governed(&self) -> Vec<Governed> {
+        todo!()
+    }
+    /// The cgroup2 mount.
+    pub fn cgroup_root(&self) -> &Path {
+        todo!()
+    }
+    /// The flow behind an accepted connection; `None` if no hook steered it here. Two system calls, no lock.
+    pub fn flow_of(&self, accepted: &impl AsFd) -> Option<Flow> {
+        let _ = accepted;
+        todo!()
+    }
+    /// Live flows.
+    pub fn flows(&self) -> Vec<FlowAccount> {
+        todo!()
+    }
+    /// Accounts of all workloads seen.
+    pub fn accounts(&self) -> Vec<WorkloadAccount> {
+        todo!()
+    }
+    /// Waits for the kernel's events and hands each to `sink`, until cancelled. Call once.
+    pub async fn events(&self, sink: &mut (dyn FnMut(Event) + Send)) {
+        let _ = sink;
+        todo!()
+    }
+    /// Events lost because nobody drained them in time.
+    pub fn lost_events(&self) -> u64 {
+        todo!()
+    }
+    /// Asks the kernel which layers are in force now.
+    pub fn layers(&self) -> Vec<Layer> {
+        todo!()
+    }
+    /// Detaches, unpins and forgets everything of this instance. Governed workloads become ungoverned.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn lift(self) -> Result<(), Error> {
+        todo!()
+    }
+}

@@ -1,0 +1,5 @@
+//! The `tollgate` binary: arguments → exit code.
+
+fn main() -> std::process::ExitCode {
+    tollgate::cli::main()
+}

@@ -1,0 +1,3 @@
+//! Tollgate's build, test and demo verbs: `cargo xtask --help`.
+
+fn main() {}
