@@ -79,3 +79,11 @@ pub(super) fn publish(path: &Path, contents: &[u8], mode: u32) -> io::Result<()>
     }
     written
 }
+
+/// Removes the directory of a private agent, and nothing that does not look like one.
+pub(super) fn remove_private(directory: &Path) {
+    let named = directory.file_name().is_some_and(|n| n.to_string_lossy().starts_with(super::PRIVATE_PREFIX));
+    if named && let Err(e) = std::fs::remove_dir_all(directory) {
+        tracing::warn!("{}: {e}", directory.display());
+    }
+}

@@ -66,11 +66,6 @@ impl Enrolments {
         Self { fence, selected, runs }
     }
 
-    /// The fence that governs.
-    pub(super) fn fence(&self) -> &Arc<Fence> {
-        &self.fence
-    }
-
     /// Governs what `policy` selects on this host now, and no longer what it does not; removes runs that are over.
     /// Returns every cgroup directory, to be watched.
     pub(super) fn settle(&mut self, policy: &Policy) -> Vec<PathBuf> {
@@ -155,9 +150,17 @@ impl Enrolments {
         Ok(left)
     }
 
-    /// Runs under way.
-    pub(super) fn runs(&self) -> usize {
-        self.runs.len()
+    /// Processes in the cgroups of all runs.
+    pub(super) fn processes_left(&self) -> usize {
+        self.runs.values().map(|run| processes(&run.directory)).sum()
+    }
+
+    /// Removes the directories of all runs that are empty; for an agent that is about to lift its fence.
+    pub(super) fn remove_runs(&mut self) {
+        let all: Vec<u64> = self.runs.keys().copied().collect();
+        for cgroup_id in all {
+            self.forget_run(cgroup_id);
+        }
     }
 
     fn sweep_runs(&mut self) {

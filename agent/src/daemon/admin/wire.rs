@@ -2,10 +2,11 @@
 //!
 //! The client sends one [`Envelope`] on one line; the agent answers with lines of [`Reply`], the last of which is a
 //! final one ([`Reply::is_final`]). These are wire types: the agent's own types are translated where they differ.
-use crate::audit::Record;
+use crate::audit::{Filter, Record, Stats};
 use crate::kernel::{FlowAccount, Governed, Layer, WorkloadAccount};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::Arc;
 use tollgate_policy::Mode;
 
 /// The protocol's version; the agent refuses any other.
@@ -64,28 +65,6 @@ pub enum Request {
     Ca,
 }
 
-/// Which decisions are wanted. Every condition given must hold.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Filter {
-    /// This one.
-    pub id: Option<uuid::Uuid>,
-    /// Only what did not pass, or would not have.
-    pub denied: bool,
-    /// Workload, exact.
-    pub workload: Option<String>,
-    /// Identity, exact.
-    pub identity: Option<String>,
-    /// Host, exact, or `*.suffix`.
-    pub host: Option<String>,
-    /// Cgroup subtree, below the cgroup2 root.
-    pub cgroup: Option<String>,
-    /// Not before.
-    pub since: Option<jiff::Timestamp>,
-    /// The last so many at most.
-    pub limit: Option<usize>,
-}
-
 /// A request to decide on without sending it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,7 +103,9 @@ pub enum Reply {
     /// A workload's account.
     Account(WorkloadAccount),
     /// A decision.
-    Decision(Box<Record>),
+    Decision(Arc<Record>),
+    /// While following: so many decisions were left out because the reader was too slow. They are in the log.
+    Missed(u64),
     /// Policy and secrets were applied. Final.
     Reloaded {
         /// SHA-256 of the policy now in force.
@@ -150,7 +131,7 @@ pub enum Reply {
 impl Reply {
     /// Whether this ends an answer.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Flow(_) | Self::Workload(_) | Self::Account(_) | Self::Decision(_))
+        !matches!(self, Self::Flow(_) | Self::Workload(_) | Self::Account(_) | Self::Decision(_) | Self::Missed(_))
     }
 }
 
@@ -313,8 +294,8 @@ pub struct Status {
     pub fail_modes: Vec<FailMode>,
     /// The local CA.
     pub ca: CaStatus,
-    /// The decision log.
-    pub audit: AuditStatus,
+    /// The decision log; while it is not healthy, requests are refused.
+    pub audit: Stats,
     /// Kernel events lost because nobody drained them in time.
     pub lost_events: u64,
     /// Kernel refusals counted but not recorded one by one, because a workload made too many.
@@ -388,17 +369,4 @@ pub struct CaStatus {
     pub fingerprint: String,
     /// When it expires.
     pub not_after: jiff::Timestamp,
-}
-
-/// The decision log.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct AuditStatus {
-    /// Whether it can be written now; while not, requests are refused.
-    pub healthy: bool,
-    /// Why not.
-    pub fault: Option<String>,
-    /// Records lost since the agent started.
-    pub lost: u64,
-    /// Where it is.
-    pub directory: PathBuf,
 }
