@@ -189,23 +189,26 @@ fn ends_in_number(name: &str) -> bool {
         || hexadecimal.is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// An A-label must be what its own Unicode form encodes to, and not decode to plain ASCII.
+/// An A-label must be what its own Unicode form encodes to, not decode to plain ASCII, and not
+/// decode to what looks like an A-label again.
 fn check_a_labels(lower: &str) -> Result<(), Ambiguity> {
-    match to_ascii(lower) {
-        Some(ascii) if ascii == lower => Ok(()),
-        _ => Err(Ambiguity::new(
-            "a_label",
-            "an `xn--` label of the host is not valid",
-        )),
+    let mut a_labels = lower.split('.').filter(|label| label.starts_with("xn--"));
+    let whole = to_ascii(lower, Hyphens::CheckFirstLast).is_some_and(|ascii| ascii == lower);
+    if whole && a_labels.all(|label| to_ascii(label, Hyphens::Check).is_some()) {
+        return Ok(());
     }
+    Err(Ambiguity::new(
+        "a_label",
+        "an `xn--` label of the host is not valid",
+    ))
 }
 
-fn to_ascii(name: &str) -> Option<String> {
+fn to_ascii(name: &str, hyphens: Hyphens) -> Option<String> {
     Uts46::new()
         .to_ascii(
             name.as_bytes(),
             AsciiDenyList::STD3,
-            Hyphens::CheckFirstLast,
+            hyphens,
             DnsLength::Verify,
         )
         .ok()
@@ -233,7 +236,7 @@ fn parse_unicode(raw: &str) -> Result<String, Ambiguity> {
     }
     let lower = raw.to_ascii_lowercase();
     let lower = lower.strip_suffix('.').unwrap_or(&lower);
-    let ascii = to_ascii(lower).ok_or_else(mapped)?;
+    let ascii = to_ascii(lower, Hyphens::CheckFirstLast).ok_or_else(mapped)?;
     let (unicode, valid) = Uts46::new().to_unicode(
         ascii.as_bytes(),
         AsciiDenyList::STD3,
