@@ -26,10 +26,18 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
-    telemetry::init(if args.private.is_some() { "warn" } else { "info" });
+    telemetry::init(if args.private.is_some() {
+        "warn"
+    } else {
+        "info"
+    });
     let mut config = context.config()?;
     if !args.policy.is_empty() {
-        config.policy = args.policy.iter().map(|p| absolute(p)).collect::<anyhow::Result<_>>()?;
+        config.policy = args
+            .policy
+            .iter()
+            .map(|p| absolute(p))
+            .collect::<anyhow::Result<_>>()?;
     }
     if let Some(directory) = &args.secrets_dir {
         config.secrets_dir = absolute(directory)?;
@@ -55,8 +63,12 @@ fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
 
 /// Nothing of a private agent is where another looks.
 fn make_private(config: &mut Config, directory: &Path) -> anyhow::Result<()> {
-    let name = directory.file_name().and_then(|n| n.to_str()).filter(|n| n.starts_with(PRIVATE_PREFIX));
-    let name = name.with_context(|| format!("{}: not named {PRIVATE_PREFIX}…", directory.display()))?;
+    let name = directory
+        .file_name()
+        .and_then(|n| n.to_str())
+        .filter(|n| n.starts_with(PRIVATE_PREFIX));
+    let name =
+        name.with_context(|| format!("{}: not named {PRIVATE_PREFIX}…", directory.display()))?;
     config.port = 0;
     config.state_dir = directory.join("state");
     config.runtime_dir = directory.join("run");

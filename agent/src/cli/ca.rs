@@ -26,7 +26,9 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
     let ca = ask(&context.socket()?)?;
     match &args.what {
         What::Export => print!("{}", ca.certificate),
-        What::Show { form } if form.format != Format::Table => output::print_json_one(form.format, &ca)?,
+        What::Show { form } if form.format != Format::Table => {
+            output::print_json_one(form.format, &ca)?
+        }
         What::Show { .. } => {
             println!("SHA-256      {}", ca.fingerprint);
             println!("expires      {}", output::local(ca.not_after));

@@ -16,7 +16,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
-    let paths = if args.files.is_empty() { context.config()?.policy } else { args.files.clone() };
+    let paths = if args.files.is_empty() {
+        context.config()?.policy
+    } else {
+        args.files.clone()
+    };
     let sources = daemon::read_policy(&paths)?;
     let files = sources.len();
     let (summary, faults, valid) = match tollgate_policy::compile(&sources) {
@@ -39,10 +43,21 @@ fn print_people(summary: &str, faults: &Faults, valid: bool) {
     let count = |severity| faults.iter().filter(|f| f.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     if valid {
-        let noted = if warnings == 0 { String::new() } else { format!(", {}", plural(warnings, "warning")) };
-        println!("{} {summary}{noted}", Paint::stdout().paint(Colour::Green, "valid:"));
+        let noted = if warnings == 0 {
+            String::new()
+        } else {
+            format!(", {}", plural(warnings, "warning"))
+        };
+        println!(
+            "{} {summary}{noted}",
+            Paint::stdout().paint(Colour::Green, "valid:")
+        );
     } else {
-        let more = if warnings == 0 { String::new() } else { format!(" and {}", plural(warnings, "warning")) };
+        let more = if warnings == 0 {
+            String::new()
+        } else {
+            format!(" and {}", plural(warnings, "warning"))
+        };
         let told = format!("{}{more}: refused", plural(errors, "error"));
         eprintln!("{}", paint.paint(Colour::Red, &told));
     }

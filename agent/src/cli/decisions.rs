@@ -44,7 +44,10 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
     let filter = filter(args);
-    let request = Request::Decisions { filter: filter.clone(), follow: args.follow };
+    let request = Request::Decisions {
+        filter: filter.clone(),
+        follow: args.follow,
+    };
     match client::ask(&context.socket()?, request) {
         Ok(answer) if args.follow => follow(answer, args.form.format),
         Ok(answer) => {
@@ -71,9 +74,15 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
 }
 
 fn filter(args: &Args) -> Filter {
-    let since = args.since.and_then(|d| jiff::SignedDuration::try_from(d).ok());
+    let since = args
+        .since
+        .and_then(|d| jiff::SignedDuration::try_from(d).ok());
     Filter {
-        since: since.map(|d| jiff::Timestamp::now().saturating_sub(d).unwrap_or(jiff::Timestamp::MIN)),
+        since: since.map(|d| {
+            jiff::Timestamp::now()
+                .saturating_sub(d)
+                .unwrap_or(jiff::Timestamp::MIN)
+        }),
         denied: args.denied,
         workload: args.workload.clone(),
         identity: args.identity.clone(),
@@ -104,7 +113,9 @@ fn follow(answer: client::Answer, format: Format) -> anyhow::Result<Outcome> {
                 writeln!(out, "{}", text(&record, format)?)?;
                 out.flush()?;
             }
-            Reply::Missed(count) => eprintln!("tollgate: {count} decisions passed too fast to show; they are in the log"),
+            Reply::Missed(count) => eprintln!(
+                "tollgate: {count} decisions passed too fast to show; they are in the log"
+            ),
             _ => {}
         }
     }
@@ -129,7 +140,10 @@ pub(super) fn line(record: &Record, paint: Paint) -> String {
         Verdict::Limit => ("LIMIT", Colour::Red),
         Verdict::Error => ("ERROR", Colour::Yellow),
     };
-    let or_dash = |text: Option<&str>| text.filter(|t| !t.is_empty()).map_or("-".to_owned(), output::escape);
+    let or_dash = |text: Option<&str>| {
+        text.filter(|t| !t.is_empty())
+            .map_or("-".to_owned(), output::escape)
+    };
     let process = record.process.as_ref().map(|p| {
         let name = p.exe.rsplit('/').next().unwrap_or_default();
         format!("{name}({})", p.pid)
@@ -144,7 +158,11 @@ pub(super) fn line(record: &Record, paint: Paint) -> String {
         or_dash(record.request.as_ref().map(|r| r.method.as_str())),
         or_dash(record.request.as_ref().map(place).as_deref()),
         or_dash(status.as_deref()),
-        format!("{}.{}ms", record.timing.total_us / 1000, record.timing.total_us % 1000 / 100),
+        format!(
+            "{}.{}ms",
+            record.timing.total_us / 1000,
+            record.timing.total_us % 1000 / 100
+        ),
         outcome(record),
     ]
     .join(" ")
@@ -161,7 +179,10 @@ fn place(request: &audit::RequestRecord) -> String {
     } else {
         request.host.clone()
     };
-    let route = request.route.as_deref().map(|r| r.split_once(' ').map_or(r, |(_, path)| path));
+    let route = request
+        .route
+        .as_deref()
+        .map(|r| r.split_once(' ').map_or(r, |(_, path)| path));
     let scheme = match request.scheme.as_str() {
         "https" => String::new(),
         other => format!("{other}://"),

@@ -57,12 +57,20 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
     }
     let policy = args.policy.clone();
     let question = question(args)?;
-    let explained = if policy.is_empty() { ask(context, question)? } else { offline(&policy, &question)? };
+    let explained = if policy.is_empty() {
+        ask(context, question)?
+    } else {
+        offline(&policy, &question)?
+    };
     match format {
         Format::Table => print!("{}", text(&explained, Paint::stdout())),
         format => output::print_json_one(format, &explained)?,
     }
-    Ok(if passes(&explained) { Outcome::Done } else { Outcome::No })
+    Ok(if passes(&explained) {
+        Outcome::Done
+    } else {
+        Outcome::No
+    })
 }
 
 fn question(args: Args) -> anyhow::Result<Question> {
@@ -72,7 +80,9 @@ fn question(args: Args) -> anyhow::Result<Question> {
         Some(Ok(path)) => {
             let mut text = String::new();
             let file = std::fs::File::open(path).with_context(|| format!("body {path}"))?;
-            file.take(BODY + 1).read_to_string(&mut text).with_context(|| format!("body {path}"))?;
+            file.take(BODY + 1)
+                .read_to_string(&mut text)
+                .with_context(|| format!("body {path}"))?;
             Some(text)
         }
     };
@@ -109,7 +119,9 @@ fn passes(explained: &Explained) -> bool {
 fn text(explained: &Explained, paint: Paint) -> String {
     let mut lines = vec![match (explained.verdict, explained.mode) {
         (Answer::Allow, _) => paint.paint(Colour::Green, "ALLOW"),
-        (Answer::Deny, Mode::Observe) => paint.paint(Colour::Yellow, "WOULD-DENY (it passes: observe mode)"),
+        (Answer::Deny, Mode::Observe) => {
+            paint.paint(Colour::Yellow, "WOULD-DENY (it passes: observe mode)")
+        }
         (Answer::Deny, Mode::Enforce) => paint.paint(Colour::Red, "DENY"),
     }];
     let mut fact = |name: &str, value: &str| {
@@ -125,14 +137,20 @@ fn text(explained: &Explained, paint: Paint) -> String {
         fact("next", &reason.hint);
     }
     fact("api", explained.api.as_deref().unwrap_or_default());
-    fact("credential", explained.credential.as_deref().unwrap_or_default());
+    fact(
+        "credential",
+        explained.credential.as_deref().unwrap_or_default(),
+    );
     fact("injected", &explained.injected.join(", "));
     fact("stripped", &explained.stripped.join(", "));
     if !explained.near.is_empty() {
         lines.push("  near misses:".to_owned());
     }
     for near in &explained.near {
-        let told = format!("{} ({}): {}: {}", near.rule.label, near.rule.at, near.failed.code, near.failed.detail);
+        let told = format!(
+            "{} ({}): {}: {}",
+            near.rule.label, near.rule.at, near.failed.code, near.failed.detail
+        );
         lines.push(format!("    {}", output::escape(&told)));
     }
     lines.join("\n") + "\n"
@@ -142,9 +160,18 @@ fn show_decision(context: &Context, id: &str, format: Format) -> anyhow::Result<
     let Ok(id) = id.parse() else {
         bail!("{id}: neither a decision's id, nor a method with a URL after it");
     };
-    let filter = Filter { id: Some(id), ..Filter::default() };
+    let filter = Filter {
+        id: Some(id),
+        ..Filter::default()
+    };
     let mut found: Option<Arc<Record>> = None;
-    match client::ask(&context.socket()?, Request::Decisions { filter: filter.clone(), follow: false }) {
+    match client::ask(
+        &context.socket()?,
+        Request::Decisions {
+            filter: filter.clone(),
+            follow: false,
+        },
+    ) {
         Ok(answer) => {
             for reply in answer {
                 if let Reply::Decision(record) = reply? {

@@ -24,13 +24,25 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
             flows.push(flow);
         }
     }
-    flows.retain(|f| args.workload.as_ref().is_none_or(|w| f.account.workload == *w));
+    flows.retain(|f| {
+        args.workload
+            .as_ref()
+            .is_none_or(|w| f.account.workload == *w)
+    });
     flows.retain(|f| !args.live || f.ended.is_none());
     if args.form.format != Format::Table {
         output::print_json(args.form.format, &flows)?;
         return Ok(Outcome::Done);
     }
-    let mut table = Table::new(&["STATE", "SINCE", "WORKLOAD", "PROCESS", "DESTINATION", "SENT", "RECEIVED"]);
+    let mut table = Table::new(&[
+        "STATE",
+        "SINCE",
+        "WORKLOAD",
+        "PROCESS",
+        "DESTINATION",
+        "SENT",
+        "RECEIVED",
+    ]);
     for flow in &flows {
         table.row(row(flow));
     }
@@ -42,7 +54,12 @@ fn row(flow: &Flow) -> [String; 7] {
     let account = &flow.account;
     let name = account.process.exe.rsplit('/').next().unwrap_or_default();
     [
-        if flow.ended.is_some() { "ended" } else { "live" }.to_owned(),
+        if flow.ended.is_some() {
+            "ended"
+        } else {
+            "live"
+        }
+        .to_owned(),
         output::local(flow.ended.unwrap_or(account.opened)),
         account.workload.clone(),
         format!("{name}({})", account.process.pid),

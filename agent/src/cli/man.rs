@@ -13,7 +13,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, command: clap::Command) -> anyhow::Result<Outcome> {
     match &args.dir {
         Some(directory) => {
-            clap_mangen::generate_to(command, directory).with_context(|| directory.display().to_string())?;
+            clap_mangen::generate_to(command, directory)
+                .with_context(|| directory.display().to_string())?;
         }
         None => clap_mangen::Man::new(command).render(&mut std::io::stdout())?,
     }

@@ -28,7 +28,12 @@ use std::process::ExitCode;
 
 /// Gives API calls exactly the permissions they need.
 #[derive(Debug, Parser)]
-#[command(name = "tollgate", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "tollgate",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 struct Cli {
     /// The agent's configuration [default: /etc/tollgate/config.yaml if it is there]
     #[arg(long, global = true, value_name = "FILE")]
@@ -134,7 +139,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
-    let context = Context { config: cli.config, socket: cli.socket };
+    let context = Context {
+        config: cli.config,
+        socket: cli.socket,
+    };
     match dispatch(&context, cli.verb) {
         Ok(outcome) => outcome.into(),
         Err(e) if output::is_broken_pipe(&e) => ExitCode::SUCCESS,

@@ -18,7 +18,13 @@ pub(super) enum Format {
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub(super) struct Form {
     /// Form of the output; times are local in tables and RFC 3339 UTC in JSON
-    #[arg(short = 'o', long = "output", value_enum, default_value_t, value_name = "FORM")]
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_enum,
+        default_value_t,
+        value_name = "FORM"
+    )]
     pub(super) format: Format,
 }
 
@@ -26,7 +32,11 @@ pub(super) struct Form {
 pub(super) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_unsafe(c) { safe.extend(c.escape_default()) } else { safe.push(c) }
+        if is_unsafe(c) {
+            safe.extend(c.escape_default())
+        } else {
+            safe.push(c)
+        }
     }
     safe
 }
@@ -80,12 +90,17 @@ impl Paint {
             Colour::Yellow => 33,
             Colour::Dim => 2,
         };
-        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.0 {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
 fn wanted() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+        && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
 }
 
 /// Rows under a header, columns as wide as their widest cell. Cells are escaped here.
@@ -96,7 +111,9 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(header: &[&str]) -> Self {
-        Self { rows: vec![header.iter().map(|h| (*h).to_owned()).collect()] }
+        Self {
+            rows: vec![header.iter().map(|h| (*h).to_owned()).collect()],
+        }
     }
 
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
@@ -105,11 +122,20 @@ impl Table {
 
     pub(super) fn print(&self) -> io::Result<()> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
-        let width = |i| self.rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max();
+        let width = |i: usize| {
+            self.rows
+                .iter()
+                .filter_map(|r| r.get(i))
+                .map(|c| c.chars().count())
+                .max()
+        };
         let widths: Vec<usize> = (0..columns).map(|i| width(i).unwrap_or_default()).collect();
         let mut out = io::stdout().lock();
         for row in &self.rows {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+            let cells = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:<width$}"));
             writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
         }
         out.flush()
@@ -147,7 +173,11 @@ pub(super) fn local(time: jiff::Timestamp) -> String {
     let zone = jiff::tz::TimeZone::system();
     let then = time.to_zoned_datetime(zone.clone());
     let today = jiff::Timestamp::now().to_zoned_datetime(zone);
-    let form = if then.date() == today.date() { "%H:%M:%S" } else { "%Y-%m-%d %H:%M:%S" };
+    let form = if then.date() == today.date() {
+        "%H:%M:%S"
+    } else {
+        "%Y-%m-%d %H:%M:%S"
+    };
     then.strftime(form).to_string()
 }
 
@@ -166,5 +196,8 @@ pub(super) fn bytes(count: u64) -> String {
 
 /// Whether the reader of our output has gone, which is its good right.
 pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    error
+        .chain()
+        .filter_map(|e| e.downcast_ref::<io::Error>())
+        .any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }

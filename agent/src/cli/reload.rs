@@ -6,12 +6,24 @@ use crate::daemon::admin::wire::{Reply, Request};
 
 pub(super) fn run(context: &Context) -> anyhow::Result<Outcome> {
     match client::ask_one(&context.socket()?, Request::Reload)? {
-        Reply::Reloaded { hash, changed, warnings } => {
+        Reply::Reloaded {
+            hash,
+            changed,
+            warnings,
+        } => {
             for warning in warnings {
-                eprintln!("{}: {}", Paint::stderr().paint(Colour::Yellow, "warning"), output::escape(&warning));
+                eprintln!(
+                    "{}: {}",
+                    Paint::stderr().paint(Colour::Yellow, "warning"),
+                    output::escape(&warning)
+                );
             }
             let short: String = hash.chars().take(12).collect();
-            let what = if changed { "applied: policy" } else { "policy unchanged, secrets read again:" };
+            let what = if changed {
+                "applied: policy"
+            } else {
+                "policy unchanged, secrets read again:"
+            };
             println!("{what} {short}");
             Ok(Outcome::Done)
         }

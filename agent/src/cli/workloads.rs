@@ -27,7 +27,14 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
         output::print_json(args.form.format, &listed)?;
         return Ok(Outcome::Done);
     }
-    let mut table = Table::new(&["WORKLOAD", "CGROUPS", "CONNECTIONS", "REFUSED", "SENT", "RECEIVED"]);
+    let mut table = Table::new(&[
+        "WORKLOAD",
+        "CGROUPS",
+        "CONNECTIONS",
+        "REFUSED",
+        "SENT",
+        "RECEIVED",
+    ]);
     for workload in &listed {
         table.row(row(workload));
     }
@@ -37,14 +44,27 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
 
 fn listed(socket: &Path) -> anyhow::Result<Vec<Listed>> {
     let mut by_name = std::collections::BTreeMap::<String, Listed>::new();
-    let empty = |workload: &String| Listed { workload: workload.clone(), cgroups: Vec::new(), account: None };
-    for reply in client::ask(socket, Request::Workloads)?.chain(client::ask(socket, Request::Accounts)?) {
+    let empty = |workload: &String| Listed {
+        workload: workload.clone(),
+        cgroups: Vec::new(),
+        account: None,
+    };
+    for reply in
+        client::ask(socket, Request::Workloads)?.chain(client::ask(socket, Request::Accounts)?)
+    {
         match reply? {
             Reply::Workload(governed) => {
-                by_name.entry(governed.workload.clone()).or_insert_with_key(empty).cgroups.push(governed);
+                by_name
+                    .entry(governed.workload.clone())
+                    .or_insert_with_key(empty)
+                    .cgroups
+                    .push(governed);
             }
             Reply::Account(account) => {
-                by_name.entry(account.workload.clone()).or_insert_with_key(empty).account = Some(account);
+                let listed = by_name
+                    .entry(account.workload.clone())
+                    .or_insert_with_key(empty);
+                listed.account = Some(account);
             }
             _ => {}
         }
@@ -53,17 +73,28 @@ fn listed(socket: &Path) -> anyhow::Result<Vec<Listed>> {
 }
 
 fn row(listed: &Listed) -> [String; 6] {
-    let cgroups = listed.cgroups.iter().map(|g| g.cgroup.clone().unwrap_or_else(|| "(gone)".to_owned()));
+    let cgroups = listed
+        .cgroups
+        .iter()
+        .map(|g| g.cgroup.clone().unwrap_or_else(|| "(gone)".to_owned()));
     let account = listed.account.as_ref();
     let refusals = account.map(|a| {
-        let each: Vec<_> = a.refusals.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+        let each: Vec<_> = a
+            .refusals
+            .iter()
+            .map(|(reason, n)| format!("{n} {reason}"))
+            .collect();
         each.join(", ")
     });
     [
         listed.workload.clone(),
-        Some(cgroups.collect::<Vec<_>>().join(" ")).filter(|c| !c.is_empty()).unwrap_or_else(|| "-".to_owned()),
+        Some(cgroups.collect::<Vec<_>>().join(" "))
+            .filter(|c| !c.is_empty())
+            .unwrap_or_else(|| "-".to_owned()),
         account.map_or("-".to_owned(), |a| a.connections.to_string()),
-        refusals.filter(|r| !r.is_empty()).unwrap_or_else(|| "-".to_owned()),
+        refusals
+            .filter(|r| !r.is_empty())
+            .unwrap_or_else(|| "-".to_owned()),
         account.map_or("-".to_owned(), |a| output::bytes(a.counters.bytes_out)),
         account.map_or("-".to_owned(), |a| output::bytes(a.counters.bytes_in)),
     ]

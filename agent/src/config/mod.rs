@@ -65,7 +65,9 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("configuration {path}: {source}: name one with --config, or leave it out to run on defaults")]
+    #[error(
+        "configuration {path}: {source}: name one with --config, or leave it out to run on defaults"
+    )]
     Unreadable {
         /// Path.
         path: String,
@@ -90,7 +92,10 @@ impl Config {
             None => return Ok(Self::default()),
         };
         let name = path.display().to_string();
-        let text = read_bounded(path).map_err(|source| Error::Unreadable { path: name.clone(), source })?;
+        let text = read_bounded(path).map_err(|source| Error::Unreadable {
+            path: name.clone(),
+            source,
+        })?;
         Self::parse(name, text).map_err(Error::Faults)
     }
 
@@ -106,9 +111,13 @@ impl Config {
 fn read_bounded(path: &Path) -> std::io::Result<String> {
     use std::io::Read;
     let mut text = String::new();
-    std::fs::File::open(path)?.take(FILE_BYTES + 1).read_to_string(&mut text)?;
+    std::fs::File::open(path)?
+        .take(FILE_BYTES + 1)
+        .read_to_string(&mut text)?;
     if text.len() as u64 > FILE_BYTES {
-        return Err(std::io::Error::other(format!("larger than {FILE_BYTES} bytes")));
+        return Err(std::io::Error::other(format!(
+            "larger than {FILE_BYTES} bytes"
+        )));
     }
     Ok(text)
 }
@@ -169,6 +178,9 @@ pub struct AuditLimits {
 
 impl Default for AuditLimits {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, segments: 16 }
+        Self {
+            segment_bytes: 64 << 20,
+            segments: 16,
+        }
     }
 }

@@ -7,13 +7,18 @@ use tollgate_policy::Mode;
 use tollgate_policy::syntax::{Decoder, Faults, Fields, Node, Source};
 
 /// Waiting shorter than this would refuse honest clients, longer is waiting for ever.
-const DURATIONS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(24 * 3600);
+const DURATIONS: RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(24 * 3600);
 const WORDS: [(&str, Mode); 2] = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
 
 pub(super) fn parse(source: &Source) -> Result<Config, Faults> {
     let mut decoder = Decoder::new();
     let mut config = Config::default();
-    if source.text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+    if source
+        .text
+        .lines()
+        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+    {
         return Ok(config);
     }
     if let Some(root) = decoder.parse(source) {
@@ -23,9 +28,19 @@ pub(super) fn parse(source: &Source) -> Result<Config, Faults> {
 }
 
 fn read_root(decoder: &mut Decoder, root: &Node, config: &mut Config) {
-    let Some(mut fields) = decoder.fields(root, "the configuration") else { return };
-    set(&mut config.port, fields.take("port").and_then(|n| decoder.integer(n, 1..=65_535)));
-    set(&mut config.policy, fields.take("policy").and_then(|n| paths(decoder, n)));
+    let Some(mut fields) = decoder.fields(root, "the configuration") else {
+        return;
+    };
+    set(
+        &mut config.port,
+        fields
+            .take("port")
+            .and_then(|n| decoder.integer(n, 1..=65_535)),
+    );
+    set(
+        &mut config.policy,
+        fields.take("policy").and_then(|n| paths(decoder, n)),
+    );
     for (key, field) in [
         ("secrets_dir", &mut config.secrets_dir),
         ("state_dir", &mut config.state_dir),
@@ -37,11 +52,22 @@ fn read_root(decoder: &mut Decoder, root: &Node, config: &mut Config) {
     if let Some(node) = fields.take("cgroup_root") {
         config.cgroup_root = absolute(decoder, node);
     }
-    set(&mut config.mode, fields.take("mode").and_then(|n| decoder.word(n, &WORDS)));
-    if let Some(items) = fields.take("dns_servers").and_then(|n| decoder.one_or_many(n)) {
+    set(
+        &mut config.mode,
+        fields.take("mode").and_then(|n| decoder.word(n, &WORDS)),
+    );
+    if let Some(items) = fields
+        .take("dns_servers")
+        .and_then(|n| decoder.one_or_many(n))
+    {
         config.dns_servers = items.iter().filter_map(|n| decoder.ip(n)).collect();
     }
-    set(&mut config.workers, fields.take("workers").and_then(|n| decoder.integer(n, 1..=1024)));
+    set(
+        &mut config.workers,
+        fields
+            .take("workers")
+            .and_then(|n| decoder.integer(n, 1..=1024)),
+    );
     if let Some(node) = fields.take("limits") {
         read_limits(decoder, node, &mut config.limits);
     }
@@ -52,10 +78,25 @@ fn read_root(decoder: &mut Decoder, root: &Node, config: &mut Config) {
 }
 
 fn read_limits(decoder: &mut Decoder, node: &Node, limits: &mut Limits) {
-    let Some(mut fields) = decoder.fields(node, "`limits`") else { return };
-    set(&mut limits.connections, fields.take("connections").and_then(|n| decoder.integer(n, 1..=1 << 20)));
-    set(&mut limits.head_bytes, size(decoder, &mut fields, "head_bytes", 1 << 10..=1 << 20));
-    set(&mut limits.head_fields, fields.take("head_fields").and_then(|n| decoder.integer(n, 8..=1000)));
+    let Some(mut fields) = decoder.fields(node, "`limits`") else {
+        return;
+    };
+    set(
+        &mut limits.connections,
+        fields
+            .take("connections")
+            .and_then(|n| decoder.integer(n, 1..=1 << 20)),
+    );
+    set(
+        &mut limits.head_bytes,
+        size(decoder, &mut fields, "head_bytes", 1 << 10..=1 << 20),
+    );
+    set(
+        &mut limits.head_fields,
+        fields
+            .take("head_fields")
+            .and_then(|n| decoder.integer(n, 8..=1000)),
+    );
     for (key, field) in [
         ("handshake", &mut limits.handshake),
         ("head", &mut limits.head),
@@ -72,10 +113,20 @@ fn read_limits(decoder: &mut Decoder, node: &Node, limits: &mut Limits) {
 }
 
 fn read_audit(decoder: &mut Decoder, node: &Node, audit: &mut AuditLimits) {
-    let Some(mut fields) = decoder.fields(node, "`audit`") else { return };
+    let Some(mut fields) = decoder.fields(node, "`audit`") else {
+        return;
+    };
     let bytes = size(decoder, &mut fields, "segment_bytes", 1 << 20..=1 << 32);
-    set(&mut audit.segment_bytes, bytes.and_then(|b| u64::try_from(b).ok()));
-    set(&mut audit.segments, fields.take("segments").and_then(|n| decoder.integer(n, 2..=100_000)));
+    set(
+        &mut audit.segment_bytes,
+        bytes.and_then(|b| u64::try_from(b).ok()),
+    );
+    set(
+        &mut audit.segments,
+        fields
+            .take("segments")
+            .and_then(|n| decoder.integer(n, 2..=100_000)),
+    );
     fields.finish(decoder);
 }
 
@@ -94,7 +145,9 @@ fn paths(decoder: &mut Decoder, node: &Node) -> Option<Vec<PathBuf>> {
 fn absolute(decoder: &mut Decoder, node: &Node) -> Option<PathBuf> {
     let path = decoder.path(node)?;
     if !path.is_absolute() {
-        decoder.error(node.span, "expected an absolute path").help("start it with `/`");
+        decoder
+            .error(node.span, "expected an absolute path")
+            .help("start it with `/`");
         return None;
     }
     Some(path)
@@ -120,7 +173,10 @@ fn size(
     let fits = usize::try_from(value).ok().filter(|v| range.contains(v));
     if fits.is_none() {
         let (low, high) = (range.start() >> 10, range.end() >> 10);
-        decoder.error(node.span, format!("expected a size from {low}KiB to {high}KiB"));
+        decoder.error(
+            node.span,
+            format!("expected a size from {low}KiB to {high}KiB"),
+        );
     }
     fits
 }

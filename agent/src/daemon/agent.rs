@@ -45,7 +45,13 @@ pub(super) struct Applied {
 
 impl Applied {
     pub(super) fn new(sources: Vec<Source>, secret_files: SecretFiles) -> Self {
-        Self { sources, secret_files, at: jiff::Timestamp::now(), stale: None, secrets_stale: None }
+        Self {
+            sources,
+            secret_files,
+            at: jiff::Timestamp::now(),
+            stale: None,
+            secrets_stale: None,
+        }
     }
 }
 
@@ -74,7 +80,10 @@ impl Agent {
                     Error::Secrets(_) => applied.secrets_stale = Some(first),
                     _ => applied.stale = Some(first),
                 }
-                Err(Fault { kind: FaultKind::Configuration, message })
+                Err(Fault {
+                    kind: FaultKind::Configuration,
+                    message,
+                })
             }
         };
         drop(applied);
@@ -88,13 +97,21 @@ impl Agent {
         let hash = loaded.policy.hash().to_owned();
         let changed = hash != old.policy.hash();
         let files = SecretFiles::of(&loaded.policy, &self.config.secrets_dir);
-        let next = policy::snapshot(loaded.policy, &self.config, old.generation.saturating_add(1))?;
+        let next = policy::snapshot(
+            loaded.policy,
+            &self.config,
+            old.generation.saturating_add(1),
+        )?;
         self.swap_in(next);
         applied.sources = loaded.sources;
         applied.secret_files = files;
         applied.at = jiff::Timestamp::now();
         tracing::info!(hash, changed, "policy applied");
-        Ok(Reply::Reloaded { hash, changed, warnings: loaded.warnings })
+        Ok(Reply::Reloaded {
+            hash,
+            changed,
+            warnings: loaded.warnings,
+        })
     }
 
     /// Readers see all of `next` or nothing of it from here on.
@@ -133,7 +150,9 @@ impl Agent {
             Err(error) => {
                 let first = error.first_line();
                 if applied.secrets_stale.as_ref() != Some(&first) {
-                    tracing::error!("secrets on disk changed and cannot be used, the old values stay: {first}");
+                    tracing::error!(
+                        "secrets on disk changed and cannot be used, the old values stay: {first}"
+                    );
                 }
                 applied.secrets_stale = Some(first);
                 applied.secret_files = files;

@@ -41,11 +41,21 @@ pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
             continue;
         }
         let directory = root.join(name.trim_start_matches('/'));
-        let Ok(meta) = std::fs::metadata(&directory) else { continue };
-        let workload = if name.is_empty() { None } else { workload_of(policy, &name) };
+        let Ok(meta) = std::fs::metadata(&directory) else {
+            continue;
+        };
+        let workload = if name.is_empty() {
+            None
+        } else {
+            workload_of(policy, &name)
+        };
         let own = workload.filter(|w| inherited.as_ref() != Some(w));
         if let Some(workload) = own.clone() {
-            found.matches.push(Match { cgroup: name.clone(), inode: meta.ino(), workload });
+            found.matches.push(Match {
+                cgroup: name.clone(),
+                inode: meta.ino(),
+                workload,
+            });
         }
         let governs = own.or(inherited);
         for child in subdirectories(&directory) {
@@ -58,7 +68,9 @@ pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
 }
 
 fn subdirectories(directory: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
     entries
         .filter_map(Result::ok)
         .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
@@ -68,7 +80,11 @@ fn subdirectories(directory: &Path) -> Vec<String> {
 
 /// The first workload, by name, that has a selector for this cgroup.
 pub(super) fn workload_of(policy: &Policy, cgroup: &str) -> Option<String> {
-    policy.workloads().iter().find(|w| w.selectors.iter().any(|s| selects(s, cgroup))).map(|w| w.name.clone())
+    policy
+        .workloads()
+        .iter()
+        .find(|w| w.selectors.iter().any(|s| selects(s, cgroup)))
+        .map(|w| w.name.clone())
 }
 
 /// Whether `selector` means this cgroup (path below the root, starting with `/`).
@@ -77,7 +93,9 @@ pub(super) fn selects(selector: &Selector, cgroup: &str) -> bool {
     match selector {
         // Only the system manager's units: below a slice of slices. A user's own manager is a delegated service, and
         // anybody can have a unit of any name there.
-        Selector::Unit(unit) => segments.next_back() == Some(unit) && segments.all(|s| s.ends_with(".slice")),
+        Selector::Unit(unit) => {
+            segments.next_back() == Some(unit) && segments.all(|s| s.ends_with(".slice"))
+        }
         Selector::Cgroup(glob) => {
             let pattern: Vec<&str> = glob.trim_start_matches('/').split('/').collect();
             let path: Vec<&str> = segments.collect();
@@ -91,10 +109,15 @@ fn glob_matches(pattern: &[&str], path: &[&str]) -> bool {
     match (pattern.split_first(), path.split_first()) {
         (Some((&"**", rest)), _) if rest.is_empty() => true,
         (Some((&"**", rest)), _) => {
-            glob_matches(rest, path) || path.split_first().is_some_and(|(_, tail)| glob_matches(pattern, tail))
+            glob_matches(rest, path)
+                || path
+                    .split_first()
+                    .is_some_and(|(_, tail)| glob_matches(pattern, tail))
         }
         (None, None) => true,
-        (Some((p, pattern)), Some((s, path))) => segment_matches(p, s) && glob_matches(pattern, path),
+        (Some((p, pattern)), Some((s, path))) => {
+            segment_matches(p, s) && glob_matches(pattern, path)
+        }
         _ => false,
     }
 }
@@ -102,9 +125,13 @@ fn glob_matches(pattern: &[&str], path: &[&str]) -> bool {
 /// `*` is any run of characters within the segment.
 fn segment_matches(pattern: &str, segment: &str) -> bool {
     let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| segment.strip_prefix(first)) else { return false };
+    let Some(mut rest) = parts.next().and_then(|first| segment.strip_prefix(first)) else {
+        return false;
+    };
     let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else { return rest.is_empty() };
+    let Some(last) = parts.pop() else {
+        return rest.is_empty();
+    };
     for part in parts {
         match rest.find(part) {
             Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
@@ -125,7 +152,10 @@ mod tests {
             ("/system.slice/report.service", true),
             ("/report.service", true),
             ("/a.slice/a-b.slice/report.service", true),
-            ("/user.slice/user-1.slice/user@1.service/app.slice/report.service", false),
+            (
+                "/user.slice/user-1.slice/user@1.service/app.slice/report.service",
+                false,
+            ),
             ("/system.slice/report.service/child", false),
             ("/system.slice/xreport.service", false),
             ("/docker/report.service", false),
@@ -152,7 +182,11 @@ mod tests {
             ("/*", "/a/b", false),
             ("/**", "/anything/at/all", true),
         ] {
-            assert_eq!(selects(&Selector::Cgroup(glob.to_owned()), cgroup), expected, "{glob} {cgroup}");
+            assert_eq!(
+                selects(&Selector::Cgroup(glob.to_owned()), cgroup),
+                expected,
+                "{glob} {cgroup}"
+            );
         }
     }
 }

@@ -19,8 +19,10 @@ const STATUS: Duration = Duration::from_secs(10);
 /// Runs until told to stop, then stops in order.
 pub(super) fn run(up: Up) -> Result<(), Error> {
     let agent = Arc::clone(&up.agent);
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Threads)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Threads)?;
     let ended = runtime.block_on(serve(up));
     notify::stopping();
     runtime.shutdown_timeout(LINGER);
@@ -68,7 +70,9 @@ struct Told {
 
 impl Told {
     fn listen(agent: &Agent) -> std::io::Result<Self> {
-        let orphaned = matches!(agent.lifetime, Lifetime::Private { .. }).then(end_of_input).transpose()?;
+        let orphaned = matches!(agent.lifetime, Lifetime::Private { .. })
+            .then(end_of_input)
+            .transpose()?;
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
@@ -103,11 +107,13 @@ impl Told {
 
 fn end_of_input() -> std::io::Result<tokio::sync::oneshot::Receiver<()>> {
     let (ended, end) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new().name("input".to_owned()).spawn(move || {
-        let mut byte = [0];
-        while std::io::stdin().read(&mut byte).is_ok_and(|n| n > 0) {}
-        let _ = ended.send(());
-    })?;
+    std::thread::Builder::new()
+        .name("input".to_owned())
+        .spawn(move || {
+            let mut byte = [0];
+            while std::io::stdin().read(&mut byte).is_ok_and(|n| n > 0) {}
+            let _ = ended.send(());
+        })?;
     Ok(end)
 }
 
@@ -128,10 +134,24 @@ async fn heartbeat(agent: &Agent) {
         if answers && watchdog.is_some() {
             notify::watchdog();
         }
-        let hash = agent.shared.live.load().stamp.hash.chars().take(12).collect::<String>();
+        let hash = agent
+            .shared
+            .live
+            .load()
+            .stamp
+            .hash
+            .chars()
+            .take(12)
+            .collect::<String>();
         let governed = agent.shared.fence.governed().len();
-        let health = if agent.shared.sink.healthy() { "" } else { "; REFUSING ALL: decisions cannot be written" };
-        notify::status(&format!("policy {hash}; {governed} cgroups governed{health}"));
+        let health = if agent.shared.sink.healthy() {
+            ""
+        } else {
+            "; REFUSING ALL: decisions cannot be written"
+        };
+        notify::status(&format!(
+            "policy {hash}; {governed} cgroups governed{health}"
+        ));
     }
 }
 
@@ -144,7 +164,11 @@ fn stop(agent: Arc<Agent>) {
     }
     let stats = agent.log.close();
     if stats.queued > 0 || stats.dropped > 0 {
-        tracing::error!(queued = stats.queued, dropped = stats.dropped, "decisions were lost");
+        tracing::error!(
+            queued = stats.queued,
+            dropped = stats.dropped,
+            "decisions were lost"
+        );
     }
     let _ = std::fs::remove_file(admin::client::socket_path(&agent.config.runtime_dir));
     match agent.lifetime.clone() {
@@ -162,7 +186,9 @@ fn lift(agent: Arc<Agent>) {
     let Some(agent) = Arc::into_inner(agent) else {
         return tracing::error!("the agent is still in use: its fence stays");
     };
-    let Agent { shared, enrolments, .. } = agent;
+    let Agent {
+        shared, enrolments, ..
+    } = agent;
     drop(enrolments);
     let fence = Arc::into_inner(shared).and_then(|shared| Arc::into_inner(shared.fence));
     match fence.map(crate::kernel::Fence::lift) {

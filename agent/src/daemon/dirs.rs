@@ -19,17 +19,33 @@ pub(super) fn prepare(config: &Config) -> Result<Lock, Error> {
 }
 
 fn ensure(path: &Path, mode: u32, key: &'static str) -> Result<(), Error> {
-    let fail = |source| Error::Directory { key, path: path.display().to_string(), source };
+    let fail = |source| Error::Directory {
+        key,
+        path: path.display().to_string(),
+        source,
+    };
     if !path.is_dir() {
-        DirBuilder::new().recursive(true).mode(mode).create(path).map_err(fail)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+            .map_err(fail)?;
     }
     let meta = std::fs::metadata(path).map_err(fail)?;
     let uid = rustix::process::geteuid().as_raw();
     if meta.uid() != uid && meta.uid() != 0 {
-        return Err(Error::ForeignDirectory { key, path: path.display().to_string(), owner: meta.uid() });
+        return Err(Error::ForeignDirectory {
+            key,
+            path: path.display().to_string(),
+            owner: meta.uid(),
+        });
     }
     // Others must never be able to put files there; beyond that an administrator's tighter mode stays.
-    let wanted = if mode == 0o755 { (meta.mode() & 0o755) | 0o555 } else { meta.mode() & mode } | 0o700;
+    let wanted = if mode == 0o755 {
+        (meta.mode() & 0o755) | 0o555
+    } else {
+        meta.mode() & mode
+    } | 0o700;
     if meta.mode() & 0o7777 != wanted {
         std::fs::set_permissions(path, Permissions::from_mode(wanted)).map_err(fail)?;
     }
@@ -38,10 +54,22 @@ fn ensure(path: &Path, mode: u32, key: &'static str) -> Result<(), Error> {
 
 fn lock(runtime_dir: &Path) -> Result<Lock, Error> {
     let path = runtime_dir.join("agent.lock");
-    let fail = |source| Error::Directory { key: "runtime_dir", path: path.display().to_string(), source };
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
-    if let Err(errno) = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+    let fail = |source| Error::Directory {
+        key: "runtime_dir",
+        path: path.display().to_string(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(fail)?;
+    if let Err(errno) =
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+    {
         if errno != rustix::io::Errno::WOULDBLOCK {
             return Err(fail(errno.into()));
         }
@@ -68,7 +96,11 @@ pub(super) fn publish(path: &Path, contents: &[u8], mode: u32) -> io::Result<()>
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = directory.join(format!(".{name}.{}", std::process::id()));
     let _ = std::fs::remove_file(&temporary);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
     let written = file
         .write_all(contents)
         .and_then(|()| file.set_permissions(Permissions::from_mode(mode)))
@@ -82,7 +114,9 @@ pub(super) fn publish(path: &Path, contents: &[u8], mode: u32) -> io::Result<()>
 
 /// Removes the directory of a private agent, and nothing that does not look like one.
 pub(super) fn remove_private(directory: &Path) {
-    let named = directory.file_name().is_some_and(|n| n.to_string_lossy().starts_with(super::PRIVATE_PREFIX));
+    let named = directory
+        .file_name()
+        .is_some_and(|n| n.to_string_lossy().starts_with(super::PRIVATE_PREFIX));
     if named && let Err(e) = std::fs::remove_dir_all(directory) {
         tracing::warn!("{}: {e}", directory.display());
     }

@@ -53,7 +53,14 @@ impl Enrolments {
             let cgroup = format!("/{}", cgroup.trim_start_matches('/'));
             let directory = directory(fence.cgroup_root(), &cgroup);
             if is_run(&cgroup) {
-                runs.insert(governed.cgroup_id, Run { directory, asked_by: None, seen: Instant::now() });
+                runs.insert(
+                    governed.cgroup_id,
+                    Run {
+                        directory,
+                        asked_by: None,
+                        seen: Instant::now(),
+                    },
+                );
             } else {
                 let entry = Selected {
                     inode: inode(&directory).unwrap_or_default(),
@@ -63,7 +70,11 @@ impl Enrolments {
                 selected.insert(cgroup, entry);
             }
         }
-        Self { fence, selected, runs }
+        Self {
+            fence,
+            selected,
+            runs,
+        }
     }
 
     /// Governs what `policy` selects on this host now, and no longer what it does not; removes runs that are over.
@@ -71,13 +82,20 @@ impl Enrolments {
     pub(super) fn settle(&mut self, policy: &Policy) -> Vec<PathBuf> {
         let found = cgroups::walk(self.fence.cgroup_root(), policy);
         if found.truncated {
-            tracing::error!("too many cgroups to look at all of them: workloads beyond the bound are not governed");
+            tracing::error!(
+                "too many cgroups to look at all of them: workloads beyond the bound are not governed"
+            );
         }
         for wanted in found.matches.iter().filter(|m| !is_run(&m.cgroup)) {
             self.govern(wanted);
         }
         let stays = |cgroup: &String| found.matches.iter().any(|m| m.cgroup == *cgroup);
-        let gone: Vec<String> = self.selected.keys().filter(|c| !stays(c)).cloned().collect();
+        let gone: Vec<String> = self
+            .selected
+            .keys()
+            .filter(|c| !stays(c))
+            .cloned()
+            .collect();
         for cgroup in gone {
             if let Some(old) = self.selected.remove(&cgroup) {
                 tracing::info!(cgroup, workload = old.workload, "no longer governed");
@@ -93,17 +111,32 @@ impl Enrolments {
         if old.is_some_and(|s| s.inode == wanted.inode && s.workload == wanted.workload) {
             return;
         }
-        match self.fence.govern(Path::new(&wanted.cgroup), &wanted.workload) {
+        match self
+            .fence
+            .govern(Path::new(&wanted.cgroup), &wanted.workload)
+        {
             Ok(cgroup_id) => {
-                tracing::info!(cgroup = wanted.cgroup, workload = wanted.workload, "governed");
+                tracing::info!(
+                    cgroup = wanted.cgroup,
+                    workload = wanted.workload,
+                    "governed"
+                );
                 if let Some(old) = old.filter(|s| s.cgroup_id != cgroup_id) {
                     release(&self.fence, old.cgroup_id);
                 }
-                let entry = Selected { inode: wanted.inode, cgroup_id, workload: wanted.workload.clone() };
+                let entry = Selected {
+                    inode: wanted.inode,
+                    cgroup_id,
+                    workload: wanted.workload.clone(),
+                };
                 self.selected.insert(wanted.cgroup.clone(), entry);
             }
             // It may have vanished since the walk; if it is still there the next walk tries again.
-            Err(e) => tracing::error!(cgroup = wanted.cgroup, workload = wanted.workload, "not governed: {e}"),
+            Err(e) => tracing::error!(
+                cgroup = wanted.cgroup,
+                workload = wanted.workload,
+                "not governed: {e}"
+            ),
         }
     }
 
@@ -117,7 +150,9 @@ impl Enrolments {
     ) -> Result<Enrolled, Fault> {
         let workload = choose(policy, workload)?;
         if self.runs.len() >= RUNS_MAX {
-            return Err(failed(format!("{RUNS_MAX} runs are under way: end some first")));
+            return Err(failed(format!(
+                "{RUNS_MAX} runs are under way: end some first"
+            )));
         }
         let cgroup = format!("{RUNS}/run-{}", uuid::Uuid::now_v7().simple());
         let root = self.fence.cgroup_root();
@@ -127,9 +162,19 @@ impl Enrolments {
         made.map_err(|e| failed(format!("cannot make cgroup {}: {e}", directory.display())))?;
         match self.fence.govern(Path::new(&cgroup), &workload) {
             Ok(cgroup_id) => {
-                let run = Run { directory: directory.clone(), asked_by: pid, seen: Instant::now() };
+                let run = Run {
+                    directory: directory.clone(),
+                    asked_by: pid,
+                    seen: Instant::now(),
+                };
                 self.runs.insert(cgroup_id, run);
-                Ok(Enrolled { cgroup_id, directory, cgroup, workload, trust })
+                Ok(Enrolled {
+                    cgroup_id,
+                    directory,
+                    cgroup,
+                    workload,
+                    trust,
+                })
             }
             Err(e) => {
                 let _ = std::fs::remove_dir(&directory);
@@ -141,7 +186,10 @@ impl Enrolments {
     /// Ends a run if its cgroup is empty; returns how many processes are left in it.
     pub(super) fn end_run(&mut self, cgroup_id: u64) -> Result<usize, Fault> {
         let Some(run) = self.runs.get(&cgroup_id) else {
-            return Err(Fault { kind: FaultKind::NotFound, message: format!("no run has cgroup {cgroup_id}") });
+            return Err(Fault {
+                kind: FaultKind::NotFound,
+                message: format!("no run has cgroup {cgroup_id}"),
+            });
         };
         let left = processes(&run.directory);
         if left == 0 {
@@ -152,7 +200,10 @@ impl Enrolments {
 
     /// Processes in the cgroups of all runs.
     pub(super) fn processes_left(&self) -> usize {
-        self.runs.values().map(|run| processes(&run.directory)).sum()
+        self.runs
+            .values()
+            .map(|run| processes(&run.directory))
+            .sum()
     }
 
     /// Removes the directories of all runs that are empty; for an agent that is about to lift its fence.
@@ -165,10 +216,16 @@ impl Enrolments {
 
     fn sweep_runs(&mut self) {
         let over = |run: &Run| {
-            let waited = run.asked_by.is_none_or(|pid| !alive(pid)) && run.seen.elapsed() > RUN_GRACE;
+            let waited =
+                run.asked_by.is_none_or(|pid| !alive(pid)) && run.seen.elapsed() > RUN_GRACE;
             !run.directory.exists() || (waited && processes(&run.directory) == 0)
         };
-        let ended: Vec<u64> = self.runs.iter().filter(|(_, run)| over(run)).map(|(id, _)| *id).collect();
+        let ended: Vec<u64> = self
+            .runs
+            .iter()
+            .filter(|(_, run)| over(run))
+            .map(|(id, _)| *id)
+            .collect();
         for cgroup_id in ended {
             self.forget_run(cgroup_id);
         }
@@ -176,7 +233,9 @@ impl Enrolments {
 
     /// Removes the directory first: only a cgroup that nobody can enter any more stops being governed.
     fn forget_run(&mut self, cgroup_id: u64) {
-        let Some(run) = self.runs.get(&cgroup_id) else { return };
+        let Some(run) = self.runs.get(&cgroup_id) else {
+            return;
+        };
         match remove_tree(&run.directory, 0) {
             Ok(()) => {
                 self.runs.remove(&cgroup_id);
@@ -190,22 +249,36 @@ impl Enrolments {
 /// The workload asked for, or the only one there is.
 fn choose(policy: &Policy, asked: Option<&str>) -> Result<String, Fault> {
     let names: Vec<&str> = policy.workloads().iter().map(|w| w.name.as_str()).collect();
-    let usage = |message| Fault { kind: FaultKind::Usage, message };
+    let usage = |message| Fault {
+        kind: FaultKind::Usage,
+        message,
+    };
     match (asked, names.as_slice()) {
         (Some(name), _) if names.contains(&name) => Ok(name.to_owned()),
         (None, [only]) => Ok((*only).to_owned()),
         (_, []) => Err(usage("the policy has no workloads: define one".to_owned())),
-        (Some(name), _) => Err(usage(format!("no workload {name} in the policy: it has {}", names.join(", ")))),
-        (None, _) => Err(usage(format!("say which workload with --workload: {}", names.join(", ")))),
+        (Some(name), _) => Err(usage(format!(
+            "no workload {name} in the policy: it has {}",
+            names.join(", ")
+        ))),
+        (None, _) => Err(usage(format!(
+            "say which workload with --workload: {}",
+            names.join(", ")
+        ))),
     }
 }
 
 fn failed(message: String) -> Fault {
-    Fault { kind: FaultKind::Failed, message }
+    Fault {
+        kind: FaultKind::Failed,
+        message,
+    }
 }
 
 fn is_run(cgroup: &str) -> bool {
-    cgroup.strip_prefix(RUNS).is_some_and(|rest| rest.starts_with("/run-"))
+    cgroup
+        .strip_prefix(RUNS)
+        .is_some_and(|rest| rest.starts_with("/run-"))
 }
 
 fn directory(root: &Path, cgroup: &str) -> PathBuf {
@@ -213,7 +286,9 @@ fn directory(root: &Path, cgroup: &str) -> PathBuf {
 }
 
 fn inode(directory: &Path) -> Option<u64> {
-    std::fs::metadata(directory).ok().map(|m| std::os::unix::fs::MetadataExt::ino(&m))
+    std::fs::metadata(directory)
+        .ok()
+        .map(|m| std::os::unix::fs::MetadataExt::ino(&m))
 }
 
 fn alive(pid: i32) -> bool {
@@ -222,15 +297,24 @@ fn alive(pid: i32) -> bool {
 
 /// Processes in a cgroup and below it.
 fn processes(directory: &Path) -> usize {
-    let own = std::fs::read_to_string(directory.join("cgroup.procs")).map_or(0, |text| text.lines().count());
-    let children = std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
-    let below = children.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| processes(&e.path()));
+    let own = std::fs::read_to_string(directory.join("cgroup.procs"))
+        .map_or(0, |text| text.lines().count());
+    let children = std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
+    let below = children
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|e| processes(&e.path()));
     own.saturating_add(below.sum())
 }
 
 fn remove_tree(directory: &Path, depth: usize) -> std::io::Result<()> {
     if depth < 32 {
-        let children = std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+        let children = std::fs::read_dir(directory)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok);
         for child in children.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
             remove_tree(&child.path(), depth + 1)?;
         }

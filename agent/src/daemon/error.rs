@@ -11,7 +11,9 @@ pub enum Error {
     #[error("the agent needs root: start it with `systemctl start tollgate` or with sudo")]
     NotRoot,
     /// A directory cannot be made or used.
-    #[error("{key} {path}: {source}: make it writable for root, or name another in the configuration")]
+    #[error(
+        "{key} {path}: {source}: make it writable for root, or name another in the configuration"
+    )]
     Directory {
         /// Key of the configuration.
         key: &'static str,
@@ -21,7 +23,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A directory belongs to someone who could swap its files.
-    #[error("{key} {path} belongs to user {owner}, who could swap its files: `chown root {path}`, or name another")]
+    #[error(
+        "{key} {path} belongs to user {owner}, who could swap its files: `chown root {path}`, or name another"
+    )]
     ForeignDirectory {
         /// Key of the configuration.
         key: &'static str,
@@ -31,7 +35,9 @@ pub enum Error {
         owner: u32,
     },
     /// Another agent holds the lock.
-    #[error("another agent (pid {pid}) uses {runtime_dir}: stop it, or give this one its own runtime_dir")]
+    #[error(
+        "another agent (pid {pid}) uses {runtime_dir}: stop it, or give this one its own runtime_dir"
+    )]
     AlreadyRunning {
         /// The holder, as it wrote itself.
         pid: String,
@@ -39,7 +45,9 @@ pub enum Error {
         runtime_dir: String,
     },
     /// A policy file or directory cannot be read.
-    #[error("policy {path}: {source}: name policy files under `policy:` in the configuration, or with --policy")]
+    #[error(
+        "policy {path}: {source}: name policy files under `policy:` in the configuration, or with --policy"
+    )]
     PolicyUnreadable {
         /// Path.
         path: String,
@@ -55,10 +63,14 @@ pub enum Error {
         max: u64,
     },
     /// No policy at all.
-    #[error("no policy: no `*.yaml` in {0}: write one (README, \"a first policy\"), or name it with --policy")]
+    #[error(
+        "no policy: no `*.yaml` in {0}: write one (README, \"a first policy\"), or name it with --policy"
+    )]
     PolicyMissing(String),
     /// The policy is wrong.
-    #[error("{0}the policy is refused whole: mend what is marked above (`tollgate check` shows it again)")]
+    #[error(
+        "{0}the policy is refused whole: mend what is marked above (`tollgate check` shows it again)"
+    )]
     PolicyFaults(Faults),
     /// Secrets could not be had.
     #[error("{}", join(.0))]
@@ -97,7 +109,11 @@ pub enum Error {
 }
 
 fn join(errors: &[crate::secrets::Error]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    errors
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 impl Error {
@@ -108,7 +124,12 @@ impl Error {
                 Some(f) => format!("{}:{}:{}: {}", f.at.file, f.at.line, f.at.column, f.message),
                 None => "the policy is refused".to_owned(),
             },
-            other => other.to_string().lines().next().unwrap_or_default().to_owned(),
+            other => other
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
         }
     }
 }

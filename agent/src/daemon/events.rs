@@ -26,7 +26,12 @@ pub(super) struct Seen {
 impl Seen {
     /// The last flows that ended, oldest first.
     pub(super) fn ended(&self) -> Vec<wire::Flow> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.ended
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
     }
 
     /// Refusals that were counted and not recorded.
@@ -48,7 +53,10 @@ impl Seen {
         if ended.len() >= ENDED {
             ended.pop_front();
         }
-        ended.push_back(wire::Flow { account, ended: Some(now) });
+        ended.push_back(wire::Flow {
+            account,
+            ended: Some(now),
+        });
     }
 }
 
@@ -62,7 +70,11 @@ pub(super) struct Recorder {
 
 impl Recorder {
     pub(super) fn new(seen: Arc<Seen>, shared: Arc<Shared>) -> Self {
-        Self { seen, shared, allowances: HashMap::new() }
+        Self {
+            seen,
+            shared,
+            allowances: HashMap::new(),
+        }
     }
 
     /// Takes one.
@@ -75,7 +87,10 @@ impl Recorder {
 
     fn refused(&mut self, refusal: Refusal) {
         let now = Instant::now();
-        let allowance = self.allowances.entry(Arc::clone(&refusal.workload)).or_insert_with(|| Allowance::new(now));
+        let allowance = self
+            .allowances
+            .entry(Arc::clone(&refusal.workload))
+            .or_insert_with(|| Allowance::new(now));
         if !allowance.spend(now) {
             self.seen.unrecorded.fetch_add(1, Ordering::Relaxed);
             return;
@@ -104,7 +119,10 @@ fn record(refusal: Refusal, snapshot: &crate::snapshot::Snapshot) -> Record {
         }),
         response: None,
         rule: None,
-        reason: Some(ReasonRecord { code: refusal.reason.into(), detail: refusal.detail }),
+        reason: Some(ReasonRecord {
+            code: refusal.reason.into(),
+            detail: refusal.detail,
+        }),
         policy: Some(Arc::clone(&snapshot.stamp)),
         credential: None,
         stripped: Vec::new(),
@@ -125,7 +143,10 @@ struct Allowance {
 
 impl Allowance {
     fn new(now: Instant) -> Self {
-        Self { left: BURST, filled: now }
+        Self {
+            left: BURST,
+            filled: now,
+        }
     }
 
     fn spend(&mut self, now: Instant) -> bool {

@@ -2,7 +2,9 @@
 use super::admin::wire::{Answer, Explained, Near, Question, RuleRef, Why};
 use tollgate_policy::canonical::{Host, Target};
 use tollgate_policy::syntax::Location;
-use tollgate_policy::{Body, Explanation, Headers, Policy, Reason, Request, Rule, Scheme, Subject, Verdict};
+use tollgate_policy::{
+    Body, Explanation, Headers, Policy, Reason, Request, Rule, Scheme, Subject, Verdict,
+};
 
 /// Why a question is no request.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +56,11 @@ impl<'a> Url<'a> {
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, target) = rest.split_at(end);
         let slash = if target.starts_with('/') { "" } else { "/" };
-        Ok(Self { scheme, authority, target: format!("{slash}{target}") })
+        Ok(Self {
+            scheme,
+            authority,
+            target: format!("{slash}{target}"),
+        })
     }
 }
 
@@ -76,10 +82,20 @@ pub fn explain(policy: &Policy, question: &Question) -> Result<Explained, Error>
         method: &question.method,
         target: &target,
         headers: &Given(&question.headers),
-        body: question.body.as_deref().map_or(Body::Absent, |b| Body::Read(b.as_bytes())),
+        body: question
+            .body
+            .as_deref()
+            .map_or(Body::Absent, |b| Body::Read(b.as_bytes())),
     };
-    let subject = Subject { workload: &question.workload, identity: question.identity.as_deref() };
-    Ok(explained(policy, question, policy.explain(&subject, &request)))
+    let subject = Subject {
+        workload: &question.workload,
+        identity: question.identity.as_deref(),
+    };
+    Ok(explained(
+        policy,
+        question,
+        policy.explain(&subject, &request),
+    ))
 }
 
 fn known_workload(policy: &Policy, name: &str) -> Result<(), Error> {
@@ -87,15 +103,28 @@ fn known_workload(policy: &Policy, name: &str) -> Result<(), Error> {
         return Ok(());
     }
     let names: Vec<_> = policy.workloads().iter().map(|w| w.name.as_str()).collect();
-    let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    Err(Error::UnknownWorkload { name: name.to_owned(), known })
+    let known = if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    };
+    Err(Error::UnknownWorkload {
+        name: name.to_owned(),
+        known,
+    })
 }
 
 fn explained(policy: &Policy, question: &Question, explanation: Explanation<'_>) -> Explained {
     let decision = explanation.decision;
     let plan = &decision.plan;
-    let credential_headers = plan.credential.map(|c| c.headers.iter().map(|(name, _)| name.clone()).collect());
-    let dropped = question.headers.iter().map(|(n, _)| n.to_ascii_lowercase()).filter(|n| !plan.headers.passes(n));
+    let credential_headers = plan
+        .credential
+        .map(|c| c.headers.iter().map(|(name, _)| name.clone()).collect());
+    let dropped = question
+        .headers
+        .iter()
+        .map(|(n, _)| n.to_ascii_lowercase())
+        .filter(|n| !plan.headers.passes(n));
     Explained {
         verdict: match decision.verdict {
             Verdict::Allow => Answer::Allow,
@@ -104,17 +133,29 @@ fn explained(policy: &Policy, question: &Question, explanation: Explanation<'_>)
         mode: decision.mode,
         rule: decision.rule.map(rule_ref),
         reason: decision.reason.as_ref().map(why),
-        near: explanation.near.iter().map(|n| Near { rule: rule_ref(n.rule), failed: why(&n.failed) }).collect(),
+        near: explanation
+            .near
+            .iter()
+            .map(|n| Near {
+                rule: rule_ref(n.rule),
+                failed: why(&n.failed),
+            })
+            .collect(),
         api: plan.api.map(|a| a.name.clone()),
         credential: plan.credential.map(|c| c.name.clone()),
         injected: credential_headers.unwrap_or_default(),
-        stripped: dropped.chain(plan.stripped_query.iter().map(|q| format!("?{q}"))).collect(),
+        stripped: dropped
+            .chain(plan.stripped_query.iter().map(|q| format!("?{q}")))
+            .collect(),
         policy_hash: policy.hash().to_owned(),
     }
 }
 
 fn rule_ref(rule: &Rule) -> RuleRef {
-    RuleRef { label: rule.label.to_string(), at: place(&rule.at) }
+    RuleRef {
+        label: rule.label.to_string(),
+        at: place(&rule.at),
+    }
 }
 
 fn place(at: &Location) -> String {
@@ -122,5 +163,9 @@ fn place(at: &Location) -> String {
 }
 
 fn why(reason: &Reason) -> Why {
-    Why { code: reason.code.to_owned(), detail: reason.detail.clone(), hint: reason.hint.clone() }
+    Why {
+        code: reason.code.to_owned(),
+        detail: reason.detail.clone(),
+        hint: reason.hint.clone(),
+    }
 }

@@ -33,7 +33,10 @@ pub const PRIVATE_PREFIX: &str = "tollgate-run-";
 
 /// Where the trust files of an agent with this runtime directory are.
 pub fn trust(runtime_dir: &Path) -> admin::wire::Trust {
-    admin::wire::Trust { ca: runtime_dir.join(CA_FILE), bundle: runtime_dir.join(BUNDLE_FILE) }
+    admin::wire::Trust {
+        ca: runtime_dir.join(CA_FILE),
+        bundle: runtime_dir.join(BUNDLE_FILE),
+    }
 }
 
 /// Where the decision log of an agent with this state directory is.

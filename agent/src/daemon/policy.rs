@@ -12,7 +12,7 @@ use tollgate_policy::syntax::Source;
 use tollgate_policy::{Compiled, Policy, SecretRef};
 
 /// Bytes of one policy file at most.
-pub const FILE_BYTES: u64 = 4 << 20;
+const FILE_BYTES: u64 = 4 << 20;
 /// Policy files at most.
 const FILES: usize = 1024;
 
@@ -34,7 +34,10 @@ pub(super) struct Loaded {
 pub fn read(paths: &[PathBuf]) -> Result<Vec<Source>, Error> {
     let mut files = Vec::new();
     for path in paths {
-        let fail = |source| Error::PolicyUnreadable { path: path.display().to_string(), source };
+        let fail = |source| Error::PolicyUnreadable {
+            path: path.display().to_string(),
+            source,
+        };
         if std::fs::metadata(path).map_err(fail)?.is_dir() {
             files.extend(yaml_files(path).map_err(fail)?);
         } else {
@@ -52,12 +55,16 @@ fn yaml_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
-        let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+        let hidden = path
+            .file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with('.'));
         if path.extension().is_some_and(|e| e == "yaml") && !hidden {
             found.push(path);
         }
         if found.len() > FILES {
-            return Err(std::io::Error::other(format!("more than {FILES} policy files")));
+            return Err(std::io::Error::other(format!(
+                "more than {FILES} policy files"
+            )));
         }
     }
     found.sort();
@@ -66,32 +73,58 @@ fn yaml_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 fn read_file(path: &Path) -> Result<Source, Error> {
     let name = path.display().to_string();
-    let fail = |source| Error::PolicyUnreadable { path: name.clone(), source };
+    let fail = |source| Error::PolicyUnreadable {
+        path: name.clone(),
+        source,
+    };
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(fail)?;
-    file.take(FILE_BYTES + 1).read_to_string(&mut text).map_err(fail)?;
+    file.take(FILE_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(fail)?;
     if text.len() as u64 > FILE_BYTES {
-        return Err(Error::PolicyTooLarge { path: name, max: FILE_BYTES });
+        return Err(Error::PolicyTooLarge {
+            path: name,
+            max: FILE_BYTES,
+        });
     }
     Ok(Source { name, text })
 }
 
 /// Compiles `sources`.
 pub(super) fn compile(sources: Vec<Source>) -> Result<Loaded, Error> {
-    let Compiled { policy, warnings } = tollgate_policy::compile(&sources).map_err(Error::PolicyFaults)?;
+    let Compiled { policy, warnings } =
+        tollgate_policy::compile(&sources).map_err(Error::PolicyFaults)?;
     let warnings = warnings
         .0
         .iter()
         .map(|f| format!("{}:{}:{}: {}", f.at.file, f.at.line, f.at.column, f.message))
         .collect();
-    Ok(Loaded { sources, policy, warnings })
+    Ok(Loaded {
+        sources,
+        policy,
+        warnings,
+    })
 }
 
 /// Joins a policy with the values it names.
-pub(super) fn snapshot(policy: Policy, config: &Config, generation: u64) -> Result<Snapshot, Error> {
+pub(super) fn snapshot(
+    policy: Policy,
+    config: &Config,
+    generation: u64,
+) -> Result<Snapshot, Error> {
     let secrets = Secrets::load(&policy, &config.secrets_dir).map_err(Error::Secrets)?;
-    let stamp = Arc::new(PolicyStamp { version: policy.version(), hash: policy.hash().to_owned() });
-    Ok(Snapshot { generation, policy, mode: config.mode, secrets, stamp })
+    let stamp = Arc::new(PolicyStamp {
+        version: policy.version(),
+        hash: policy.hash().to_owned(),
+    });
+    Ok(Snapshot {
+        generation,
+        policy,
+        mode: config.mode,
+        secrets,
+        stamp,
+    })
 }
 
 /// What the files behind a policy's secrets look like from outside: changes when one is written or replaced.
@@ -114,8 +147,14 @@ impl SecretFiles {
                 .map(|r| directory.join(&r.key))
                 .map(|path| {
                     let state = std::fs::metadata(&path).ok().map(|m| {
-                        let at = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
-                        (m.ino(), m.size(), at(m.mtime(), m.mtime_nsec()), at(m.ctime(), m.ctime_nsec()))
+                        let at =
+                            |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
+                        (
+                            m.ino(),
+                            m.size(),
+                            at(m.mtime(), m.mtime_nsec()),
+                            at(m.ctime(), m.ctime_nsec()),
+                        )
                     });
                     (path, state)
                 })

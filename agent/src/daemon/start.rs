@@ -58,7 +58,10 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         applied: Mutex::new(applied),
         enrolments: Mutex::new(enrolments),
     };
-    Ok(Up { agent: Arc::new(agent), admin })
+    Ok(Up {
+        agent: Arc::new(agent),
+        admin,
+    })
 }
 
 fn first_snapshot(config: &Config) -> Result<(Snapshot, Applied), Error> {
@@ -75,8 +78,14 @@ fn first_snapshot(config: &Config) -> Result<(Snapshot, Applied), Error> {
 fn publish_trust(config: &Config, authority: &Authority) -> Result<(), Error> {
     let files = trust(&config.runtime_dir);
     let bundle = authority.bundle_pem()?;
-    for (path, pem) in [(files.ca, authority.certificate_pem()), (files.bundle, bundle.as_str())] {
-        let fail = |source| Error::Publish { path: path.display().to_string(), source };
+    for (path, pem) in [
+        (files.ca, authority.certificate_pem()),
+        (files.bundle, bundle.as_str()),
+    ] {
+        let fail = |source| Error::Publish {
+            path: path.display().to_string(),
+            source,
+        };
         dirs::publish(&path, pem.as_bytes(), 0o644).map_err(fail)?;
     }
     Ok(())
@@ -95,9 +104,16 @@ impl Addresses {
 }
 
 fn addresses(listeners: &[Listeners]) -> Result<Addresses, Error> {
-    let first = listeners.first().ok_or_else(|| Error::Listen(std::io::Error::other("no listeners")))?;
+    let first = listeners
+        .first()
+        .ok_or_else(|| Error::Listen(std::io::Error::other("no listeners")))?;
     let v4 = first.v4.local_addr().map_err(Error::Listen)?;
-    let v6 = first.v6.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(Error::Listen)?;
+    let v6 = first
+        .v6
+        .as_ref()
+        .map(std::net::TcpListener::local_addr)
+        .transpose()
+        .map_err(Error::Listen)?;
     Ok(Addresses { v4, v6 })
 }
 
@@ -113,9 +129,16 @@ fn stand_fence(
         resolvers: resolvers.to_vec(),
     };
     let fence = Fence::open(&options)?;
-    let sockets: Vec<BorrowedFd<'_>> =
-        listeners.iter().flat_map(|l| std::iter::once(&l.v4).chain(&l.v6)).map(AsFd::as_fd).collect();
-    fence.admit(&sockets, addresses.v4.port(), addresses.v6.map(|a| a.port()))?;
+    let sockets: Vec<BorrowedFd<'_>> = listeners
+        .iter()
+        .flat_map(|l| std::iter::once(&l.v4).chain(&l.v6))
+        .map(AsFd::as_fd)
+        .collect();
+    fence.admit(
+        &sockets,
+        addresses.v4.port(),
+        addresses.v6.map(|a| a.port()),
+    )?;
     Ok(fence)
 }
 
@@ -127,7 +150,9 @@ fn resolvers(config: &Config) -> Vec<IpAddr> {
     let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let found: Vec<IpAddr> = parse_resolv_conf(&text);
     if found.is_empty() {
-        tracing::warn!("no resolver in /etc/resolv.conf: names of upstreams cannot be resolved; set `dns_servers:`");
+        tracing::warn!(
+            "no resolver in /etc/resolv.conf: names of upstreams cannot be resolved; set `dns_servers:`"
+        );
     }
     found
 }
@@ -150,7 +175,10 @@ mod tests {
     #[test]
     fn resolv_conf() {
         let text = "# nameserver 9.9.9.9\nsearch corp\nnameserver 10.0.0.1 # first\n nameserver\tfe80::1%eth0\nnameserverx 1.1.1.1\nnameserver junk\n";
-        let expected: Vec<IpAddr> = ["10.0.0.1", "fe80::1"].iter().filter_map(|a| a.parse().ok()).collect();
+        let expected: Vec<IpAddr> = ["10.0.0.1", "fe80::1"]
+            .iter()
+            .filter_map(|a| a.parse().ok())
+            .collect();
         assert_eq!(parse_resolv_conf(text), expected);
     }
 }

@@ -1,7 +1,5 @@
 //! What `tollgate status` says, asked of the parts now and not remembered.
-use super::admin::wire::{
-    AgentStatus, CaStatus, FailMode, PolicyStatus, Status, Verdict,
-};
+use super::admin::wire::{AgentStatus, CaStatus, FailMode, PolicyStatus, Status, Verdict};
 use super::agent::{Agent, lock};
 use crate::audit::Stats;
 use crate::kernel::Layer;
@@ -18,7 +16,10 @@ impl Agent {
         let policy = self.policy_status(&snapshot);
         let governed = fence.governed();
         let idle = snapshot.policy.workloads().iter().map(|w| &w.name);
-        let idle_workloads = idle.filter(|n| !governed.iter().any(|g| g.workload == **n)).cloned().collect();
+        let idle_workloads = idle
+            .filter(|n| !governed.iter().any(|g| g.workload == **n))
+            .cloned()
+            .collect();
         let plane_up = lock(&self.plane).is_some();
         Status {
             verdict: verdict(&layers, self.config.mode, plane_up),
@@ -32,7 +33,9 @@ impl Agent {
             mode: self.config.mode,
             governed: governed.len(),
             idle_workloads,
-            connections: lock(&self.plane).as_ref().map_or(0, |plane| plane.connections()),
+            connections: lock(&self.plane)
+                .as_ref()
+                .map_or(0, |plane| plane.connections()),
             fail_modes: fail_modes(&policy, &audit),
             layers,
             policy,
@@ -71,7 +74,11 @@ fn verdict(layers: &[Layer], mode: Mode, plane_up: bool) -> Verdict {
         .iter()
         .filter(|l| !l.enforcing && !backs_up(l))
         .map(|l| {
-            let cause = l.why.as_deref().map(|w| format!(" ({w})")).unwrap_or_default();
+            let cause = l
+                .why
+                .as_deref()
+                .map(|w| format!(" ({w})"))
+                .unwrap_or_default();
             format!("{} is not in force{cause}: {}", l.name, l.leaves_open)
         })
         .collect();
@@ -90,13 +97,37 @@ fn verdict(layers: &[Layer], mode: Mode, plane_up: bool) -> Verdict {
 
 /// Every named failure, what happens then, and whether it is so now.
 fn fail_modes(policy: &PolicyStatus, audit: &Stats) -> Vec<FailMode> {
-    let mode = |when: &str, then: &str, now| FailMode { when: when.to_owned(), then: then.to_owned(), now };
+    let mode = |when: &str, then: &str, now| FailMode {
+        when: when.to_owned(),
+        then: then.to_owned(),
+        now,
+    };
     vec![
-        mode("policy invalid", "the last good one stays in force", policy.stale.is_some()),
-        mode("secret source down", "the last good values stay in force", policy.secrets_stale.is_some()),
-        mode("audit sink full", "requests are refused with 503 until it can be written", !audit.healthy),
-        mode("agent dead", "the kernel refuses governed connections at once", false),
-        mode("control plane lost", "the data plane goes on; the watchdog restarts the agent", false),
+        mode(
+            "policy invalid",
+            "the last good one stays in force",
+            policy.stale.is_some(),
+        ),
+        mode(
+            "secret source down",
+            "the last good values stay in force",
+            policy.secrets_stale.is_some(),
+        ),
+        mode(
+            "audit sink full",
+            "requests are refused with 503 until it can be written",
+            !audit.healthy,
+        ),
+        mode(
+            "agent dead",
+            "the kernel refuses governed connections at once",
+            false,
+        ),
+        mode(
+            "control plane lost",
+            "the data plane goes on; the watchdog restarts the agent",
+            false,
+        ),
     ]
 }
 
@@ -105,13 +136,20 @@ mod tests {
     use super::*;
 
     fn layer(name: &str, enforcing: bool) -> Layer {
-        Layer { name: name.to_owned(), enforcing, leaves_open: "something".to_owned(), why: None }
+        Layer {
+            name: name.to_owned(),
+            enforcing,
+            leaves_open: "something".to_owned(),
+            why: None,
+        }
     }
 
     #[test]
     fn one_missing_layer_is_not_enforcing() {
         let layers = [layer("connect4", true), layer("connect6", false)];
-        assert!(matches!(verdict(&layers, Mode::Enforce, true), Verdict::NotEnforcing { why } if why.len() == 1));
+        assert!(
+            matches!(verdict(&layers, Mode::Enforce, true), Verdict::NotEnforcing { why } if why.len() == 1)
+        );
     }
 
     #[test]
@@ -123,7 +161,13 @@ mod tests {
 
     #[test]
     fn nothing_known_is_not_enforcing() {
-        assert!(matches!(verdict(&[], Mode::Enforce, true), Verdict::NotEnforcing { .. }));
-        assert!(matches!(verdict(&[layer("connect4", true)], Mode::Enforce, false), Verdict::NotEnforcing { .. }));
+        assert!(matches!(
+            verdict(&[], Mode::Enforce, true),
+            Verdict::NotEnforcing { .. }
+        ));
+        assert!(matches!(
+            verdict(&[layer("connect4", true)], Mode::Enforce, false),
+            Verdict::NotEnforcing { .. }
+        ));
     }
 }

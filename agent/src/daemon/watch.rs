@@ -56,7 +56,10 @@ struct Watch {
 impl Watch {
     fn new() -> io::Result<Self> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        Ok(Self { inotify: AsyncFd::new(fd)?, full: false })
+        Ok(Self {
+            inotify: AsyncFd::register(fd)?,
+            full: false,
+        })
     }
 
     /// Watches `directories`; watching one again changes nothing, and the kernel forgets those that are removed.
@@ -65,7 +68,9 @@ impl Watch {
             match self.add_one(directory) {
                 Err(Errno::NOSPC) if !self.full => {
                     self.full = true;
-                    tracing::warn!("no inotify watches left: new cgroups are found within a second instead of at once");
+                    tracing::warn!(
+                        "no inotify watches left: new cgroups are found within a second instead of at once"
+                    );
                 }
                 // It vanished, or the warning was given: the walk makes up for it.
                 Ok(()) | Err(_) => {}
@@ -74,7 +79,8 @@ impl Watch {
     }
 
     fn add_one(&self, directory: &Path) -> Result<(), Errno> {
-        let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
+        let flags =
+            WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
         inotify::add_watch(self.inotify.get_ref().as_fd(), directory, flags).map(|_| ())
     }
 

@@ -1,5 +1,7 @@
 //! The kernel half's userspace: probe, load, attach, pin, and translation of the ABI to the domain.
 //! The only module that names aya or the ABI crate.
+pub mod descriptors;
+
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -27,7 +29,9 @@ pub struct Fence {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Not root.
-    #[error("loading eBPF needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON): run as root or through the service")]
+    #[error(
+        "loading eBPF needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON): run as root or through the service"
+    )]
     NotPermitted,
 }
 
@@ -182,7 +186,12 @@ impl Fence {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn admit(&self, listeners: &[impl AsFd], port4: u16, port6: Option<u16>) -> Result<(), Error> {
+    pub fn admit(
+        &self,
+        listeners: &[impl AsFd],
+        port4: u16,
+        port6: Option<u16>,
+    ) -> Result<(), Error> {
         let _ = (listeners, port4, port6);
         todo!()
     }

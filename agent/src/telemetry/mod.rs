@@ -14,8 +14,12 @@ pub fn init(default: &'static str) {
         eprintln!("tollgate: {FILTER}: {e}: logging at `{default}`");
         EnvFilter::new(default)
     });
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let colour = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     // Under systemd the journal has the time already.
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let _ = match (std::env::var(FORMAT).as_deref(), journal) {

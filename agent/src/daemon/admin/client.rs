@@ -9,7 +9,9 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody listens.
-    #[error("no agent answers on {path}: {source}: start it with `systemctl start tollgate` or `tollgate agent`")]
+    #[error(
+        "no agent answers on {path}: {source}: start it with `systemctl start tollgate` or `tollgate agent`"
+    )]
     NoAgent {
         /// The socket.
         path: String,
@@ -17,7 +19,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The socket is there and this user may not use it.
-    #[error("the agent's socket {path} is for root and the agent's own user only: run this with sudo")]
+    #[error(
+        "the agent's socket {path} is for root and the agent's own user only: run this with sudo"
+    )]
     Forbidden {
         /// The socket.
         path: String,
@@ -54,15 +58,26 @@ pub fn ask(socket: &Path, request: Request) -> Result<Answer, Error> {
     })?;
     let follows = matches!(request, Request::Decisions { follow: true, .. });
     // A reload reads files and compiles; a minute is far beyond any real one.
-    let patience = if follows { None } else { Some(Duration::from_secs(60)) };
-    let mut line = serde_json::to_vec(&Envelope { v: VERSION, request }).map_err(|e| Error::Broken(e.to_string()))?;
+    let patience = if follows {
+        None
+    } else {
+        Some(Duration::from_secs(60))
+    };
+    let mut line = serde_json::to_vec(&Envelope {
+        v: VERSION,
+        request,
+    })
+    .map_err(|e| Error::Broken(e.to_string()))?;
     line.push(b'\n');
     stream
         .set_read_timeout(patience)
         .and_then(|()| stream.set_write_timeout(Some(Duration::from_secs(10))))
         .and_then(|()| stream.write_all(&line))
         .map_err(|e| Error::Broken(e.to_string()))?;
-    Ok(Answer { lines: BufReader::new(stream), done: false })
+    Ok(Answer {
+        lines: BufReader::new(stream),
+        done: false,
+    })
 }
 
 /// Sends `request` and returns its only reply.
@@ -70,16 +85,24 @@ pub fn ask(socket: &Path, request: Request) -> Result<Answer, Error> {
 /// # Errors
 /// See [`Error`].
 pub fn ask_one(socket: &Path, request: Request) -> Result<Reply, Error> {
-    ask(socket, request)?.next().unwrap_or_else(|| Err(Error::Broken("no reply".to_owned())))
+    ask(socket, request)?
+        .next()
+        .unwrap_or_else(|| Err(Error::Broken("no reply".to_owned())))
 }
 
 impl Answer {
     fn read_reply(&mut self) -> Result<Reply, Error> {
         let mut line = Vec::new();
-        let read = self.lines.by_ref().take(REPLY_BYTES).read_until(b'\n', &mut line);
+        let read = self
+            .lines
+            .by_ref()
+            .take(REPLY_BYTES)
+            .read_until(b'\n', &mut line);
         match read {
             Err(e) => Err(Error::Broken(e.to_string())),
-            Ok(_) if line.last() != Some(&b'\n') => Err(Error::Broken("connection closed in mid-reply".to_owned())),
+            Ok(_) if line.last() != Some(&b'\n') => {
+                Err(Error::Broken("connection closed in mid-reply".to_owned()))
+            }
             Ok(_) => serde_json::from_slice(&line).map_err(|e| Error::Broken(e.to_string())),
         }
     }

@@ -29,9 +29,14 @@ type Out = BufWriter<OwnedWriteHalf>;
 type Served = Result<Vec<Reply>, Fault>;
 
 /// Binds the socket: 0600, in place of one that a dead agent left.
-pub(in super::super) fn bind(runtime_dir: &Path) -> Result<std::os::unix::net::UnixListener, Error> {
+pub(in super::super) fn bind(
+    runtime_dir: &Path,
+) -> Result<std::os::unix::net::UnixListener, Error> {
     let path = socket_path(runtime_dir);
-    let fail = |source| Error::Admin { path: path.display().to_string(), source };
+    let fail = |source| Error::Admin {
+        path: path.display().to_string(),
+        source,
+    };
     // The runtime directory is locked: whoever made this socket is gone.
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fail(e)),
@@ -46,7 +51,9 @@ pub(in super::super) fn bind(runtime_dir: &Path) -> Result<std::os::unix::net::U
 pub(in super::super) async fn serve(listener: UnixListener, agent: Arc<Agent>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let agent = Arc::clone(&agent);
@@ -75,7 +82,9 @@ async fn connection(stream: UnixStream, agent: Arc<Agent>) -> std::io::Result<()
     let credentials = stream.peer_cred()?;
     let (read, write) = stream.into_split();
     let mut out = BufWriter::new(write);
-    let caller = Caller { pid: credentials.pid() };
+    let caller = Caller {
+        pid: credentials.pid(),
+    };
     if let Err(fault) = admitted(&agent, credentials.uid(), caller) {
         return send(&mut out, &Reply::Fault(fault)).await;
     }
@@ -84,12 +93,21 @@ async fn connection(stream: UnixStream, agent: Arc<Agent>) -> std::io::Result<()
         Ok(request) => request,
         Err(fault) => return send(&mut out, &Reply::Fault(fault)).await,
     };
-    if let Request::Decisions { filter, follow: true } = request {
+    if let Request::Decisions {
+        filter,
+        follow: true,
+    } = request
+    {
         return follow(&mut input, &mut out, &agent, filter).await;
     }
     // The disk, the kernel's maps and the compiler are slow: not on this thread.
     let served = tokio::task::spawn_blocking(move || serve_one(&agent, request, caller)).await;
-    let replies = served.unwrap_or_else(|_| Err(fault(FaultKind::Failed, "the agent failed on this request: see its log")));
+    let replies = served.unwrap_or_else(|_| {
+        Err(fault(
+            FaultKind::Failed,
+            "the agent failed on this request: see its log",
+        ))
+    });
     match replies {
         Ok(replies) => {
             for reply in &replies {
@@ -107,17 +125,35 @@ async fn connection(stream: UnixStream, agent: Arc<Agent>) -> std::io::Result<()
 /// Root or the agent's own user, and nobody who is governed: no workload may speak for itself here.
 fn admitted(agent: &Agent, uid: u32, caller: Caller) -> Result<(), Fault> {
     if uid != 0 && uid != rustix::process::geteuid().as_raw() {
-        return Err(fault(FaultKind::Forbidden, "only root may talk to the agent: run this with sudo"));
+        return Err(fault(
+            FaultKind::Forbidden,
+            "only root may talk to the agent: run this with sudo",
+        ));
     }
     let Some(cgroup) = caller.pid.and_then(cgroup_of) else {
-        return Err(fault(FaultKind::Forbidden, "the agent cannot tell who asks: the caller is gone or hidden"));
+        return Err(fault(
+            FaultKind::Forbidden,
+            "the agent cannot tell who asks: the caller is gone or hidden",
+        ));
     };
     let inside = |subtree: &str| {
-        let rest = cgroup.trim_matches('/').strip_prefix(subtree.trim_matches('/'));
+        let rest = cgroup
+            .trim_matches('/')
+            .strip_prefix(subtree.trim_matches('/'));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    if agent.shared.fence.governed().iter().filter_map(|g| g.cgroup.as_deref()).any(inside) {
-        return Err(fault(FaultKind::Forbidden, "a governed process may not talk to the agent: ask from outside"));
+    if agent
+        .shared
+        .fence
+        .governed()
+        .iter()
+        .filter_map(|g| g.cgroup.as_deref())
+        .any(inside)
+    {
+        return Err(fault(
+            FaultKind::Forbidden,
+            "a governed process may not talk to the agent: ask from outside",
+        ));
     }
     Ok(())
 }
@@ -125,16 +161,25 @@ fn admitted(agent: &Agent, uid: u32, caller: Caller) -> Result<(), Fault> {
 /// A process's cgroup below the cgroup2 root.
 fn cgroup_of(pid: i32) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+    text.lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .map(str::to_owned)
 }
 
 /// Reads the one line of a request.
-pub(super) async fn read_request<R: tokio::io::AsyncBufRead + Unpin>(input: &mut R) -> Result<Request, Fault> {
+pub(super) async fn read_request<R: tokio::io::AsyncBufRead + Unpin>(
+    input: &mut R,
+) -> Result<Request, Fault> {
     let mut line = Vec::new();
     let mut bounded = input.take(REQUEST_BYTES);
     match timeout(REQUEST, bounded.read_until(b'\n', &mut line)).await {
         Err(_) => return Err(fault(FaultKind::Usage, "no request within five seconds")),
-        Ok(Err(e)) => return Err(fault(FaultKind::Usage, &format!("request not readable: {e}"))),
+        Ok(Err(e)) => {
+            return Err(fault(
+                FaultKind::Usage,
+                &format!("request not readable: {e}"),
+            ));
+        }
         Ok(Ok(_)) if line.last() != Some(&b'\n') => {
             let told = format!("a request is one line of at most {REQUEST_BYTES} bytes");
             return Err(fault(FaultKind::Usage, &told));
@@ -153,7 +198,9 @@ fn parse(line: &[u8]) -> Result<Request, Fault> {
     let wrong = |e: serde_json::Error| fault(FaultKind::Usage, &format!("not a request: {e}"));
     let Versioned { v } = serde_json::from_slice(line).map_err(wrong)?;
     if v != VERSION {
-        let told = format!("this agent speaks version {VERSION} of the admin protocol, the caller {v}: restart the agent after an upgrade");
+        let told = format!(
+            "this agent speaks version {VERSION} of the admin protocol, the caller {v}: restart the agent after an upgrade"
+        );
         return Err(fault(FaultKind::Usage, &told));
     }
     let envelope: Envelope = serde_json::from_slice(line).map_err(wrong)?;
@@ -161,7 +208,10 @@ fn parse(line: &[u8]) -> Result<Request, Fault> {
 }
 
 fn fault(kind: FaultKind, message: &str) -> Fault {
-    Fault { kind, message: message.to_owned() }
+    Fault {
+        kind,
+        message: message.to_owned(),
+    }
 }
 
 async fn send(out: &mut Out, reply: &Reply) -> std::io::Result<()> {
@@ -171,7 +221,9 @@ async fn send(out: &mut Out, reply: &Reply) -> std::io::Result<()> {
         out.write_all(&line).await?;
         out.flush().await
     };
-    timeout(TAKE, sent).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+    timeout(TAKE, sent)
+        .await
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 /// Everything but following. Blocks.
@@ -179,8 +231,20 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
     match request {
         Request::Status => Ok(vec![Reply::Status(Box::new(agent.status()))]),
         Request::Flows => Ok(flows(agent)),
-        Request::Workloads => Ok(agent.shared.fence.governed().into_iter().map(Reply::Workload).collect()),
-        Request::Accounts => Ok(agent.shared.fence.accounts().into_iter().map(Reply::Account).collect()),
+        Request::Workloads => Ok(agent
+            .shared
+            .fence
+            .governed()
+            .into_iter()
+            .map(Reply::Workload)
+            .collect()),
+        Request::Accounts => Ok(agent
+            .shared
+            .fence
+            .accounts()
+            .into_iter()
+            .map(Reply::Account)
+            .collect()),
         Request::Decisions { filter, .. } => decisions(agent, filter, DECISIONS_UNASKED),
         Request::Reload => agent.reload().map(|reply| vec![reply]),
         Request::Explain(question) => {
@@ -193,7 +257,8 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
             let snapshot = agent.shared.live.load_full();
             let trust = trust(&agent.config.runtime_dir);
             let mut enrolments = lock(&agent.enrolments);
-            let run = enrolments.start_run(&snapshot.policy, workload.as_deref(), caller.pid, trust)?;
+            let run =
+                enrolments.start_run(&snapshot.policy, workload.as_deref(), caller.pid, trust)?;
             Ok(vec![Reply::Enrolled(run)])
         }
         Request::Release { cgroup_id } => {
@@ -215,14 +280,24 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
 
 fn flows(agent: &Agent) -> Vec<Reply> {
     let ended = agent.seen.ended();
-    let live = agent.shared.fence.flows().into_iter().map(|account| Flow { account, ended: None });
-    ended.into_iter().chain(live).map(|flow| Reply::Flow(Box::new(flow))).collect()
+    let live = agent.shared.fence.flows().into_iter().map(|account| Flow {
+        account,
+        ended: None,
+    });
+    ended
+        .into_iter()
+        .chain(live)
+        .map(|flow| Reply::Flow(Box::new(flow)))
+        .collect()
 }
 
 /// The newest that match, oldest first.
 fn decisions(agent: &Agent, mut filter: Filter, unasked: usize) -> Served {
     filter.limit = Some(filter.limit.unwrap_or(unasked).min(DECISIONS));
-    let found = agent.log.query(&filter).map_err(|e| fault(FaultKind::Failed, &e.to_string()))?;
+    let found = agent
+        .log
+        .query(&filter)
+        .map_err(|e| fault(FaultKind::Failed, &e.to_string()))?;
     Ok(found.into_iter().rev().map(Reply::Decision).collect())
 }
 
@@ -237,7 +312,12 @@ async fn follow(
     let mut feed = agent.log.subscribe();
     let (asked, wanted) = (Arc::clone(agent), filter.clone());
     let queried = tokio::task::spawn_blocking(move || decisions(&asked, wanted, 0)).await;
-    let replies = match queried.unwrap_or_else(|_| Err(fault(FaultKind::Failed, "the query failed: see the agent's log"))) {
+    let replies = match queried.unwrap_or_else(|_| {
+        Err(fault(
+            FaultKind::Failed,
+            "the query failed: see the agent's log",
+        ))
+    }) {
         Ok(replies) => replies,
         Err(fault) => return send(out, &Reply::Fault(fault)).await,
     };

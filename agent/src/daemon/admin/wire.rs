@@ -131,7 +131,14 @@ pub enum Reply {
 impl Reply {
     /// Whether this ends an answer.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Flow(_) | Self::Workload(_) | Self::Account(_) | Self::Decision(_) | Self::Missed(_))
+        !matches!(
+            self,
+            Self::Flow(_)
+                | Self::Workload(_)
+                | Self::Account(_)
+                | Self::Decision(_)
+                | Self::Missed(_)
+        )
     }
 }
 
