@@ -205,9 +205,17 @@ impl Files {
                 Err(error) => return Err(error),
             }
         }
-        self.buffer.clear();
-        self.written_to = 0;
         Ok(())
+    }
+
+    /// Forgets the lines that are whole in the file, and says how many: after a failure, those before the torn one.
+    fn settle(&mut self) -> usize {
+        let written = self.buffer.get(..self.written_to).unwrap_or_default();
+        let lines = memchr::memchr_iter(b'\n', written).count();
+        let whole = memchr::memrchr(b'\n', written).map_or(0, |newline| newline + 1);
+        self.buffer.drain(..whole);
+        self.written_to -= whole;
+        lines
     }
 
     /// Makes what was written last through a power cut. After a failure the kernel may have forgotten which pages
@@ -375,10 +383,12 @@ impl Worker {
             if self.encoded == 0 {
                 return Ok(());
             }
-            self.files.write()?;
-            self.shared.queued().drain(..self.encoded);
-            self.shared.written.fetch_add(self.encoded as u64, Relaxed);
-            self.encoded = 0;
+            let outcome = self.files.write();
+            let written = self.files.settle();
+            self.shared.queued().drain(..written);
+            self.shared.written.fetch_add(written as u64, Relaxed);
+            self.encoded -= written;
+            outcome?;
         }
     }
 
