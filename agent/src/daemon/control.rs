@@ -7,7 +7,7 @@ use super::start::Up;
 use super::{Lifetime, admin, dirs, notify, watch};
 use std::io::{Read, Write};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -15,6 +15,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const LINGER: Duration = Duration::from_secs(2);
 /// How often `systemctl status` is told how things are.
 const STATUS: Duration = Duration::from_secs(10);
+/// A worker that says nothing for this long does not answer: it has a word to say each second.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Runs until told to stop, then stops in order.
 pub(super) fn run(up: Up) -> Result<(), Error> {
@@ -45,7 +47,7 @@ async fn serve(up: Up) -> std::io::Result<()> {
         () = agent.shared.fence.events(&mut take) => Err(std::io::Error::other("the kernel's events ended")),
         ended = watch::cgroups(Arc::clone(&agent)) => ended,
         () = watch::secrets(Arc::clone(&agent)) => Ok(()),
-        () = heartbeat(&agent) => Ok(()),
+        broken = heartbeat(&agent) => Err(broken),
     }
 }
 
@@ -124,35 +126,69 @@ async fn runs_over(agent: &Agent) {
     }
 }
 
-/// Tells the service manager how things are, and that they are, while the data plane answers.
-async fn heartbeat(agent: &Agent) {
+/// Tells the service manager how things are, and that they are, while every thread of the data plane answers. Ends when
+/// one of those threads is no more: without it connections would wait for nobody.
+async fn heartbeat(agent: &Agent) -> std::io::Error {
     let watchdog = notify::watchdog_interval();
-    let mut ticks = tokio::time::interval(watchdog.map_or(STATUS, |limit| (limit / 3).min(STATUS)));
+    let period = watchdog.map_or(STATUS, |limit| (limit / 3).min(STATUS));
+    let mut ticks = tokio::time::interval(period);
+    let mut pulse = Pulse::default();
     loop {
         ticks.tick().await;
-        let answers = lock(&agent.plane).is_some();
-        if answers && watchdog.is_some() {
+        let plane = lock(&agent.plane)
+            .as_ref()
+            .map(|plane| (plane.beats(), plane.broken()));
+        let Some((beats, broken)) = plane else {
+            continue;
+        };
+        if broken {
+            return std::io::Error::other("a thread of the data plane ended");
+        }
+        if !pulse.felt(&beats, Instant::now(), (period * 2).max(SILENCE)) {
+            tracing::error!("a thread of the data plane does not answer");
+        } else if watchdog.is_some() {
             notify::watchdog();
         }
-        let hash = agent
-            .shared
-            .live
-            .load()
-            .stamp
-            .hash
-            .chars()
-            .take(12)
-            .collect::<String>();
-        let governed = agent.shared.fence.governed().len();
-        let health = if agent.shared.sink.healthy() {
-            ""
-        } else {
-            "; REFUSING ALL: decisions cannot be written"
-        };
-        notify::status(&format!(
-            "policy {hash}; {governed} cgroups governed{health}"
-        ));
+        notify::status(&describe(agent));
     }
+}
+
+/// The workers' counters, and when each was last seen to go up.
+#[derive(Debug, Default)]
+struct Pulse(Vec<(u64, Option<Instant>)>);
+
+impl Pulse {
+    /// Whether every counter was seen to go up less than `patience` ago.
+    fn felt(&mut self, beats: &[u64], now: Instant, patience: Duration) -> bool {
+        self.0.resize(beats.len(), (u64::MAX, None));
+        for (seen, beat) in self.0.iter_mut().zip(beats) {
+            if seen.0 != *beat {
+                *seen = (*beat, Some(now));
+            }
+        }
+        self.0
+            .iter()
+            .all(|(_, at)| at.is_some_and(|at| now.saturating_duration_since(at) < patience))
+    }
+}
+
+fn describe(agent: &Agent) -> String {
+    let hash: String = agent
+        .shared
+        .live
+        .load()
+        .stamp
+        .hash
+        .chars()
+        .take(12)
+        .collect();
+    let governed = agent.shared.fence.governed().len();
+    let health = if agent.shared.sink.healthy() {
+        ""
+    } else {
+        "; REFUSING ALL: decisions cannot be written"
+    };
+    format!("policy {hash}; {governed} cgroups governed{health}")
 }
 
 /// Stops in order: no new connections, requests under way finish, decisions reach the disk. What is governed stays
@@ -195,5 +231,22 @@ fn lift(agent: Arc<Agent>) {
         Some(Ok(())) => tracing::info!("stopped; the fence is lifted"),
         Some(Err(e)) => tracing::error!("the fence could not be lifted: {e}"),
         None => tracing::error!("the fence is still in use: it stays"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_silent_worker_is_noticed() {
+        let (start, patience) = (Instant::now(), Duration::from_secs(3));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut pulse = Pulse::default();
+        assert!(pulse.felt(&[0, 0], at(0), patience));
+        assert!(pulse.felt(&[1, 1], at(1), patience));
+        assert!(pulse.felt(&[2, 1], at(2), patience));
+        assert!(!pulse.felt(&[4, 1], at(4), patience));
+        assert!(pulse.felt(&[5, 2], at(5), patience));
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         sink,
         limits: config.limits.clone(),
         dns_servers,
-        own: addresses.all(),
+        own: addresses.all().into(),
     });
     let plane = Plane::start(Arc::clone(&shared), listeners).map_err(Error::Threads)?;
     let admin = admin::server::bind(&config.runtime_dir)?;

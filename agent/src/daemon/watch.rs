@@ -3,12 +3,11 @@ use super::agent::Agent;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Receiver;
 
 /// The tree is walked this often even if nothing was heard: runs that are over are removed then, and a watch that
 /// could not be set is made up for.
@@ -47,9 +46,9 @@ pub(super) async fn secrets(agent: Arc<Agent>) {
     }
 }
 
-/// An inotify instance on cgroup directories.
+/// An inotify instance on cgroup directories. To the runtime it is a pipe: something to wait for and to read.
 struct Watch {
-    inotify: AsyncFd<OwnedFd>,
+    events: Receiver,
     full: bool,
 }
 
@@ -57,7 +56,7 @@ impl Watch {
     fn new() -> io::Result<Self> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         Ok(Self {
-            inotify: AsyncFd::register(fd)?,
+            events: Receiver::from_owned_fd_unchecked(fd)?,
             full: false,
         })
     }
@@ -81,19 +80,17 @@ impl Watch {
     fn add_one(&self, directory: &Path) -> Result<(), Errno> {
         let flags =
             WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
-        inotify::add_watch(self.inotify.get_ref().as_fd(), directory, flags).map(|_| ())
+        inotify::add_watch(self.events.as_fd(), directory, flags).map(|_| ())
     }
 
     async fn changed(&self) {
-        if let Ok(mut ready) = self.inotify.readable().await {
-            ready.clear_ready();
-        }
+        // An error is the same as a change: the walk looks for itself.
+        let _ = self.events.readable().await;
     }
 
     /// What changed does not matter, the walk sees it; only that the queue is empty again.
     fn drain(&self) {
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
-        let mut reader = inotify::Reader::new(self.inotify.get_ref(), &mut buffer);
-        while reader.next().is_ok() {}
+        let mut buffer = [0; 4096];
+        while self.events.try_read(&mut buffer).is_ok_and(|n| n > 0) {}
     }
 }
