@@ -5,9 +5,11 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 #[allow(unsafe_code)] // The kernel's door: every `unsafe` says why it is needed and why it is safe.
+pub mod gate;
 pub mod kernel;
 pub mod pipeline;
 pub mod secrets;
 pub mod snapshot;
 pub mod telemetry;
 pub mod tls;
+pub(crate) mod upstream;

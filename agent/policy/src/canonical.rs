@@ -64,3 +64,9 @@ pub struct Ambiguity {
     /// What is wrong, for a person; never holds more than 80 bytes of the input.
     pub what: String,
 }
+impl<'a> Target<'a> {
+    pub fn canonical(path: &'a str, query: Option<&'a str>) -> Self { let _ = (path, query); todo!() }
+    pub fn borrowed(&self) -> Target<'_> { todo!() }
+    pub fn into_owned(self) -> Target<'static> { todo!() }
+    pub fn pairs(&self) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> { std::iter::empty() }
+}
