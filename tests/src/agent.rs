@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::ffi::OsStr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -35,7 +35,11 @@ pub fn program() -> Result<PathBuf> {
     }
     // This program is in target/PROFILE or target/PROFILE/deps.
     let own = std::env::current_exe()?;
-    let beside = own.ancestors().skip(1).take(2).map(|directory| directory.join("tollgate"));
+    let beside = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join("tollgate"));
     beside
         .into_iter()
         .find(|path| path.is_file())
@@ -52,9 +56,16 @@ impl Agent {
     pub fn new(world: &World, policy: &str) -> Result<Self> {
         let directory = world.directory().join("agent");
         for name in ["", "policy.d", "secrets", "state", "run"] {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory.join(name))?;
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory.join(name))?;
         }
-        let agent = Self { program: program()?, directory, running: None };
+        let agent = Self {
+            program: program()?,
+            directory,
+            running: None,
+        };
         agent.write_policy(policy)?;
         agent.write_secret("server-ca.pem", &world.ca.pem())?;
         agent.write_secret("orders-bot", "first-orders-bot-key")?;
@@ -118,7 +129,11 @@ impl Agent {
         let notified = UnixDatagram::bind(&socket)?;
         notified.set_nonblocking(true)?;
         let mut command = world.client(&self.program);
-        command.arg("agent").arg("--config").arg(self.config()).env("NOTIFY_SOCKET", &socket);
+        command
+            .arg("agent")
+            .arg("--config")
+            .arg(self.config())
+            .env("NOTIFY_SOCKET", &socket);
         command.env("RUST_BACKTRACE", "1");
         let mut running = Running::start(command)?;
         let ready = crate::eventually(START, || {
@@ -167,18 +182,28 @@ impl Agent {
     /// # Errors
     /// It does not run.
     pub fn pid(&self) -> Result<u32> {
-        Ok(self.running.as_ref().context("the agent does not run")?.pid())
+        Ok(self
+            .running
+            .as_ref()
+            .context("the agent does not run")?
+            .pid())
     }
 
     /// What the agent logged since this was last asked.
     pub fn log(&self) -> String {
-        self.running.as_ref().map(Running::complaint).unwrap_or_default()
+        self.running
+            .as_ref()
+            .map(Running::complaint)
+            .unwrap_or_default()
     }
 
     /// `tollgate VERB …` on the client side, talking to this agent.
     pub fn verb(&self, world: &World, verb: &str) -> Command {
         let mut command = world.client(&self.program);
-        command.arg(verb).env("TOLLGATE_CONFIG", self.config()).env("NO_COLOR", "1");
+        command
+            .arg(verb)
+            .env("TOLLGATE_CONFIG", self.config())
+            .env("NO_COLOR", "1");
         command
     }
 
@@ -203,13 +228,14 @@ impl Agent {
     /// # Errors
     /// `tollgate decisions` failed, or printed what is not JSON.
     pub fn decisions(&self, world: &World) -> Result<Vec<Value>> {
-        let output =
-            self.output(world, "decisions", &["-o", "jsonl", "--limit", "10000"])?;
+        let output = self.output(world, "decisions", &["-o", "jsonl", "--limit", "10000"])?;
         if !output.status.success() {
             bail!("decisions: {}", String::from_utf8_lossy(&output.stderr));
         }
         let text = String::from_utf8(output.stdout)?;
-        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+        text.lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
     }
 }
 

@@ -30,7 +30,9 @@ impl ServerCa {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
+        Ok(Self {
+            issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)?,
+        })
     }
 
     /// The CA's certificate.
@@ -44,9 +46,14 @@ impl ServerCa {
     /// A name is not one, or the files cannot be written.
     pub fn issue(&self, names: &[&str], directory: &Path) -> Result<CertificateFiles> {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let first = names.first().map_or("server", String::as_str).replace('*', "any");
+        let first = names
+            .first()
+            .map_or("server", String::as_str)
+            .replace('*', "any");
         let mut params = CertificateParams::new(names.clone())?;
-        params.distinguished_name.push(DnType::CommonName, first.as_str());
+        params
+            .distinguished_name
+            .push(DnType::CommonName, first.as_str());
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

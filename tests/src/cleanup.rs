@@ -53,9 +53,15 @@ impl Ground {
     /// # Errors
     /// The note cannot be written.
     pub fn holds(&self, inode: u64) -> Result<()> {
-        let mut namespaces = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut namespaces = self
+            .namespaces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         namespaces.push(inode);
-        let text: String = namespaces.iter().map(|inode| format!("{inode}\n")).collect();
+        let text: String = namespaces
+            .iter()
+            .map(|inode| format!("{inode}\n"))
+            .collect();
         std::fs::write(self.directory.join("namespaces"), text)?;
         Ok(())
     }
@@ -63,7 +69,10 @@ impl Ground {
     /// Kills every process in the namespaces and removes the directory. The second time it does nothing.
     pub fn clear(&self) {
         if !self.cleared.swap(true, Ordering::SeqCst) {
-            let namespaces = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+            let namespaces = self
+                .namespaces
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             netns::kill_all(&namespaces);
             let _ = std::fs::remove_dir_all(&self.directory);
         }
@@ -103,15 +112,24 @@ fn handle_signals() {
 
 /// Clears what was left by runs whose process is gone.
 fn sweep() {
-    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.split_once('-'));
+        let owner = name
+            .to_str()
+            .and_then(|n| n.strip_prefix(PREFIX)?.split_once('-'));
         let Some((pid, _)) = owner else { continue };
         if Path::new("/proc").join(pid).exists() {
             continue;
         }
         let listed = std::fs::read_to_string(entry.path().join("namespaces")).unwrap_or_default();
-        let namespaces: Vec<_> = listed.lines().filter_map(|line| line.parse().ok()).collect();
+        let namespaces: Vec<_> = listed
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .collect();
         netns::kill_all(&namespaces);
         let _ = std::fs::remove_dir_all(entry.path());
     }

@@ -30,7 +30,12 @@ impl Running {
         let stdin = child.stdin.take();
         let stdout = reader(child.stdout.take());
         let stderr = reader(child.stderr.take());
-        Ok(Self { child, stdin, stdout, stderr })
+        Ok(Self {
+            child,
+            stdin,
+            stdout,
+            stderr,
+        })
     }
 
     /// Sends a line.
@@ -39,7 +44,9 @@ impl Running {
     /// The program has ended.
     pub fn tell(&mut self, line: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().context("its input is closed")?;
-        writeln!(stdin, "{line}").and_then(|()| stdin.flush()).with_context(|| self.complaint())
+        writeln!(stdin, "{line}")
+            .and_then(|()| stdin.flush())
+            .with_context(|| self.complaint())
     }
 
     /// The next line it prints.
@@ -104,7 +111,11 @@ impl Running {
     /// What it wrote to standard error since this was last asked.
     pub fn complaint(&self) -> String {
         let lines: Vec<_> = self.stderr.try_iter().collect();
-        if lines.is_empty() { "no complaint".to_owned() } else { lines.join("\n") }
+        if lines.is_empty() {
+            "no complaint".to_owned()
+        } else {
+            lines.join("\n")
+        }
     }
 }
 
@@ -121,7 +132,10 @@ fn reader(stream: Option<impl Read + Send + 'static>) -> Receiver<String> {
         std::thread::spawn(move || {
             for line in BufReader::new(stream).split(b'\n') {
                 let Ok(line) = line else { return };
-                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                if sender
+                    .send(String::from_utf8_lossy(&line).into_owned())
+                    .is_err()
+                {
                     return;
                 }
             }

@@ -64,7 +64,11 @@ impl Dns {
 
     /// From now on `name` answers with this.
     pub fn set(&self, name: &str, answer: Answer) {
-        let mut names = self.table.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self
+            .table
+            .names
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         names.insert(name.to_ascii_lowercase(), answer);
     }
 
@@ -75,8 +79,15 @@ impl Dns {
 
     /// Queries so far for one name.
     pub fn queries_for(&self, name: &str) -> u64 {
-        let queries = self.table.queries.lock().unwrap_or_else(PoisonError::into_inner);
-        queries.get(&name.to_ascii_lowercase()).copied().unwrap_or(0)
+        let queries = self
+            .table
+            .queries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        queries
+            .get(&name.to_ascii_lowercase())
+            .copied()
+            .unwrap_or(0)
     }
 }
 
@@ -152,7 +163,11 @@ impl<'a> Question<'a> {
             }
         }
         let kind = u16::from_be_bytes([*query.get(at)?, *query.get(at + 1)?]);
-        Some(Self { name: labels.join("."), kind, wire: query.get(12..at + 4)? })
+        Some(Self {
+            name: labels.join("."),
+            kind,
+            wire: query.get(12..at + 4)?,
+        })
     }
 }
 
@@ -172,8 +187,13 @@ impl Table {
             Some(Answer::Silence) => return None,
             None => (3, Vec::new()),
         };
-        let records: Vec<u8> = addresses.iter().filter_map(|a| record(question.kind, *a)).flatten().collect();
-        let count = u16::try_from(records.len() / if question.kind == 28 { 28 } else { 16 }).ok()?;
+        let records: Vec<u8> = addresses
+            .iter()
+            .filter_map(|a| record(question.kind, *a))
+            .flatten()
+            .collect();
+        let count =
+            u16::try_from(records.len() / if question.kind == 28 { 28 } else { 16 }).ok()?;
 
         let mut reply = query.get(..2)?.to_vec();
         reply.extend([0x85, 0x80 | code]); // an authoritative answer, recursion available

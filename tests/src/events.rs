@@ -38,26 +38,41 @@ impl Events {
             listener.set_nonblocking(true)?;
             Ok(std::thread::spawn(move || serve(&listener, &for_thread)))
         })??;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// Streams open now.
     pub fn streams(&self) -> usize {
-        self.shared.streams.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.shared
+            .streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// Sends one event to every open stream; how many took it.
     pub fn emit(&self, data: &str) -> usize {
         let event = format!("data: {data}\n\n");
         let chunk = format!("{:x}\r\n{event}\r\n", event.len());
-        let mut streams = self.shared.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streams = self
+            .shared
+            .streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         streams.retain_mut(|stream| stream.write_all(chunk.as_bytes()).is_ok());
         streams.len()
     }
 
     /// Ends every open stream as a server does.
     pub fn end(&self) {
-        let mut streams = self.shared.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streams = self
+            .shared
+            .streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         for mut stream in streams.drain(..) {
             let _ = stream.write_all(b"0\r\n\r\n");
         }
@@ -78,7 +93,10 @@ fn serve(listener: &TcpListener, shared: &Shared) {
         match listener.accept() {
             Ok((stream, _)) => {
                 if let Ok(stream) = open(stream) {
-                    let mut streams = shared.streams.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut streams = shared
+                        .streams
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
                     streams.push(stream);
                 }
             }

@@ -36,7 +36,11 @@ impl Holder {
             .stdout(Stdio::null())
             .spawn()
             .context("cannot start setpriv (package util-linux)")?;
-        let mut holder = Self { pid: child.id(), child, pids_apart };
+        let mut holder = Self {
+            pid: child.id(),
+            child,
+            pids_apart,
+        };
         let asleep = crate::eventually(Duration::from_secs(5), || holder.sleeper());
         match asleep {
             Some(pid) => holder.pid = pid,
@@ -66,14 +70,24 @@ impl Holder {
     /// `program`, to be started in these namespaces. It is killed if the calling thread ends.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "nsenter", "--target", &self.pid.to_string()]);
+        command.args([
+            "--pdeathsig",
+            "KILL",
+            "nsenter",
+            "--target",
+            &self.pid.to_string(),
+        ]);
         command.args(["--net", "--mount"]);
         if self.pids_apart {
             command.arg("--pid");
         }
         command.arg("--").arg(program);
-        command.env_remove("SSL_CERT_FILE").env_remove("REQUESTS_CA_BUNDLE");
-        command.env_remove("CURL_CA_BUNDLE").env_remove("NODE_EXTRA_CA_CERTS");
+        command
+            .env_remove("SSL_CERT_FILE")
+            .env_remove("REQUESTS_CA_BUNDLE");
+        command
+            .env_remove("CURL_CA_BUNDLE")
+            .env_remove("NODE_EXTRA_CA_CERTS");
         for proxy in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
             command.env_remove(proxy).env_remove(proxy.to_uppercase());
         }
@@ -85,9 +99,16 @@ impl Holder {
     /// # Errors
     /// It failed; says what it printed.
     pub fn script(&self, text: &str) -> Result<()> {
-        let output = self.command("sh").args(["-ec", text]).stdin(Stdio::null()).output()?;
+        let output = self
+            .command("sh")
+            .args(["-ec", text])
+            .stdin(Stdio::null())
+            .output()?;
         if !output.status.success() {
-            bail!("{}\nin\n{text}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "{}\nin\n{text}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(())
     }
@@ -144,7 +165,10 @@ impl Holder {
         let path = format!("/proc/{}/net/dev", self.pid);
         let table = std::fs::read_to_string(&path)?;
         let name = format!("{interface}:");
-        let line = table.lines().map(str::trim_start).find_map(|line| line.strip_prefix(&name));
+        let line = table
+            .lines()
+            .map(str::trim_start)
+            .find_map(|line| line.strip_prefix(&name));
         let mut numbers = line
             .with_context(|| format!("no interface {interface} in {path}"))?
             .split_whitespace()
@@ -190,7 +214,11 @@ pub fn inhabitants(inodes: &[u64]) -> Vec<u32> {
     let own = std::process::id();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         let namespace: PathBuf = entry.path().join("ns/net");

@@ -54,17 +54,28 @@ impl Nginx {
         }
         let settings = directory.join("nginx.conf");
         std::fs::write(&settings, settings_text(directory, &servers))?;
-        let program = if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
+        let program = if Path::new("/usr/sbin/nginx").exists() {
+            "/usr/sbin/nginx"
+        } else {
+            "nginx"
+        };
         let master = holder
             .command(program)
-            .arg("-p").arg(directory).arg("-c").arg(&settings)
-            .arg("-e").arg(directory.join("error.log"))
+            .arg("-p")
+            .arg(directory)
+            .arg("-c")
+            .arg(&settings)
+            .arg("-e")
+            .arg(directory.join("error.log"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start nginx (package nginx-light)")?;
-        let mut nginx = Self { master, directory: directory.to_owned() };
+        let mut nginx = Self {
+            master,
+            directory: directory.to_owned(),
+        };
         let ready = crate::eventually(Duration::from_secs(10), || {
             let ended = nginx.master.try_wait().ok().flatten().is_some();
             (ended || holder.listens(443)).then_some(!ended)
@@ -82,7 +93,10 @@ impl Nginx {
     pub fn requests(&self) -> Result<Vec<Request>> {
         let text = std::fs::read_to_string(self.directory.join("access.log"))?;
         // The last line may be half written.
-        let whole = text.rfind('\n').and_then(|end| text.get(..end)).unwrap_or_default();
+        let whole = text
+            .rfind('\n')
+            .and_then(|end| text.get(..end))
+            .unwrap_or_default();
         whole
             .lines()
             .map(|line| serde_json::from_str(line).with_context(|| format!("log line {line}")))
@@ -154,7 +168,11 @@ http {{
 
 fn server(host: &str, files: &CertificateFiles) -> String {
     let (certificate, key) = (files.certificate.display(), files.key.display());
-    let directory = files.certificate.parent().unwrap_or(Path::new("/")).display();
+    let directory = files
+        .certificate
+        .parent()
+        .unwrap_or(Path::new("/"))
+        .display();
     let events = events::PORT;
     format!(
         r#"    server {{

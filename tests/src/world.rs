@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 /// Where the client side asks for names.
-pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
 
 /// A host that nginx serves, with the addresses that the DNS gives it.
 #[derive(Debug, Clone, Copy)]
@@ -85,11 +85,22 @@ impl World {
         std::fs::write(ground.directory().join("server-ca.pem"), ca.pem())?;
         let dns = Dns::start(&servers, RESOLVER)?;
         for site in sites {
-            dns.set(site.host, Answer::Addresses(vec![site.v4.into(), site.v6.into()]));
+            dns.set(
+                site.host,
+                Answer::Addresses(vec![site.v4.into(), site.v6.into()]),
+            );
         }
         let events = Events::start(&servers)?;
         let nginx = Nginx::start(&servers, &ground.directory().join("nginx"), sites, &ca)?;
-        Ok(Self { dns, events, nginx, ca, servers, clients, ground })
+        Ok(Self {
+            dns,
+            events,
+            nginx,
+            ca,
+            servers,
+            clients,
+            ground,
+        })
     }
 
     /// `program`, to be started on the client side, not governed.
@@ -143,7 +154,12 @@ end"
     ))?;
     let addresses: String = sites
         .iter()
-        .map(|site| format!("addr add {}/32 dev lo\naddr add {}/128 dev lo nodad\n", site.v4, site.v6))
+        .map(|site| {
+            format!(
+                "addr add {}/32 dev lo\naddr add {}/128 dev lo nodad\n",
+                site.v4, site.v6
+            )
+        })
         .collect();
     servers.script(&format!(
         "ip -batch - <<'end'
@@ -161,8 +177,14 @@ neigh replace 2001:db8:1::2 lladdr 02:00:00:00:00:01 dev s0 nud permanent
 /// The client side's own resolver settings and BPF file system, over the host's in its mount namespace.
 fn furnish(clients: &Holder, directory: &Path) -> Result<()> {
     std::fs::create_dir(directory.join("bpf"))?;
-    std::fs::write(directory.join("resolv.conf"), format!("nameserver {RESOLVER}\n"))?;
-    std::fs::write(directory.join("nsswitch.conf"), "passwd: files\ngroup: files\nhosts: files dns\n")?;
+    std::fs::write(
+        directory.join("resolv.conf"),
+        format!("nameserver {RESOLVER}\n"),
+    )?;
+    std::fs::write(
+        directory.join("nsswitch.conf"),
+        "passwd: files\ngroup: files\nhosts: files dns\n",
+    )?;
     let at = directory.display();
     clients.script(&format!(
         "mount --bind {at}/resolv.conf /etc/resolv.conf
