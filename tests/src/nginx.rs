@@ -182,6 +182,9 @@ fn server(host: &str, files: &CertificateFiles) -> String {
         ssl_certificate {certificate};
         ssl_certificate_key {key};
         ssl_protocols TLSv1.2 TLSv1.3;
+        set $credential $http_authorization;
+        if ($uri ~ ^/open/) {{ set $credential none-needed; }}
+        if ($credential = "") {{ return 401 '{{"error":"no credential"}}\n'; }}
         location = /v1/orders {{
             return 200 '{{"orders":[{{"id":7,"state":"open"}},{{"id":8,"state":"closed"}}]}}\n';
         }}
@@ -196,7 +199,7 @@ fn server(host: &str, files: &CertificateFiles) -> String {
             proxy_read_timeout 600s;
         }}
         location = /v1/export {{ alias {directory}/big; }}
-        location = /v1/200 {{
+        location = /open/200 {{
             return 200 '{body}';
         }}
         location / {{ return 200 '{{"host":"{host}","path":"$uri"}}\n'; }}

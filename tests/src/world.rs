@@ -123,6 +123,20 @@ impl World {
         self.directory().join("bpf/tollgate")
     }
 
+    /// Shows a directory to the client side as `name` in [`World::directory`], so that programs of
+    /// other users can read it wherever the repository is.
+    ///
+    /// # Errors
+    /// It cannot be mounted.
+    pub fn show(&self, source: &Path, name: &str) -> Result<PathBuf> {
+        let target = self.directory().join(name);
+        std::fs::create_dir(&target)?;
+        let (from, to) = (source.display(), target.display());
+        self.clients
+            .script(&format!("mount --bind '{from}' '{to}'"))?;
+        Ok(target)
+    }
+
     /// The resolver's address.
     pub fn resolver(&self) -> IpAddr {
         RESOLVER.into()

