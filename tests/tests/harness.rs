@@ -46,15 +46,7 @@ fn nginx_serves_by_name_over_both_families_and_protocols() {
 fn the_log_tells_what_arrived() {
     let world = World::new().unwrap();
     let url = "https://api.orders.example/v1/orders/7?a=1";
-    let arguments = [
-        "-X",
-        "PATCH",
-        "-H",
-        "authorization: Bearer x",
-        "-d",
-        "hello",
-        url,
-    ];
+    let arguments = ["--http1.1", "-X", "PATCH", "-d", "hello", url];
     assert_eq!(curl(&world, &arguments).0, 0);
     let request = world.nginx.requests_after(0).unwrap().remove(0);
     assert_eq!(request.method, "PATCH");
