@@ -87,7 +87,7 @@ impl Tracker {
                 request.path = cut(&target.path, PATH_BYTES);
                 parsed.host.as_str().clone_into(&mut request.host);
                 request.port = parsed.port;
-                request.query_keys = target.pairs().take(QUERY_KEYS).map(|(key, _)| cut(&key, 128)).collect();
+                request.query_keys = target.pairs().take(QUERY_KEYS).map(|pair| cut(&pair.name, 128)).collect();
             }
         });
     }
