@@ -176,7 +176,7 @@ impl Place {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
     }
 
-    /// A program in the cgroup that the policy's `job` is recognised by, as an unprivileged user.
+    /// A program in the cgroup that the policy's `job` is recognised by.
     fn in_job(&self, program: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new("sh");
         let script = format!(
@@ -302,11 +302,21 @@ fn stopped_killed_and_started_again_it_never_opens() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(lines.len(), 4, "one for each time it was asked");
-    assert!(
-        lines
+    let denied = |code: &str| {
+        let counted = lines
             .iter()
-            .all(|d| d["verdict"] == "DENY" && d["reason"]["code"] == "unknown_host")
+            .filter(|d| d["reason"]["code"] == code && d["verdict"] == "DENY");
+        counted.count()
+    };
+    assert_eq!(
+        denied("unknown_host"),
+        4,
+        "one for each time the agent was asked: {lines:?}"
+    );
+    assert_eq!(
+        denied("agent_down"),
+        3,
+        "one for each time there was none, told by the kernel: {lines:?}"
     );
     let id = lines[0]["id"].as_str().unwrap();
     let shown = place.output(&["explain", id, "-o", "json"]);
