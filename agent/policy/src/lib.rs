@@ -7,5 +7,7 @@
 pub mod canonical;
 pub mod syntax;
 
+#[cfg(test)]
+mod corpora;
 mod model;
 pub use model::*;
