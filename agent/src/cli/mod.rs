@@ -35,7 +35,7 @@ use std::process::ExitCode;
     max_term_width = 100
 )]
 struct Cli {
-    /// The agent's configuration [default: /etc/tollgate/config.yaml if it is there]
+    /// The agent's configuration [default: $TOLLGATE_CONFIG, else /etc/tollgate/config.yaml if it is there]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The running agent's admin socket [default: admin.sock in the configuration's runtime_dir]
@@ -140,7 +140,9 @@ pub fn main() -> ExitCode {
         }
     };
     let context = Context {
-        config: cli.config,
+        config: cli
+            .config
+            .or_else(|| std::env::var_os("TOLLGATE_CONFIG").map(PathBuf::from)),
         socket: cli.socket,
     };
     match dispatch(&context, cli.verb) {
