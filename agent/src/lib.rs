@@ -4,8 +4,8 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod daemon;
-#[allow(unsafe_code)] // The kernel's door: every `unsafe` says why it is needed and why it is safe.
 pub mod gate;
+#[allow(unsafe_code)] // The kernel's door: every `unsafe` says why it is needed and why it is safe.
 pub mod kernel;
 pub mod pipeline;
 pub mod secrets;

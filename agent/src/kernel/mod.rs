@@ -3,6 +3,7 @@
 
 mod btf;
 mod cgroup;
+pub mod descriptors;
 mod error;
 mod events;
 mod flows;
