@@ -42,7 +42,9 @@ impl Fence {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let ring = ring.and_then(|ring| {
-            AsyncFd::with_interest(ring, Interest::READABLE)
+            // SAFETY: needed because the trait `AsRawFd` promises less than this asks. The ring owns its
+            // descriptor, returns the same one each time, and closes it only when it is dropped.
+            unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
                 .inspect_err(|error| tracing::error!(%error, "cannot wait for the kernel's events"))
                 .ok()
         });
