@@ -87,7 +87,7 @@ unsafe fn path(owner: *mut Owner, mut dentry: u64, at: &Offsets) -> Option<u32> 
 #[inline(always)]
 unsafe fn read<T>(base: u64, offset: u32) -> Option<T> {
     // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T).ok() }
+    unsafe { bpf_probe_read_kernel(base.wrapping_add(u64::from(offset)) as *const T).ok() }
 }
 
 /// Reads a pointer that must not be null.

@@ -146,31 +146,42 @@ fn socket_of(ctx: &SockOpsContext) -> Option<*mut aya_ebpf::cty::c_void> {
 
 #[inline(always)]
 fn local(ctx: &SockOpsContext) -> Port {
-    let port = ctx.local_port() as u16;
-    let address = if ctx.family() == AF_INET {
-        address4(ctx.local_ip4(), port)
-    } else {
-        Address {
-            ip: ctx.local_ip6(),
-            port,
-            reserved: [0; 3],
-        }
-    };
-    Port {
-        netns: netns(ctx),
-        address,
-    }
+    let ip6 = [
+        field!(ctx.ops, local_ip6[0]),
+        field!(ctx.ops, local_ip6[1]),
+        field!(ctx.ops, local_ip6[2]),
+        field!(ctx.ops, local_ip6[3]),
+    ];
+    end(
+        ctx,
+        field!(ctx.ops, local_ip4),
+        ip6,
+        field!(ctx.ops, local_port) as u16,
+    )
 }
 
 #[inline(always)]
 fn remote(ctx: &SockOpsContext) -> Port {
-    // The kernel gives it in network order, in the upper half of the word.
-    let port = u32::from_be(ctx.remote_port()) as u16;
-    let address = if ctx.family() == AF_INET {
-        address4(ctx.remote_ip4(), port)
+    let ip6 = [
+        field!(ctx.ops, remote_ip6[0]),
+        field!(ctx.ops, remote_ip6[1]),
+        field!(ctx.ops, remote_ip6[2]),
+        field!(ctx.ops, remote_ip6[3]),
+    ];
+    // The kernel gives this port in network order, in the upper half of the word.
+    let port = u32::from_be(field!(ctx.ops, remote_port)) as u16;
+    end(ctx, field!(ctx.ops, remote_ip4), ip6, port)
+}
+
+/// Takes both families' addresses, read before: reading only the one that counts is merged by the
+/// compiler into one load at a computed offset, and "dereference of modified ctx ptr disallowed".
+#[inline(always)]
+fn end(ctx: &SockOpsContext, ip4: u32, ip6: [u32; 4], port: u16) -> Port {
+    let address = if field!(ctx.ops, family) == AF_INET {
+        address4(ip4, port)
     } else {
         Address {
-            ip: ctx.remote_ip6(),
+            ip: ip6,
             port,
             reserved: [0; 3],
         }

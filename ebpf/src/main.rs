@@ -9,6 +9,22 @@
 #![allow(unsafe_code)] // Kernel memory and helpers: every `unsafe` says why.
 #![allow(missing_docs)] // The hooks; their names are the kernel's.
 
+/// Reads a field of a context: one access of the field's own size, which is what the verifier allows.
+macro_rules! field {
+    ($pointer:expr, $($field:tt)+) => {
+        // SAFETY: the kernel passes a valid context; the verifier knows the field.
+        unsafe { core::ptr::read_volatile(&raw const (*$pointer).$($field)+) }
+    };
+}
+
+/// Writes a field of a context.
+macro_rules! set_field {
+    ($value:expr => $pointer:expr, $($field:tt)+) => {
+        // SAFETY: as in `field`; the verifier knows which fields may be written.
+        unsafe { core::ptr::write_volatile(&raw mut (*$pointer).$($field)+, $value) }
+    };
+}
+
 mod account;
 mod atomic;
 mod attribute;
@@ -35,22 +51,6 @@ use tollgate_common::{
     flow::Address,
     rules::{STREAM, TCP, UDP, address4, is_mapped},
 };
-
-/// Reads a field of a context: one access of the field's own size, which is what the verifier allows.
-macro_rules! field {
-    ($pointer:expr, $($field:tt)+) => {
-        // SAFETY: the kernel passes a valid context; the verifier knows the field.
-        unsafe { core::ptr::read_volatile(&raw const (*$pointer).$($field)+) }
-    };
-}
-
-/// Writes a field of a context.
-macro_rules! set_field {
-    ($value:expr => $pointer:expr, $($field:tt)+) => {
-        // SAFETY: as in `field`; the verifier knows which fields may be written.
-        unsafe { core::ptr::write_volatile(&raw mut (*$pointer).$($field)+, $value) }
-    };
-}
 
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
