@@ -4,6 +4,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod gate;
 #[allow(unsafe_code)] // The kernel's door: every `unsafe` says why it is needed and why it is safe.
 pub mod kernel;
 pub mod pipeline;
@@ -11,3 +12,4 @@ pub mod secrets;
 pub mod snapshot;
 pub mod telemetry;
 pub mod tls;
+pub(crate) mod upstream;

@@ -1,51 +1,65 @@
 //! TLS on both sides: the issuing CA, leaves for clients, verification of upstreams.
-use std::path::Path;
+mod authority;
+mod leaf;
+mod upstream;
 
-/// The local CA that issues leaves for governed clients.
-#[derive(Debug)]
-pub struct Authority {
-    _private: (),
-}
+pub use authority::Authority;
+pub(crate) use leaf::LeafCache;
+pub(crate) use upstream::{CA_BYTES, Roots};
 
 /// What can go wrong with the CA or the trust roots. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The key file is readable by others.
-    #[error("{path}: the CA key is readable by others (mode {mode:o}): run `chmod 0600 {path}`, and rotate the CA if it may have been read")]
+    #[error(
+        "{path}: the CA key is readable by others (mode {mode:04o}): run `chmod 0600 {path}`, and make a new CA if it may have been read"
+    )]
     KeyExposed {
         /// The key file.
         path: String,
         /// Its mode bits.
         mode: u32,
     },
-}
-
-impl Authority {
-    /// Opens the CA in `state_dir` (`ca.pem`, `ca-key.pem` 0600), made on the first call: ECDSA P-256.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn open(state_dir: &Path) -> Result<Self, Error> {
-        let _ = state_dir;
-        todo!()
-    }
-    /// The CA certificate, PEM.
-    pub fn certificate_pem(&self) -> &str {
-        todo!()
-    }
-    /// SHA-256 of the certificate, hex.
-    pub fn fingerprint(&self) -> &str {
-        todo!()
-    }
-    /// When it expires.
-    pub fn not_after(&self) -> jiff::Timestamp {
-        todo!()
-    }
-    /// The system's roots and this CA, PEM: for the variables that replace a client's store.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn bundle_pem(&self) -> Result<String, Error> {
-        todo!()
-    }
+    /// One half of the CA is missing.
+    #[error(
+        "{present} is there but {missing} is not: restore it from a backup, or remove {present} to have a new CA made (clients must then trust that one)"
+    )]
+    HalfMissing {
+        /// The file that exists.
+        present: String,
+        /// The file that does not.
+        missing: String,
+    },
+    /// A file of the CA could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A file of the CA or a root does not hold what it should.
+    #[error("{path}: {what}")]
+    Invalid {
+        /// The file.
+        path: String,
+        /// What is wrong, never its content.
+        what: String,
+    },
+    /// A certificate could not be made.
+    #[error("cannot issue a certificate for {host}: {what}")]
+    Issue {
+        /// For whom.
+        host: String,
+        /// Why.
+        what: String,
+    },
+    /// The host has no usable trust roots.
+    #[error(
+        "no trusted root certificates on this host{what}: install the package `ca-certificates`"
+    )]
+    NoRoots {
+        /// Details of what was tried.
+        what: String,
+    },
 }

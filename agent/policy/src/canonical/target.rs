@@ -49,6 +49,27 @@ impl<'a> Target<'a> {
         })
     }
 
+    /// A target that is known to be canonical: what [`Target::parse`] returned, taken apart and put together again.
+    pub fn canonical(path: &'a str, query: Option<&'a str>) -> Self {
+        Self {
+            path: Cow::Borrowed(path),
+            query: query.map(Cow::Borrowed),
+        }
+    }
+
+    /// The same target, borrowed from this one.
+    pub fn borrowed(&self) -> Target<'_> {
+        Target::canonical(&self.path, self.query.as_deref())
+    }
+
+    /// The same target, on its own.
+    pub fn into_owned(self) -> Target<'static> {
+        Target {
+            path: Cow::Owned(self.path.into_owned()),
+            query: self.query.map(|query| Cow::Owned(query.into_owned())),
+        }
+    }
+
     /// The parameters of the query, decoded.
     pub fn pairs(&self) -> Pairs<'_> {
         Pairs {

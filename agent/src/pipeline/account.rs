@@ -1,0 +1,274 @@
+//! Exactly one record per request: a tracker is made when the request is read and writes when it is dropped, so the
+//! forgotten path is on record too.
+use super::parse::Parsed;
+use super::refuse::Refusal;
+use super::serve::Peer;
+use crate::audit::{
+    Coverage, ReasonRecord, Record, RequestRecord, ResponseRecord, Sink, Timing, UpstreamRecord,
+    Verdict,
+};
+use crate::snapshot::Snapshot;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tollgate_policy::{Mode, Rule};
+use uuid::Uuid;
+
+/// A recorded path is cut here.
+const PATH_BYTES: usize = 2048;
+/// Names of query parameters recorded.
+const QUERY_KEYS: usize = 64;
+
+/// Writes one record when dropped.
+pub(super) struct Tracker {
+    sink: Sink,
+    record: Option<Box<Record>>,
+    started: Instant,
+    sent: Option<Instant>,
+    /// Body bytes from the client, counted where they pass.
+    pub(super) bytes_in: Rc<Cell<u64>>,
+    bytes_out: u64,
+    complete: bool,
+}
+
+impl Tracker {
+    /// Starts the record of a request that has been read.
+    pub(super) fn new(sink: &Sink, peer: &Peer, snapshot: &Snapshot) -> Self {
+        let mut record = blank(Coverage::Request, snapshot.mode);
+        record.workload = Some(Arc::clone(&peer.flow.workload));
+        record.process = Some(Arc::clone(&peer.flow.process));
+        record.policy = Some(Arc::clone(&snapshot.stamp));
+        record.request = Some(RequestRecord {
+            scheme: peer.scheme_name().into(),
+            host: match &peer.name {
+                Some(name) => name.as_str().to_owned(),
+                None => peer.flow.destination.ip().to_string(),
+            },
+            port: peer.flow.destination.port(),
+            ..RequestRecord::default()
+        });
+        Self {
+            sink: sink.clone(),
+            record: Some(Box::new(record)),
+            started: Instant::now(),
+            sent: None,
+            bytes_in: Rc::default(),
+            bytes_out: 0,
+            complete: false,
+        }
+    }
+
+    /// The decision's id.
+    pub(super) fn id(&self) -> Uuid {
+        self.record
+            .as_ref()
+            .map_or_else(Uuid::nil, |record| record.id)
+    }
+
+    fn edit(&mut self, change: impl FnOnce(&mut Record)) {
+        if let Some(record) = &mut self.record {
+            change(record);
+        }
+    }
+
+    /// What was asked, before it is known whether it can be understood.
+    pub(super) fn raw(&mut self, method: &str, path: &str) {
+        self.edit(|record| {
+            if let Some(request) = &mut record.request {
+                request.method = cut(method, 64);
+                request.path = cut(path, PATH_BYTES);
+            }
+        });
+    }
+
+    /// What was asked.
+    pub(super) fn asked(&mut self, parsed: &Parsed) {
+        let target = parsed.target();
+        self.edit(|record| {
+            if let Some(request) = &mut record.request {
+                request.path = cut(&target.path, PATH_BYTES);
+                parsed.host.as_str().clone_into(&mut request.host);
+                request.port = parsed.port;
+                request.query_keys = target
+                    .pairs()
+                    .take(QUERY_KEYS)
+                    .map(|pair| cut(&pair.name, 128))
+                    .collect();
+            }
+        });
+    }
+
+    /// What the policy said, how long it took, and whether that stands.
+    pub(super) fn decided(
+        &mut self,
+        rule: Option<&Rule>,
+        verdict: Verdict,
+        mode: Mode,
+        reason: Option<&tollgate_policy::Reason>,
+        took: Duration,
+    ) {
+        self.edit(|record| {
+            record.verdict = verdict;
+            record.mode = mode;
+            record.rule = rule.map(|rule| Arc::clone(&rule.label));
+            record.reason = reason.map(|reason| ReasonRecord {
+                code: reason.code.into(),
+                detail: reason.detail.clone(),
+            });
+            record.timing.policy_us = micros(took);
+            if let (Some(request), Some(rule)) = (&mut record.request, rule) {
+                request.route = Some(Arc::clone(&rule.route));
+            }
+        });
+    }
+
+    /// What was taken out and put in.
+    pub(super) fn rewritten(
+        &mut self,
+        stripped: Vec<String>,
+        injected: Vec<String>,
+        credential: Option<Arc<str>>,
+    ) {
+        self.edit(|record| {
+            record.stripped = stripped;
+            record.injected = injected;
+            record.credential = credential;
+        });
+    }
+
+    /// The request is on its way.
+    pub(super) fn sent(&mut self, upstream: &UpstreamRecord) {
+        self.sent = Some(Instant::now());
+        self.edit(|record| record.upstream = Some(upstream.clone()));
+    }
+
+    /// The response's head is there.
+    pub(super) fn answered(&mut self, status: u16) {
+        let waited = self.sent.map_or(Duration::ZERO, |sent| sent.elapsed());
+        self.edit(|record| {
+            record.response = Some(ResponseRecord { status, bytes: 0 });
+            record.timing.upstream_us = micros(waited);
+        });
+    }
+
+    /// Response body bytes that passed.
+    pub(super) fn passed(&mut self, bytes: usize) {
+        self.bytes_out = self.bytes_out.saturating_add(bytes as u64);
+    }
+
+    /// It does not pass.
+    pub(super) fn refused(&mut self, refusal: &Refusal, status: u16) {
+        self.edit(|record| {
+            record.verdict = refusal.verdict;
+            record.reason = Some(refusal.record());
+            record.response = Some(ResponseRecord { status, bytes: 0 });
+        });
+    }
+
+    /// It failed under way.
+    pub(super) fn failed(&mut self, verdict: Verdict, code: &'static str, detail: String) {
+        self.edit(|record| {
+            record.verdict = verdict;
+            record.reason = Some(ReasonRecord {
+                code: code.into(),
+                detail,
+            });
+        });
+        self.complete = true;
+    }
+
+    /// The last byte of the response is on its way.
+    pub(super) fn finish(mut self) {
+        self.complete = true;
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        let Some(mut record) = self.record.take() else {
+            return;
+        };
+        record.timing.total_us = micros(self.started.elapsed());
+        if let Some(request) = &mut record.request {
+            request.bytes = self.bytes_in.get();
+        }
+        if let Some(response) = &mut record.response {
+            response.bytes = self.bytes_out;
+        }
+        if !self.complete && record.reason.is_none() {
+            record.reason = Some(ReasonRecord {
+                code: "client_gone".into(),
+                detail: "the client closed the connection or cancelled the request before the end"
+                    .into(),
+            });
+        }
+        self.sink.submit(*record);
+    }
+}
+
+/// Records a connection that ended before a request could be read.
+pub(super) fn connection(
+    sink: &Sink,
+    flow: Option<&crate::kernel::Flow>,
+    snapshot: &Snapshot,
+    verdict: Verdict,
+    code: &'static str,
+    detail: String,
+) {
+    let mut record = blank(Coverage::Connection, snapshot.mode);
+    record.verdict = verdict;
+    record.policy = Some(Arc::clone(&snapshot.stamp));
+    record.reason = Some(ReasonRecord {
+        code: code.into(),
+        detail,
+    });
+    if let Some(flow) = flow {
+        record.workload = Some(Arc::clone(&flow.workload));
+        record.process = Some(Arc::clone(&flow.process));
+        record.request = Some(RequestRecord {
+            scheme: "tcp".into(),
+            host: flow.destination.ip().to_string(),
+            port: flow.destination.port(),
+            ..RequestRecord::default()
+        });
+    }
+    sink.submit(record);
+}
+
+fn blank(coverage: Coverage, mode: Mode) -> Record {
+    Record {
+        id: Uuid::now_v7(),
+        time: jiff::Timestamp::now(),
+        verdict: Verdict::Error,
+        mode,
+        workload: None,
+        identity: None,
+        process: None,
+        request: None,
+        response: None,
+        rule: None,
+        reason: None,
+        policy: None,
+        credential: None,
+        stripped: Vec::new(),
+        injected: Vec::new(),
+        budget: None,
+        upstream: None,
+        coverage,
+        timing: Timing::default(),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// At most `limit` bytes of `text`, at a character's border.
+fn cut(text: &str, limit: usize) -> String {
+    let mut end = text.len().min(limit);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,167 @@
+//! The decision. [`Authorized`] is made here alone: what has none is not forwarded.
+use super::account::Tracker;
+use super::body::{Counted, RequestBody};
+use super::parse::Parsed;
+use super::refuse::Refusal;
+use super::serve::Peer;
+use super::worker::Worker;
+use crate::audit;
+use crate::snapshot::Snapshot;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use std::time::Instant;
+use tollgate_policy::{Body, Decision, Headers, Mode, Outcome, Plan, Request, Scheme, Verdict};
+
+/// A request that may be forwarded, and how.
+pub(super) struct Authorized<'p> {
+    pub(super) parsed: Parsed,
+    pub(super) body: RequestBody,
+    pub(super) plan: Plan<'p>,
+    _made_here: (),
+}
+
+/// hyper's headers, as the policy asks for them.
+pub(super) struct HeaderView<'a>(pub(super) &'a HeaderMap);
+
+impl Headers for HeaderView<'_> {
+    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+        for value in self.0.get_all(name) {
+            visit(value.as_bytes());
+        }
+    }
+}
+
+/// What is known of the body so far.
+enum Held {
+    Nothing,
+    Waiting(Incoming),
+    Read(Bytes),
+}
+
+/// Decides, reading as much of the body as a rule asks for and no more.
+pub(super) async fn authorize<'p>(
+    worker: &Worker,
+    peer: &Peer,
+    snapshot: &'p Snapshot,
+    (parsed, body): (Parsed, Incoming),
+    tracker: &mut Tracker,
+) -> Result<Authorized<'p>, Refusal> {
+    if !worker.shared.sink.healthy() {
+        return Err(Refusal::failed(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "audit_unavailable",
+            "decisions cannot be logged, so none are taken".into(),
+            "free space in the agent's state directory; `tollgate status` shows what is wrong"
+                .into(),
+        ));
+    }
+    let mut held = if body.is_end_stream() {
+        Held::Nothing
+    } else {
+        Held::Waiting(body)
+    };
+    let mut took = std::time::Duration::ZERO;
+    let decision = loop {
+        let asked = Instant::now();
+        let outcome = decide(peer, snapshot, &parsed, &held);
+        took += asked.elapsed();
+        match (outcome, held) {
+            (Outcome::Decided(decision), rest) => {
+                held = rest;
+                break decision;
+            }
+            (Outcome::NeedsBody { max }, Held::Waiting(body)) => {
+                let counted = Counted::new(
+                    body,
+                    std::rc::Rc::clone(&tracker.bytes_in),
+                    worker.shared.limits.body_idle,
+                );
+                let read = counted.read(max).await.map_err(unreadable)?;
+                held = Held::Read(read);
+            }
+            // A rule that asks again for what it has: a fault of the policy crate, and a refusal.
+            (Outcome::NeedsBody { .. }, _) => {
+                return Err(Refusal::failed(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "undecided",
+                    "the policy came to no decision".into(),
+                    "report this".into(),
+                ));
+            }
+        }
+    };
+    let decision = settle(peer, snapshot, decision, tracker, took)?;
+    let body = match held {
+        Held::Nothing => RequestBody::Empty,
+        Held::Read(bytes) => RequestBody::Read(Some(bytes)),
+        Held::Waiting(body) => RequestBody::Stream(Counted::new(
+            body,
+            std::rc::Rc::clone(&tracker.bytes_in),
+            worker.shared.limits.body_idle,
+        )),
+    };
+    Ok(Authorized {
+        parsed,
+        body,
+        plan: decision.plan,
+        _made_here: (),
+    })
+}
+
+fn decide<'p>(peer: &Peer, snapshot: &'p Snapshot, parsed: &Parsed, held: &Held) -> Outcome<'p> {
+    let target = parsed.target();
+    snapshot.policy.decide(
+        &peer.subject(),
+        &Request {
+            scheme: peer.scheme,
+            host: &parsed.host,
+            port: parsed.port,
+            method: parsed.method.as_str(),
+            target: &target,
+            headers: &HeaderView(&parsed.headers),
+            body: match held {
+                Held::Nothing => Body::Absent,
+                Held::Waiting(body) => Body::Unread(body.size_hint().exact()),
+                Held::Read(bytes) => Body::Read(bytes),
+            },
+        },
+    )
+}
+
+/// Whether the decision stands: observed denials pass, but never in clear, since a credential could follow.
+fn settle<'p>(
+    peer: &Peer,
+    snapshot: &Snapshot,
+    decision: Decision<'p>,
+    tracker: &mut Tracker,
+    took: std::time::Duration,
+) -> Result<Decision<'p>, Refusal> {
+    let observed = decision.mode == Mode::Observe || snapshot.mode == Mode::Observe;
+    let mode = if observed {
+        Mode::Observe
+    } else {
+        Mode::Enforce
+    };
+    let stands = !observed || peer.scheme == Scheme::Http;
+    let verdict = match (decision.verdict, stands) {
+        (Verdict::Allow, _) => audit::Verdict::Allow,
+        (Verdict::Deny, true) => audit::Verdict::Deny,
+        (Verdict::Deny, false) => audit::Verdict::WouldDeny,
+    };
+    tracker.decided(decision.rule, verdict, mode, decision.reason.as_ref(), took);
+    match decision.reason {
+        Some(reason) if verdict == audit::Verdict::Deny => Err(Refusal::denied(reason)),
+        reason => Ok(Decision { reason, ..decision }),
+    }
+}
+
+fn unreadable(error: super::body::BodyError) -> Refusal {
+    Refusal::failed(
+        StatusCode::BAD_REQUEST,
+        "client_body",
+        format!("the request's body could not be read: {error}"),
+        "send the whole body".into(),
+    )
+}

@@ -1,0 +1,160 @@
+//! Bodies on their way through: counted, bounded in idle time, never held longer than a rule needs.
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
+
+/// What can go wrong with a body under way.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The other side failed or broke off.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// Nothing came for too long.
+    #[error("no data for {0:?}")]
+    Idle(Duration),
+    /// A policy change forbids the rest.
+    #[error("the policy changed and no longer allows this request")]
+    Revoked,
+}
+
+/// A request's body as it goes upstream.
+pub(crate) enum RequestBody {
+    /// None.
+    Empty,
+    /// Read whole for a rule: sent byte for byte as it was decided on.
+    Read(Option<Bytes>),
+    /// Passed on as it comes.
+    Stream(Counted),
+}
+
+/// A streamed body that is counted and may not stand still for long.
+pub(crate) struct Counted {
+    inner: Incoming,
+    count: Rc<Cell<u64>>,
+    idle: Idle,
+}
+
+impl Counted {
+    pub(super) fn new(inner: Incoming, count: Rc<Cell<u64>>, limit: Duration) -> Self {
+        Self {
+            inner,
+            count,
+            idle: Idle::new(limit),
+        }
+    }
+
+    /// Reads until the end or until more than `max` bytes are there, whichever is first.
+    pub(super) async fn read(mut self, max: usize) -> Result<Bytes, BodyError> {
+        let mut whole = BytesMut::new();
+        while let Some(frame) = std::future::poll_fn(|cx| self.poll_frame(cx)).await {
+            if let Ok(data) = frame?.into_data() {
+                let room = max.saturating_add(1).saturating_sub(whole.len());
+                whole.extend_from_slice(data.get(..room.min(data.len())).unwrap_or_default());
+                if whole.len() > max {
+                    break;
+                }
+            }
+        }
+        Ok(whole.freeze())
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                self.idle.progress();
+                if let Some(Ok(frame)) = &frame
+                    && let Some(data) = frame.data_ref()
+                {
+                    self.count
+                        .set(self.count.get().saturating_add(data.len() as u64));
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+            Poll::Pending => {
+                ready!(self.idle.poll(cx));
+                Poll::Ready(Some(Err(BodyError::Idle(self.idle.limit))))
+            }
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Read(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Read(bytes) => bytes.is_none(),
+            Self::Stream(body) => body.inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Read(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Self::Stream(body) => body.inner.size_hint(),
+        }
+    }
+}
+
+/// A deadline that moves with progress, and costs a timer only while waiting.
+pub(super) struct Idle {
+    pub(super) limit: Duration,
+    last: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Idle {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            last: None,
+            sleep: None,
+        }
+    }
+
+    /// Something came.
+    pub(super) fn progress(&mut self) {
+        self.last = None;
+    }
+
+    /// Ready once nothing has come for `limit`. Call only while waiting.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = *self.last.get_or_insert_with(Instant::now) + self.limit;
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
+        while sleep.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            // It was set for an earlier wait; progress came since.
+            sleep.as_mut().reset(deadline.into());
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,168 @@
+//! To the upstream and back with the head of its response. Takes only what was rewritten, which takes only what was authorized.
+use super::account::Tracker;
+use super::body::RequestBody;
+use super::parse::Parsed;
+use super::refuse::Refusal;
+use super::rewrite::Rewritten;
+use super::worker::Worker;
+use crate::upstream::{self, Lease, Sender};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri};
+use hyper::body::Incoming;
+
+/// A response whose body is still to come.
+pub(super) struct Responded<'p> {
+    pub(super) parsed: Parsed,
+    pub(super) response: Response<Incoming>,
+    pub(super) lease: Lease,
+    pub(super) response_strip: &'p [String],
+    _made_here: (),
+}
+
+/// Sends the request; waits for the response's head.
+pub(super) async fn forward<'p>(
+    worker: &Worker,
+    mut rewritten: Rewritten<'p>,
+    tracker: &mut Tracker,
+) -> Result<Responded<'p>, Refusal> {
+    let mut lease = lease(worker, &rewritten, false).await?;
+    let mut request = assemble(&mut rewritten, &lease.sender)?;
+    let response = loop {
+        tracker.sent(&lease.facts);
+        match send(worker, &rewritten, &mut lease.sender, request).await {
+            Ok(response) => break response,
+            // The idle connection was closed before a byte of this request went out: a new one is safe for any method.
+            Err((_, Some(unsent))) if lease.reused => {
+                lease = self::lease(worker, &rewritten, true).await?;
+                request = retarget(*unsent, &rewritten, &lease.sender)?;
+            }
+            Err((error, _)) => return Err(error.into()),
+        }
+    };
+    tracker.answered(response.status().as_u16());
+    // Upgrades are not asked for, so one that is granted is a fault (RFC 9110, section 15.2.2).
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(upstream::Error::Http {
+            host: rewritten.parsed.host.as_str().into(),
+            what: "answered 101 though no upgrade was asked for".into(),
+        }
+        .into());
+    }
+    let Rewritten {
+        parsed,
+        response_strip,
+        ..
+    } = rewritten;
+    Ok(Responded {
+        parsed,
+        response,
+        lease,
+        response_strip,
+        _made_here: (),
+    })
+}
+
+async fn lease(worker: &Worker, rewritten: &Rewritten<'_>, fresh: bool) -> Result<Lease, Refusal> {
+    let limit = worker.shared.limits.connect;
+    let destination = || rewritten.destination(&worker.shared.own);
+    let lease = worker.pool.lease(
+        rewritten.key.clone(),
+        destination,
+        &worker.resolver,
+        limit,
+        fresh,
+    );
+    Ok(lease.await?)
+}
+
+type Unsent = Option<Box<Request<RequestBody>>>;
+
+async fn send(
+    worker: &Worker,
+    rewritten: &Rewritten<'_>,
+    sender: &mut Sender,
+    request: Request<RequestBody>,
+) -> Result<Response<Incoming>, (upstream::Error, Unsent)> {
+    let limit = worker.shared.limits.response_head;
+    let host = || rewritten.parsed.host.as_str().to_owned();
+    let sent = async {
+        match sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender) => sender.try_send_request(request).await,
+        }
+    };
+    match tokio::time::timeout(limit, sent).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(mut failed)) => {
+            let unsent = failed.take_message().map(Box::new);
+            Err((
+                upstream::Error::Http {
+                    host: host(),
+                    what: describe(failed.error()),
+                },
+                unsent,
+            ))
+        }
+        Err(_) => Err((
+            upstream::Error::Timeout {
+                host: host(),
+                what: "answer",
+                after: limit,
+            },
+            None,
+        )),
+    }
+}
+
+/// hyper's error and what is behind it.
+fn describe(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn assemble(
+    rewritten: &mut Rewritten<'_>,
+    sender: &Sender,
+) -> Result<Request<RequestBody>, Refusal> {
+    let mut request = Request::new(std::mem::replace(&mut rewritten.body, RequestBody::Empty));
+    *request.method_mut() = rewritten.parsed.method.clone();
+    *request.headers_mut() = std::mem::take(&mut rewritten.headers);
+    retarget(request, rewritten, sender)
+}
+
+/// The target in the form of the protocol: origin-form and Host, or `:authority` (RFC 9112, 3.2.1; RFC 9113, 8.3.1).
+fn retarget(
+    mut request: Request<RequestBody>,
+    rewritten: &Rewritten<'_>,
+    sender: &Sender,
+) -> Result<Request<RequestBody>, Refusal> {
+    let (host, port) = (rewritten.parsed.host.as_str(), rewritten.parsed.port);
+    let unsendable = || Refusal::ambiguous("host", "the host cannot be sent");
+    let mut parts = uri::Parts::default();
+    parts.path_and_query = Some(rewritten.target.clone());
+    if matches!(sender, Sender::Http2(_)) {
+        let authority = if port == 443 {
+            host.parse()
+        } else {
+            format!("{host}:{port}").parse()
+        };
+        parts.authority = Some(authority.map_err(|_| unsendable())?);
+        parts.scheme = Some(uri::Scheme::HTTPS);
+        *request.version_mut() = Version::HTTP_2;
+        request.headers_mut().remove(header::HOST);
+    } else {
+        let value = if port == 443 {
+            HeaderValue::from_str(host)
+        } else {
+            HeaderValue::from_maybe_shared(format!("{host}:{port}"))
+        };
+        *request.version_mut() = Version::HTTP_11;
+        request
+            .headers_mut()
+            .insert(header::HOST, value.map_err(|_| unsendable())?);
+        request.headers_mut().remove(header::TE);
+    }
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| unsendable())?;
+    Ok(request)
+}

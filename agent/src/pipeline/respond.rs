@@ -1,0 +1,203 @@
+//! The response on its way to the client: stripped, streamed frame by frame, and never shown as whole if it was cut.
+use super::account::Tracker;
+use super::body::{BodyError, Idle};
+use super::exchange::{Exchange, Exchanges, Listed};
+use super::forward::Responded;
+use super::serve::Peer;
+use super::worker::Worker;
+use crate::audit::Verdict;
+use crate::upstream::Lease;
+use bytes::Bytes;
+use http::header::{self, HeaderName};
+use http::{HeaderMap, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use smallvec::SmallVec;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+/// A response's body as it goes to the client.
+pub(super) enum ResponseBody {
+    /// The agent's own words.
+    Own(Option<Bytes>),
+    /// The upstream's.
+    Relay(Box<Relay>),
+}
+
+/// An upstream's body under way. It holds what must last as long as it does: the record, the connection, the listing.
+pub(super) struct Relay {
+    inner: Incoming,
+    idle: Idle,
+    tracker: Option<Tracker>,
+    lease: Option<Lease>,
+    exchange: Rc<Exchange>,
+    exchanges: Rc<Exchanges>,
+    listed: Option<Listed>,
+}
+
+/// Makes the client's response.
+pub(super) fn respond(
+    worker: &Worker,
+    peer: &Rc<Peer>,
+    responded: Responded<'_>,
+    tracker: Tracker,
+) -> Response<ResponseBody> {
+    let Responded {
+        parsed,
+        response,
+        lease,
+        response_strip,
+        ..
+    } = responded;
+    let (mut parts, inner) = response.into_parts();
+    strip(&mut parts.headers, response_strip);
+    parts.version = http::Version::default();
+    parts.extensions.clear();
+    let mut relay = Relay {
+        idle: Idle::new(worker.shared.limits.response_idle),
+        tracker: Some(tracker),
+        lease: Some(lease),
+        exchange: Exchange::new(Rc::clone(peer), parsed),
+        exchanges: Rc::clone(&worker.exchanges),
+        listed: None,
+        inner,
+    };
+    if relay.inner.is_end_stream() {
+        relay.end();
+    }
+    Response::from_parts(parts, ResponseBody::Relay(Box::new(relay)))
+}
+
+/// Headers of the upstream's connection, what would lead clients around the agent, and what the rule says.
+fn strip(headers: &mut HeaderMap, named: &[String]) {
+    const ALWAYS: [HeaderName; 7] = [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::TE,
+        header::PROXY_AUTHENTICATE,
+        // Would move clients to QUIC, which is refused (RFC 7838).
+        header::ALT_SVC,
+        HeaderName::from_static("keep-alive"),
+    ];
+    let listed: SmallVec<[HeaderName; 4]> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.to_str().unwrap_or_default().split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .collect();
+    for name in listed.iter().chain(&ALWAYS) {
+        headers.remove(name);
+    }
+    for name in named {
+        headers.remove(name.as_str());
+    }
+}
+
+impl Relay {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.idle.progress();
+                if let (Some(data), Some(tracker)) = (frame.data_ref(), &mut self.tracker) {
+                    tracker.passed(data.len());
+                }
+                if self.exchange.revoked(cx.waker()) {
+                    return self.fail(Verdict::Deny, "revoked", BodyError::Revoked);
+                }
+                if self.inner.is_end_stream() {
+                    self.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.fail(Verdict::Error, "upstream_truncated", error.into())
+            }
+            Poll::Ready(None) => {
+                self.end();
+                Poll::Ready(None)
+            }
+            Poll::Pending => self.wait(cx),
+        }
+    }
+
+    /// Nothing is there yet: from now on a policy change or a long silence ends it.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.exchange.revoked(cx.waker()) {
+            return self.fail(Verdict::Deny, "revoked", BodyError::Revoked);
+        }
+        if self.listed.is_none() {
+            self.listed = Some(self.exchanges.list(&self.exchange));
+        }
+        match self.idle.poll(cx) {
+            Poll::Ready(()) => {
+                let limit = self.idle.limit;
+                self.fail(Verdict::Error, "upstream_idle", BodyError::Idle(limit))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// The last byte came: the connection may serve the next request.
+    fn end(&mut self) {
+        self.listed = None;
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+        if let Some(tracker) = self.tracker.take() {
+            tracker.finish();
+        }
+    }
+
+    /// hyper cuts the client's response without its end, so that the client sees an error and no success.
+    fn fail(
+        &mut self,
+        verdict: Verdict,
+        code: &'static str,
+        error: BodyError,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.listed = None;
+        self.lease = None;
+        if let Some(mut tracker) = self.tracker.take() {
+            tracker.failed(verdict, code, error.to_string());
+        }
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Own(bytes) => Poll::Ready(
+                bytes
+                    .take()
+                    .filter(|b| !b.is_empty())
+                    .map(|bytes| Ok(Frame::data(bytes))),
+            ),
+            Self::Relay(relay) => relay.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Relay(relay) => relay.inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Self::Relay(relay) => relay.inner.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What goes upstream: the canonical target, only the headers that are needed, and the real credential.
+//! The one place that reveals a secret.
+use super::account::Tracker;
+use super::authorize::Authorized;
+use super::body::RequestBody;
+use super::parse::Parsed;
+use super::refuse::Refusal;
+use super::serve::Peer;
+use crate::snapshot::Snapshot;
+use crate::upstream::{Destination, Key};
+use http::header::{self, HeaderName};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use smallvec::SmallVec;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use tollgate_policy::{HeaderRules, Plan};
+
+/// A request ready to send.
+pub(super) struct Rewritten<'p> {
+    /// As it was asked, for decisions on a later policy.
+    pub(super) parsed: Parsed,
+    pub(super) headers: HeaderMap,
+    pub(super) target: PathAndQuery,
+    pub(super) body: RequestBody,
+    pub(super) key: Key,
+    pub(super) response_strip: &'p [String],
+    snapshot: &'p Snapshot,
+    plan_api: Option<&'p tollgate_policy::Api>,
+    _made_here: (),
+}
+
+impl Rewritten<'_> {
+    /// Where it goes, for a new connection.
+    pub(super) fn destination(&self, own: &Arc<[SocketAddr]>) -> Destination {
+        Destination {
+            host: (*self.parsed.host).clone(),
+            port: self.parsed.port,
+            allowed: self
+                .plan_api
+                .map(|api| api.addresses.clone())
+                .unwrap_or_default(),
+            roots: Arc::clone(self.snapshot.secrets.roots(self.plan_api)),
+            own: Arc::clone(own),
+        }
+    }
+}
+
+/// Strips and injects as the plan says.
+pub(super) fn rewrite<'p>(
+    peer: &Peer,
+    snapshot: &'p Snapshot,
+    authorized: Authorized<'p>,
+    tracker: &mut Tracker,
+) -> Result<Rewritten<'p>, Refusal> {
+    let Authorized {
+        mut parsed,
+        body,
+        plan,
+        ..
+    } = authorized;
+    let mut headers = std::mem::take(&mut parsed.headers);
+    let trailers = parsed.h2 && headers.get(header::TE).is_some_and(|te| te == "trailers");
+    let mut stripped = strip(&mut headers, &plan.headers);
+    stripped.extend(plan.stripped_query.iter().map(|name| format!("?{name}")));
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    let injected = inject(&mut headers, snapshot, &plan)?;
+    let target = target(&parsed, &plan)?;
+    let credential = plan
+        .credential
+        .map(|credential| Arc::from(credential.name.as_str()));
+    tracker.rewritten(stripped, injected, credential.clone());
+    let key = Key {
+        host: Rc::clone(&parsed.host),
+        port: parsed.port,
+        workload: Arc::clone(&peer.flow.workload),
+        identity: None,
+        credential,
+        generation: snapshot.generation,
+    };
+    // Kept for deciding again when the policy changes; no rule reads other headers than these without the body.
+    if let Some(content_type) = headers.get(header::CONTENT_TYPE) {
+        parsed
+            .headers
+            .insert(header::CONTENT_TYPE, content_type.clone());
+    }
+    Ok(Rewritten {
+        parsed,
+        headers,
+        target,
+        body,
+        key,
+        response_strip: plan.response_strip,
+        snapshot,
+        plan_api: plan.api,
+        _made_here: (),
+    })
+}
+
+/// Headers of one connection only (RFC 9110, section 7.6.1), and those that hyper writes itself.
+fn hop_by_hop(name: &HeaderName) -> bool {
+    const FRAMING: [HeaderName; 8] = [
+        header::CONNECTION,
+        header::TE,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::HOST,
+        header::CONTENT_LENGTH,
+        header::EXPECT,
+    ];
+    FRAMING.contains(name)
+        || matches!(
+            name.as_str(),
+            "keep-alive" | "proxy-connection" | "http2-settings"
+        )
+}
+
+/// Removes what may not pass; returns the names worth recording.
+fn strip(headers: &mut HeaderMap, rules: &HeaderRules<'_>) -> Vec<String> {
+    let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
+    for listed in headers.get_all(header::CONNECTION) {
+        let listed = listed.to_str().unwrap_or_default().split(',');
+        gone.extend(listed.filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()));
+    }
+    gone.extend(
+        headers
+            .keys()
+            .filter(|name| hop_by_hop(name) || !rules.passes(name.as_str()))
+            .cloned(),
+    );
+    let mut recorded = Vec::new();
+    for name in gone {
+        if headers.remove(&name).is_some() && !hop_by_hop(&name) {
+            recorded.push(name.as_str().to_owned());
+        }
+    }
+    recorded
+}
+
+fn inject(
+    headers: &mut HeaderMap,
+    snapshot: &Snapshot,
+    plan: &Plan<'_>,
+) -> Result<Vec<String>, Refusal> {
+    let Some(credential) = plan.credential else {
+        return Ok(Vec::new());
+    };
+    let injection = snapshot.secrets.injection(credential).ok_or_else(|| {
+        Refusal::failed(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "secret_unavailable",
+            format!("the credential {} has no value now", credential.name),
+            "`tollgate status` shows which secret could not be read".into(),
+        )
+    })?;
+    let mut names = Vec::with_capacity(injection.reveal().len());
+    for (name, value) in injection.reveal() {
+        headers.insert(name.clone(), value.clone());
+        names.push(name.as_str().to_owned());
+    }
+    Ok(names)
+}
+
+/// The canonical target is what was decided on, so it is what is sent.
+fn target(parsed: &Parsed, plan: &Plan<'_>) -> Result<PathAndQuery, Refusal> {
+    if plan.query.is_none()
+        && let Some(raw) = parsed.raw_if_canonical()
+    {
+        return Ok(raw.clone());
+    }
+    let target = parsed.target();
+    let query = match &plan.query {
+        Some(query) => query.as_deref(),
+        None => target.query.as_deref(),
+    };
+    let text = match query {
+        Some(query) => format!("{}?{query}", target.path),
+        None => target.path.into_owned(),
+    };
+    PathAndQuery::try_from(text)
+        .map_err(|_| Refusal::ambiguous("target", "the request target cannot be sent"))
+}

@@ -1,0 +1,320 @@
+//! One connection from its first byte to its last, and each of its requests through the stages.
+use super::account::{self, Tracker};
+use super::attribute::attribute;
+use super::authorize::authorize;
+use super::forward::forward;
+use super::parse::parse;
+use super::refuse::Refusal;
+use super::respond::{ResponseBody, respond};
+use super::rewrite::rewrite;
+use super::terminate::{Failure, Terminated, terminate};
+use super::worker::{LocalExecutor, Worker};
+use crate::audit::Verdict;
+use crate::gate::{Gate, Handle};
+use crate::kernel::Flow;
+use crate::snapshot::Snapshot;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tollgate_policy::canonical::Host;
+use tollgate_policy::{Scheme, Subject};
+
+/// Who is on the other side of a connection, and what it named.
+pub(super) struct Peer {
+    pub(super) flow: Flow,
+    pub(super) name: Option<Rc<Host>>,
+    pub(super) scheme: Scheme,
+}
+
+impl Peer {
+    pub(super) fn subject(&self) -> Subject<'_> {
+        Subject {
+            workload: &self.flow.workload,
+            identity: None,
+        }
+    }
+
+    pub(super) fn scheme_name(&self) -> &'static str {
+        match self.scheme {
+            Scheme::Https => "https",
+            Scheme::Http => "http",
+        }
+    }
+}
+
+/// Serves a connection to its end. `over`: more are open than allowed.
+pub(super) async fn connection(worker: &Rc<Worker>, stream: TcpStream, over: bool) {
+    let attributed = match attribute(worker, stream) {
+        Ok(attributed) => attributed,
+        Err(stream) => {
+            let why =
+                "no hook steered this connection here: it was made straight to the agent's port";
+            ended(worker, None, Verdict::Deny, "direct", why.into());
+            return reset(&stream);
+        }
+    };
+    if over {
+        let limit = worker.shared.limits.connections;
+        let why = format!(
+            "more than {limit} connections are open (`limits.connections` in the configuration)"
+        );
+        ended(
+            worker,
+            Some(&attributed.flow),
+            Verdict::Limit,
+            "connections",
+            why,
+        );
+        return reset(&attributed.stream);
+    }
+    match terminate(worker, attributed).await {
+        Err(failure) => failed(worker, &failure),
+        Ok(Terminated::Clear { stream, flow }) => {
+            let peer = Rc::new(Peer {
+                flow,
+                name: None,
+                scheme: Scheme::Http,
+            });
+            http1(worker, stream, peer).await;
+        }
+        Ok(Terminated::Tls {
+            stream,
+            name,
+            h2,
+            flow,
+        }) => {
+            let peer = Rc::new(Peer {
+                flow,
+                name: name.map(Rc::new),
+                scheme: Scheme::Https,
+            });
+            if h2 {
+                http2(worker, *stream, peer).await;
+            } else {
+                http1(worker, *stream, peer).await;
+            }
+        }
+    }
+}
+
+fn failed(worker: &Worker, failure: &Failure) {
+    if failure.code != "closed_early" {
+        ended(
+            worker,
+            Some(&failure.flow),
+            failure.verdict,
+            failure.code,
+            failure.detail.to_string(),
+        );
+    }
+    if let Some(stream) = &failure.reset {
+        reset(stream);
+    }
+}
+
+fn ended(
+    worker: &Worker,
+    flow: Option<&Flow>,
+    verdict: Verdict,
+    code: &'static str,
+    detail: String,
+) {
+    let snapshot = worker.shared.live.load();
+    account::connection(&worker.shared.sink, flow, &snapshot, verdict, code, detail);
+}
+
+/// Closes with a reset, so that the client fails at once and does not take the end for an answer.
+fn reset(stream: &TcpStream) {
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    worker: &Rc<Worker>,
+    io: IO,
+    peer: Rc<Peer>,
+) {
+    let limits = &worker.shared.limits;
+    let gate = Gate::new(io, limits.head_bytes, limits.head_fields);
+    let handle = gate.handle();
+    let service = {
+        let (worker, peer, handle) = (Rc::clone(worker), Rc::clone(&peer), handle.clone());
+        service_fn(move |request| {
+            serve(
+                Rc::clone(&worker),
+                Rc::clone(&peer),
+                Some(handle.clone()),
+                request,
+            )
+        })
+    };
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.idle)
+        .max_headers(limits.head_fields + 1)
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(gate), service);
+    let mut connection = pin!(connection);
+    let mut stop = worker.signals.stop.clone();
+    let mut slow = pin!(slow_head(handle, limits.head));
+    tokio::select! {
+        result = connection.as_mut() => conclude(worker, &peer, result.err()),
+        () = slow.as_mut() => {
+            let why = format!("the request's head was not complete within {:?}", limits.head);
+            ended(worker, Some(&peer.flow), Verdict::Limit, "slow_head", why);
+        }
+        _ = stop.wait_for(|stop| *stop) => {
+            connection.as_mut().graceful_shutdown();
+            conclude(worker, &peer, connection.await.err());
+        }
+    }
+}
+
+/// Ends once a request's head has been under way for longer than `limit`.
+async fn slow_head(handle: Handle, limit: Duration) {
+    let mut since: Option<(tokio::time::Instant, u64)> = None;
+    loop {
+        tokio::time::sleep(limit / 3).await;
+        let request = handle.requests();
+        since = match since {
+            _ if !handle.in_head() => None,
+            Some((began, same)) if same == request => {
+                if began.elapsed() >= limit {
+                    return;
+                }
+                Some((began, same))
+            }
+            _ => Some((tokio::time::Instant::now(), request)),
+        };
+    }
+}
+
+async fn http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    worker: &Rc<Worker>,
+    io: IO,
+    peer: Rc<Peer>,
+) {
+    let limits = &worker.shared.limits;
+    let service = {
+        let (worker, peer) = (Rc::clone(worker), Rc::clone(&peer));
+        service_fn(move |request| serve(Rc::clone(&worker), Rc::clone(&peer), None, request))
+    };
+    let connection = hyper::server::conn::http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(2 << 20)
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(1024)
+        .max_send_buf_size(256 * 1024)
+        .keep_alive_interval(limits.idle)
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(connection);
+    let mut stop = worker.signals.stop.clone();
+    tokio::select! {
+        result = connection.as_mut() => conclude(worker, &peer, result.err()),
+        _ = stop.wait_for(|stop| *stop) => {
+            connection.as_mut().graceful_shutdown();
+            conclude(worker, &peer, connection.await.err());
+        }
+    }
+}
+
+/// Records how a connection broke, unless the client just went away or was idle.
+fn conclude(worker: &Worker, peer: &Peer, error: Option<hyper::Error>) {
+    let Some(error) = error else { return };
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(inner) = cause {
+        if inner.is::<std::io::Error>() || inner.is::<super::body::BodyError>() {
+            return;
+        }
+        cause = inner.source();
+    }
+    if error.is_timeout()
+        || error.is_incomplete_message()
+        || error.is_closed()
+        || error.is_canceled()
+    {
+        return;
+    }
+    ended(
+        worker,
+        Some(&peer.flow),
+        Verdict::Error,
+        "client_http",
+        format!("the client broke the protocol: {error}"),
+    );
+}
+
+/// One request: every way out of here leaves exactly one record, through the tracker.
+async fn serve(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    gate: Option<Handle>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let snapshot = worker.shared.live.load_full();
+    let mut tracker = Tracker::new(&worker.shared.sink, &peer, &snapshot);
+    if let Some(violation) = gate.and_then(|gate| gate.violation(request.uri().path())) {
+        let refusal = violated(&mut tracker, violation);
+        return Ok(refuse(tracker, &refusal, &HeaderMap::new()));
+    }
+    tracker.raw(request.method().as_str(), request.uri().path());
+    let kind = content_type(request.headers());
+    match stages(&worker, &peer, &snapshot, request, &mut tracker).await {
+        Ok(responded) => Ok(respond(&worker, &peer, responded, tracker)),
+        Err(refusal) => Ok(refuse(tracker, &refusal, &kind)),
+    }
+}
+
+async fn stages<'p>(
+    worker: &Worker,
+    peer: &Peer,
+    snapshot: &'p Snapshot,
+    request: Request<Incoming>,
+    tracker: &mut Tracker,
+) -> Result<super::forward::Responded<'p>, Refusal> {
+    let (parsed, body) = parse(peer, request)?;
+    tracker.asked(&parsed);
+    let authorized = authorize(worker, peer, snapshot, (parsed, body), tracker).await?;
+    let rewritten = rewrite(peer, snapshot, authorized, tracker)?;
+    forward(worker, rewritten, tracker).await
+}
+
+fn refuse(mut tracker: Tracker, refusal: &Refusal, request: &HeaderMap) -> Response<ResponseBody> {
+    let response = refusal.response(tracker.id(), request);
+    tracker.refused(refusal, response.status().as_u16());
+    tracker.passed(response.body().len());
+    tracker.finish();
+    response.map(|body| ResponseBody::Own(Some(body)))
+}
+
+/// Only what a refusal needs of the request's headers.
+fn content_type(headers: &HeaderMap) -> HeaderMap<HeaderValue> {
+    headers
+        .get(header::CONTENT_TYPE)
+        .map(|value| (header::CONTENT_TYPE, value.clone()))
+        .into_iter()
+        .collect()
+}
+
+/// What the gate kept from hyper.
+fn violated(tracker: &mut Tracker, violation: crate::gate::Violation) -> Refusal {
+    tracker.raw(
+        violation.method.as_deref().unwrap_or_default(),
+        violation.target.as_deref().unwrap_or_default(),
+    );
+    let status =
+        http::StatusCode::from_u16(violation.status).unwrap_or(http::StatusCode::BAD_REQUEST);
+    Refusal {
+        status,
+        ..Refusal::ambiguous(violation.code, violation.detail)
+    }
+}

@@ -1,0 +1,172 @@
+//! One worker: its runtime, its listeners, and what its connections share without locks.
+use super::{Listeners, Plane, Shared, exchange::Exchanges, serve};
+use crate::tls::LeafCache;
+use crate::upstream::{Pool, Resolver};
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// What the control plane tells a worker, and what it shows in return.
+#[derive(Debug, Clone)]
+pub(super) struct Signals {
+    pub(super) changes: watch::Receiver<u64>,
+    pub(super) stop: watch::Receiver<bool>,
+    pub(super) open: Arc<AtomicUsize>,
+    pub(super) beat: Arc<AtomicU64>,
+}
+
+/// What the connections of one worker share. Never leaves its thread.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) leaves: LeafCache,
+    pub(super) pool: Rc<Pool>,
+    pub(super) resolver: Resolver,
+    pub(super) exchanges: Rc<Exchanges>,
+    pub(super) signals: Signals,
+    open: Cell<usize>,
+}
+
+/// Runs hyper's HTTP/2 tasks on the worker's own thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+pub(super) fn run(
+    runtime: &tokio::runtime::Runtime,
+    shared: Arc<Shared>,
+    listeners: Listeners,
+    signals: Signals,
+) {
+    let local = tokio::task::LocalSet::new();
+    local.block_on(runtime, async move {
+        let worker = Rc::new(Worker {
+            leaves: LeafCache::new(Arc::clone(&shared.authority)),
+            pool: Rc::new(Pool::default()),
+            resolver: Resolver::new(&shared.dns_servers),
+            exchanges: Rc::new(Exchanges::default()),
+            open: Cell::new(0),
+            shared,
+            signals,
+        });
+        tokio::task::spawn_local(housekeeping(Rc::clone(&worker)));
+        tokio::task::spawn_local(follow_changes(Rc::clone(&worker)));
+        if let Err(error) = accept_all(&worker, listeners).await {
+            // The thread ends, the plane reports itself broken, and the hooks refuse what reaches no listener.
+            tracing::error!(%error, "a worker cannot listen");
+            return;
+        }
+        drained(&worker).await;
+    });
+}
+
+/// Accepts until told to stop.
+async fn accept_all(worker: &Rc<Worker>, listeners: Listeners) -> io::Result<()> {
+    let v4 = TcpListener::from_std(listeners.v4)?;
+    let v6 = listeners.v6.map(TcpListener::from_std).transpose()?;
+    let mut stop = worker.signals.stop.clone();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            accepted = v4.accept() => accepted,
+            accepted = accept_v6(v6.as_ref()) => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => open(worker, stream),
+            // Out of descriptors or memory: the client waits in the backlog; others go on.
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+async fn accept_v6(
+    listener: Option<&TcpListener>,
+) -> io::Result<(TcpStream, std::net::SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn open(worker: &Rc<Worker>, stream: TcpStream) {
+    // Without it a short response waits for the client's delayed acknowledgement.
+    let _ = stream.set_nodelay(true);
+    let guard = Open::new(worker);
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move {
+        serve::connection(&worker, stream, guard.over).await;
+        drop(guard);
+    });
+}
+
+/// Counts a connection while it lives.
+struct Open {
+    worker: Rc<Worker>,
+    /// More than `limits.connections` are open: this one is refused.
+    over: bool,
+}
+
+impl Open {
+    fn new(worker: &Rc<Worker>) -> Self {
+        let count = worker.open.get() + 1;
+        worker.open.set(count);
+        worker.signals.open.fetch_add(1, Ordering::Relaxed);
+        Self {
+            worker: Rc::clone(worker),
+            over: count > worker.shared.limits.connections,
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.worker
+            .open
+            .set(self.worker.open.get().saturating_sub(1));
+        self.worker.signals.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Shows that the thread answers, and lets go of old upstream connections.
+async fn housekeeping(worker: Rc<Worker>) {
+    loop {
+        tokio::time::sleep(Plane::BEAT).await;
+        let beat = worker.signals.beat.fetch_add(1, Ordering::Relaxed);
+        if beat.is_multiple_of(10) {
+            worker.pool.sweep(worker.shared.live.load().generation);
+        }
+    }
+}
+
+/// Decides anew on what is under way whenever the policy changed.
+async fn follow_changes(worker: Rc<Worker>) {
+    let mut changes = worker.signals.changes.clone();
+    while changes.changed().await.is_ok() {
+        let snapshot = worker.shared.live.load_full();
+        worker.pool.sweep(snapshot.generation);
+        worker.exchanges.recheck(&snapshot);
+    }
+}
+
+/// Waits for open connections, at most `limits.drain`.
+async fn drained(worker: &Rc<Worker>) {
+    let deadline = tokio::time::Instant::now() + worker.shared.limits.drain;
+    while worker.open.get() > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

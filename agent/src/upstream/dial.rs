@@ -1,0 +1,191 @@
+//! One connection to an upstream: resolved, allowed, dialled and verified here, in that order.
+use super::{Error, Resolver, address};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::IpNet;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tollgate_policy::canonical::Host;
+
+use crate::pipeline::{LocalExecutor, RequestBody};
+
+/// Time for one address, so that a dead first one does not use up all of it.
+const PER_ADDRESS: Duration = Duration::from_secs(3);
+
+/// Where to connect, and what must hold there.
+#[derive(Debug, Clone)]
+pub(crate) struct Destination {
+    /// Verified in the certificate.
+    pub(crate) host: Host,
+    /// TCP port.
+    pub(crate) port: u16,
+    /// Ranges that the api allows though they are not public.
+    pub(crate) allowed: Vec<IpNet>,
+    /// Trust roots.
+    pub(crate) roots: Arc<ClientConfig>,
+    /// The agent's own listeners, never dialled.
+    pub(crate) own: Arc<[SocketAddr]>,
+}
+
+/// A connection ready for requests.
+pub(crate) struct Dialed {
+    /// Sends requests.
+    pub(crate) sender: Sender,
+    /// Where it went and how, for records.
+    pub(crate) facts: Arc<crate::audit::UpstreamRecord>,
+}
+
+/// The protocol that the upstream chose by ALPN.
+pub(crate) enum Sender {
+    /// One request at a time.
+    Http1(hyper::client::conn::http1::SendRequest<RequestBody>),
+    /// Many at once.
+    Http2(hyper::client::conn::http2::SendRequest<RequestBody>),
+}
+
+impl Destination {
+    /// Connects within `limit`.
+    pub(crate) async fn dial(&self, resolver: &Resolver, limit: Duration) -> Result<Dialed, Error> {
+        tokio::time::timeout(limit, self.steps(resolver))
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::Timeout {
+                    host: self.host.as_str().into(),
+                    what: "connect",
+                    after: limit,
+                })
+            })
+    }
+
+    async fn steps(&self, resolver: &Resolver) -> Result<Dialed, Error> {
+        let addresses = self.allowed_of(resolver.addresses(&self.host).await?)?;
+        let (stream, address) = self.connect(&addresses).await?;
+        let stream = self.verify(stream, address).await?;
+        self.handshake(stream, address).await
+    }
+
+    /// Only the addresses that may be dialled; the check is on the address itself, after resolution, so that no
+    /// name can get around it and a second answer cannot replace the first.
+    fn allowed_of(&self, addresses: Vec<IpAddr>) -> Result<Vec<SocketAddr>, Error> {
+        let mut refused = None;
+        let mut allowed = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            let target = SocketAddr::new(address, self.port);
+            let class = if self.own.contains(&target) {
+                Some("the agent itself")
+            } else {
+                address::reserved(address)
+                    .filter(|_| !self.allowed.iter().any(|range| range.contains(&address)))
+            };
+            match class {
+                None => allowed.push(target),
+                Some(class) => refused = Some((address, class)),
+            }
+        }
+        match refused {
+            Some((address, class)) if allowed.is_empty() => Err(Error::Forbidden {
+                host: self.host.as_str().into(),
+                address,
+                class,
+            }),
+            _ => Ok(allowed),
+        }
+    }
+
+    async fn connect(&self, addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), Error> {
+        let mut last = Error::Dns {
+            host: self.host.as_str().into(),
+            what: "it has no addresses".into(),
+        };
+        for &address in addresses {
+            let what = match tokio::time::timeout(PER_ADDRESS, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    // Without it a small request waits for the peer's delayed acknowledgement.
+                    let _ = stream.set_nodelay(true);
+                    return Ok((stream, address));
+                }
+                Ok(Err(e)) => e.to_string(),
+                Err(_) => format!("no answer within {PER_ADDRESS:?}"),
+            };
+            last = Error::Connect {
+                host: self.host.as_str().into(),
+                address: address.to_string(),
+                what,
+            };
+        }
+        Err(last)
+    }
+
+    async fn verify(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+    ) -> Result<TlsStream<TcpStream>, Error> {
+        let tls = |what: String| Error::Tls {
+            host: self.host.as_str().into(),
+            address: address.to_string(),
+            what,
+        };
+        let name = match self.host.ip() {
+            Some(ip) => ServerName::from(ip),
+            None => ServerName::try_from(self.host.as_str().to_owned())
+                .map_err(|e| tls(e.to_string()))?,
+        };
+        TlsConnector::from(Arc::clone(&self.roots))
+            .connect(name, stream)
+            .await
+            .map_err(|e| tls(e.to_string()))
+    }
+
+    async fn handshake(
+        &self,
+        stream: TlsStream<TcpStream>,
+        address: SocketAddr,
+    ) -> Result<Dialed, Error> {
+        let http = |e: hyper::Error| Error::Http {
+            host: self.host.as_str().into(),
+            what: e.to_string(),
+        };
+        let session = stream.get_ref().1;
+        let version = match session.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "TLSv1.2",
+        };
+        let h2 = session.alpn_protocol() == Some(b"h2");
+        let alpn = if h2 { "h2" } else { "http/1.1" };
+        let facts = Arc::new(crate::audit::UpstreamRecord {
+            address: address.to_string(),
+            tls: Some(format!("{version} {alpn}")),
+        });
+        let io = TokioIo::new(stream);
+        let sender = if h2 {
+            let (sender, connection) = hyper::client::conn::http2::Builder::new(LocalExecutor)
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(1 << 20)
+                .initial_connection_window_size(4 << 20)
+                .max_header_list_size(64 * 1024)
+                .keep_alive_interval(Duration::from_secs(30))
+                .handshake(io)
+                .await
+                .map_err(http)?;
+            tokio::task::spawn_local(async move {
+                let _ = connection.await;
+            });
+            Sender::Http2(sender)
+        } else {
+            let (sender, connection) = hyper::client::conn::http1::Builder::new()
+                .handshake(io)
+                .await
+                .map_err(http)?;
+            tokio::task::spawn_local(async move {
+                let _ = connection.await;
+            });
+            Sender::Http1(sender)
+        };
+        Ok(Dialed { sender, facts })
+    }
+}
