@@ -8,6 +8,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+/// Tell whether this host can run the agent, and what to mend
+///
 /// Exit code 0: it can; 1: something must be mended first. As root it loads and attaches the eBPF programs for an instant,
 /// governing nothing, to see whether they can be.
 #[derive(Debug, clap::Args)]
