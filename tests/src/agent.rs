@@ -55,10 +55,17 @@ impl Agent {
     /// The program is not built, or a file cannot be written.
     pub fn new(world: &World, policy: &str) -> Result<Self> {
         let directory = world.directory().join("agent");
-        for name in ["", "policy.d", "secrets", "state", "run"] {
+        // Programs of other users must find the CA bundle in `run`, and nothing else.
+        for (name, mode) in [
+            ("", 0o711),
+            ("policy.d", 0o700),
+            ("secrets", 0o700),
+            ("state", 0o700),
+            ("run", 0o755),
+        ] {
             std::fs::DirBuilder::new()
                 .recursive(true)
-                .mode(0o700)
+                .mode(mode)
                 .create(directory.join(name))?;
         }
         let agent = Self {

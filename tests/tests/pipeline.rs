@@ -37,7 +37,7 @@ roles:
         - route: GET /{any}
         - route: HEAD /{any}
         - route: GET /deep/**
-        - route: GET /query
+        - route: GET /q/list
           query: { page: 1..9 }
           extra: strip
         - route: POST /json
@@ -256,9 +256,9 @@ fn what_goes_upstream_is_canonical_stripped_and_has_the_credential() {
 #[test]
 fn parameters_and_bodies_are_held_to_their_rules() {
     let mut lab = Lab::new();
-    let (_, data, _) = lab.exchange(&request("GET /query?page=3&debug=1 HTTP/1.1", ""));
-    assert_eq!(echoed(&data)["line"], "GET /query?page=3 HTTP/1.1");
-    let (status, data, _) = lab.exchange(&request("GET /query?page=99 HTTP/1.1", ""));
+    let (_, data, _) = lab.exchange(&request("GET /q/list?page=3&debug=1 HTTP/1.1", ""));
+    assert_eq!(echoed(&data)["line"], "GET /q/list?page=3 HTTP/1.1");
+    let (status, data, _) = lab.exchange(&request("GET /q/list?page=99 HTTP/1.1", ""));
     assert_eq!(status, 403, "{data}");
     assert!(!data.contains("99"), "the value is in the answer: {data}");
 
