@@ -319,11 +319,12 @@ fn a_refusal_is_a_problem_document_with_the_decision() {
     }
     assert_eq!(record["verdict"], "DENY");
     assert_eq!(record["response"]["status"], 403);
+    // A host that no api names is refused with an answer too, not with a broken connection.
+    let here = Answer::Addresses(vec![ODD.into()]);
+    lab.world.dns.set("elsewhere.example", here);
     let (status, data) = lab.get("elsewhere.example", "/");
-    assert_eq!(
-        status, 0,
-        "a name that does not resolve cannot be connected to: {data}"
-    );
+    assert_eq!(status, 403, "{data}");
+    assert!(data.contains("unknown_host"), "{data}");
 }
 
 #[test]
