@@ -1,9 +1,250 @@
-//! Tollgate's eBPF programs.
+//! Tollgate's eBPF programs, attached at the root of the cgroup tree.
+//!
+//! This file is the list of hooks: each reads its context and asks one of the modules. `select` says
+//! whose task it is, `attribute` who it is, `steer` where it goes, `flow` how its record gets to the
+//! agent, `fence` what is refused, `account` what is counted.
 #![no_std]
 #![no_main]
-#![allow(unsafe_code)]
+#![feature(asm_experimental_arch)] // For `atomic`.
+#![allow(unsafe_code)] // Kernel memory and helpers: every `unsafe` says why.
+#![allow(missing_docs)] // The hooks; their names are the kernel's.
+
+/// Reads a field of a context: one access of the field's own size, which is what the verifier allows.
+macro_rules! field {
+    ($pointer:expr, $($field:tt)+) => {
+        // SAFETY: the kernel passes a valid context; the verifier knows the field.
+        unsafe { core::ptr::read_volatile(&raw const (*$pointer).$($field)+) }
+    };
+}
+
+/// Writes a field of a context.
+macro_rules! set_field {
+    ($value:expr => $pointer:expr, $($field:tt)+) => {
+        // SAFETY: as in `field`; the verifier knows which fields may be written.
+        unsafe { core::ptr::write_volatile(&raw mut (*$pointer).$($field)+, $value) }
+    };
+}
+
+mod account;
+mod atomic;
+mod attribute;
+mod fence;
+mod flow;
+mod maps;
+mod select;
+mod steer;
+
+use account::Direction;
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_TCP_CLOSE,
+    },
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, sock_ops},
+    programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext},
+};
+use fence::{Attempt, Errno, PASS};
+use maps::{CLIENTS, socket_of};
+use tollgate_common::{
+    event::Reason,
+    flow::Address,
+    rules::{STREAM, TCP, UDP, address4, is_mapped},
+};
+
+#[cgroup_sock_addr(connect4)]
+fn connect4(ctx: SockAddrContext) -> i32 {
+    let Some(workload) = select::workload() else {
+        return steer::ungoverned(&ctx);
+    };
+    let destination = destination4(&ctx);
+    let attempt = attempt(&ctx, workload, destination);
+    match attempt.protocol {
+        TCP if attempt.socket_type == STREAM => {
+            match steer::connect(&ctx, &attempt, &destination) {
+                Ok(listener) => {
+                    set_field!(listener.ip[3] => ctx.sock_addr, user_ip4);
+                    set_field!(u32::from(listener.port.to_be()) => ctx.sock_addr, user_port);
+                    PASS
+                }
+                Err(refused) => refused,
+            }
+        }
+        UDP => fence::datagram(&ctx, &attempt, &destination),
+        _ => attempt.refuse(Reason::Protocol, Errno::Eperm),
+    }
+}
+
+#[cgroup_sock_addr(connect6)]
+fn connect6(ctx: SockAddrContext) -> i32 {
+    let Some(workload) = select::workload() else {
+        return steer::ungoverned(&ctx);
+    };
+    let destination = destination6(&ctx);
+    let attempt = attempt(&ctx, workload, destination);
+    match attempt.protocol {
+        TCP if attempt.socket_type == STREAM => {
+            match steer::connect(&ctx, &attempt, &destination) {
+                Ok(listener) => {
+                    set_ip6(&ctx, &listener);
+                    PASS
+                }
+                Err(refused) => refused,
+            }
+        }
+        UDP => fence::datagram(&ctx, &attempt, &destination),
+        _ => attempt.refuse(Reason::Protocol, Errno::Eperm),
+    }
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    let Some(workload) = select::workload() else {
+        return PASS;
+    };
+    let destination = destination4(&ctx);
+    fence::datagram(&ctx, &attempt(&ctx, workload, destination), &destination)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    let Some(workload) = select::workload() else {
+        return PASS;
+    };
+    let destination = destination6(&ctx);
+    fence::datagram(&ctx, &attempt(&ctx, workload, destination), &destination)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+fn getpeername4(ctx: SockAddrContext) -> i32 {
+    if let Some(asked) = asked_for(&ctx)
+        && is_mapped(asked.ip)
+    {
+        set_field!(asked.ip[3] => ctx.sock_addr, user_ip4);
+        set_field!(u32::from(asked.port.to_be()) => ctx.sock_addr, user_port);
+    }
+    PASS
+}
+
+#[cgroup_sock_addr(getpeername6)]
+fn getpeername6(ctx: SockAddrContext) -> i32 {
+    if let Some(asked) = asked_for(&ctx) {
+        set_ip6(&ctx, &asked);
+    }
+    PASS
+}
+
+#[cgroup_sock(sock_create)]
+fn sock_create(ctx: SockContext) -> i32 {
+    let Some(workload) = select::workload() else {
+        return PASS;
+    };
+    let attempt = Attempt {
+        workload,
+        protocol: field!(ctx.sock, protocol),
+        socket_type: field!(ctx.sock, type_),
+        destination: None,
+    };
+    match tollgate_common::rules::socket(attempt.socket_type, attempt.protocol) {
+        Ok(()) => PASS,
+        Err(reason) => attempt.refuse(reason, Errno::Eperm),
+    }
+}
+
+/// A socket that was steered and is closed without ever having been connected has no other end.
+#[cgroup_sock(sock_release)]
+fn sock_release(ctx: SockContext) -> i32 {
+    if let Some(client) = CLIENTS.of(ctx.as_ptr())
+        && field!(ctx.sock, state) == BPF_TCP_CLOSE
+    {
+        flow::client_closed(client);
+    }
+    PASS
+}
+
+#[sock_ops]
+fn sock_ops(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => flow::connecting(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => flow::accepted(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => flow::closed(&ctx),
+        _ => (),
+    }
+    1
+}
+
+#[cgroup_skb(ingress)]
+fn ingress(ctx: SkBuffContext) -> i32 {
+    account::packet(&ctx, Direction::In);
+    PASS
+}
+
+#[cgroup_skb(egress)]
+fn egress(ctx: SkBuffContext) -> i32 {
+    account::packet(&ctx, Direction::Out);
+    PASS
+}
+
+/// What a governed task tried.
+#[inline(always)]
+fn attempt(ctx: &SockAddrContext, workload: u32, destination: Address) -> Attempt {
+    Attempt {
+        workload,
+        protocol: field!(ctx.sock_addr, protocol),
+        socket_type: field!(ctx.sock_addr, type_),
+        destination: Some(destination),
+    }
+}
+
+#[inline(always)]
+fn destination4(ctx: &SockAddrContext) -> Address {
+    address4(field!(ctx.sock_addr, user_ip4), port(ctx))
+}
+
+#[inline(always)]
+fn destination6(ctx: &SockAddrContext) -> Address {
+    let ip = [
+        field!(ctx.sock_addr, user_ip6[0]),
+        field!(ctx.sock_addr, user_ip6[1]),
+        field!(ctx.sock_addr, user_ip6[2]),
+        field!(ctx.sock_addr, user_ip6[3]),
+    ];
+    Address {
+        ip,
+        port: port(ctx),
+        reserved: [0; 3],
+    }
+}
+
+/// The port, host order. The kernel gives it in network order, in the lower half of the word.
+#[inline(always)]
+fn port(ctx: &SockAddrContext) -> u16 {
+    u16::from_be(field!(ctx.sock_addr, user_port) as u16)
+}
+
+#[inline(always)]
+fn set_ip6(ctx: &SockAddrContext, to: &Address) {
+    set_field!(to.ip[0] => ctx.sock_addr, user_ip6[0]);
+    set_field!(to.ip[1] => ctx.sock_addr, user_ip6[1]);
+    set_field!(to.ip[2] => ctx.sock_addr, user_ip6[2]);
+    set_field!(to.ip[3] => ctx.sock_addr, user_ip6[3]);
+    set_field!(u32::from(to.port.to_be()) => ctx.sock_addr, user_port);
+}
+
+/// Where a steered socket's caller asked to go.
+#[inline(always)]
+fn asked_for(ctx: &SockAddrContext) -> Option<Address> {
+    let client = CLIENTS.of(socket_of(ctx))?;
+    (client.connection.cookie != 0).then_some(client.destination)
+}
+
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
+
+/// Some helpers are for GPL programs only. The crate itself is offered under these licences.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

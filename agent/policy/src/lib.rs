@@ -7,5 +7,17 @@
 pub mod canonical;
 pub mod syntax;
 
+mod body;
+mod compile;
+#[cfg(test)]
+mod corpora;
+mod decide;
+mod document;
+mod headers;
 mod model;
+mod policy;
+mod route;
+mod shape;
+pub use compile::{Compiled, compile};
 pub use model::*;
+pub use policy::Policy;

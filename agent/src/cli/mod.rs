@@ -1,6 +1,185 @@
-//! The command line: one file per verb.
+//! The command line: one file per verb. `main` parses, dispatches and turns the outcome into an exit code.
+mod agent;
+mod ca;
+mod check;
+mod completions;
+mod decisions;
+mod doctor;
+mod explain;
+mod flows;
+mod launch;
+mod man;
+mod output;
+mod reload;
+mod run;
+mod status;
+#[cfg(test)]
+mod tests;
+mod trust;
+mod users;
+mod workloads;
 
-/// Runs the verb that the arguments name; its exit code is 0 done, 1 the answer is no, 2 usage or configuration fault, 3 no agent.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::from(2)
+use crate::config::{self, Config};
+use crate::daemon::admin::client;
+use crate::daemon::admin::wire::FaultKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Gives API calls exactly the permissions they need.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tollgate",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+struct Cli {
+    /// The agent's configuration [default: $TOLLGATE_CONFIG, else /etc/tollgate/config.yaml if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The running agent's admin socket [default: admin.sock in the configuration's runtime_dir]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the agent; this is what the systemd unit starts
+    Agent(agent::Args),
+    /// Run one command governed, with trust set up for it
+    Run(run::Args),
+    /// Validate policy: every fault with its place, and how to mend it
+    Check(check::Args),
+    /// Decide a request without sending it, or show a decision from the log
+    Explain(explain::Args),
+    /// Show decisions, from the log or live
+    Decisions(decisions::Args),
+    /// Show the kernel's accounts of flows, live and just ended
+    Flows(flows::Args),
+    /// Show what is governed, and the kernel's account of each workload
+    Workloads(workloads::Args),
+    /// Show health, the layers in force, and what happens when a part fails
+    Status(status::Args),
+    /// Apply policy and secrets as they are on disk now
+    Reload,
+    /// Show or export the local CA's certificate
+    Ca(ca::Args),
+    /// Set up trust in the local CA
+    Trust(trust::Args),
+    /// Tell whether this host can run the agent, and what to mend
+    Doctor(doctor::Args),
+    /// Print completions for a shell
+    Completions(completions::Args),
+    /// Print the manual page
+    Man(man::Args),
+    /// The child of `run`: enters the cgroup, gives up privileges, becomes the command
+    #[command(hide = true)]
+    Launch(launch::Args),
+}
+
+/// Where the caller's configuration and agent are.
+#[derive(Debug)]
+struct Context {
+    config: Option<PathBuf>,
+    socket: Option<PathBuf>,
+}
+
+impl Context {
+    /// The configuration.
+    fn config(&self) -> Result<Config, config::Error> {
+        Config::load(self.config.as_deref())
+    }
+
+    /// The running agent's socket.
+    fn socket(&self) -> Result<PathBuf, config::Error> {
+        match &self.socket {
+            Some(path) => Ok(path.clone()),
+            None => Ok(client::socket_path(&self.config()?.runtime_dir)),
+        }
+    }
+}
+
+/// How a verb ended, as the exit code tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// 0
+    Done,
+    /// 1: denied, drift, unhealthy.
+    No,
+    /// 2: usage or configuration.
+    Fault,
+    /// 3
+    NoAgent,
+    /// As the command ended that was run.
+    Command(u8),
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(match outcome {
+            Outcome::Done => 0,
+            Outcome::No => 1,
+            Outcome::Fault => 2,
+            Outcome::NoAgent => 3,
+            Outcome::Command(code) => code,
+        })
+    }
+}
+
+/// Runs the verb that the arguments name; its exit code is 0 done, 1 the answer is no, 2 usage or configuration fault,
+/// 3 no agent.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let context = Context {
+        config: cli
+            .config
+            .or_else(|| std::env::var_os("TOLLGATE_CONFIG").map(PathBuf::from)),
+        socket: cli.socket,
+    };
+    match dispatch(&context, cli.verb) {
+        Ok(outcome) => outcome.into(),
+        Err(e) if output::is_broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("tollgate: {}", output::escape_lines(&format!("{e:#}")));
+            outcome_of(&e).into()
+        }
+    }
+}
+
+fn dispatch(context: &Context, verb: Verb) -> anyhow::Result<Outcome> {
+    match verb {
+        Verb::Agent(args) => agent::run(context, args),
+        Verb::Run(args) => run::run(context, args),
+        Verb::Check(args) => check::run(context, &args),
+        Verb::Explain(args) => explain::run(context, args),
+        Verb::Decisions(args) => decisions::run(context, &args),
+        Verb::Flows(args) => flows::run(context, &args),
+        Verb::Workloads(args) => workloads::run(context, &args),
+        Verb::Status(args) => status::run(context, &args),
+        Verb::Reload => reload::run(context),
+        Verb::Ca(args) => ca::run(context, &args),
+        Verb::Trust(args) => trust::run(context, &args),
+        Verb::Doctor(args) => doctor::run(context, &args),
+        Verb::Completions(args) => completions::run(&args, Cli::command()),
+        Verb::Man(args) => man::run(&args, Cli::command()),
+        Verb::Launch(args) => Ok(launch::run(&args)),
+    }
+}
+
+/// An agent that is not there is 3; everything else that stops a verb is for the caller to mend.
+fn outcome_of(error: &anyhow::Error) -> Outcome {
+    match error.downcast_ref::<client::Error>() {
+        Some(client::Error::NoAgent { .. } | client::Error::Broken(_)) => Outcome::NoAgent,
+        Some(client::Error::Fault(fault)) if fault.kind == FaultKind::NotFound => Outcome::No,
+        _ => Outcome::Fault,
+    }
 }

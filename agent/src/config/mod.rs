@@ -1,6 +1,10 @@
 //! The agent's configuration: file → validated.
+mod read;
+#[cfg(test)]
+mod tests;
+
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tollgate_policy::Mode;
 
@@ -31,6 +35,91 @@ pub struct Config {
     pub limits: Limits,
     /// Bytes after which a decisions segment is closed, and segments kept.
     pub audit: AuditLimits,
+}
+
+/// Where the configuration is read from unless it is named.
+pub const DEFAULT_PATH: &str = "/etc/tollgate/config.yaml";
+/// Bytes of a configuration file at most.
+const FILE_BYTES: u64 = 1 << 20;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            port: 15400,
+            policy: vec!["/etc/tollgate/policy.d".into()],
+            secrets_dir: "/etc/tollgate/secrets".into(),
+            state_dir: "/var/lib/tollgate".into(),
+            runtime_dir: "/run/tollgate".into(),
+            pin_dir: "/sys/fs/bpf/tollgate".into(),
+            cgroup_root: None,
+            mode: Mode::Enforce,
+            dns_servers: Vec::new(),
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            limits: Limits::default(),
+            audit: AuditLimits::default(),
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error(
+        "configuration {path}: {source}: name one with --config, or leave it out to run on defaults"
+    )]
+    Unreadable {
+        /// Path.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The file is wrong.
+    #[error("{0}the configuration is refused whole: mend what is marked above")]
+    Faults(tollgate_policy::syntax::Faults),
+}
+
+impl Config {
+    /// Reads `path`; without one, [`DEFAULT_PATH`] if it is there, else the defaults.
+    ///
+    /// # Errors
+    /// The file cannot be read, or every fault in it.
+    pub fn load(path: Option<&Path>) -> Result<Self, Error> {
+        let default = Path::new(DEFAULT_PATH);
+        let path = match path {
+            Some(path) => path,
+            None if default.exists() => default,
+            None => return Ok(Self::default()),
+        };
+        let name = path.display().to_string();
+        let text = read_bounded(path).map_err(|source| Error::Unreadable {
+            path: name.clone(),
+            source,
+        })?;
+        Self::parse(name, text).map_err(Error::Faults)
+    }
+
+    /// Reads a configuration from `text`; `name` is what to call it in faults.
+    ///
+    /// # Errors
+    /// Every fault, with its place.
+    pub fn parse(name: String, text: String) -> Result<Self, tollgate_policy::syntax::Faults> {
+        read::parse(&tollgate_policy::syntax::Source { name, text })
+    }
+}
+
+fn read_bounded(path: &Path) -> std::io::Result<String> {
+    use std::io::Read;
+    let mut text = String::new();
+    std::fs::File::open(path)?
+        .take(FILE_BYTES + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES {
+        return Err(std::io::Error::other(format!(
+            "larger than {FILE_BYTES} bytes"
+        )));
+    }
+    Ok(text)
 }
 
 /// Bounds on what a client or an upstream may make the agent hold or wait for.
@@ -89,6 +178,9 @@ pub struct AuditLimits {
 
 impl Default for AuditLimits {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, segments: 16 }
+        Self {
+            segment_bytes: 64 << 20,
+            segments: 16,
+        }
     }
 }

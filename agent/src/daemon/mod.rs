@@ -1,1 +1,74 @@
-//! daemon
+//! The agent as a process: an ordered start, a control plane beside the data plane, an ordered stop.
+//!
+//! Everything that can fail by configuration fails before anything is steered: see [`start::bring_up`].
+pub mod admin;
+mod agent;
+mod cgroups;
+mod control;
+mod dirs;
+mod enrol;
+mod error;
+mod events;
+pub mod explain;
+mod harden;
+mod notify;
+mod policy;
+mod start;
+mod status;
+mod watch;
+
+pub use error::Error;
+pub use policy::read as read_policy;
+
+use crate::config::Config;
+use std::path::{Path, PathBuf};
+
+/// Files in the runtime directory that clients are pointed at.
+pub const CA_FILE: &str = "ca.pem";
+/// The system's roots and the local CA.
+pub const BUNDLE_FILE: &str = "ca-bundle.pem";
+
+/// How the directory of a private agent is named.
+pub const PRIVATE_PREFIX: &str = "tollgate-run-";
+
+/// Where the trust files of an agent with this runtime directory are.
+pub fn trust(runtime_dir: &Path) -> admin::wire::Trust {
+    admin::wire::Trust {
+        ca: runtime_dir.join(CA_FILE),
+        bundle: runtime_dir.join(BUNDLE_FILE),
+    }
+}
+
+/// Where the decision log of an agent with this state directory is.
+pub fn decisions_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("decisions")
+}
+
+/// How long an agent lives, and what it leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Until it is told to stop; what it governs stays fenced in without it.
+    Service,
+    /// For one `tollgate run`: until its standard input ends and nothing it governs is left. Then it lifts its fence
+    /// and removes this directory. Says `ready` on its standard output.
+    Private {
+        /// Holds state and runtime directories.
+        directory: PathBuf,
+    },
+}
+
+/// Runs an agent until it is told to stop.
+///
+/// # Errors
+/// It could not start.
+pub fn run(config: Config, lifetime: Lifetime) -> Result<(), Error> {
+    harden::harden().map_err(Error::Harden)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    let lock = dirs::prepare(&config)?;
+    let up = start::bring_up(config, lifetime)?;
+    let ended = control::run(up);
+    drop(lock);
+    ended
+}

@@ -1,5 +1,23 @@
 //! The kernel half's userspace: probe, load, attach, pin, and translation of the ABI to the domain.
 //! The only module that names aya or the ABI crate.
+
+mod btf;
+mod cgroup;
+pub mod descriptors;
+mod error;
+mod events;
+mod flows;
+mod govern;
+mod hooks;
+mod layers;
+mod load;
+mod maps;
+mod pins;
+mod probe;
+mod sys;
+mod translate;
+
+pub use error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -20,15 +38,11 @@ pub struct Options {
 /// The programs, links and maps in force. Dropping it leaves everything pinned and enforcing.
 #[derive(Debug)]
 pub struct Fence {
-    _private: (),
-}
-
-/// Everything that can keep the fence from standing. Each message says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Not root.
-    #[error("loading eBPF needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON): run as root or through the service")]
-    NotPermitted,
+    pins: pins::Pins,
+    root: probe::CgroupRoot,
+    maps: maps::Maps,
+    programs: Vec<load::Loaded>,
+    names: translate::Names,
 }
 
 /// A program as the kernel recorded it when it connected.
@@ -170,77 +184,130 @@ pub struct Layer {
 }
 
 impl Fence {
-    /// Probes, loads, attaches at the cgroup root and pins; adopts what an earlier agent pinned, replacing programs atomically.
+    /// Probes, loads, attaches at the cgroup root and pins; adopts what an earlier agent pinned,
+    /// replacing programs atomically. A first start that fails leaves nothing behind; an adoption
+    /// that fails leaves the earlier programs enforcing.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn open(options: &Options) -> Result<Self, Error> {
-        let _ = options;
-        todo!()
+        probe::kernel()?;
+        probe::capabilities()?;
+        let root = probe::cgroup_root(options.cgroup_root.as_deref())?;
+        let pins = pins::Pins::open(&options.pin_dir)?;
+        let adopting = pins.are_in_force();
+        match Self::stand_up(&pins, &root, &options.resolvers) {
+            Ok((maps, programs)) => {
+                let names = translate::Names::new();
+                let fence = Self {
+                    pins,
+                    root,
+                    maps,
+                    programs,
+                    names,
+                };
+                fence.read_workloads()?;
+                Ok(fence)
+            }
+            Err(error) if adopting => Err(error),
+            Err(error) => {
+                if let Err(left) = pins.remove() {
+                    tracing::error!(%left, "could not clean up after a failed start");
+                }
+                Err(error)
+            }
+        }
     }
-    /// Tags the agent's listeners and tells the hooks their ports: from here on governed connections are steered.
+
+    fn stand_up(
+        pins: &pins::Pins,
+        root: &probe::CgroupRoot,
+        resolvers: &[IpAddr],
+    ) -> Result<(maps::Maps, Vec<load::Loaded>), Error> {
+        pins.check()?;
+        let programs = load::programs(pins)?;
+        let maps = maps::Maps::open(pins)?;
+        govern::prepare(&maps, resolvers)?;
+        load::attach(pins, root, &programs)?;
+        Ok((maps, programs))
+    }
+
+    /// Tags the agent's listeners and tells the hooks their ports: from here on governed connections
+    /// are steered. `port6: None` refuses governed connections over IPv6.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn admit(&self, listeners: &[impl AsFd], port4: u16, port6: Option<u16>) -> Result<(), Error> {
-        let _ = (listeners, port4, port6);
-        todo!()
+    pub fn admit(
+        &self,
+        listeners: &[impl AsFd],
+        port4: u16,
+        port6: Option<u16>,
+    ) -> Result<(), Error> {
+        self.admit_listeners(listeners, port4, port6)
     }
-    /// Governs a cgroup subtree (path below the cgroup2 root).
+
+    /// Governs a cgroup subtree (path below the cgroup2 root). Returns its id.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn govern(&self, cgroup: &Path, workload: &str) -> Result<u64, Error> {
-        let _ = (cgroup, workload);
-        todo!()
+        self.govern_subtree(cgroup, workload)
     }
-    /// Stops governing a subtree.
+
+    /// Stops governing a subtree; one that is not governed stays so.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn release(&self, cgroup_id: u64) -> Result<(), Error> {
-        let _ = cgroup_id;
-        todo!()
+        self.release_subtree(cgroup_id)
     }
+
     /// All subtrees governed, also those pinned by an earlier agent.
     pub fn governed(&self) -> Vec<Governed> {
-        todo!()
+        self.all_governed()
     }
+
     /// The cgroup2 mount.
     pub fn cgroup_root(&self) -> &Path {
-        todo!()
+        &self.root.path
     }
-    /// The flow behind an accepted connection; `None` if no hook steered it here. Two system calls, no lock.
+
+    /// The flow behind an accepted connection; `None` if no hook steered it here. Two system calls,
+    /// no lock; a few more for a process that was not seen before.
     pub fn flow_of(&self, accepted: &impl AsFd) -> Option<Flow> {
-        let _ = accepted;
-        todo!()
+        self.flow_behind(accepted.as_fd())
     }
+
     /// Live flows.
     pub fn flows(&self) -> Vec<FlowAccount> {
-        todo!()
+        self.live_flows()
     }
+
     /// Accounts of all workloads seen.
     pub fn accounts(&self) -> Vec<WorkloadAccount> {
-        todo!()
+        self.all_accounts()
     }
+
     /// Waits for the kernel's events and hands each to `sink`, until cancelled. Call once.
     pub async fn events(&self, sink: &mut (dyn FnMut(Event) + Send)) {
-        let _ = sink;
-        todo!()
+        self.wait_for_events(sink).await;
     }
+
     /// Events lost because nobody drained them in time.
     pub fn lost_events(&self) -> u64 {
-        todo!()
+        self.count_lost()
     }
+
     /// Asks the kernel which layers are in force now.
     pub fn layers(&self) -> Vec<Layer> {
-        todo!()
+        self.ask_layers()
     }
+
     /// Detaches, unpins and forgets everything of this instance. Governed workloads become ungoverned.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn lift(self) -> Result<(), Error> {
-        todo!()
+        self.pins.remove()
     }
 }

@@ -1,0 +1,263 @@
+//! `tollgate doctor`: can this host run the agent, and what to mend.
+use super::output::{self, Colour, Form, Format, Paint};
+use super::{Context, Outcome};
+use crate::config::Config;
+use crate::daemon::admin::client;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Exit code 0: it can; 1: something must be mended first. Changes nothing.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    form: Form,
+}
+
+/// What a look at one thing found.
+#[derive(Debug, serde::Serialize)]
+struct Finding {
+    check: &'static str,
+    state: State,
+    found: String,
+    /// What to do.
+    mend: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Good,
+    /// It runs without.
+    Note,
+    Bad,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
+    let config = context.config()?;
+    let mut findings = vec![
+        root(),
+        kernel(),
+        btf(),
+        cgroup2(&config),
+        bpffs(),
+        ipv6(),
+        port(&config),
+    ];
+    findings.extend(agent_user_io(&config));
+    match args.form.format {
+        Format::Table => print(&findings),
+        format => output::print_json(format, &findings)?,
+    }
+    let bad = findings.iter().any(|f| f.state == State::Bad);
+    Ok(if bad { Outcome::No } else { Outcome::Done })
+}
+
+fn print(findings: &[Finding]) {
+    let paint = Paint::stdout();
+    for finding in findings {
+        let mark = match finding.state {
+            State::Good => paint.paint(Colour::Green, "good"),
+            State::Note => paint.paint(Colour::Yellow, "note"),
+            State::Bad => paint.paint(Colour::Red, "bad "),
+        };
+        println!(
+            "{mark}  {:<10} {}",
+            finding.check,
+            output::escape(&finding.found)
+        );
+        if let Some(mend) = &finding.mend {
+            println!("      {:<10} → {}", "", output::escape(mend));
+        }
+    }
+}
+
+fn good(check: &'static str, found: impl Into<String>) -> Finding {
+    Finding {
+        check,
+        state: State::Good,
+        found: found.into(),
+        mend: None,
+    }
+}
+
+fn bad(check: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Finding {
+    Finding {
+        check,
+        state: State::Bad,
+        found: found.into(),
+        mend: Some(mend.into()),
+    }
+}
+
+fn note(check: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Finding {
+    Finding {
+        check,
+        state: State::Note,
+        found: found.into(),
+        mend: Some(mend.into()),
+    }
+}
+
+fn root() -> Finding {
+    let uid = rustix::process::geteuid();
+    match uid.is_root() {
+        true => good("root", "yes"),
+        false => bad(
+            "root",
+            format!("no, user {}", uid.as_raw()),
+            "run with sudo: loading eBPF needs root",
+        ),
+    }
+}
+
+/// The oldest kernel whose hooks were tried.
+const OLDEST: (u32, u32) = (6, 1);
+
+fn kernel() -> Finding {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|n| n.parse::<u32>().ok());
+    let version = numbers.next().zip(numbers.next());
+    match version {
+        Some(version) if version >= OLDEST => good("kernel", release),
+        _ => bad(
+            "kernel",
+            release,
+            format!("use Linux {}.{} or newer", OLDEST.0, OLDEST.1),
+        ),
+    }
+}
+
+fn btf() -> Finding {
+    let path = "/sys/kernel/btf/vmlinux";
+    match std::fs::metadata(path) {
+        Ok(_) => good("btf", path),
+        Err(e) => bad(
+            "btf",
+            format!("{path}: {e}"),
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+        ),
+    }
+}
+
+/// The line of `/proc/self/mountinfo` for a file system: where it is mounted.
+fn mounted(kind: &str) -> Option<String> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    text.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        (after.split(' ').next()? == kind).then(|| before.split(' ').nth(4).map(str::to_owned))?
+    })
+}
+
+fn cgroup2(config: &Config) -> Finding {
+    let given = config.cgroup_root.as_ref().map(|p| p.display().to_string());
+    match given.or_else(|| mounted("cgroup2")) {
+        Some(path) if Path::new(&path).join("cgroup.controllers").exists() => good("cgroup2", path),
+        Some(path) => bad(
+            "cgroup2",
+            format!("{path} is no cgroup2 root"),
+            "mend `cgroup_root:` in the configuration",
+        ),
+        None => bad(
+            "cgroup2",
+            "not mounted",
+            "boot with systemd.unified_cgroup_hierarchy=1, or mount it: `mount -t cgroup2 none /sys/fs/cgroup`",
+        ),
+    }
+}
+
+fn bpffs() -> Finding {
+    match mounted("bpf") {
+        Some(path) => good("bpffs", path),
+        None => note(
+            "bpffs",
+            "not mounted",
+            "the agent mounts it at /sys/fs/bpf when it starts",
+        ),
+    }
+}
+
+fn ipv6() -> Finding {
+    match TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
+        Ok(_) => good("ipv6", "::1 answers"),
+        Err(e) => note(
+            "ipv6",
+            format!("::1: {e}"),
+            "governed IPv6 connections are refused; bring up lo with IPv6 to steer them",
+        ),
+    }
+}
+
+fn port(config: &Config) -> Finding {
+    let port = config.port;
+    let running = client::ask_one(
+        &client::socket_path(&config.runtime_dir),
+        crate::daemon::admin::wire::Request::Status,
+    )
+    .is_ok();
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        Ok(_) => good("port", format!("{port} is free")),
+        Err(_) if running => good("port", format!("{port} is the running agent's")),
+        Err(e) => bad(
+            "port",
+            format!("{port}: {e}"),
+            format!("`ss -ltnp 'sport = :{port}'` tells who has it; or set `port:`"),
+        ),
+    }
+}
+
+/// Files and directories, and who else may read or change them.
+fn agent_user_io(config: &Config) -> Vec<Finding> {
+    let key = config.state_dir.join("ca-key.pem");
+    let mut findings = vec![
+        private("ca key", &key, 0o077, "made on the first start"),
+        private("state", &config.state_dir, 0o022, "made on the first start"),
+        private(
+            "secrets",
+            &config.secrets_dir,
+            0o077,
+            "make it, mode 0700, for `file:` secrets",
+        ),
+    ];
+    findings.extend(
+        config
+            .policy
+            .iter()
+            .map(|path| private("policy", path, 0o022, "write a policy there")),
+    );
+    findings
+}
+
+fn private(check: &'static str, path: &Path, forbidden: u32, absent: &str) -> Finding {
+    let shown = path.display();
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.uid() != 0 => bad(
+            check,
+            format!("{shown} belongs to user {}", meta.uid()),
+            format!("chown root {shown}"),
+        ),
+        Ok(meta) if meta.mode() & forbidden != 0 => {
+            let mode = meta.mode() & 0o7777;
+            let wanted = mode & !forbidden;
+            bad(
+                check,
+                format!("{shown} has mode {mode:04o}"),
+                format!("chmod {wanted:04o} {shown}"),
+            )
+        }
+        Ok(_) => good(check, shown.to_string()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            note(check, format!("{shown}: not there"), absent)
+        }
+        Err(e) => note(
+            check,
+            format!("{shown}: {e}"),
+            "run with sudo to have it looked at",
+        ),
+    }
+}

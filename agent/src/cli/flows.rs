@@ -1,0 +1,70 @@
+//! `tollgate flows`: the kernel's accounts of flows.
+use super::output::{self, Form, Format, Table};
+use super::{Context, Outcome};
+use crate::daemon::admin::client;
+use crate::daemon::admin::wire::{Flow, Reply, Request};
+
+/// Live flows, and the last 1024 that ended.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only of this workload
+    #[arg(long, value_name = "NAME")]
+    workload: Option<String>,
+    /// Only live ones
+    #[arg(long)]
+    live: bool,
+    #[command(flatten)]
+    form: Form,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
+    let mut flows = Vec::new();
+    for reply in client::ask(&context.socket()?, Request::Flows)? {
+        if let Reply::Flow(flow) = reply? {
+            flows.push(flow);
+        }
+    }
+    flows.retain(|f| {
+        args.workload
+            .as_ref()
+            .is_none_or(|w| f.account.workload == *w)
+    });
+    flows.retain(|f| !args.live || f.ended.is_none());
+    if args.form.format != Format::Table {
+        output::print_json(args.form.format, &flows)?;
+        return Ok(Outcome::Done);
+    }
+    let mut table = Table::new(&[
+        "STATE",
+        "SINCE",
+        "WORKLOAD",
+        "PROCESS",
+        "DESTINATION",
+        "SENT",
+        "RECEIVED",
+    ]);
+    for flow in &flows {
+        table.row(row(flow));
+    }
+    table.print()?;
+    Ok(Outcome::Done)
+}
+
+fn row(flow: &Flow) -> [String; 7] {
+    let account = &flow.account;
+    let name = account.process.exe.rsplit('/').next().unwrap_or_default();
+    [
+        if flow.ended.is_some() {
+            "ended"
+        } else {
+            "live"
+        }
+        .to_owned(),
+        output::local(flow.ended.unwrap_or(account.opened)),
+        account.workload.clone(),
+        format!("{name}({})", account.process.pid),
+        account.destination.to_string(),
+        output::bytes(account.counters.bytes_out),
+        output::bytes(account.counters.bytes_in),
+    ]
+}

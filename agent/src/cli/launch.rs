@@ -1,0 +1,168 @@
+//! `tollgate launch`, the child of `run`: an ordered list of steps, each of which must succeed before the command runs.
+//!
+//! 1. Enter the cgroup: from here on everything is governed.
+//! 2. Become the user, and give up every capability for good.
+//! 3. Take what the kernel's fence does not see out of reach (seccomp).
+//! 4. Leave no descriptor open but 0, 1 and 2.
+//! 5. Become the command.
+use super::Outcome;
+use anyhow::{Context, bail};
+use rustix::process::{Gid, Uid};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// As `env` and shells have it.
+const SETUP_FAILED: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[arg(long)]
+    cgroup: PathBuf,
+    #[arg(long)]
+    uid: u32,
+    #[arg(long)]
+    gid: u32,
+    #[arg(long, value_delimiter = ',')]
+    groups: Vec<u32>,
+    /// Must be readable to the user, or every TLS client would fail in its own way
+    #[arg(long)]
+    trust: Vec<PathBuf>,
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    match prepare(args) {
+        Ok(()) => become_command(&args.command),
+        Err(e) => {
+            eprintln!("tollgate: the command was not started: {e:#}");
+            Outcome::Command(SETUP_FAILED)
+        }
+    }
+}
+
+fn prepare(args: &Args) -> anyhow::Result<()> {
+    let procs = args.cgroup.join("cgroup.procs");
+    std::fs::write(&procs, "0")
+        .with_context(|| format!("cannot enter the cgroup: {}", procs.display()))?;
+    become_user(args).context("cannot become the user")?;
+    give_up_capabilities().context("cannot give up capabilities")?;
+    trust_is_readable(args)?;
+    rustix::thread::set_no_new_privs(true).context("cannot give up gaining privileges")?;
+    for filter in filters()? {
+        seccompiler::apply_filter(&filter).context("cannot install the seccomp filter")?;
+    }
+    crate::kernel::descriptors::close_on_exec(3).context("cannot close inherited descriptors")
+}
+
+/// This process has one thread, so that what is set for the thread is set for the process. The bounding set goes first:
+/// that takes a privilege.
+fn become_user(args: &Args) -> anyhow::Result<()> {
+    if [args.uid, args.gid].contains(&u32::MAX) || args.groups.contains(&u32::MAX) {
+        bail!("{} is no user or group id", u32::MAX);
+    }
+    caps::clear(None, caps::CapSet::Bounding)?;
+    let groups: Vec<Gid> = args.groups.iter().map(|g| Gid::from_raw(*g)).collect();
+    let (uid, gid) = (Uid::from_raw(args.uid), Gid::from_raw(args.gid));
+    rustix::thread::set_thread_groups(&groups)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    Ok(())
+}
+
+fn trust_is_readable(args: &Args) -> anyhow::Result<()> {
+    for path in &args.trust {
+        std::fs::File::open(path).with_context(|| {
+            let (uid, path) = (args.uid, path.display());
+            format!("user {uid} cannot read {path}: make its directories passable (chmod o+x), or run as another --user")
+        })?;
+    }
+    Ok(())
+}
+
+fn give_up_capabilities() -> anyhow::Result<()> {
+    use caps::CapSet;
+    caps::clear(None, CapSet::Ambient)?;
+    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
+        caps::clear(None, set)?;
+    }
+    // A kernel newer than this program may have capabilities that it cannot name.
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    for line in status.lines().filter(|l| l.starts_with("Cap")) {
+        let left = line.split_whitespace().last().unwrap_or_default();
+        if left.chars().any(|c| c != '0') {
+            bail!("{line}: some are left");
+        }
+    }
+    Ok(())
+}
+
+/// What the command cannot do, besides what the kernel's fence refuses:
+/// - sockets of other families than Unix, IPv4, IPv6 and netlink do not exist (no vsock, packet, XDP, …);
+/// - io_uring does not exist: its operations pass by a seccomp filter unseen;
+/// - taking descriptors out of other processes, and loading eBPF, are refused.
+///
+/// Debuggers work. Programs for another architecture than the host's own are killed: their system calls have other
+/// numbers.
+fn filters() -> anyhow::Result<Vec<BpfProgram>> {
+    let errno = |code: i32| SeccompAction::Errno(code.unsigned_abs());
+    let families = [
+        libc::AF_UNIX,
+        libc::AF_INET,
+        libc::AF_INET6,
+        libc::AF_NETLINK,
+    ];
+    let other_family = families
+        .iter()
+        .map(|family| {
+            let family = u64::from(family.unsigned_abs());
+            SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(vec![
+        filter(
+            &[libc::SYS_socket],
+            &[SeccompRule::new(other_family)?],
+            errno(libc::EAFNOSUPPORT),
+        )?,
+        filter(&[libc::SYS_io_uring_setup], &[], errno(libc::ENOSYS))?,
+        filter(
+            &[libc::SYS_pidfd_getfd, libc::SYS_bpf],
+            &[],
+            errno(libc::EPERM),
+        )?,
+    ])
+}
+
+fn filter(
+    calls: &[libc::c_long],
+    rules: &[SeccompRule],
+    action: SeccompAction,
+) -> anyhow::Result<BpfProgram> {
+    // The x32 ABI has the same architecture and other numbers.
+    const X32: libc::c_long = 0x4000_0000;
+    let all = calls.iter().flat_map(|call| [*call, *call | X32]);
+    let rules = all.map(|call| (call, rules.to_vec())).collect();
+    let arch = std::env::consts::ARCH.try_into()?;
+    Ok(SeccompFilter::new(rules, SeccompAction::Allow, action, arch)?.try_into()?)
+}
+
+fn become_command(command: &[OsString]) -> Outcome {
+    let Some((program, arguments)) = command.split_first() else {
+        return Outcome::Command(SETUP_FAILED);
+    };
+    let error = Command::new(program).args(arguments).exec();
+    eprintln!("tollgate: {}: {error}", program.to_string_lossy());
+    Outcome::Command(match error.kind() {
+        std::io::ErrorKind::NotFound => NOT_FOUND,
+        _ => NOT_EXECUTABLE,
+    })
+}

@@ -1,0 +1,253 @@
+//! `tollgate run`: one command, governed.
+mod host;
+mod wait;
+
+use self::host::Host;
+use super::output::{self, Colour, Paint};
+use super::users::{self, Database, User};
+use super::{Context, Outcome, decisions, trust};
+use crate::audit::{Filter, Record, Verdict};
+use crate::daemon::admin::client;
+use crate::daemon::admin::wire::{Enrolled, Reply, Request};
+use anyhow::bail;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Runs CMD so that all its connections pass the agent, and exits as it does; then sums up its decisions on stderr.
+///
+/// Where an agent runs, it governs the command by its policy. Otherwise, or with --policy, an agent is started for this
+/// command alone and ends with it. CMD finds the trust variables of common clients set (`tollgate trust env` lists
+/// them) and HTTP_PROXY, HTTPS_PROXY and ALL_PROXY unset: its connections are steered without them. It has no
+/// capabilities, cannot gain privileges, and inherits no descriptor but standard input, output and error.
+///
+/// Exit codes besides the command's own: 125 it could not be set up, 126 it cannot be executed, 127 it was not found.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Policy file or directory; starts an agent for this command alone
+    #[arg(long, value_name = "FILE")]
+    policy: Vec<PathBuf>,
+    /// Where that agent finds `file:NAME` secrets [default: the configuration's]
+    #[arg(long, value_name = "DIR")]
+    secrets_dir: Option<PathBuf>,
+    /// Workload to govern the command as [default: the only one in the policy]
+    #[arg(long, value_name = "NAME")]
+    workload: Option<String>,
+    /// User to run the command as [default: who called sudo, else nobody]
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Record denials and let them pass; needs --policy or no running agent
+    #[arg(long)]
+    observe: bool,
+    /// Print no summary
+    #[arg(long, short)]
+    quiet: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Denials shown in the summary.
+const SHOWN: usize = 5;
+/// For what the kernel reported last to reach the log.
+const REPORTED: Duration = Duration::from_millis(100);
+
+pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "putting a command under governance needs root: run this with sudo; the command itself runs as you"
+        );
+    }
+    let user = Database::open().choose(args.user.as_deref(), users::sudo_caller()?)?;
+    announce(&user, &args);
+    let started = jiff::Timestamp::now();
+    let Some((host, enrolled)) = enrol(context, &args)? else {
+        return Ok(Outcome::Fault);
+    };
+    let ended = wait::run(&mut command(&args, &user, &enrolled));
+    let records = decided(&host, &enrolled, started);
+    let left = host.release(&enrolled);
+    if !args.quiet {
+        summarise(&enrolled, records.as_deref(), left);
+    }
+    host.end(left);
+    Ok(Outcome::Command(ended?))
+}
+
+fn announce(user: &User, args: &Args) {
+    let warn = |text: &str| {
+        eprintln!(
+            "{}: {text}",
+            Paint::stderr().paint(Colour::Yellow, "tollgate")
+        )
+    };
+    if user.uid == 0 {
+        warn(
+            "the command runs as root: whatever root's files let it change, it can change, this fence included",
+        );
+    } else if args.user.is_none() && !args.quiet && std::env::var_os("SUDO_UID").is_none() {
+        let name = user.name.as_deref().unwrap_or("nobody");
+        warn(&format!("the command runs as {name}; choose with --user"));
+    }
+}
+
+/// Asks the running agent for a governed cgroup; without one, or with a policy of its own, starts an agent first.
+/// `None`: the private agent did not come up, and said why.
+fn enrol(context: &Context, args: &Args) -> anyhow::Result<Option<(Host, Enrolled)>> {
+    let own = !args.policy.is_empty() || args.secrets_dir.is_some();
+    let socket = context.socket()?;
+    if !own {
+        if args.observe && client::ask_one(&socket, Request::Status).is_ok() {
+            bail!(
+                "the running agent's mode is its policy's to say: give --policy to observe with an agent of its own"
+            );
+        }
+        match ask(&socket, args) {
+            Ok(enrolled) => return Ok(Some((Host::Running { socket }, enrolled))),
+            Err(client::Error::NoAgent { .. }) if context.socket.is_none() => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let Some(host) = Host::start(context, args)? else {
+        return Ok(None);
+    };
+    match ask(host.socket(), args) {
+        Ok(enrolled) => Ok(Some((host, enrolled))),
+        Err(e) => {
+            host.end(Some(0));
+            Err(e.into())
+        }
+    }
+}
+
+fn ask(socket: &std::path::Path, args: &Args) -> Result<Enrolled, client::Error> {
+    match client::ask_one(
+        socket,
+        Request::Enrol {
+            workload: args.workload.clone(),
+        },
+    )? {
+        Reply::Enrolled(enrolled) => Ok(enrolled),
+        other => Err(client::Error::Broken(format!("unexpected reply {other:?}"))),
+    }
+}
+
+/// The launcher, which becomes the command.
+fn command(args: &Args, user: &User, enrolled: &Enrolled) -> Command {
+    let groups: Vec<String> = user.groups.iter().map(u32::to_string).collect();
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg("launch")
+        .arg("--cgroup")
+        .arg(&enrolled.directory)
+        .args([
+            "--uid",
+            &user.uid.to_string(),
+            "--gid",
+            &user.gid.to_string(),
+            "--groups",
+            &groups.join(","),
+        ])
+        .arg("--trust")
+        .arg(&enrolled.trust.bundle)
+        .arg("--trust")
+        .arg(&enrolled.trust.ca)
+        .arg("--")
+        .args(&args.command)
+        .envs(trust::variables(&enrolled.trust));
+    for proxy in ["http_proxy", "https_proxy", "all_proxy"] {
+        command
+            .env_remove(proxy)
+            .env_remove(proxy.to_ascii_uppercase());
+    }
+    if user.uid != rustix::process::getuid().as_raw() {
+        let name = user.name.clone().unwrap_or_else(|| user.uid.to_string());
+        command.env("USER", &name).env("LOGNAME", &name);
+        command.env(
+            "HOME",
+            user.home.as_deref().unwrap_or(std::path::Path::new("/")),
+        );
+        if let Some(shell) = &user.shell {
+            command.env("SHELL", shell);
+        }
+    }
+    command
+}
+
+/// What was decided for processes of this run, oldest first.
+fn decided(host: &Host, enrolled: &Enrolled, started: jiff::Timestamp) -> Option<Vec<Arc<Record>>> {
+    std::thread::sleep(REPORTED);
+    let filter = Filter {
+        since: Some(started),
+        workload: Some(enrolled.workload.clone()),
+        limit: Some(10_000),
+        ..Filter::default()
+    };
+    let answer = client::ask(
+        host.socket(),
+        Request::Decisions {
+            filter,
+            follow: false,
+        },
+    )
+    .ok()?;
+    let inside = |record: &Record| {
+        let cgroup = record
+            .process
+            .as_ref()
+            .map(|p| p.cgroup.trim_matches('/').to_owned())
+            .unwrap_or_default();
+        let rest = cgroup.strip_prefix(enrolled.cgroup.trim_matches('/'));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let records = answer
+        .filter_map(Result::ok)
+        .filter_map(|reply| match reply {
+            Reply::Decision(record) if inside(&record) => Some(record),
+            _ => None,
+        });
+    Some(records.collect())
+}
+
+fn summarise(enrolled: &Enrolled, records: Option<&[Arc<Record>]>, left: Option<usize>) {
+    let paint = Paint::stderr();
+    let workload = output::escape(&enrolled.workload);
+    let Some(records) = records else {
+        return eprintln!(
+            "tollgate: the agent is gone: what {workload} tried since was refused by the kernel"
+        );
+    };
+    let count = |verdict: Verdict| records.iter().filter(|r| r.verdict == verdict).count();
+    let mut counts = vec![format!("{} allowed", count(Verdict::Allow))];
+    let refused = count(Verdict::Deny) + count(Verdict::Limit);
+    counts.push(format!("{refused} denied"));
+    for (verdict, noun) in [
+        (Verdict::WouldDeny, "would be denied"),
+        (Verdict::Error, "failed"),
+    ] {
+        if count(verdict) > 0 {
+            counts.push(format!("{} {noun}", count(verdict)));
+        }
+    }
+    eprintln!("tollgate: {workload}: {}", counts.join(", "));
+    let denials: Vec<_> = records
+        .iter()
+        .filter(|r| r.verdict != Verdict::Allow)
+        .collect();
+    for record in denials.iter().take(SHOWN) {
+        eprintln!("  {}", decisions::line(record, paint));
+    }
+    if denials.len() > SHOWN {
+        eprintln!(
+            "  and {} more: `tollgate decisions --denied --workload {workload}`",
+            denials.len() - SHOWN
+        );
+    }
+    if let Some(left @ 1..) = left {
+        eprintln!(
+            "tollgate: {left} processes of the command still run; they stay governed until they end"
+        );
+    }
+}

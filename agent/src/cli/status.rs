@@ -1,0 +1,243 @@
+//! `tollgate status`: health, layers, fail modes.
+use super::output::{self, Colour, Form, Format, Paint};
+use super::{Context, Outcome};
+use crate::daemon::admin::client;
+use crate::daemon::admin::wire::{Reply, Request, Status, Verdict};
+use std::path::Path;
+use tollgate_policy::Mode;
+
+/// Exit code 0: enforcing, or observing as configured; 1: not enforcing, or a part has failed; 3: no agent runs.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    form: Form,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
+    let status = match client::ask_one(&context.socket()?, Request::Status) {
+        Ok(Reply::Status(status)) => *status,
+        Ok(other) => {
+            return Err(client::Error::Broken(format!("unexpected reply {other:?}")).into());
+        }
+        Err(e @ (client::Error::NoAgent { .. } | client::Error::Broken(_))) => {
+            return without_agent(&context.config()?.pin_dir, &e, args.form.format);
+        }
+        Err(e) => return Err(e.into()),
+    };
+    match args.form.format {
+        Format::Table => print!("{}", text(&status, Paint::stdout())),
+        format => output::print_json_one(format, &status)?,
+    }
+    Ok(if healthy(&status) {
+        Outcome::Done
+    } else {
+        Outcome::No
+    })
+}
+
+/// A failed part that refuses is unhealthy, though nothing gets past.
+fn healthy(status: &Status) -> bool {
+    !matches!(status.verdict, Verdict::NotEnforcing { .. })
+        && !status.fail_modes.iter().any(|m| m.now)
+}
+
+/// What is true without an agent.
+#[derive(Debug, serde::Serialize)]
+struct Dead {
+    agent: Option<()>,
+    fence: bool,
+    pin_dir: String,
+}
+
+fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyhow::Result<Outcome> {
+    // Each link is pinned by itself: what steers must be there for both families.
+    let fence = ["connect4", "connect6"]
+        .iter()
+        .all(|hook| pin_dir.join("links").join(hook).exists());
+    let pin_dir = pin_dir.display().to_string();
+    if format != Format::Table {
+        output::print_json_one(
+            format,
+            &Dead {
+                agent: None,
+                fence,
+                pin_dir,
+            },
+        )?;
+        return Ok(Outcome::NoAgent);
+    }
+    let paint = Paint::stdout();
+    println!("{}", paint.paint(Colour::Red, "NO AGENT"));
+    if fence {
+        println!(
+            "  fence   stands ({pin_dir}): governed connections are refused at once until an agent runs"
+        );
+    } else {
+        println!(
+            "  fence   {} ({pin_dir} has no pins): nothing is governed",
+            paint.paint(Colour::Red, "none")
+        );
+    }
+    eprintln!("tollgate: {error}");
+    Ok(Outcome::NoAgent)
+}
+
+fn text(status: &Status, paint: Paint) -> String {
+    let mut lines = Lines(Vec::new());
+    lines.0.push(match &status.verdict {
+        Verdict::Enforcing => paint.paint(Colour::Green, "enforcing"),
+        Verdict::Observing => {
+            paint.paint(Colour::Yellow, "observing: denials are recorded and pass")
+        }
+        Verdict::NotEnforcing { why } => {
+            format!(
+                "{}: {}",
+                paint.paint(Colour::Red, "NOT ENFORCING"),
+                output::escape(&why.join("; "))
+            )
+        }
+    });
+    agent_and_policy(status, &mut lines);
+    layers(status, &mut lines, paint);
+    fail_modes(status, &mut lines, paint);
+    lines.0.join("\n") + "\n"
+}
+
+/// Lines of a name and its facts.
+struct Lines(Vec<String>);
+
+impl Lines {
+    fn fact(&mut self, name: &str, value: &str) {
+        self.0.push(format!("  {name:<10} {value}"));
+    }
+}
+
+fn agent_and_policy(status: &Status, lines: &mut Lines) {
+    let (agent, policy) = (&status.agent, &status.policy);
+    let mode = if status.mode == Mode::Enforce {
+        "enforce"
+    } else {
+        "observe"
+    };
+    lines.fact(
+        "agent",
+        &format!(
+            "{} pid {} up {} port {} workers {} connections {} mode {mode}",
+            output::escape(&agent.version),
+            agent.pid,
+            uptime(agent.started),
+            agent.port,
+            agent.workers,
+            status.connections,
+        ),
+    );
+    let hash: String = policy.hash.chars().take(12).collect();
+    lines.fact(
+        "policy",
+        &format!(
+            "{hash} version {} change {} applied {}",
+            policy.version,
+            policy.generation,
+            output::local(policy.applied)
+        ),
+    );
+    lines.fact("", &output::escape(&policy.files.join(" ")));
+    if let Some(fault) = &policy.stale {
+        lines.fact("", &format!("stale: {}", output::escape(fault)));
+    }
+    if let Some(fault) = &policy.secrets_stale {
+        lines.fact("", &format!("secrets stale: {}", output::escape(fault)));
+    }
+    let idle = match status.idle_workloads.join(", ") {
+        none if none.is_empty() => String::new(),
+        idle => format!("; not on this host now: {}", output::escape(&idle)),
+    };
+    lines.fact("governed", &format!("{} cgroups{idle}", status.governed));
+    lines.fact(
+        "ca",
+        &format!(
+            "{} expires {}",
+            short(&status.ca.fingerprint),
+            output::local(status.ca.not_after)
+        ),
+    );
+    let audit = &status.audit;
+    let trouble = match (&audit.failing_since, &audit.last_error) {
+        (Some(since), Some(error)) => format!(
+            "; FAILING since {}: {}",
+            output::local(*since),
+            output::escape(error)
+        ),
+        _ => String::new(),
+    };
+    lines.fact(
+        "decisions",
+        &format!(
+            "{} written, {} lost, {} queued{trouble}",
+            audit.written, audit.dropped, audit.queued
+        ),
+    );
+    let (lost, unrecorded) = (status.lost_events, status.unrecorded_refusals);
+    lines.fact(
+        "events",
+        &format!("{lost} lost; {unrecorded} refusals counted without a record each"),
+    );
+}
+
+fn short(fingerprint: &str) -> String {
+    fingerprint.chars().take(16).collect()
+}
+
+fn layers(status: &Status, lines: &mut Lines, paint: Paint) {
+    lines.0.push("layers".to_owned());
+    let width = status
+        .layers
+        .iter()
+        .map(|l| l.name.chars().count())
+        .max()
+        .unwrap_or_default();
+    for layer in &status.layers {
+        let name = format!("{:<width$}", output::escape(&layer.name));
+        lines.0.push(if layer.enforcing {
+            format!("  {name} {}", paint.paint(Colour::Green, "in force"))
+        } else {
+            let why = layer
+                .why
+                .as_deref()
+                .map(|w| format!(" ({})", output::escape(w)))
+                .unwrap_or_default();
+            let open = output::escape(&layer.leaves_open);
+            format!(
+                "  {name} {}{why}: leaves open: {open}",
+                paint.paint(Colour::Yellow, "missing")
+            )
+        });
+    }
+}
+
+fn fail_modes(status: &Status, lines: &mut Lines, paint: Paint) {
+    lines.0.push("when something fails".to_owned());
+    for mode in &status.fail_modes {
+        let now = if mode.now {
+            paint.paint(Colour::Red, " NOW")
+        } else {
+            String::new()
+        };
+        lines
+            .0
+            .push(format!("  {:<19} {}{now}", mode.when, mode.then));
+    }
+}
+
+fn uptime(started: jiff::Timestamp) -> String {
+    let seconds = jiff::Timestamp::now()
+        .duration_since(started)
+        .as_secs()
+        .max(0);
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m"),
+        (0, hours, minutes) => format!("{hours}h{minutes}m"),
+        (days, hours, _) => format!("{days}d{hours}h"),
+    }
+}

@@ -1,0 +1,153 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+use super::output::{self, Paint};
+use super::{Cli, decisions};
+use crate::audit::{
+    Coverage, ReasonRecord, Record, RequestRecord, ResponseRecord, Timing, Verdict,
+};
+use clap::{CommandFactory, Parser};
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn what_is_understood() {
+    for line in [
+        "agent",
+        "agent --config /c.yaml",
+        "--config /c.yaml agent",
+        "run -- true",
+        "run --policy p.yaml --workload w --user 1000 --observe -- curl -v https://a/",
+        "check",
+        "check a.yaml b.yaml -o json",
+        "explain GET https://a/ --workload w --header accept:text/plain --body @f --policy p.yaml",
+        "explain 01890a5d-ac96-774b-bcce-b302099a8057",
+        "decisions -f --denied --workload w --host *.a --since 10m --limit 5 -o jsonl",
+        "flows",
+        "workloads -o json",
+        "status",
+        "reload",
+        "ca show",
+        "ca export",
+        "trust env -o json",
+        "doctor",
+        "completions bash",
+        "man",
+    ] {
+        let parsed = Cli::try_parse_from(std::iter::once("tollgate").chain(line.split(' ')));
+        assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+    }
+}
+
+#[test]
+fn what_is_not() {
+    for line in [
+        "",
+        "frobnicate",
+        "run",
+        "run curl",
+        "run --",
+        "explain GET https://a/ --workload w --header nocolon",
+        "decisions --since 10",
+        "decisions --since -1m",
+        "decisions --limit many",
+        "status -o yaml",
+        "ca",
+        "ca rotate",
+        "completions tcsh",
+    ] {
+        let words = line.split(' ').filter(|w| !w.is_empty());
+        let error = Cli::try_parse_from(std::iter::once("tollgate").chain(words)).expect_err(line);
+        assert!(error.use_stderr() || line.is_empty(), "{line}");
+    }
+}
+
+fn record() -> Record {
+    Record {
+        id: uuid::Uuid::nil(),
+        time: jiff::Timestamp::now(),
+        verdict: Verdict::Deny,
+        mode: tollgate_policy::Mode::Enforce,
+        workload: Some("report".into()),
+        identity: None,
+        process: None,
+        request: Some(RequestRecord {
+            method: "GET".to_owned(),
+            scheme: "https".to_owned(),
+            host: "api.example".to_owned(),
+            port: 443,
+            path: "/a\u{1b}[31m/\u{202e}b\n".to_owned(),
+            ..RequestRecord::default()
+        }),
+        response: Some(ResponseRecord {
+            status: 403,
+            bytes: 1,
+        }),
+        rule: None,
+        reason: Some(ReasonRecord {
+            code: "no_route".into(),
+            detail: "no rule".to_owned(),
+        }),
+        policy: None,
+        credential: None,
+        stripped: Vec::new(),
+        injected: Vec::new(),
+        budget: None,
+        upstream: None,
+        coverage: Coverage::Request,
+        timing: Timing {
+            total_us: 12_345,
+            policy_us: 0,
+            upstream_us: 0,
+        },
+    }
+}
+
+#[test]
+fn a_decision_is_one_line_that_cannot_command_the_terminal() {
+    let line = decisions::line(&record(), Paint::never());
+    let (_, rest) = line.split_once(' ').unwrap();
+    assert_eq!(
+        rest,
+        "DENY       report - - GET api.example/a\\u{1b}[31m/\\u{202e}b\\n 403 12.3ms no_route: no rule"
+    );
+    assert!(!line.contains(['\u{1b}', '\n', '\u{202e}']));
+}
+
+#[test]
+fn a_kernel_refusal_shows_protocol_and_address() {
+    let mut record = record();
+    record.coverage = Coverage::Kernel;
+    record.response = None;
+    record.request = Some(RequestRecord {
+        scheme: "udp".to_owned(),
+        host: "2001:db8::1".to_owned(),
+        port: 4433,
+        ..RequestRecord::default()
+    });
+    assert!(decisions::line(&record, Paint::never()).contains(" - udp://[2001:db8::1]:4433 - "));
+}
+
+#[test]
+fn sizes_for_people() {
+    for (count, text) in [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (u64::MAX, "16777215.9 TiB"),
+    ] {
+        assert_eq!(output::bytes(count), text);
+    }
+}
+
+#[test]
+fn escaping_keeps_lines_and_letters() {
+    assert_eq!(output::escape_lines("é\u{7}\nb\r"), "é\\u{7}\nb\\r");
+}

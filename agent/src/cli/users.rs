@@ -1,0 +1,188 @@
+//! Whom a command runs as: users and groups from the local files, and what sudo says.
+use anyhow::{Context, bail};
+use std::path::PathBuf;
+
+/// The user that has nothing, where the system does not name one.
+const NOBODY: u32 = 65534;
+
+/// A user to become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct User {
+    pub(super) name: Option<String>,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) groups: Vec<u32>,
+    pub(super) home: Option<PathBuf>,
+    pub(super) shell: Option<PathBuf>,
+}
+
+/// Where users come from.
+#[derive(Debug, Default)]
+pub(super) struct Database {
+    passwd: String,
+    group: String,
+}
+
+impl Database {
+    /// Of this host.
+    pub(super) fn open() -> Self {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        Self {
+            passwd: read("/etc/passwd"),
+            group: read("/etc/group"),
+        }
+    }
+
+    /// The user named by `--user`; else who called sudo; else nobody: never root unless it is said.
+    pub(super) fn choose(
+        &self,
+        asked: Option<&str>,
+        sudo: Option<(u32, u32)>,
+    ) -> anyhow::Result<User> {
+        match (asked, sudo) {
+            (Some(asked), _) => self.named(asked),
+            (None, Some((uid, gid))) if uid != 0 => {
+                Ok(self.by_uid(uid).unwrap_or_else(|| Self::bare(uid, gid)))
+            }
+            (None, _) => Ok(self
+                .by_name("nobody")
+                .unwrap_or_else(|| Self::bare(NOBODY, NOBODY))),
+        }
+    }
+
+    fn named(&self, asked: &str) -> anyhow::Result<User> {
+        if let Some(user) = self.by_name(asked) {
+            return Ok(user);
+        }
+        let Ok(uid) = asked.parse::<u32>() else {
+            bail!("no user {asked} in /etc/passwd: name another, or give its number");
+        };
+        if uid == u32::MAX {
+            bail!("{uid} is no user id");
+        }
+        Ok(self.by_uid(uid).unwrap_or_else(|| Self::bare(uid, uid)))
+    }
+
+    fn bare(uid: u32, gid: u32) -> User {
+        User {
+            name: None,
+            uid,
+            gid,
+            groups: vec![gid],
+            home: None,
+            shell: None,
+        }
+    }
+
+    fn by_name(&self, name: &str) -> Option<User> {
+        self.passwd
+            .lines()
+            .filter_map(|line| self.user(line))
+            .find(|u| u.name.as_deref() == Some(name))
+    }
+
+    fn by_uid(&self, uid: u32) -> Option<User> {
+        self.passwd
+            .lines()
+            .filter_map(|line| self.user(line))
+            .find(|u| u.uid == uid)
+    }
+
+    /// `name:password:uid:gid:comment:home:shell`
+    fn user(&self, line: &str) -> Option<User> {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|n| !n.is_empty())?;
+        let uid = fields.nth(1)?.parse().ok()?;
+        let gid = fields.next()?.parse().ok()?;
+        let path = |field: Option<&str>| field.filter(|f| !f.is_empty()).map(PathBuf::from);
+        let home = path(fields.nth(1));
+        let shell = path(fields.next());
+        let mut groups = vec![gid];
+        groups.extend(
+            self.group
+                .lines()
+                .filter_map(|line| membership(line, name))
+                .filter(|g| *g != gid),
+        );
+        Some(User {
+            name: Some(name.to_owned()),
+            uid,
+            gid,
+            groups,
+            home,
+            shell,
+        })
+    }
+}
+
+/// `name:password:gid:member,member`: the gid, if `user` is a member.
+fn membership(line: &str, user: &str) -> Option<u32> {
+    let mut fields = line.split(':');
+    let gid = fields.nth(2)?.parse().ok()?;
+    fields.next()?.split(',').any(|m| m == user).then_some(gid)
+}
+
+/// Who called sudo.
+pub(super) fn sudo_caller() -> anyhow::Result<Option<(u32, u32)>> {
+    let number = |name: &str| -> anyhow::Result<Option<u32>> {
+        let Some(text) = std::env::var_os(name) else {
+            return Ok(None);
+        };
+        let text = text.to_string_lossy().into_owned();
+        text.parse()
+            .map(Some)
+            .with_context(|| format!("{name}={text} is no number: unset it or use --user"))
+    };
+    Ok(number("SUDO_UID")?.zip(number("SUDO_GID")?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn database() -> Database {
+        Database {
+            passwd: "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\nbroken\nx:x:y:z\nnobody:x:65534:65534::/nonexistent:\n".to_owned(),
+            group: "root:x:0:\nann:x:1000:\ndev:x:50:bob,ann\nops:x:51:bob\n".to_owned(),
+        }
+    }
+
+    #[test]
+    fn never_root_unless_it_is_said() {
+        let users = database();
+        assert_eq!(users.choose(None, None).unwrap().uid, 65534);
+        assert_eq!(users.choose(None, Some((0, 0))).unwrap().uid, 65534);
+        assert_eq!(users.choose(Some("root"), None).unwrap().uid, 0);
+    }
+
+    #[test]
+    fn who_called_sudo_with_all_groups() {
+        let ann = database().choose(None, Some((1000, 1000))).unwrap();
+        assert_eq!(
+            (ann.name.as_deref(), ann.uid, ann.groups),
+            (Some("ann"), 1000, vec![1000, 50])
+        );
+        assert_eq!(ann.home, Some("/home/ann".into()));
+    }
+
+    #[test]
+    fn numbers_and_strangers() {
+        let users = database();
+        assert_eq!(
+            users.choose(Some("1000"), None).unwrap().name.as_deref(),
+            Some("ann")
+        );
+        assert_eq!(
+            users.choose(Some("4242"), None).unwrap(),
+            Database::bare(4242, 4242)
+        );
+        assert_eq!(
+            users.choose(None, Some((4242, 7))).unwrap(),
+            Database::bare(4242, 7)
+        );
+        for wrong in ["eve", "", "-1", "4294967295"] {
+            assert!(users.choose(Some(wrong), None).is_err(), "{wrong}");
+        }
+    }
+}

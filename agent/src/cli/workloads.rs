@@ -1,0 +1,101 @@
+//! `tollgate workloads`: what is governed, and the kernel's account of each workload.
+use super::output::{self, Form, Format, Table};
+use super::{Context, Outcome};
+use crate::daemon::admin::client;
+use crate::daemon::admin::wire::{Reply, Request};
+use crate::kernel::{Governed, WorkloadAccount};
+use std::path::Path;
+
+/// Each governed cgroup with its workload, and the workload's account since the fence stands.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    form: Form,
+}
+
+/// A workload, for JSON.
+#[derive(Debug, serde::Serialize)]
+struct Listed {
+    workload: String,
+    cgroups: Vec<Governed>,
+    account: Option<WorkloadAccount>,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
+    let listed = listed(&context.socket()?)?;
+    if args.form.format != Format::Table {
+        output::print_json(args.form.format, &listed)?;
+        return Ok(Outcome::Done);
+    }
+    let mut table = Table::new(&[
+        "WORKLOAD",
+        "CGROUPS",
+        "CONNECTIONS",
+        "REFUSED",
+        "SENT",
+        "RECEIVED",
+    ]);
+    for workload in &listed {
+        table.row(row(workload));
+    }
+    table.print()?;
+    Ok(Outcome::Done)
+}
+
+fn listed(socket: &Path) -> anyhow::Result<Vec<Listed>> {
+    let mut by_name = std::collections::BTreeMap::<String, Listed>::new();
+    let empty = |workload: &String| Listed {
+        workload: workload.clone(),
+        cgroups: Vec::new(),
+        account: None,
+    };
+    for reply in
+        client::ask(socket, Request::Workloads)?.chain(client::ask(socket, Request::Accounts)?)
+    {
+        match reply? {
+            Reply::Workload(governed) => {
+                by_name
+                    .entry(governed.workload.clone())
+                    .or_insert_with_key(empty)
+                    .cgroups
+                    .push(governed);
+            }
+            Reply::Account(account) => {
+                let listed = by_name
+                    .entry(account.workload.clone())
+                    .or_insert_with_key(empty);
+                listed.account = Some(account);
+            }
+            _ => {}
+        }
+    }
+    Ok(by_name.into_values().collect())
+}
+
+fn row(listed: &Listed) -> [String; 6] {
+    let cgroups = listed
+        .cgroups
+        .iter()
+        .map(|g| g.cgroup.clone().unwrap_or_else(|| "(gone)".to_owned()));
+    let account = listed.account.as_ref();
+    let refusals = account.map(|a| {
+        let each: Vec<_> = a
+            .refusals
+            .iter()
+            .map(|(reason, n)| format!("{n} {reason}"))
+            .collect();
+        each.join(", ")
+    });
+    [
+        listed.workload.clone(),
+        Some(cgroups.collect::<Vec<_>>().join(" "))
+            .filter(|c| !c.is_empty())
+            .unwrap_or_else(|| "-".to_owned()),
+        account.map_or("-".to_owned(), |a| a.connections.to_string()),
+        refusals
+            .filter(|r| !r.is_empty())
+            .unwrap_or_else(|| "-".to_owned()),
+        account.map_or("-".to_owned(), |a| output::bytes(a.counters.bytes_out)),
+        account.map_or("-".to_owned(), |a| output::bytes(a.counters.bytes_in)),
+    ]
+}

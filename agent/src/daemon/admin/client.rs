@@ -1,0 +1,137 @@
+//! The caller's side of the admin socket: blocking, one request per connection.
+use super::wire::{Envelope, Fault, REPLY_BYTES, Reply, Request, VERSION};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody listens.
+    #[error(
+        "no agent answers on {path}: {source}: start it with `systemctl start tollgate` or `tollgate agent`"
+    )]
+    NoAgent {
+        /// The socket.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The socket is there and this user may not use it.
+    #[error(
+        "the agent's socket {path} is for root and the agent's own user only: run this with sudo"
+    )]
+    Forbidden {
+        /// The socket.
+        path: String,
+    },
+    /// The agent hung up or sent what is no reply.
+    #[error("the agent's answer broke off: {0}: see its log (`journalctl -u tollgate`)")]
+    Broken(String),
+    /// The agent could not serve the request.
+    #[error("{}", .0.message)]
+    Fault(Fault),
+}
+
+/// Where the agent of a runtime directory listens.
+pub fn socket_path(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("admin.sock")
+}
+
+/// An answer being read, line by line; ends after its final reply.
+#[derive(Debug)]
+pub struct Answer {
+    lines: BufReader<UnixStream>,
+    done: bool,
+}
+
+/// Sends `request` to the agent at `socket`.
+///
+/// # Errors
+/// See [`Error`].
+pub fn ask(socket: &Path, request: Request) -> Result<Answer, Error> {
+    let path = socket.display().to_string();
+    let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
+        std::io::ErrorKind::PermissionDenied => Error::Forbidden { path },
+        _ => Error::NoAgent { path, source },
+    })?;
+    let follows = matches!(request, Request::Decisions { follow: true, .. });
+    // A reload reads files and compiles; a minute is far beyond any real one.
+    let patience = if follows {
+        None
+    } else {
+        Some(Duration::from_secs(60))
+    };
+    let mut line = serde_json::to_vec(&Envelope {
+        v: VERSION,
+        request,
+    })
+    .map_err(|e| Error::Broken(e.to_string()))?;
+    line.push(b'\n');
+    stream
+        .set_read_timeout(patience)
+        .and_then(|()| stream.set_write_timeout(Some(Duration::from_secs(10))))
+        .and_then(|()| stream.write_all(&line))
+        .map_err(|e| Error::Broken(e.to_string()))?;
+    Ok(Answer {
+        lines: BufReader::new(stream),
+        done: false,
+    })
+}
+
+/// Sends `request` and returns its only reply.
+///
+/// # Errors
+/// See [`Error`].
+pub fn ask_one(socket: &Path, request: Request) -> Result<Reply, Error> {
+    ask(socket, request)?
+        .next()
+        .unwrap_or_else(|| Err(Error::Broken("no reply".to_owned())))
+}
+
+impl Answer {
+    fn read_reply(&mut self) -> Result<Reply, Error> {
+        let mut line = Vec::new();
+        let read = self
+            .lines
+            .by_ref()
+            .take(REPLY_BYTES)
+            .read_until(b'\n', &mut line);
+        match read {
+            Err(e) => Err(Error::Broken(e.to_string())),
+            Ok(_) if line.last() != Some(&b'\n') => {
+                Err(Error::Broken("connection closed in mid-reply".to_owned()))
+            }
+            Ok(_) => serde_json::from_slice(&line).map_err(|e| Error::Broken(e.to_string())),
+        }
+    }
+}
+
+impl Iterator for Answer {
+    type Item = Result<Reply, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        match self.read_reply() {
+            Ok(Reply::End) => {
+                self.done = true;
+                None
+            }
+            Ok(Reply::Fault(fault)) => {
+                self.done = true;
+                Some(Err(Error::Fault(fault)))
+            }
+            Ok(reply) => {
+                self.done = reply.is_final();
+                Some(Ok(reply))
+            }
+            Err(e) => {
+                self.done = true;
+                Some(Err(e))
+            }
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The admin protocol: newline-delimited JSON over a Unix socket, one request per connection.
+//!
+//! The client sends one [`Envelope`] on one line; the agent answers with lines of [`Reply`], the last of which is a
+//! final one ([`Reply::is_final`]). These are wire types: the agent's own types are translated where they differ.
+use crate::audit::{Filter, Record, Stats};
+use crate::kernel::{FlowAccount, Governed, Layer, WorkloadAccount};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tollgate_policy::Mode;
+
+/// The protocol's version; the agent refuses any other.
+pub const VERSION: u32 = 1;
+/// Bytes of a request line at most, its newline included.
+pub const REQUEST_BYTES: u64 = 2 << 20;
+/// Bytes of a reply line at most, its newline included.
+pub const REPLY_BYTES: u64 = 4 << 20;
+
+/// One request and the version of the protocol it is written in.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Envelope {
+    /// [`VERSION`].
+    pub v: u32,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What can be asked of a running agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Health; answered by [`Reply::Status`].
+    Status,
+    /// Live flows and the last ended ones; answered by [`Reply::Flow`]s.
+    Flows,
+    /// What is governed; answered by [`Reply::Workload`]s.
+    Workloads,
+    /// Kernel accounts per workload; answered by [`Reply::Account`]s.
+    Accounts,
+    /// Decisions on record; answered by [`Reply::Decision`]s.
+    Decisions {
+        /// Which.
+        #[serde(default)]
+        filter: Filter,
+        /// Keep sending new ones until the client hangs up.
+        #[serde(default)]
+        follow: bool,
+    },
+    /// Read policy and secrets again; answered by [`Reply::Reloaded`] or a fault.
+    Reload,
+    /// Decide without sending; answered by [`Reply::Explained`].
+    Explain(Question),
+    /// Make and govern a cgroup for `tollgate run`; answered by [`Reply::Enrolled`].
+    Enrol {
+        /// The workload; the only one in the policy if not given.
+        workload: Option<String>,
+    },
+    /// Stop governing a cgroup that `enrol` made, once it is empty; answered by [`Reply::Released`].
+    Release {
+        /// As [`Reply::Enrolled`] said.
+        cgroup_id: u64,
+    },
+    /// The local CA; answered by [`Reply::Ca`].
+    Ca,
+}
+
+/// A request to decide on without sending it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// Exact.
+    pub method: String,
+    /// `https://host[:port]/path?query` or `http://…`.
+    pub url: String,
+    /// Who asks.
+    pub workload: String,
+    /// Identity proven, if any.
+    #[serde(default)]
+    pub identity: Option<String>,
+    /// Names and values.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+    /// Body, if any.
+    #[serde(default)]
+    pub body: Option<String>,
+}
+
+/// One line of an answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "reply", content = "with", rename_all = "snake_case")]
+pub enum Reply {
+    /// The request could not be served. Final.
+    Fault(Fault),
+    /// No more lines. Final.
+    End,
+    /// Health. Final.
+    Status(Box<Status>),
+    /// A flow, live or ended.
+    Flow(Box<Flow>),
+    /// A subtree under governance.
+    Workload(Governed),
+    /// A workload's account.
+    Account(WorkloadAccount),
+    /// A decision.
+    Decision(Arc<Record>),
+    /// While following: so many decisions were left out because the reader was too slow. They are in the log.
+    Missed(u64),
+    /// Policy and secrets were applied. Final.
+    Reloaded {
+        /// SHA-256 of the policy now in force.
+        hash: String,
+        /// Whether it differs from before.
+        changed: bool,
+        /// Warnings of the compiler.
+        warnings: Vec<String>,
+    },
+    /// How a request would be decided. Final.
+    Explained(Box<Explained>),
+    /// A governed cgroup to run in. Final.
+    Enrolled(Enrolled),
+    /// Whether the cgroup is gone. Final.
+    Released {
+        /// Processes still in it; it stays governed until they end.
+        left: usize,
+    },
+    /// The local CA. Final.
+    Ca(Ca),
+}
+
+impl Reply {
+    /// Whether this ends an answer.
+    pub fn is_final(&self) -> bool {
+        !matches!(
+            self,
+            Self::Flow(_)
+                | Self::Workload(_)
+                | Self::Account(_)
+                | Self::Decision(_)
+                | Self::Missed(_)
+        )
+    }
+}
+
+/// Why a request could not be served.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fault {
+    /// What kind; decides the exit code.
+    pub kind: FaultKind,
+    /// What happened and what to do, for a person.
+    pub message: String,
+}
+
+/// Kinds of [`Fault`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// The request is wrong in itself.
+    Usage,
+    /// The caller may not ask this.
+    Forbidden,
+    /// Policy or secrets are wrong; the running ones stay.
+    Configuration,
+    /// What was named is not there.
+    NotFound,
+    /// The agent could not do it.
+    Failed,
+}
+
+/// A flow and when it ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Flow {
+    /// The account.
+    #[serde(flatten)]
+    pub account: FlowAccount,
+    /// When it ended; none while it lives.
+    pub ended: Option<jiff::Timestamp>,
+}
+
+/// A governed cgroup for `tollgate run`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Kernel id, for [`Request::Release`].
+    pub cgroup_id: u64,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Its path below the cgroup2 root.
+    pub cgroup: String,
+    /// The workload it is governed as.
+    pub workload: String,
+    /// Where the trust files are.
+    pub trust: Trust,
+}
+
+/// Files that clients are pointed at.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Trust {
+    /// The CA's certificate alone.
+    pub ca: PathBuf,
+    /// The system's roots and the CA.
+    pub bundle: PathBuf,
+}
+
+/// The local CA.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ca {
+    /// The certificate, PEM.
+    pub certificate: String,
+    /// SHA-256 of it, hex.
+    pub fingerprint: String,
+    /// When it expires.
+    pub not_after: jiff::Timestamp,
+    /// Where the trust files are.
+    pub trust: Trust,
+}
+
+/// How a request would be decided, and why.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Explained {
+    /// `allow` or `deny`.
+    pub verdict: Answer,
+    /// Whether the verdict stands.
+    pub mode: Mode,
+    /// The rule that decided.
+    pub rule: Option<RuleRef>,
+    /// Why it is denied.
+    pub reason: Option<Why>,
+    /// Rules that came near, nearest first.
+    pub near: Vec<Near>,
+    /// The api that serves the host.
+    pub api: Option<String>,
+    /// The credential that would be put in.
+    pub credential: Option<String>,
+    /// Headers that would be set.
+    pub injected: Vec<String>,
+    /// Request headers and query parameters that would be taken out.
+    pub stripped: Vec<String>,
+    /// Query as it would be sent, names only, where it differs.
+    pub policy_hash: String,
+}
+
+/// Allowed or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It would pass.
+    Allow,
+    /// It would not.
+    Deny,
+}
+
+/// A rule and where it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RuleRef {
+    /// As records name it.
+    pub label: String,
+    /// `file:line:column`.
+    pub at: String,
+}
+
+/// Why something did not match.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Why {
+    /// Stable code.
+    pub code: String,
+    /// For a person.
+    pub detail: String,
+    /// What to do next.
+    pub hint: String,
+}
+
+/// A rule that did not match.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Near {
+    /// The rule.
+    pub rule: RuleRef,
+    /// The first thing that failed.
+    pub failed: Why,
+}
+
+/// Health of a running agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// What the facts below come to.
+    pub verdict: Verdict,
+    /// The agent.
+    pub agent: AgentStatus,
+    /// Mode of the whole agent.
+    pub mode: Mode,
+    /// The policy in force.
+    pub policy: PolicyStatus,
+    /// Subtrees under governance.
+    pub governed: usize,
+    /// Workloads of the policy that nothing on the host matches now, and that only `tollgate run` can start.
+    pub idle_workloads: Vec<String>,
+    /// Connections open on the data plane.
+    pub connections: usize,
+    /// The kernel's layers, asked now.
+    pub layers: Vec<Layer>,
+    /// What happens when a part fails, and whether it has.
+    pub fail_modes: Vec<FailMode>,
+    /// The local CA.
+    pub ca: CaStatus,
+    /// The decision log; while it is not healthy, requests are refused.
+    pub audit: Stats,
+    /// Kernel events lost because nobody drained them in time.
+    pub lost_events: u64,
+    /// Kernel refusals counted but not recorded one by one, because a workload made too many.
+    pub unrecorded_refusals: u64,
+}
+
+/// What the facts come to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Verdict {
+    /// Scopes are held.
+    Enforcing,
+    /// Everything is recorded and denials pass.
+    Observing,
+    /// Something governed can get past.
+    NotEnforcing {
+        /// Why, each a sentence.
+        why: Vec<String>,
+    },
+}
+
+/// The agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Version of the binary.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// When it was ready.
+    pub started: jiff::Timestamp,
+    /// Port of the data plane.
+    pub port: u16,
+    /// Data plane threads.
+    pub workers: usize,
+}
+
+/// The policy in force.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// The document's version.
+    pub version: u32,
+    /// SHA-256 of the sources.
+    pub hash: String,
+    /// Counts up by one per applied change.
+    pub generation: u64,
+    /// When it was applied.
+    pub applied: jiff::Timestamp,
+    /// Its files.
+    pub files: Vec<String>,
+    /// `None`: what is on disk is in force. Else the first fault of what is on disk.
+    pub stale: Option<String>,
+    /// `None`: secrets are as on disk. Else why the old values are kept.
+    pub secrets_stale: Option<String>,
+}
+
+/// What happens when a part fails, and whether it has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FailMode {
+    /// The part and its failure.
+    pub when: String,
+    /// What the agent does then.
+    pub then: String,
+    /// Whether it is so now.
+    pub now: bool,
+}
+
+/// The local CA.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CaStatus {
+    /// SHA-256 of the certificate, hex.
+    pub fingerprint: String,
+    /// When it expires.
+    pub not_after: jiff::Timestamp,
+}

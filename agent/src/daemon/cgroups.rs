@@ -1,0 +1,192 @@
+//! Which cgroups of this host a policy's workloads are: selectors against the tree below the cgroup2 root.
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use tollgate_policy::{Policy, Selector};
+
+/// Cgroups looked at, and their depth, at most: a workload that may make cgroups must not be able to stop the watch.
+const DIRECTORIES: usize = 1 << 16;
+/// See [`DIRECTORIES`].
+const DEPTH: usize = 64;
+
+/// A cgroup that a selector of the policy matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Match {
+    /// Path below the cgroup2 root, starting with `/`.
+    pub(super) cgroup: String,
+    /// Inode of its directory: tells a cgroup from a later one of the same name.
+    pub(super) inode: u64,
+    /// The workload.
+    pub(super) workload: String,
+}
+
+/// What a walk of the tree found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Topmost matches: cgroups inside one of the same workload are governed with it.
+    pub(super) matches: Vec<Match>,
+    /// Every directory, to be watched for new ones.
+    pub(super) directories: Vec<PathBuf>,
+    /// The walk stopped at a bound; there may be more.
+    pub(super) truncated: bool,
+}
+
+/// Walks the tree below `root`. Directories that vanish on the way are left out.
+pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
+    let mut found = Found::default();
+    // Name below the root, and the workload that already governs it.
+    let mut todo: Vec<(String, Option<String>)> = vec![(String::new(), None)];
+    while let Some((name, inherited)) = todo.pop() {
+        if found.directories.len() >= DIRECTORIES || name.matches('/').count() > DEPTH {
+            found.truncated = true;
+            continue;
+        }
+        let directory = root.join(name.trim_start_matches('/'));
+        let Ok(meta) = std::fs::metadata(&directory) else {
+            continue;
+        };
+        let workload = if name.is_empty() {
+            None
+        } else {
+            workload_of(policy, &name)
+        };
+        let own = workload.filter(|w| inherited.as_ref() != Some(w));
+        if let Some(workload) = own.clone() {
+            found.matches.push(Match {
+                cgroup: name.clone(),
+                inode: meta.ino(),
+                workload,
+            });
+        }
+        let governs = own.or(inherited);
+        for child in subdirectories(&directory) {
+            todo.push((format!("{name}/{child}"), governs.clone()));
+        }
+        found.directories.push(directory);
+    }
+    found.matches.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
+    found
+}
+
+fn subdirectories(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(Result::ok)
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect()
+}
+
+/// The first workload, by name, that has a selector for this cgroup.
+pub(super) fn workload_of(policy: &Policy, cgroup: &str) -> Option<String> {
+    policy
+        .workloads()
+        .iter()
+        .find(|w| w.selectors.iter().any(|s| selects(s, cgroup)))
+        .map(|w| w.name.clone())
+}
+
+/// Whether `selector` means this cgroup (path below the root, starting with `/`).
+pub(super) fn selects(selector: &Selector, cgroup: &str) -> bool {
+    let mut segments = cgroup.trim_start_matches('/').split('/');
+    match selector {
+        // Only the system manager's units: below a slice of slices. A user's own manager is a delegated service, and
+        // anybody can have a unit of any name there.
+        Selector::Unit(unit) => {
+            segments.next_back() == Some(unit) && segments.all(|s| s.ends_with(".slice"))
+        }
+        Selector::Cgroup(glob) => {
+            let pattern: Vec<&str> = glob.trim_start_matches('/').split('/').collect();
+            let path: Vec<&str> = segments.collect();
+            glob_matches(&pattern, &path)
+        }
+    }
+}
+
+/// `**` is any rest, the directory it stands in included, so that its future children are governed before they exist.
+fn glob_matches(pattern: &[&str], path: &[&str]) -> bool {
+    match (pattern.split_first(), path.split_first()) {
+        (Some((&"**", rest)), _) if rest.is_empty() => true,
+        (Some((&"**", rest)), _) => {
+            glob_matches(rest, path)
+                || path
+                    .split_first()
+                    .is_some_and(|(_, tail)| glob_matches(pattern, tail))
+        }
+        (None, None) => true,
+        (Some((p, pattern)), Some((s, path))) => {
+            segment_matches(p, s) && glob_matches(pattern, path)
+        }
+        _ => false,
+    }
+}
+
+/// `*` is any run of characters within the segment.
+fn segment_matches(pattern: &str, segment: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| segment.strip_prefix(first)) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_the_system_managers_only() {
+        let unit = Selector::Unit("report.service".to_owned());
+        for (cgroup, expected) in [
+            ("/system.slice/report.service", true),
+            ("/report.service", true),
+            ("/a.slice/a-b.slice/report.service", true),
+            (
+                "/user.slice/user-1.slice/user@1.service/app.slice/report.service",
+                false,
+            ),
+            ("/system.slice/report.service/child", false),
+            ("/system.slice/xreport.service", false),
+            ("/docker/report.service", false),
+        ] {
+            assert_eq!(selects(&unit, cgroup), expected, "{cgroup}");
+        }
+    }
+
+    #[test]
+    fn globs() {
+        for (glob, cgroup, expected) in [
+            ("/user.slice/**", "/user.slice", true),
+            ("/user.slice/**", "/user.slice/a/b", true),
+            ("/user.slice/**", "/user.slicex", false),
+            ("/user.slice", "/user.slice/a", false),
+            ("/a/*/c", "/a/b/c", true),
+            ("/a/*/c", "/a/b/b/c", false),
+            ("/a/**/c", "/a/b/b/c", true),
+            ("/a/**/c", "/a/c", true),
+            ("/a/run-*", "/a/run-1", true),
+            ("/a/run-*-x", "/a/run-1-x", true),
+            ("/a/run-*-x", "/a/run-x", false),
+            ("/*", "/a", true),
+            ("/*", "/a/b", false),
+            ("/**", "/anything/at/all", true),
+        ] {
+            assert_eq!(
+                selects(&Selector::Cgroup(glob.to_owned()), cgroup),
+                expected,
+                "{glob} {cgroup}"
+            );
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The control plane: signals, watches, the kernel's events and the admin socket, on one runtime of its own, so that a
+//! slow disk or a slow query never delays a request.
+use super::agent::{Agent, lock};
+use super::error::Error;
+use super::events::Recorder;
+use super::start::Up;
+use super::{Lifetime, admin, dirs, notify, watch};
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How long tasks that answer the admin socket may take to end when the agent stops.
+const LINGER: Duration = Duration::from_secs(2);
+/// How often `systemctl status` is told how things are.
+const STATUS: Duration = Duration::from_secs(10);
+/// A worker that says nothing for this long does not answer: it has a word to say each second.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// Runs until told to stop, then stops in order.
+pub(super) fn run(up: Up) -> Result<(), Error> {
+    let agent = Arc::clone(&up.agent);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Threads)?;
+    let ended = runtime.block_on(serve(up));
+    notify::stopping();
+    runtime.shutdown_timeout(LINGER);
+    stop(agent);
+    ended.map_err(Error::Threads)
+}
+
+/// Everything the control plane does at the same time; ends when the agent is told to stop.
+async fn serve(up: Up) -> std::io::Result<()> {
+    let Up { agent, admin } = up;
+    let told = Told::listen(&agent)?;
+    admin.set_nonblocking(true)?;
+    let admin = UnixListener::from_std(admin)?;
+    let mut recorder = Recorder::new(Arc::clone(&agent.seen), Arc::clone(&agent.shared));
+    let mut take = |event| recorder.take(event);
+    announce(&agent);
+    tokio::select! {
+        () = told.to_stop(Arc::clone(&agent)) => Ok(()),
+        () = admin::server::serve(admin, Arc::clone(&agent)) => Err(std::io::Error::other("the admin socket ended")),
+        () = agent.shared.fence.events(&mut take) => Err(std::io::Error::other("the kernel's events ended")),
+        ended = watch::cgroups(Arc::clone(&agent)) => ended,
+        () = watch::secrets(Arc::clone(&agent)) => Ok(()),
+        broken = heartbeat(&agent) => Err(broken),
+    }
+}
+
+fn announce(agent: &Agent) {
+    notify::ready();
+    tracing::info!(port = agent.port, mode = ?agent.config.mode, "ready");
+    if matches!(agent.lifetime, Lifetime::Private { .. }) {
+        let mut out = std::io::stdout();
+        // Whoever waits for it sees the end of the pipe otherwise.
+        let _ = out.write_all(b"ready\n").and_then(|()| out.flush());
+    }
+}
+
+/// The ways an agent is told something from outside.
+struct Told {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+    /// Ends with the standard input of a private agent.
+    orphaned: Option<tokio::sync::oneshot::Receiver<()>>,
+}
+
+impl Told {
+    fn listen(agent: &Agent) -> std::io::Result<Self> {
+        let orphaned = matches!(agent.lifetime, Lifetime::Private { .. })
+            .then(end_of_input)
+            .transpose()?;
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+            orphaned,
+        })
+    }
+
+    async fn to_stop(mut self, agent: Arc<Agent>) {
+        let orphaned = async {
+            match self.orphaned {
+                Some(end) => drop(end.await),
+                None => std::future::pending().await,
+            }
+            runs_over(&agent).await;
+        };
+        tokio::pin!(orphaned);
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                () = &mut orphaned => return,
+                _ = self.hup.recv() => {
+                    let reloading = Arc::clone(&agent);
+                    // The outcome is logged and in `status`.
+                    let _ = tokio::task::spawn_blocking(move || reloading.reload()).await;
+                }
+            }
+        }
+    }
+}
+
+fn end_of_input() -> std::io::Result<tokio::sync::oneshot::Receiver<()>> {
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("input".to_owned())
+        .spawn(move || {
+            let mut byte = [0];
+            while std::io::stdin().read(&mut byte).is_ok_and(|n| n > 0) {}
+            let _ = ended.send(());
+        })?;
+    Ok(end)
+}
+
+/// Waits until nothing is left in any cgroup that was made for a run.
+async fn runs_over(agent: &Agent) {
+    while lock(&agent.enrolments).processes_left() > 0 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Tells the service manager how things are, and that they are, while every thread of the data plane answers. Ends when
+/// one of those threads is no more: without it connections would wait for nobody.
+async fn heartbeat(agent: &Agent) -> std::io::Error {
+    let watchdog = notify::watchdog_interval();
+    let period = watchdog.map_or(STATUS, |limit| (limit / 3).min(STATUS));
+    let mut ticks = tokio::time::interval(period);
+    let mut pulse = Pulse::default();
+    loop {
+        ticks.tick().await;
+        let plane = lock(&agent.plane)
+            .as_ref()
+            .map(|plane| (plane.beats(), plane.broken()));
+        let Some((beats, broken)) = plane else {
+            continue;
+        };
+        if broken {
+            return std::io::Error::other("a thread of the data plane ended");
+        }
+        if !pulse.felt(&beats, Instant::now(), (period * 2).max(SILENCE)) {
+            tracing::error!("a thread of the data plane does not answer");
+        } else if watchdog.is_some() {
+            notify::watchdog();
+        }
+        notify::status(&describe(agent));
+    }
+}
+
+/// The workers' counters, and when each was last seen to go up.
+#[derive(Debug, Default)]
+struct Pulse(Vec<(u64, Option<Instant>)>);
+
+impl Pulse {
+    /// Whether every counter was seen to go up less than `patience` ago.
+    fn felt(&mut self, beats: &[u64], now: Instant, patience: Duration) -> bool {
+        self.0.resize(beats.len(), (u64::MAX, None));
+        for (seen, beat) in self.0.iter_mut().zip(beats) {
+            if seen.0 != *beat {
+                *seen = (*beat, Some(now));
+            }
+        }
+        self.0
+            .iter()
+            .all(|(_, at)| at.is_some_and(|at| now.saturating_duration_since(at) < patience))
+    }
+}
+
+fn describe(agent: &Agent) -> String {
+    let hash: String = agent
+        .shared
+        .live
+        .load()
+        .stamp
+        .hash
+        .chars()
+        .take(12)
+        .collect();
+    let governed = agent.shared.fence.governed().len();
+    let health = if agent.shared.sink.healthy() {
+        ""
+    } else {
+        "; REFUSING ALL: decisions cannot be written"
+    };
+    format!("policy {hash}; {governed} cgroups governed{health}")
+}
+
+/// Stops in order: no new connections, requests under way finish, decisions reach the disk. What is governed stays
+/// fenced in, unless the agent was private.
+fn stop(agent: Arc<Agent>) {
+    let plane = lock(&agent.plane).take();
+    if let Some(plane) = plane {
+        plane.drain();
+    }
+    let stats = agent.log.close();
+    if stats.queued > 0 || stats.dropped > 0 {
+        tracing::error!(
+            queued = stats.queued,
+            dropped = stats.dropped,
+            "decisions were lost"
+        );
+    }
+    let _ = std::fs::remove_file(admin::client::socket_path(&agent.config.runtime_dir));
+    match agent.lifetime.clone() {
+        Lifetime::Service => tracing::info!("stopped; what is governed stays fenced in"),
+        Lifetime::Private { directory } => {
+            lift(agent);
+            dirs::remove_private(&directory);
+        }
+    }
+}
+
+/// Takes the fence down. Nothing may use it any more: if something does, it stays, which refuses and never opens.
+fn lift(agent: Arc<Agent>) {
+    lock(&agent.enrolments).remove_runs();
+    let Some(agent) = Arc::into_inner(agent) else {
+        return tracing::error!("the agent is still in use: its fence stays");
+    };
+    let Agent {
+        shared, enrolments, ..
+    } = agent;
+    drop(enrolments);
+    let fence = Arc::into_inner(shared).and_then(|shared| Arc::into_inner(shared.fence));
+    match fence.map(crate::kernel::Fence::lift) {
+        Some(Ok(())) => tracing::info!("stopped; the fence is lifted"),
+        Some(Err(e)) => tracing::error!("the fence could not be lifted: {e}"),
+        None => tracing::error!("the fence is still in use: it stays"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_silent_worker_is_noticed() {
+        let (start, patience) = (Instant::now(), Duration::from_secs(3));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut pulse = Pulse::default();
+        assert!(pulse.felt(&[0, 0], at(0), patience));
+        assert!(pulse.felt(&[1, 1], at(1), patience));
+        assert!(pulse.felt(&[2, 1], at(2), patience));
+        assert!(!pulse.felt(&[4, 1], at(4), patience));
+        assert!(pulse.felt(&[5, 2], at(5), patience));
+    }
+}

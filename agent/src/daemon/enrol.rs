@@ -1,0 +1,333 @@
+//! Keeps the kernel's list of governed cgroups true to the policy and to the host.
+use super::admin::wire::{Enrolled, Fault, FaultKind, Trust};
+use super::cgroups::{self, Match};
+use crate::kernel::{self, Fence};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tollgate_policy::Policy;
+
+/// Where cgroups of `tollgate run` are, below the cgroup2 root.
+const RUNS: &str = "/tollgate";
+/// Runs at one time at most.
+const RUNS_MAX: usize = 1024;
+/// A run's cgroup that is empty this long after the agent first saw it, with nobody about to fill it, is removed.
+const RUN_GRACE: Duration = Duration::from_secs(10);
+
+/// What is governed, and why.
+#[derive(Debug)]
+pub(super) struct Enrolments {
+    fence: Arc<Fence>,
+    selected: BTreeMap<String, Selected>,
+    runs: HashMap<u64, Run>,
+}
+
+/// A cgroup that a selector matches.
+#[derive(Debug)]
+struct Selected {
+    inode: u64,
+    cgroup_id: u64,
+    workload: String,
+}
+
+/// A cgroup made for `tollgate run`.
+#[derive(Debug)]
+struct Run {
+    directory: PathBuf,
+    /// Who asked; unknown for runs that an earlier agent made.
+    asked_by: Option<i32>,
+    seen: Instant,
+}
+
+impl Enrolments {
+    /// Takes over what an earlier agent governed: runs stay, the rest is settled by the first [`Self::settle`].
+    pub(super) fn adopt(fence: Arc<Fence>) -> Self {
+        let mut selected = BTreeMap::new();
+        let mut runs = HashMap::new();
+        for governed in fence.governed() {
+            let Some(cgroup) = governed.cgroup else {
+                release(&fence, governed.cgroup_id);
+                continue;
+            };
+            let cgroup = format!("/{}", cgroup.trim_start_matches('/'));
+            let directory = directory(fence.cgroup_root(), &cgroup);
+            if is_run(&cgroup) {
+                runs.insert(
+                    governed.cgroup_id,
+                    Run {
+                        directory,
+                        asked_by: None,
+                        seen: Instant::now(),
+                    },
+                );
+            } else {
+                let entry = Selected {
+                    inode: inode(&directory).unwrap_or_default(),
+                    cgroup_id: governed.cgroup_id,
+                    workload: governed.workload,
+                };
+                selected.insert(cgroup, entry);
+            }
+        }
+        Self {
+            fence,
+            selected,
+            runs,
+        }
+    }
+
+    /// Governs what `policy` selects on this host now, and no longer what it does not; removes runs that are over.
+    /// Returns every cgroup directory, to be watched.
+    pub(super) fn settle(&mut self, policy: &Policy) -> Vec<PathBuf> {
+        let found = cgroups::walk(self.fence.cgroup_root(), policy);
+        if found.truncated {
+            tracing::error!(
+                "too many cgroups to look at all of them: workloads beyond the bound are not governed"
+            );
+        }
+        for wanted in found.matches.iter().filter(|m| !is_run(&m.cgroup)) {
+            self.govern(wanted);
+        }
+        let stays = |cgroup: &String| found.matches.iter().any(|m| m.cgroup == *cgroup);
+        let gone: Vec<String> = self
+            .selected
+            .keys()
+            .filter(|c| !stays(c))
+            .cloned()
+            .collect();
+        for cgroup in gone {
+            if let Some(old) = self.selected.remove(&cgroup) {
+                tracing::info!(cgroup, workload = old.workload, "no longer governed");
+                release(&self.fence, old.cgroup_id);
+            }
+        }
+        self.sweep_runs();
+        found.directories
+    }
+
+    fn govern(&mut self, wanted: &Match) {
+        let old = self.selected.get(&wanted.cgroup);
+        if old.is_some_and(|s| s.inode == wanted.inode && s.workload == wanted.workload) {
+            return;
+        }
+        match self
+            .fence
+            .govern(Path::new(&wanted.cgroup), &wanted.workload)
+        {
+            Ok(cgroup_id) => {
+                tracing::info!(
+                    cgroup = wanted.cgroup,
+                    workload = wanted.workload,
+                    "governed"
+                );
+                if let Some(old) = old.filter(|s| s.cgroup_id != cgroup_id) {
+                    release(&self.fence, old.cgroup_id);
+                }
+                let entry = Selected {
+                    inode: wanted.inode,
+                    cgroup_id,
+                    workload: wanted.workload.clone(),
+                };
+                self.selected.insert(wanted.cgroup.clone(), entry);
+            }
+            // It may have vanished since the walk; if it is still there the next walk tries again.
+            Err(e) => tracing::error!(
+                cgroup = wanted.cgroup,
+                workload = wanted.workload,
+                "not governed: {e}"
+            ),
+        }
+    }
+
+    /// Makes and governs a cgroup for `tollgate run`, asked for by process `pid`.
+    pub(super) fn start_run(
+        &mut self,
+        policy: &Policy,
+        workload: Option<&str>,
+        pid: Option<i32>,
+        trust: Trust,
+    ) -> Result<Enrolled, Fault> {
+        let workload = choose(policy, workload)?;
+        if self.runs.len() >= RUNS_MAX {
+            return Err(failed(format!(
+                "{RUNS_MAX} runs are under way: end some first"
+            )));
+        }
+        let cgroup = format!("{RUNS}/run-{}", uuid::Uuid::now_v7().simple());
+        let root = self.fence.cgroup_root();
+        let directory = directory(root, &cgroup);
+        let made = std::fs::create_dir_all(root.join(RUNS.trim_start_matches('/')))
+            .and_then(|()| std::fs::create_dir(&directory));
+        made.map_err(|e| failed(format!("cannot make cgroup {}: {e}", directory.display())))?;
+        match self.fence.govern(Path::new(&cgroup), &workload) {
+            Ok(cgroup_id) => {
+                let run = Run {
+                    directory: directory.clone(),
+                    asked_by: pid,
+                    seen: Instant::now(),
+                };
+                self.runs.insert(cgroup_id, run);
+                Ok(Enrolled {
+                    cgroup_id,
+                    directory,
+                    cgroup,
+                    workload,
+                    trust,
+                })
+            }
+            Err(e) => {
+                let _ = std::fs::remove_dir(&directory);
+                Err(failed(format!("cannot govern {cgroup}: {e}")))
+            }
+        }
+    }
+
+    /// Ends a run if its cgroup is empty; returns how many processes are left in it.
+    pub(super) fn end_run(&mut self, cgroup_id: u64) -> Result<usize, Fault> {
+        let Some(run) = self.runs.get(&cgroup_id) else {
+            return Err(Fault {
+                kind: FaultKind::NotFound,
+                message: format!("no run has cgroup {cgroup_id}"),
+            });
+        };
+        let left = processes(&run.directory);
+        if left == 0 {
+            self.forget_run(cgroup_id);
+        }
+        Ok(left)
+    }
+
+    /// Processes in the cgroups of all runs.
+    pub(super) fn processes_left(&self) -> usize {
+        self.runs
+            .values()
+            .map(|run| processes(&run.directory))
+            .sum()
+    }
+
+    /// Removes the directories of all runs that are empty; for an agent that is about to lift its fence.
+    pub(super) fn remove_runs(&mut self) {
+        let all: Vec<u64> = self.runs.keys().copied().collect();
+        for cgroup_id in all {
+            self.forget_run(cgroup_id);
+        }
+    }
+
+    fn sweep_runs(&mut self) {
+        let over = |run: &Run| {
+            let waited =
+                run.asked_by.is_none_or(|pid| !alive(pid)) && run.seen.elapsed() > RUN_GRACE;
+            !run.directory.exists() || (waited && processes(&run.directory) == 0)
+        };
+        let ended: Vec<u64> = self
+            .runs
+            .iter()
+            .filter(|(_, run)| over(run))
+            .map(|(id, _)| *id)
+            .collect();
+        for cgroup_id in ended {
+            self.forget_run(cgroup_id);
+        }
+    }
+
+    /// Removes the directory first: only a cgroup that nobody can enter any more stops being governed.
+    fn forget_run(&mut self, cgroup_id: u64) {
+        let Some(run) = self.runs.get(&cgroup_id) else {
+            return;
+        };
+        match remove_tree(&run.directory, 0) {
+            Ok(()) => {
+                self.runs.remove(&cgroup_id);
+                release(&self.fence, cgroup_id);
+            }
+            Err(e) => tracing::debug!("{}: {e}: kept and governed", run.directory.display()),
+        }
+    }
+}
+
+/// The workload asked for, or the only one there is.
+fn choose(policy: &Policy, asked: Option<&str>) -> Result<String, Fault> {
+    let names: Vec<&str> = policy.workloads().iter().map(|w| w.name.as_str()).collect();
+    let usage = |message| Fault {
+        kind: FaultKind::Usage,
+        message,
+    };
+    match (asked, names.as_slice()) {
+        (Some(name), _) if names.contains(&name) => Ok(name.to_owned()),
+        (None, [only]) => Ok((*only).to_owned()),
+        (_, []) => Err(usage("the policy has no workloads: define one".to_owned())),
+        (Some(name), _) => Err(usage(format!(
+            "no workload {name} in the policy: it has {}",
+            names.join(", ")
+        ))),
+        (None, _) => Err(usage(format!(
+            "say which workload with --workload: {}",
+            names.join(", ")
+        ))),
+    }
+}
+
+fn failed(message: String) -> Fault {
+    Fault {
+        kind: FaultKind::Failed,
+        message,
+    }
+}
+
+fn is_run(cgroup: &str) -> bool {
+    cgroup
+        .strip_prefix(RUNS)
+        .is_some_and(|rest| rest.starts_with("/run-"))
+}
+
+fn directory(root: &Path, cgroup: &str) -> PathBuf {
+    root.join(cgroup.trim_start_matches('/'))
+}
+
+fn inode(directory: &Path) -> Option<u64> {
+    std::fs::metadata(directory)
+        .ok()
+        .map(|m| std::os::unix::fs::MetadataExt::ino(&m))
+}
+
+fn alive(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Processes in a cgroup and below it.
+fn processes(directory: &Path) -> usize {
+    let own = std::fs::read_to_string(directory.join("cgroup.procs"))
+        .map_or(0, |text| text.lines().count());
+    let children = std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
+    let below = children
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|e| processes(&e.path()));
+    own.saturating_add(below.sum())
+}
+
+fn remove_tree(directory: &Path, depth: usize) -> std::io::Result<()> {
+    if depth < 32 {
+        let children = std::fs::read_dir(directory)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok);
+        for child in children.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+            remove_tree(&child.path(), depth + 1)?;
+        }
+    }
+    match std::fs::remove_dir(directory) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn release(fence: &Fence, cgroup_id: u64) {
+    let released: Result<(), kernel::Error> = fence.release(cgroup_id);
+    if let Err(e) = released {
+        tracing::warn!(cgroup_id, "not released: {e}");
+    }
+}

@@ -1,0 +1,135 @@
+//! Why an agent does not start, or does not take a change. Each says what to do.
+use tollgate_policy::syntax::Faults;
+
+/// Everything that keeps an agent from starting or a change from being applied.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A process could not harden itself.
+    #[error("cannot harden the process: {0}: run outside the sandbox that forbids it")]
+    Harden(std::io::Error),
+    /// Not root.
+    #[error("the agent needs root: start it with `systemctl start tollgate` or with sudo")]
+    NotRoot,
+    /// A directory cannot be made or used.
+    #[error(
+        "{key} {path}: {source}: make it writable for root, or name another in the configuration"
+    )]
+    Directory {
+        /// Key of the configuration.
+        key: &'static str,
+        /// Path.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A directory belongs to someone who could swap its files.
+    #[error(
+        "{key} {path} belongs to user {owner}, who could swap its files: `chown root {path}`, or name another"
+    )]
+    ForeignDirectory {
+        /// Key of the configuration.
+        key: &'static str,
+        /// Path.
+        path: String,
+        /// Its owner.
+        owner: u32,
+    },
+    /// Another agent holds the lock.
+    #[error(
+        "another agent (pid {pid}) uses {runtime_dir}: stop it, or give this one its own runtime_dir"
+    )]
+    AlreadyRunning {
+        /// The holder, as it wrote itself.
+        pid: String,
+        /// The directory.
+        runtime_dir: String,
+    },
+    /// A policy file or directory cannot be read.
+    #[error(
+        "policy {path}: {source}: name policy files under `policy:` in the configuration, or with --policy"
+    )]
+    PolicyUnreadable {
+        /// Path.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A policy file is over the bound.
+    #[error("policy {path}: larger than {max} bytes: split it")]
+    PolicyTooLarge {
+        /// Path.
+        path: String,
+        /// The bound.
+        max: u64,
+    },
+    /// No policy at all.
+    #[error(
+        "no policy: no `*.yaml` in {0}: write one (README, \"a first policy\"), or name it with --policy"
+    )]
+    PolicyMissing(String),
+    /// The policy is wrong.
+    #[error(
+        "{0}the policy is refused whole: mend what is marked above (`tollgate check` shows it again)"
+    )]
+    PolicyFaults(Faults),
+    /// Secrets could not be had.
+    #[error("{}", join(.0))]
+    Secrets(Vec<crate::secrets::Error>),
+    /// The CA.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::Error),
+    /// The decision log.
+    #[error("decision log: {0}")]
+    Audit(String),
+    /// The listeners.
+    #[error("{0}")]
+    Listen(std::io::Error),
+    /// The kernel half.
+    #[error(transparent)]
+    Fence(#[from] crate::kernel::Error),
+    /// The admin socket.
+    #[error("admin socket {path}: {source}: make its directory writable for root")]
+    Admin {
+        /// Path.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A thread or runtime.
+    #[error("cannot start the agent's threads: {0}: raise the limits on processes and memory")]
+    Threads(std::io::Error),
+    /// A file for others.
+    #[error("cannot write {path}: {source}: make room or mend its directory")]
+    Publish {
+        /// Path.
+        path: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
+}
+
+fn join(errors: &[crate::secrets::Error]) -> String {
+    errors
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+impl Error {
+    /// The first line, for places that have room for one.
+    pub fn first_line(&self) -> String {
+        match self {
+            Self::PolicyFaults(faults) => match faults.0.first() {
+                Some(f) => format!("{}:{}:{}: {}", f.at.file, f.at.line, f.at.column, f.message),
+                None => "the policy is refused".to_owned(),
+            },
+            other => other
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+        }
+    }
+}

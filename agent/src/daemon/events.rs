@@ -1,0 +1,180 @@
+//! What the kernel did on its own: refusals become records, ended flows are kept for a while.
+use super::admin::wire;
+use crate::audit::{Coverage, ReasonRecord, Record, RequestRecord, Timing, Verdict};
+use crate::kernel::{Counters, Event, Flow, FlowAccount, Refusal};
+use crate::pipeline::Shared;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Ended flows kept for `tollgate flows`.
+const ENDED: usize = 1024;
+/// Refusals a workload may have recorded one by one in a burst, and per second after it. A workload that hammers a
+/// closed door must not fill the decision log's queue, on which everybody's requests depend; the kernel counts all.
+const BURST: u32 = 500;
+/// See [`BURST`].
+const PER_SECOND: u32 = 50;
+
+/// What is kept of the kernel's events.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    ended: Mutex<VecDeque<wire::Flow>>,
+    unrecorded: AtomicU64,
+}
+
+impl Seen {
+    /// The last flows that ended, oldest first.
+    pub(super) fn ended(&self) -> Vec<wire::Flow> {
+        self.ended
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
+    }
+
+    /// Refusals that were counted and not recorded.
+    pub(super) fn unrecorded(&self) -> u64 {
+        self.unrecorded.load(Ordering::Relaxed)
+    }
+
+    fn closed(&self, flow: Flow, counters: Counters) {
+        let now = jiff::Timestamp::now();
+        let account = FlowAccount {
+            cookie: flow.cookie,
+            workload: flow.workload.to_string(),
+            process: (*flow.process).clone(),
+            destination: flow.destination,
+            opened: now,
+            counters,
+        };
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.len() >= ENDED {
+            ended.pop_front();
+        }
+        ended.push_back(wire::Flow {
+            account,
+            ended: Some(now),
+        });
+    }
+}
+
+/// Takes the kernel's events one by one.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    seen: Arc<Seen>,
+    shared: Arc<Shared>,
+    allowances: HashMap<Arc<str>, Allowance>,
+}
+
+impl Recorder {
+    pub(super) fn new(seen: Arc<Seen>, shared: Arc<Shared>) -> Self {
+        Self {
+            seen,
+            shared,
+            allowances: HashMap::new(),
+        }
+    }
+
+    /// Takes one.
+    pub(super) fn take(&mut self, event: Event) {
+        match event {
+            Event::Closed { flow, counters } => self.seen.closed(flow, counters),
+            Event::Refused(refusal) => self.refused(refusal),
+        }
+    }
+
+    fn refused(&mut self, refusal: Refusal) {
+        let now = Instant::now();
+        let allowance = self
+            .allowances
+            .entry(Arc::clone(&refusal.workload))
+            .or_insert_with(|| Allowance::new(now));
+        if !allowance.spend(now) {
+            self.seen.unrecorded.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let snapshot = self.shared.live.load();
+        self.shared.sink.submit(record(refusal, &snapshot));
+    }
+}
+
+/// The record of a kernel refusal: scheme is the protocol, host the address.
+fn record(refusal: Refusal, snapshot: &crate::snapshot::Snapshot) -> Record {
+    let destination = refusal.destination;
+    Record {
+        id: uuid::Uuid::now_v7(),
+        time: jiff::Timestamp::try_from(refusal.time).unwrap_or_else(|_| jiff::Timestamp::now()),
+        verdict: Verdict::Deny,
+        mode: snapshot.mode,
+        workload: Some(refusal.workload),
+        identity: None,
+        process: Some(refusal.process),
+        request: Some(RequestRecord {
+            scheme: refusal.protocol,
+            host: destination.map(|d| d.ip().to_string()).unwrap_or_default(),
+            port: destination.map_or(0, |d| d.port()),
+            ..RequestRecord::default()
+        }),
+        response: None,
+        rule: None,
+        reason: Some(ReasonRecord {
+            code: refusal.reason.into(),
+            detail: refusal.detail,
+        }),
+        policy: Some(Arc::clone(&snapshot.stamp)),
+        credential: None,
+        stripped: Vec::new(),
+        injected: Vec::new(),
+        budget: None,
+        upstream: None,
+        coverage: Coverage::Kernel,
+        timing: Timing::default(),
+    }
+}
+
+/// A token bucket in whole tokens.
+#[derive(Debug)]
+struct Allowance {
+    left: u32,
+    filled: Instant,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self {
+            left: BURST,
+            filled: now,
+        }
+    }
+
+    fn spend(&mut self, now: Instant) -> bool {
+        let each = Duration::from_secs(1) / PER_SECOND;
+        let earned = now.saturating_duration_since(self.filled).as_nanos() / each.as_nanos();
+        let earned = u32::try_from(earned).unwrap_or(BURST).min(BURST);
+        if earned > 0 {
+            self.left = self.left.saturating_add(earned).min(BURST);
+            self.filled = now;
+        }
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_recorded_then_a_trickle() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        let burst = (0..2 * BURST).filter(|_| allowance.spend(start)).count();
+        assert_eq!(burst, BURST as usize);
+        let later = start + Duration::from_secs(2);
+        let trickle = (0..2 * BURST).filter(|_| allowance.spend(later)).count();
+        assert_eq!(trickle, 2 * PER_SECOND as usize);
+    }
+}

@@ -1,0 +1,41 @@
+//! What the service manager is told. Without one, nothing happens.
+use sd_notify::NotifyState;
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
+        tracing::debug!("service manager not told: {e}");
+    }
+}
+
+/// Up, or up again after a reload.
+pub(super) fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// A change is being read. `Type=notify-reload` wants the time of it.
+pub(super) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
+/// Draining.
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// One line for `systemctl status`.
+pub(super) fn status(line: &str) {
+    tell(&[NotifyState::Status(line)]);
+}
+
+/// Alive.
+pub(super) fn watchdog() {
+    tell(&[NotifyState::Watchdog]);
+}
+
+/// How often [`watchdog`] is expected, if at all.
+pub(super) fn watchdog_interval() -> Option<std::time::Duration> {
+    sd_notify::watchdog_enabled()
+}

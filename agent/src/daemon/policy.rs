@@ -1,0 +1,164 @@
+//! From policy files and secrets on disk to a snapshot that can be swapped in.
+use super::error::Error;
+use crate::audit::PolicyStamp;
+use crate::config::Config;
+use crate::secrets::Secrets;
+use crate::snapshot::Snapshot;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tollgate_policy::syntax::Source;
+use tollgate_policy::{Compiled, Policy, SecretRef};
+
+/// Bytes of one policy file at most.
+const FILE_BYTES: u64 = 4 << 20;
+/// Policy files at most.
+const FILES: usize = 1024;
+
+/// A policy that was read and compiled, and what it was read from.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    /// Texts it was compiled from; kept to compile again when only secrets change.
+    pub(super) sources: Vec<Source>,
+    /// The policy.
+    pub(super) policy: Policy,
+    /// Warnings of the compiler, each a line.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Reads all of `paths`: files as they are, `*.yaml` of directories in the order of their names.
+///
+/// # Errors
+/// The first path that cannot be read, or that there is nothing at all.
+pub fn read(paths: &[PathBuf]) -> Result<Vec<Source>, Error> {
+    let mut files = Vec::new();
+    for path in paths {
+        let fail = |source| Error::PolicyUnreadable {
+            path: path.display().to_string(),
+            source,
+        };
+        if std::fs::metadata(path).map_err(fail)?.is_dir() {
+            files.extend(yaml_files(path).map_err(fail)?);
+        } else {
+            files.push(path.clone());
+        }
+    }
+    if files.is_empty() {
+        let named: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
+        return Err(Error::PolicyMissing(named.join(", ")));
+    }
+    files.iter().map(|path| read_file(path)).collect()
+}
+
+fn yaml_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let hidden = path
+            .file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with('.'));
+        if path.extension().is_some_and(|e| e == "yaml") && !hidden {
+            found.push(path);
+        }
+        if found.len() > FILES {
+            return Err(std::io::Error::other(format!(
+                "more than {FILES} policy files"
+            )));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn read_file(path: &Path) -> Result<Source, Error> {
+    let name = path.display().to_string();
+    let fail = |source| Error::PolicyUnreadable {
+        path: name.clone(),
+        source,
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(fail)?;
+    file.take(FILE_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(fail)?;
+    if text.len() as u64 > FILE_BYTES {
+        return Err(Error::PolicyTooLarge {
+            path: name,
+            max: FILE_BYTES,
+        });
+    }
+    Ok(Source { name, text })
+}
+
+/// Compiles `sources`.
+pub(super) fn compile(sources: Vec<Source>) -> Result<Loaded, Error> {
+    let Compiled { policy, warnings } =
+        tollgate_policy::compile(&sources).map_err(Error::PolicyFaults)?;
+    let warnings = warnings
+        .0
+        .iter()
+        .map(|f| format!("{}:{}:{}: {}", f.at.file, f.at.line, f.at.column, f.message))
+        .collect();
+    Ok(Loaded {
+        sources,
+        policy,
+        warnings,
+    })
+}
+
+/// Joins a policy with the values it names.
+pub(super) fn snapshot(
+    policy: Policy,
+    config: &Config,
+    generation: u64,
+) -> Result<Snapshot, Error> {
+    let secrets = Secrets::load(&policy, &config.secrets_dir).map_err(Error::Secrets)?;
+    let stamp = Arc::new(PolicyStamp {
+        version: policy.version(),
+        hash: policy.hash().to_owned(),
+    });
+    Ok(Snapshot {
+        generation,
+        policy,
+        mode: config.mode,
+        secrets,
+        stamp,
+    })
+}
+
+/// What the files behind a policy's secrets look like from outside: changes when one is written or replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct SecretFiles(Vec<(PathBuf, Option<FileState>)>);
+
+/// Inode, size, and times of change of contents and of the inode, in nanoseconds.
+type FileState = (u64, u64, i64, i64);
+
+impl SecretFiles {
+    /// Looks at every `file:` secret and CA of `policy` below `directory`.
+    pub(super) fn of(policy: &Policy, directory: &Path) -> Self {
+        let secrets = policy.credentials().iter().map(|c| &c.secret);
+        let cas = policy.apis().iter().filter_map(|a| a.ca.as_ref());
+        let mut keys: Vec<&SecretRef> = secrets.chain(cas).filter(|r| r.source == "file").collect();
+        keys.sort_by(|a, b| a.key.cmp(&b.key));
+        keys.dedup();
+        Self(
+            keys.into_iter()
+                .map(|r| directory.join(&r.key))
+                .map(|path| {
+                    let state = std::fs::metadata(&path).ok().map(|m| {
+                        let at =
+                            |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
+                        (
+                            m.ino(),
+                            m.size(),
+                            at(m.mtime(), m.mtime_nsec()),
+                            at(m.ctime(), m.ctime_nsec()),
+                        )
+                    });
+                    (path, state)
+                })
+                .collect(),
+        )
+    }
+}

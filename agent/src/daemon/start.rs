@@ -1,0 +1,184 @@
+//! The ordered start. What a person can get wrong comes first, what changes the host last.
+use super::agent::{Agent, Applied};
+use super::enrol::Enrolments;
+use super::error::Error;
+use super::events::Seen;
+use super::{Lifetime, admin, decisions_dir, dirs, policy, trust};
+use crate::audit;
+use crate::config::Config;
+use crate::kernel::{Fence, Options};
+use crate::pipeline::{self, Listeners, Plane, Shared};
+use crate::snapshot::{Live, Snapshot};
+use crate::tls::Authority;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex};
+
+/// An agent that is up, and the socket it is to be asked on.
+#[derive(Debug)]
+pub(super) struct Up {
+    pub(super) agent: Arc<Agent>,
+    pub(super) admin: UnixListener,
+}
+
+/// Brings an agent up, from configuration to a data plane that answers.
+pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> {
+    let (snapshot, applied) = first_snapshot(&config)?;
+    let authority = Arc::new(Authority::open(&config.state_dir)?);
+    publish_trust(&config, &authority)?;
+    let (sink, log) = audit::Writer::start(&decisions_dir(&config.state_dir), &config.audit)
+        .map_err(|e| Error::Audit(e.to_string()))?;
+    let listeners = pipeline::bind(config.port, config.workers).map_err(Error::Listen)?;
+    let addresses = addresses(&listeners)?;
+    let dns_servers = resolvers(&config);
+    let fence = Arc::new(stand_fence(&config, &dns_servers, &listeners, &addresses)?);
+    let mut enrolments = Enrolments::adopt(Arc::clone(&fence));
+    enrolments.settle(&snapshot.policy);
+    let shared = Arc::new(Shared {
+        live: Live::new(snapshot),
+        fence,
+        authority,
+        sink,
+        limits: config.limits.clone(),
+        dns_servers,
+        own: addresses.all().into(),
+    });
+    let plane = Plane::start(Arc::clone(&shared), listeners).map_err(Error::Threads)?;
+    let admin = admin::server::bind(&config.runtime_dir)?;
+    let agent = Agent {
+        started: jiff::Timestamp::now(),
+        port: addresses.v4.port(),
+        config,
+        lifetime,
+        shared,
+        log,
+        seen: Arc::new(Seen::default()),
+        plane: Mutex::new(Some(plane)),
+        applied: Mutex::new(applied),
+        enrolments: Mutex::new(enrolments),
+    };
+    Ok(Up {
+        agent: Arc::new(agent),
+        admin,
+    })
+}
+
+fn first_snapshot(config: &Config) -> Result<(Snapshot, Applied), Error> {
+    let loaded = policy::compile(policy::read(&config.policy)?)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("policy: {warning}");
+    }
+    let secret_files = policy::SecretFiles::of(&loaded.policy, &config.secrets_dir);
+    let snapshot = policy::snapshot(loaded.policy, config, 1)?;
+    Ok((snapshot, Applied::new(loaded.sources, secret_files)))
+}
+
+/// Writes the CA's certificate, and the bundle of the system's roots and it, where every workload can read them.
+fn publish_trust(config: &Config, authority: &Authority) -> Result<(), Error> {
+    let files = trust(&config.runtime_dir);
+    let bundle = authority.bundle_pem()?;
+    for (path, pem) in [
+        (files.ca, authority.certificate_pem()),
+        (files.bundle, bundle.as_str()),
+    ] {
+        let fail = |source| Error::Publish {
+            path: path.display().to_string(),
+            source,
+        };
+        dirs::publish(&path, pem.as_bytes(), 0o644).map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// The data plane's addresses; the same port for all workers.
+struct Addresses {
+    v4: SocketAddr,
+    v6: Option<SocketAddr>,
+}
+
+impl Addresses {
+    fn all(&self) -> Vec<SocketAddr> {
+        std::iter::once(self.v4).chain(self.v6).collect()
+    }
+}
+
+fn addresses(listeners: &[Listeners]) -> Result<Addresses, Error> {
+    let first = listeners
+        .first()
+        .ok_or_else(|| Error::Listen(std::io::Error::other("no listeners")))?;
+    let v4 = first.v4.local_addr().map_err(Error::Listen)?;
+    let v6 = first
+        .v6
+        .as_ref()
+        .map(std::net::TcpListener::local_addr)
+        .transpose()
+        .map_err(Error::Listen)?;
+    Ok(Addresses { v4, v6 })
+}
+
+fn stand_fence(
+    config: &Config,
+    resolvers: &[IpAddr],
+    listeners: &[Listeners],
+    addresses: &Addresses,
+) -> Result<Fence, Error> {
+    let options = Options {
+        pin_dir: config.pin_dir.clone(),
+        cgroup_root: config.cgroup_root.clone(),
+        resolvers: resolvers.to_vec(),
+    };
+    let fence = Fence::open(&options)?;
+    let sockets: Vec<BorrowedFd<'_>> = listeners
+        .iter()
+        .flat_map(|l| std::iter::once(&l.v4).chain(&l.v6))
+        .map(AsFd::as_fd)
+        .collect();
+    fence.admit(
+        &sockets,
+        addresses.v4.port(),
+        addresses.v6.map(|a| a.port()),
+    )?;
+    Ok(fence)
+}
+
+/// The resolvers of the configuration, else those of `/etc/resolv.conf`.
+fn resolvers(config: &Config) -> Vec<IpAddr> {
+    if !config.dns_servers.is_empty() {
+        return config.dns_servers.clone();
+    }
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let found: Vec<IpAddr> = parse_resolv_conf(&text);
+    if found.is_empty() {
+        tracing::warn!(
+            "no resolver in /etc/resolv.conf: names of upstreams cannot be resolved; set `dns_servers:`"
+        );
+    }
+    found
+}
+
+/// `nameserver` lines; at most three count, as in the C library. Zones of link-local addresses are dropped.
+fn parse_resolv_conf(text: &str) -> Vec<IpAddr> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter(|rest| rest.starts_with([' ', '\t']))
+        .filter_map(|rest| rest.split_whitespace().next())
+        .filter_map(|address| address.split('%').next()?.parse().ok())
+        .take(3)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf() {
+        let text = "# nameserver 9.9.9.9\nsearch corp\nnameserver 10.0.0.1 # first\n nameserver\tfe80::1%eth0\nnameserverx 1.1.1.1\nnameserver junk\n";
+        let expected: Vec<IpAddr> = ["10.0.0.1", "fe80::1"]
+            .iter()
+            .filter_map(|a| a.parse().ok())
+            .collect();
+        assert_eq!(parse_resolv_conf(text), expected);
+    }
+}

@@ -1,0 +1,195 @@
+//! What `tollgate status` says, asked of the parts now and not remembered.
+use super::admin::wire::{AgentStatus, CaStatus, FailMode, PolicyStatus, Status, Verdict};
+use super::agent::{Agent, lock};
+use crate::audit::Stats;
+use crate::kernel::Layer;
+use crate::snapshot::Snapshot;
+use tollgate_policy::Mode;
+
+impl Agent {
+    /// Health, now.
+    pub(super) fn status(&self) -> Status {
+        let snapshot = self.shared.live.load_full();
+        let fence = &self.shared.fence;
+        let layers = fence.layers();
+        let audit = self.log.stats();
+        let policy = self.policy_status(&snapshot);
+        let governed = fence.governed();
+        let idle = snapshot.policy.workloads().iter().map(|w| &w.name);
+        let idle_workloads = idle
+            .filter(|n| !governed.iter().any(|g| g.workload == **n))
+            .cloned()
+            .collect();
+        let plane_up = lock(&self.plane).is_some();
+        Status {
+            verdict: verdict(&layers, self.config.mode, plane_up),
+            agent: AgentStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                started: self.started,
+                port: self.port,
+                workers: self.config.workers,
+            },
+            mode: self.config.mode,
+            governed: governed.len(),
+            idle_workloads,
+            connections: lock(&self.plane)
+                .as_ref()
+                .map_or(0, |plane| plane.connections()),
+            fail_modes: fail_modes(&policy, &audit),
+            layers,
+            policy,
+            ca: CaStatus {
+                fingerprint: self.shared.authority.fingerprint().to_owned(),
+                not_after: self.shared.authority.not_after(),
+            },
+            audit,
+            lost_events: fence.lost_events(),
+            unrecorded_refusals: self.seen.unrecorded(),
+        }
+    }
+
+    fn policy_status(&self, snapshot: &Snapshot) -> PolicyStatus {
+        let applied = lock(&self.applied);
+        PolicyStatus {
+            version: snapshot.policy.version(),
+            hash: snapshot.policy.hash().to_owned(),
+            generation: snapshot.generation,
+            applied: applied.at,
+            files: applied.sources.iter().map(|s| s.name.clone()).collect(),
+            stale: applied.stale.clone(),
+            secrets_stale: applied.secrets_stale.clone(),
+        }
+    }
+}
+
+/// Layers that hold scopes: without one of them something governed gets past. The others count, tell, or back these up,
+/// and each says itself what it leaves open.
+const HOLDING: [&str; 5] = [
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "sock_create",
+];
+
+/// What the facts come to.
+fn verdict(layers: &[Layer], mode: Mode, plane_up: bool) -> Verdict {
+    let mut why: Vec<String> = HOLDING
+        .iter()
+        .filter_map(|name| lack(layers, name))
+        .collect();
+    if !plane_up {
+        why.push("the agent is stopping: the kernel refuses what it would decide".to_owned());
+    }
+    match (why.is_empty(), mode) {
+        (false, _) => Verdict::NotEnforcing { why },
+        (true, Mode::Observe) => Verdict::Observing,
+        (true, Mode::Enforce) => Verdict::Enforcing,
+    }
+}
+
+/// What is wrong with a layer that must be in force; a layer that is not reported is not in force.
+fn lack(layers: &[Layer], name: &str) -> Option<String> {
+    match layers.iter().find(|layer| layer.name == name) {
+        Some(layer) if layer.enforcing => None,
+        Some(layer) => {
+            let cause = layer
+                .why
+                .as_deref()
+                .unwrap_or("the kernel does not say why");
+            Some(format!(
+                "{name} is not in force ({cause}), which leaves open: {}",
+                layer.leaves_open
+            ))
+        }
+        None => Some(format!("{name} is not known to the kernel half")),
+    }
+}
+
+/// Every named failure, what happens then, and whether it is so now.
+fn fail_modes(policy: &PolicyStatus, audit: &Stats) -> Vec<FailMode> {
+    let mode = |when: &str, then: &str, now| FailMode {
+        when: when.to_owned(),
+        then: then.to_owned(),
+        now,
+    };
+    vec![
+        mode(
+            "policy invalid",
+            "the last good one stays in force",
+            policy.stale.is_some(),
+        ),
+        mode(
+            "secret source down",
+            "the last good values stay in force",
+            policy.secrets_stale.is_some(),
+        ),
+        mode(
+            "audit sink full",
+            "requests are refused with 503 until it can be written",
+            !audit.healthy,
+        ),
+        mode(
+            "agent dead",
+            "the kernel refuses governed connections at once",
+            false,
+        ),
+        mode(
+            "control plane lost",
+            "the data plane goes on; the watchdog restarts the agent",
+            false,
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(name: &str, enforcing: bool) -> Layer {
+        Layer {
+            name: name.to_owned(),
+            enforcing,
+            leaves_open: "something".to_owned(),
+            why: None,
+        }
+    }
+
+    fn all_but(missing: &str) -> Vec<Layer> {
+        HOLDING
+            .iter()
+            .map(|name| layer(name, *name != missing))
+            .collect()
+    }
+
+    #[test]
+    fn each_holding_layer_is_needed() {
+        for name in HOLDING {
+            let verdict = verdict(&all_but(name), Mode::Enforce, true);
+            assert!(
+                matches!(verdict, Verdict::NotEnforcing { why } if why.len() == 1),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_backup_is_enforcing() {
+        let mut layers = all_but("");
+        layers.push(layer("lsm", false));
+        assert_eq!(verdict(&layers, Mode::Enforce, true), Verdict::Enforcing);
+        assert_eq!(verdict(&layers, Mode::Observe, true), Verdict::Observing);
+    }
+
+    #[test]
+    fn nothing_known_is_not_enforcing() {
+        assert!(
+            matches!(verdict(&[], Mode::Observe, true), Verdict::NotEnforcing { why } if why.len() == HOLDING.len())
+        );
+        assert!(matches!(
+            verdict(&all_but(""), Mode::Enforce, false),
+            Verdict::NotEnforcing { .. }
+        ));
+    }
+}

@@ -1,0 +1,96 @@
+//! Watches the host: cgroups that come and go, and secrets that are written.
+use super::agent::Agent;
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::unix::pipe::Receiver;
+
+/// The tree is walked this often even if nothing was heard: runs that are over are removed then, and a watch that
+/// could not be set is made up for.
+const WALK: Duration = Duration::from_secs(1);
+/// How soon after a change the tree is walked: many cgroups are made at once.
+const SETTLE: Duration = Duration::from_millis(2);
+/// How often the files behind secrets are looked at.
+const SECRETS: Duration = Duration::from_millis(400);
+
+/// Keeps what is governed true to the host, for ever.
+pub(super) async fn cgroups(agent: Arc<Agent>) -> io::Result<()> {
+    let mut watch = Watch::new()?;
+    loop {
+        let settling = Arc::clone(&agent);
+        match tokio::task::spawn_blocking(move || settling.settle()).await {
+            Ok(directories) => watch.add(&directories),
+            Err(e) => tracing::error!("looking for cgroups failed: {e}"),
+        }
+        // A cgroup made between the walk and its watch is seen on the next walk.
+        let _ = tokio::time::timeout(WALK, watch.changed()).await;
+        tokio::time::sleep(SETTLE).await;
+        watch.drain();
+    }
+}
+
+/// Takes up secrets that change on disk, for ever.
+pub(super) async fn secrets(agent: Arc<Agent>) {
+    let mut ticks = tokio::time::interval(SECRETS);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let looking = Arc::clone(&agent);
+        if let Err(e) = tokio::task::spawn_blocking(move || looking.refresh_secrets()).await {
+            tracing::error!("looking for secrets failed: {e}");
+        }
+    }
+}
+
+/// An inotify instance on cgroup directories. To the runtime it is a pipe: something to wait for and to read.
+struct Watch {
+    events: Receiver,
+    full: bool,
+}
+
+impl Watch {
+    fn new() -> io::Result<Self> {
+        let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        Ok(Self {
+            events: Receiver::from_owned_fd_unchecked(fd)?,
+            full: false,
+        })
+    }
+
+    /// Watches `directories`; watching one again changes nothing, and the kernel forgets those that are removed.
+    fn add(&mut self, directories: &[PathBuf]) {
+        for directory in directories {
+            match self.add_one(directory) {
+                Err(Errno::NOSPC) if !self.full => {
+                    self.full = true;
+                    tracing::warn!(
+                        "no inotify watches left: new cgroups are found within a second instead of at once"
+                    );
+                }
+                // It vanished, or the warning was given: the walk makes up for it.
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+
+    fn add_one(&self, directory: &Path) -> Result<(), Errno> {
+        let flags =
+            WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
+        inotify::add_watch(self.events.as_fd(), directory, flags).map(|_| ())
+    }
+
+    async fn changed(&self) {
+        // An error is the same as a change: the walk looks for itself.
+        let _ = self.events.readable().await;
+    }
+
+    /// What changed does not matter, the walk sees it; only that the queue is empty again.
+    fn drain(&self) {
+        let mut buffer = [0; 4096];
+        while self.events.try_read(&mut buffer).is_ok_and(|n| n > 0) {}
+    }
+}

@@ -1,0 +1,222 @@
+//! Where the running kernel keeps the fields that the hooks read, from its own description of its
+//! types (BTF). Reads only what is needed of it, every index checked.
+use super::Error;
+use std::io::Read;
+use std::path::Path;
+use tollgate_common::settings::Offsets;
+
+/// Where the kernel describes itself.
+const PATH: &str = "/sys/kernel/btf/vmlinux";
+/// More than any kernel's.
+const MAX_BYTES: u64 = 128 << 20;
+/// Nesting of anonymous members, and of typedefs and qualifiers.
+const MAX_DEPTH: usize = 16;
+
+const MAGIC: u32 = 0xeb9f;
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+
+/// The offsets in the running kernel.
+pub(super) fn offsets() -> Result<Offsets, Error> {
+    let bytes = read(Path::new(PATH))?;
+    find(&bytes).map_err(|what| Error::BadBtf {
+        path: PATH.into(),
+        what,
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::NoBtf {
+        path: path.to_owned(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .map_err(failed)?
+        .take(MAX_BYTES)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    Ok(bytes)
+}
+
+fn find(bytes: &[u8]) -> Result<Offsets, String> {
+    let btf = Btf::parse(bytes).ok_or("its header or a type is damaged")?;
+    let at = |structure: &str, path: &[&str]| {
+        btf.offset(structure, path)
+            .ok_or_else(|| format!("no {structure}.{}", path.join(".")))
+    };
+    Ok(Offsets {
+        task_group_leader: at("task_struct", &["group_leader"])?,
+        task_start: at("task_struct", &["start_boottime"])?,
+        task_mm: at("task_struct", &["mm"])?,
+        mm_exe_file: at("mm_struct", &["exe_file"])?,
+        file_inode: at("file", &["f_inode"])?,
+        file_dentry: at("file", &["f_path", "dentry"])?,
+        inode_ino: at("inode", &["i_ino"])?,
+        inode_sb: at("inode", &["i_sb"])?,
+        sb_dev: at("super_block", &["s_dev"])?,
+        dentry_parent: at("dentry", &["d_parent"])?,
+        dentry_name: at("dentry", &["d_name", "name"])?,
+        reserved: 0,
+    })
+}
+
+/// One type: its name, kind, and where its members are.
+#[derive(Clone, Copy)]
+struct Type {
+    name: u32,
+    kind: u32,
+    members: u32,
+    /// Offsets of members carry a bit-field size in their upper byte.
+    bit_fields: bool,
+    /// Size, or the type that this one refers to.
+    refers_to: u32,
+    body: usize,
+}
+
+struct Btf<'a> {
+    types: Vec<Type>,
+    body: &'a [u8],
+    names: &'a [u8],
+}
+
+impl<'a> Btf<'a> {
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        if word(bytes, 0)? & 0xffff != MAGIC {
+            return None;
+        }
+        let header = word(bytes, 4)?;
+        let section = |offset: usize| {
+            let start = header.checked_add(word(bytes, offset)?)? as usize;
+            let end = start.checked_add(word(bytes, offset + 4)? as usize)?;
+            bytes.get(start..end)
+        };
+        let mut btf = Self {
+            types: Vec::new(),
+            body: section(8)?,
+            names: section(16)?,
+        };
+        btf.index()?;
+        Some(btf)
+    }
+
+    /// Types are numbered from 1 in the order they stand.
+    fn index(&mut self) -> Option<()> {
+        let mut at = 0;
+        while at < self.body.len() {
+            let info = word(self.body, at + 4)?;
+            let kind = (info >> 24) & 0x1f;
+            let members = info & 0xffff;
+            self.types.push(Type {
+                name: word(self.body, at)?,
+                kind,
+                members,
+                bit_fields: info >> 31 == 1,
+                refers_to: word(self.body, at + 8)?,
+                body: at + 12,
+            });
+            at += 12 + tail(kind, members)?;
+        }
+        Some(())
+    }
+
+    /// Bytes from the start of a struct to the member that `path` leads to, through structs within.
+    fn offset(&self, structure: &str, path: &[&str]) -> Option<u32> {
+        let mut current = *self
+            .types
+            .iter()
+            .find(|t| t.kind == STRUCT && self.is_named(t.name, structure))?;
+        let mut bits = 0_u32;
+        for name in path {
+            let (offset, of) = self.member(&current, name, MAX_DEPTH)?;
+            bits = bits.checked_add(offset)?;
+            current = self.resolve(of)?;
+        }
+        (bits % 8 == 0).then_some(bits / 8)
+    }
+
+    /// A member's offset in bits and its type; looks into anonymous structs and unions.
+    fn member(&self, of: &Type, name: &str, depth: usize) -> Option<(u32, u32)> {
+        let depth = depth.checked_sub(1)?;
+        if of.kind != STRUCT && of.kind != UNION {
+            return None;
+        }
+        for number in 0..of.members as usize {
+            let at = of.body + 12 * number;
+            let (its_name, its_type) = (word(self.body, at)?, word(self.body, at + 4)?);
+            let mut offset = word(self.body, at + 8)?;
+            if of.bit_fields {
+                offset &= 0x00ff_ffff;
+            }
+            if self.is_named(its_name, name) {
+                return Some((offset, its_type));
+            }
+            if self.is_named(its_name, "")
+                && let Some((inner, of)) = self.member(&self.resolve(its_type)?, name, depth)
+            {
+                return Some((offset.checked_add(inner)?, of));
+            }
+        }
+        None
+    }
+
+    /// The type itself, behind typedefs and qualifiers.
+    fn resolve(&self, id: u32) -> Option<Type> {
+        let mut id = id;
+        for _ in 0..MAX_DEPTH {
+            let found = *self.types.get((id as usize).checked_sub(1)?)?;
+            match found.kind {
+                8..=11 | 18 => id = found.refers_to, // typedef, volatile, const, restrict, type tag
+                _ => return Some(found),
+            }
+        }
+        None
+    }
+
+    fn is_named(&self, name: u32, expected: &str) -> bool {
+        self.names
+            .get(name as usize..)
+            .and_then(|rest| rest.strip_prefix(expected.as_bytes()))
+            .is_some_and(|rest| rest.first() == Some(&0))
+    }
+}
+
+/// Bytes that follow a type's head. A kind that is not known makes all that follow unreadable.
+fn tail(kind: u32, members: u32) -> Option<usize> {
+    let members = members as usize;
+    Some(match kind {
+        2 | 7..=12 | 16 | 18 => 0,
+        1 | 14 | 17 => 4,
+        3 => 12,
+        4 | 5 | 15 | 19 => 12 * members,
+        6 | 13 => 8 * members,
+        _ => return None,
+    })
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let four = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(four.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+
+    #[test]
+    fn damaged_input_is_an_error() {
+        assert!(find(b"").is_err());
+        assert!(find(&[0; 24]).is_err());
+        let Ok(bytes) = std::fs::read(PATH) else {
+            return;
+        };
+        assert!(find(&bytes).is_ok());
+        for cut in [1, 10, 23, 24, 100, bytes.len() / 2, bytes.len() - 1] {
+            assert!(find(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        let mut unknown_kind = bytes.clone();
+        unknown_kind[24 + 7] = 0x1f;
+        assert!(find(&unknown_kind).is_err());
+    }
+}

@@ -1,0 +1,165 @@
+//! Cgroups by path and by id. An id is the inode of the cgroup's directory and is never used again.
+use super::{Error, probe::CgroupRoot};
+use rustix::fs::{self, Mode, OFlags};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use tollgate_common::limits::MAX_LEVEL;
+
+/// A subtree that is to be governed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Subtree {
+    /// Id of its root.
+    pub(super) id: u64,
+    /// Depth of its root below the cgroup root.
+    pub(super) level: u32,
+}
+
+/// Looks a subtree up by its path below the cgroup root.
+pub(super) fn subtree(root: &CgroupRoot, path: &Path) -> Result<Subtree, Error> {
+    let failed = |source| Error::Cgroup {
+        path: path.to_owned(),
+        source,
+    };
+    let relative = normal(path).ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
+    let level = relative.components().count();
+    if is_above_self(&relative) {
+        return Err(Error::GovernsItself {
+            path: path.to_owned(),
+        });
+    }
+    let level = match u32::try_from(level) {
+        Ok(short) if short < MAX_LEVEL => short,
+        _ => {
+            return Err(Error::TooDeep {
+                path: path.to_owned(),
+                level,
+                limit: MAX_LEVEL,
+            });
+        }
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = fs::openat(&root.fd, &relative, flags, Mode::empty())
+        .map_err(|errno| failed(errno.into()))?;
+    let id = fs::fstat(&dir)
+        .map_err(|errno| failed(errno.into()))?
+        .st_ino;
+    Ok(Subtree { id, level })
+}
+
+/// The path without a leading slash and without anything that leads elsewhere.
+fn normal(path: &Path) -> Option<PathBuf> {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => normal.push(name),
+            Component::ParentDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(normal)
+}
+
+/// Does this process run in the subtree? It would be steered to itself.
+fn is_above_self(relative: &Path) -> bool {
+    let Ok(table) = std::fs::read("/proc/self/cgroup") else {
+        return true;
+    };
+    table
+        .split(|&byte| byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"0::/"))
+        .is_some_and(|own| Path::new(std::ffi::OsStr::from_bytes(own)).starts_with(relative))
+}
+
+/// `FILEID_KERNFS`: a handle that is an id.
+const KERNFS_HANDLE: libc::c_int = 0xfe;
+
+/// `struct file_handle` with room for an id.
+#[repr(C)]
+struct Handle {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    id: [u8; 8],
+}
+
+/// The path below the root of the cgroup with this id; `None` if it is gone, or if this process may
+/// not open by handle (CAP_DAC_READ_SEARCH).
+pub(super) fn path(root: &CgroupRoot, id: u64) -> Option<PathBuf> {
+    let mut handle = Handle {
+        bytes: 8,
+        kind: KERNFS_HANDLE,
+        id: id.to_ne_bytes(),
+    };
+    // SAFETY: needed because nobody wraps this call. The handle has the layout of `file_handle`, says
+    // its own size, and outlives the call; the descriptor is the cgroup mount's.
+    let fd = unsafe {
+        libc::open_by_handle_at(
+            root.fd.as_raw_fd(),
+            std::ptr::from_mut(&mut handle).cast(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let absolute = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    let relative = absolute.strip_prefix(&root.path).ok()?;
+    // A removed directory's link names it with this at its end.
+    let is_gone = relative.as_os_str().as_bytes().ends_with(b" (deleted)") && !absolute.exists();
+    (!is_gone).then(|| relative.to_owned())
+}
+
+/// Kinds of units that have cgroups.
+const UNITS: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
+
+/// The innermost systemd unit that a cgroup path names. Systemd puts `_` before a name that would
+/// collide with one of the kernel's files.
+pub(super) fn unit(path: &str) -> Option<String> {
+    path.rsplit('/')
+        .map(|part| part.strip_prefix('_').unwrap_or(part))
+        .find(|part| {
+            UNITS
+                .iter()
+                .any(|suffix| part.len() > suffix.len() && part.ends_with(suffix))
+        })
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn units_of_paths() {
+        assert_eq!(
+            unit("/system.slice/nginx.service").unwrap(),
+            "nginx.service"
+        );
+        assert_eq!(
+            unit("/system.slice/nginx.service/worker").unwrap(),
+            "nginx.service"
+        );
+        assert_eq!(
+            unit("/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope").unwrap(),
+            "app-x.scope"
+        );
+        assert_eq!(unit("/machine.slice").unwrap(), "machine.slice");
+        assert_eq!(
+            unit("/system.slice/_cgroup.service").unwrap(),
+            "cgroup.service"
+        );
+        assert_eq!(unit("/build/.service"), None);
+        assert_eq!(unit("/"), None);
+    }
+
+    #[test]
+    fn paths_that_lead_elsewhere_are_refused() {
+        assert_eq!(normal(Path::new("/a/./b")).unwrap(), Path::new("a/b"));
+        assert_eq!(normal(Path::new("/")).unwrap(), Path::new(""));
+        assert_eq!(normal(Path::new("a/../b")), None);
+        assert!(is_above_self(Path::new("")), "the root is above everybody");
+    }
+}

@@ -1,0 +1,188 @@
+//! What the hooks told through the ring.
+use super::{
+    Event, Fence, Flow, Refusal,
+    translate::{address, counters, time},
+};
+use aya::maps::{MapData, RingBuf};
+use std::sync::PoisonError;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tollgate_common::event::{CLOSED, REFUSED, Reason, Refused};
+use tollgate_common::flow::Record;
+use tollgate_common::rules::{DATAGRAM, RAW, STREAM, TCP, UDP};
+
+/// Events handled before other tasks get a turn.
+const BATCH: usize = 256;
+
+/// Holds the ring while somebody waits for events, and puts it back when they stop.
+struct Taken<'a> {
+    fence: &'a Fence,
+    ring: Option<AsyncFd<RingBuf<MapData>>>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(ring) = self.ring.take() {
+            *self
+                .fence
+                .maps
+                .events
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(ring.into_inner());
+        }
+    }
+}
+
+impl Fence {
+    pub(super) async fn wait_for_events(&self, sink: &mut (dyn FnMut(Event) + Send)) {
+        let ring = self
+            .maps
+            .events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let ring = ring.and_then(|ring| {
+            // SAFETY: needed because the trait `AsRawFd` promises less than this asks. The ring owns its
+            // descriptor, returns the same one each time, and closes it only when it is dropped.
+            unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+                .inspect_err(|error| tracing::error!(%error, "cannot wait for the kernel's events"))
+                .ok()
+        });
+        let mut taken = Taken { fence: self, ring };
+        let Some(ring) = taken.ring.as_mut() else {
+            // Somebody else has it, or it cannot be waited for: there will be no events here.
+            return std::future::pending().await;
+        };
+        loop {
+            let Ok(mut ready) = ring.readable_mut().await else {
+                return;
+            };
+            let mut handled = 0;
+            while let Some(entry) = ready.get_inner_mut().next() {
+                if let Some(event) = self.event(&entry) {
+                    sink(event);
+                }
+                handled += 1;
+                if handled == BATCH {
+                    break;
+                }
+            }
+            if handled < BATCH {
+                ready.clear_ready();
+            } else {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn event(&self, bytes: &[u8]) -> Option<Event> {
+        let (kind, _) = bytes.split_first_chunk()?;
+        match u32::from_ne_bytes(*kind) {
+            CLOSED => {
+                let record: Record = plain(bytes)?;
+                Some(Event::Closed {
+                    flow: self.flow(&record),
+                    counters: counters(&record.traffic),
+                })
+            }
+            REFUSED => Some(Event::Refused(self.refusal(&plain(bytes)?)?)),
+            _ => None,
+        }
+    }
+
+    /// A flow of the domain.
+    pub(super) fn flow(&self, record: &Record) -> Flow {
+        Flow {
+            cookie: record.connection.cookie,
+            workload: self.names.workload(record.owner.workload),
+            process: self.names.process(&self.root, &record.owner),
+            destination: address(&record.destination),
+        }
+    }
+
+    fn refusal(&self, refused: &Refused) -> Option<Refusal> {
+        let reason = Reason::ALL
+            .into_iter()
+            .find(|&reason| reason as u32 == refused.reason)?;
+        Some(Refusal {
+            time: time(refused.time),
+            workload: self.names.workload(refused.owner.workload),
+            process: self.names.process(&self.root, &refused.owner),
+            destination: (refused.has_destination != 0).then(|| address(&refused.destination)),
+            protocol: protocol(refused.socket_type, refused.protocol),
+            reason: code(reason),
+            detail: detail(reason).to_owned(),
+        })
+    }
+}
+
+/// Reads a struct of the ABI from the start of `bytes`.
+fn plain<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: needed to read a struct from bytes. There are enough of them, any bytes are a valid
+    // `Pod`, and the read does not need alignment.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// Stable codes of reasons.
+pub(super) fn code(reason: Reason) -> &'static str {
+    match reason {
+        Reason::AgentDown => "agent_down",
+        Reason::Udp => "udp",
+        Reason::Raw => "raw",
+        Reason::Protocol => "protocol",
+        Reason::Direct => "direct",
+        Reason::Unrecorded => "unrecorded",
+    }
+}
+
+fn detail(reason: Reason) -> &'static str {
+    match reason {
+        Reason::AgentDown => {
+            "the agent is not listening where this connection would be steered: start it, or look at its listeners and network namespace"
+        }
+        Reason::Udp => {
+            "governed workloads may send UDP to a configured resolver's port 53 only: use TCP, or add the resolver to the configuration"
+        }
+        Reason::Raw => "governed workloads may not use raw sockets",
+        Reason::Protocol => "governed workloads may use TCP and DNS over UDP only",
+        Reason::Direct => {
+            "the connection was addressed to the agent itself: connect to the API's own address"
+        }
+        Reason::Unrecorded => {
+            "the connection's owner could not be recorded, so it was refused: too many connections at once, or no memory"
+        }
+    }
+}
+
+fn protocol(socket_type: u32, protocol: u32) -> String {
+    match (socket_type, protocol) {
+        (RAW, _) => "raw".to_owned(),
+        (_, TCP) | (STREAM, 0) => "tcp".to_owned(),
+        (_, UDP) | (DATAGRAM, 0) => "udp".to_owned(),
+        (_, 1 | 58) => "icmp".to_owned(),
+        (_, number) => number.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocols_have_names() {
+        assert_eq!(protocol(STREAM, 0), "tcp");
+        assert_eq!(protocol(DATAGRAM, 17), "udp");
+        assert_eq!(protocol(RAW, 1), "raw");
+        assert_eq!(protocol(DATAGRAM, 58), "icmp");
+        assert_eq!(protocol(STREAM, 262), "262");
+    }
+
+    #[test]
+    fn short_entries_are_no_structs() {
+        assert!(plain::<u64>(&[0; 7]).is_none());
+        assert_eq!(plain::<u64>(&[0; 9]), Some(0));
+    }
+}

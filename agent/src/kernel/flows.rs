@@ -1,0 +1,94 @@
+//! Flows and accounts, as the hooks keep them.
+use super::{
+    Counters, Fence, Flow, FlowAccount, WorkloadAccount,
+    events::code,
+    translate::{address, counters, time},
+};
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use tollgate_common::event::Reason;
+use tollgate_common::flow::{Account, CLIENT_CLOSED, COMPLETE};
+
+impl Fence {
+    pub(super) fn flow_behind(&self, accepted: BorrowedFd<'_>) -> Option<Flow> {
+        let carried = self.maps.agent_sockets.get(&accepted.as_raw_fd(), 0).ok()?;
+        let connection = carried.connection;
+        if connection.cookie == 0 {
+            return None;
+        }
+        // The hooks keep this record for as long as the accepted socket is open.
+        let record = self.maps.flows.get(&connection, 0).ok()?;
+        let is_sound = record.connection == connection && record.state & COMPLETE != 0;
+        is_sound.then(|| self.flow(&record))
+    }
+
+    pub(super) fn live_flows(&self) -> Vec<FlowAccount> {
+        let records = self.maps.flows.iter().filter_map(Result::ok);
+        let live = records.filter(|(key, record)| {
+            record.connection == *key && record.state & (COMPLETE | CLIENT_CLOSED) == COMPLETE
+        });
+        live.filter_map(|(_, record)| {
+            Some(FlowAccount {
+                cookie: record.connection.cookie,
+                workload: self.names.workload(record.owner.workload).to_string(),
+                process: (*self.names.process(&self.root, &record.owner)).clone(),
+                destination: address(&record.destination),
+                opened: time(record.connection.opened).try_into().ok()?,
+                counters: counters(&record.traffic),
+            })
+        })
+        .collect()
+    }
+
+    pub(super) fn all_accounts(&self) -> Vec<WorkloadAccount> {
+        let mut refusals: BTreeMap<u32, BTreeMap<String, u64>> = BTreeMap::new();
+        for (key, count) in self.maps.refusals.iter().filter_map(Result::ok) {
+            if let Some(reason) = Reason::ALL
+                .into_iter()
+                .find(|&reason| reason as u32 == key.reason)
+            {
+                refusals
+                    .entry(key.workload)
+                    .or_default()
+                    .insert(code(reason).to_owned(), count);
+            }
+        }
+        let workloads = self.names.workloads.load();
+        let mut accounts: Vec<WorkloadAccount> = workloads
+            .iter()
+            .map(|(id, name)| {
+                let (connections, counters) = self.sum(*id);
+                WorkloadAccount {
+                    workload: name.to_string(),
+                    connections,
+                    refusals: refusals.remove(id).unwrap_or_default(),
+                    counters,
+                }
+            })
+            .collect();
+        accounts.sort_by(|a, b| a.workload.cmp(&b.workload));
+        accounts
+    }
+
+    /// A workload's account over all CPUs.
+    fn sum(&self, workload: u32) -> (u64, Counters) {
+        let mut sum = Account::default();
+        if let Ok(values) = self.maps.accounts.get(&workload, 0) {
+            for account in values.iter() {
+                sum.connections += account.connections;
+                sum.traffic.bytes_out += account.traffic.bytes_out;
+                sum.traffic.bytes_in += account.traffic.bytes_in;
+                sum.traffic.packets_out += account.traffic.packets_out;
+                sum.traffic.packets_in += account.traffic.packets_in;
+            }
+        }
+        (sum.connections, counters(&sum.traffic))
+    }
+
+    pub(super) fn count_lost(&self) -> u64 {
+        self.maps
+            .lost
+            .get(&0, 0)
+            .map_or(0, |values| values.iter().sum())
+    }
+}

@@ -1,0 +1,91 @@
+//! The hooks: which program, where, and what is open without it.
+
+/// A program and its place at the cgroup root.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hook {
+    /// The program's name in the object, its link's name, the layer's name.
+    pub(super) name: &'static str,
+    /// `enum bpf_attach_type`
+    pub(super) attach: u32,
+    /// What is not stopped, or not known, without it.
+    pub(super) leaves_open: &'static str,
+}
+
+/// All hooks, in the order in which they are attached: what records comes before what steers.
+pub(super) const HOOKS: [Hook; 11] = [
+    Hook {
+        name: "ingress",
+        attach: 0,
+        leaves_open: "nothing passes that should not; bytes and packets received are not counted",
+    },
+    Hook {
+        name: "egress",
+        attach: 1,
+        leaves_open: "nothing passes that should not; bytes and packets sent are not counted",
+    },
+    Hook {
+        name: "sock_release",
+        attach: 34,
+        leaves_open: "nothing passes that should not; flows that failed to connect stay listed until their socket is used again",
+    },
+    Hook {
+        name: "getpeername4",
+        attach: 29,
+        leaves_open: "nothing passes that should not; IPv4 clients see the agent's address as their peer",
+    },
+    Hook {
+        name: "getpeername6",
+        attach: 30,
+        leaves_open: "nothing passes that should not; IPv6 clients see the agent's address as their peer",
+    },
+    Hook {
+        name: "sock_ops",
+        attach: 3,
+        leaves_open: "nothing passes that should not; the agent cannot tell whose connections it accepts and resets them",
+    },
+    Hook {
+        name: "sock_create",
+        attach: 2,
+        leaves_open: "raw, ICMP, MPTCP and other IP sockets. Even with it: sockets that were made outside and passed in, and families other than IP",
+    },
+    Hook {
+        name: "sendmsg4",
+        attach: 14,
+        leaves_open: "UDP over IPv4 by sendto and sendmsg. Even with it: sockets connected outside and passed in",
+    },
+    Hook {
+        name: "sendmsg6",
+        attach: 15,
+        leaves_open: "UDP over IPv6 by sendto and sendmsg. Even with it: sockets connected outside and passed in",
+    },
+    Hook {
+        name: "connect4",
+        attach: 10,
+        leaves_open: "all TCP over IPv4, and UDP over connected sockets. Even with it: connections made before the workload was governed, and processes that can move themselves to another cgroup",
+    },
+    Hook {
+        name: "connect6",
+        attach: 11,
+        leaves_open: "all TCP over IPv6, and UDP over connected sockets. Even with it: connections made before the workload was governed, and processes that can move themselves to another cgroup",
+    },
+];
+
+/// Layers that this version does not have: name, and what that leaves open.
+pub(super) const MISSING: [(&str, &str); 4] = [
+    (
+        "bind",
+        "a governed process may bind and listen, and answer whoever connects to it",
+    ),
+    (
+        "connect_unix",
+        "unix sockets are not looked at: a local daemon can be asked to connect in the workload's stead",
+    ),
+    (
+        "families",
+        "packet, vsock, XDP and other families are not looked at by these hooks; the launcher's seccomp filter is what stops them",
+    ),
+    (
+        "lsm",
+        "ptrace, signals, and leaving the cgroup are not looked at by these hooks",
+    ),
+];

@@ -1,0 +1,111 @@
+//! From the embedded object to programs in the kernel and links at the cgroup root.
+use super::{
+    Error, btf,
+    hooks::{HOOKS, Hook},
+    pins::Pins,
+    probe::CgroupRoot,
+    sys,
+};
+use aya::programs::{Program, ProgramError, ProgramFd};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use std::path::PathBuf;
+
+/// The eBPF object that `cargo xtask build` made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TOLLGATE_BPF_OBJECT"));
+
+/// A hook's program in the kernel.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    /// Where it belongs.
+    pub(super) hook: &'static Hook,
+    /// The kernel's id of it.
+    pub(super) id: u32,
+    fd: ProgramFd,
+}
+
+/// Makes or adopts the pinned maps and loads the programs. Nothing is attached yet.
+pub(super) fn programs(pins: &Pins) -> Result<Vec<Loaded>, Error> {
+    let offsets = btf::offsets()?;
+    let paths: Vec<(&str, PathBuf)> = pins.maps().collect();
+    let mut loader = EbpfLoader::new();
+    loader.override_global("OFFSETS", &offsets, true);
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|source| object(source, pins))?;
+    HOOKS.iter().map(|hook| load(&mut ebpf, hook)).collect()
+}
+
+fn object(source: EbpfError, pins: &Pins) -> Error {
+    match root_cause(&source) {
+        Some(libc::EPERM | libc::EACCES) => Error::NotPermitted,
+        Some(libc::EROFS) => Error::ReadOnly {
+            path: pins.dir().to_owned(),
+        },
+        _ => Error::Object {
+            source: Box::new(source),
+        },
+    }
+}
+
+/// The errno at the bottom of an error, if there is one.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut error = Some(error);
+    while let Some(current) = error {
+        if let Some(errno) = current
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::raw_os_error)
+        {
+            return Some(errno);
+        }
+        error = current.source();
+    }
+    None
+}
+
+fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
+    let program = ebpf
+        .program_mut(hook.name)
+        .ok_or(Error::MissingPart { what: hook.name })?;
+    let refused = |source| Error::Refused {
+        program: hook.name,
+        source: Box::new(source),
+    };
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        _ => return Err(Error::MissingPart { what: hook.name }),
+    }
+    .map_err(|source| match root_cause(&source) {
+        Some(libc::EPERM) => Error::NotPermitted,
+        _ => refused(source),
+    })?;
+    let fd = program
+        .fd()
+        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError));
+    let fd = fd.map_err(refused)?;
+    let id = program.info().map_err(refused)?.id();
+    Ok(Loaded { hook, id, fd })
+}
+
+/// Puts each program in force: into the link that an earlier agent left, in one step for the kernel,
+/// or through a new one. At no moment is a hook without a program, or with two.
+pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Result<(), Error> {
+    programs.iter().try_for_each(|program| {
+        let hook = program.hook.name;
+        let failed = |source| Error::Attach { hook, source };
+        let path = pins.link(hook);
+        if path.exists() {
+            let link = sys::open_pin(&path).map_err(failed)?;
+            return sys::link_update(link, &program.fd).map_err(failed);
+        }
+        let link = sys::link_create(&program.fd, &root.fd, program.hook.attach).map_err(failed)?;
+        sys::pin(link, &path).map_err(|source| Error::Pin {
+            action: "pin",
+            path,
+            source,
+        })
+    })
+}

@@ -1,0 +1,107 @@
+//! The pinned maps, typed. Reading takes no lock; what the agent writes, it writes under one.
+use super::{Error, pins::Pins};
+use aya::maps::{
+    Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
+};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tollgate_common::event::RefusalKey;
+use tollgate_common::flow::{Account, AgentSocket, Connection, Record};
+use tollgate_common::settings::{Name, Settings};
+
+/// What is read.
+pub(super) struct Maps {
+    pub(super) governed: HashMap<MapData, u64, u32>,
+    pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
+    pub(super) flows: HashMap<MapData, Connection, Record>,
+    pub(super) accounts: PerCpuHashMap<MapData, u32, Account>,
+    pub(super) refusals: HashMap<MapData, RefusalKey, u64>,
+    pub(super) lost: PerCpuArray<MapData, u64>,
+    /// Taken by whoever waits for events.
+    pub(super) events: Mutex<Option<RingBuf<MapData>>>,
+    writers: Mutex<Writers>,
+}
+
+/// What is written.
+pub(super) struct Writers {
+    pub(super) settings: Array<MapData, Settings>,
+    pub(super) governed: HashMap<MapData, u64, u32>,
+    pub(super) workloads: HashMap<MapData, u32, Name>,
+    pub(super) resolvers: HashMap<MapData, [u32; 4], u32>,
+    pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
+    pub(super) accounts: PerCpuHashMap<MapData, u32, Account>,
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Maps")
+    }
+}
+
+impl Maps {
+    /// Opens every map at its pin.
+    pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
+        Ok(Self {
+            governed: open(pins, "GOVERNED")?,
+            agent_sockets: open(pins, "AGENT_SOCKETS")?,
+            flows: open(pins, "FLOWS")?,
+            accounts: open(pins, "ACCOUNTS")?,
+            refusals: open(pins, "REFUSALS")?,
+            lost: open(pins, "LOST")?,
+            events: Mutex::new(Some(open(pins, "EVENTS")?)),
+            writers: Mutex::new(Writers {
+                settings: open(pins, "SETTINGS")?,
+                governed: open(pins, "GOVERNED")?,
+                workloads: open(pins, "WORKLOADS")?,
+                resolvers: open(pins, "RESOLVERS")?,
+                agent_sockets: open(pins, "AGENT_SOCKETS")?,
+                accounts: open(pins, "ACCOUNTS")?,
+            }),
+        })
+    }
+
+    /// The maps that are written; one writer at a time.
+    pub(super) fn write(&self) -> MutexGuard<'_, Writers> {
+        // A writer that panicked left a map as it was or as it should be: one system call each.
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Writers {
+    /// The agent's settings as they are.
+    pub(super) fn settings(&self) -> Result<Settings, Error> {
+        self.settings.get(&0, 0).map_err(read("SETTINGS"))
+    }
+
+    /// Changes the settings.
+    pub(super) fn set(&mut self, settings: Settings) -> Result<(), Error> {
+        self.settings.set(0, settings, 0).map_err(write("SETTINGS"))
+    }
+}
+
+fn open<T>(pins: &Pins, name: &'static str) -> Result<T, Error>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    MapData::from_pin(pins.map(name))
+        .and_then(Map::from_map_data)
+        .and_then(T::try_from)
+        .map_err(read(name))
+}
+
+/// An error of reading a map.
+pub(super) fn read(map: &'static str) -> impl Fn(MapError) -> Error {
+    move |source| Error::Map {
+        action: "read",
+        map,
+        source: Box::new(source),
+    }
+}
+
+/// An error of writing a map.
+pub(super) fn write(map: &'static str) -> impl Fn(MapError) -> Error {
+    move |source| Error::Map {
+        action: "write",
+        map,
+        source: Box::new(source),
+    }
+}

@@ -1,0 +1,209 @@
+//! Where an instance's maps and links are kept, so that they outlive the agent, and whether what is
+//! there fits this agent.
+use super::{Error, hooks::HOOKS, probe};
+use aya::maps::{Array, Map, MapData, MapInfo};
+use rustix::fs::{self, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use tollgate_common::{ABI, event, flow, limits, settings};
+
+/// A map's name and the sizes of its key and value.
+struct Shape {
+    name: &'static str,
+    key: usize,
+    value: usize,
+    entries: u32,
+}
+
+const fn shape<K, V>(name: &'static str, entries: u32) -> Shape {
+    Shape {
+        name,
+        key: size_of::<K>(),
+        value: size_of::<V>(),
+        entries,
+    }
+}
+
+/// Every map that is pinned. A ring and socket storage have no fixed count of entries.
+const MAPS: [Shape; 13] = [
+    shape::<u32, settings::Settings>("SETTINGS", 1),
+    shape::<u64, u32>("GOVERNED", limits::MAX_GOVERNED),
+    shape::<u32, settings::Name>("WORKLOADS", limits::MAX_WORKLOADS),
+    shape::<[u32; 4], u32>("RESOLVERS", limits::MAX_RESOLVERS),
+    shape::<i32, flow::Client>("CLIENTS", 0),
+    shape::<i32, flow::AgentSocket>("AGENT_SOCKETS", 0),
+    shape::<flow::Connection, flow::Record>("FLOWS", limits::MAX_FLOWS),
+    shape::<u32, flow::Record>("BLANK", 1),
+    shape::<flow::Port, flow::Connection>("PORTS", limits::MAX_FLOWS),
+    shape::<u32, flow::Account>("ACCOUNTS", limits::MAX_WORKLOADS),
+    shape::<event::RefusalKey, u64>("REFUSALS", limits::MAX_WORKLOADS * 8),
+    shape::<(), ()>("EVENTS", limits::EVENT_BYTES),
+    shape::<u32, u64>("LOST", 1),
+];
+
+/// An instance's directory, held by this agent alone.
+#[derive(Debug)]
+pub(super) struct Pins {
+    dir: PathBuf,
+    maps: PathBuf,
+    links: PathBuf,
+    /// Locks the directory for as long as it is open.
+    _lock: OwnedFd,
+}
+
+impl Pins {
+    /// Opens the directory, making it where it is not there.
+    pub(super) fn open(dir: &Path) -> Result<Self, Error> {
+        probe::bpffs(dir)?;
+        let (maps, links) = (dir.join("maps"), dir.join("links"));
+        for path in [dir, &maps, &links] {
+            std::fs::create_dir_all(path).map_err(|source| match source.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly {
+                    path: path.to_owned(),
+                },
+                io::ErrorKind::PermissionDenied => Error::NotPermitted,
+                _ => Error::Pin {
+                    action: "make the directory",
+                    path: path.to_owned(),
+                    source,
+                },
+            })?;
+        }
+        let lock = lock(dir)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            maps,
+            links,
+            _lock: lock,
+        })
+    }
+
+    /// The instance's directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where each map is pinned.
+    pub(super) fn maps(&self) -> impl Iterator<Item = (&'static str, PathBuf)> + '_ {
+        MAPS.iter().map(|map| (map.name, self.maps.join(map.name)))
+    }
+
+    /// Where a map is pinned.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps.join(name)
+    }
+
+    /// Where a hook's link is pinned.
+    pub(super) fn link(&self, name: &str) -> PathBuf {
+        self.links.join(name)
+    }
+
+    /// Did an earlier agent get as far as attaching something? Then what is here is adopted, and
+    /// never removed because this agent cannot start.
+    pub(super) fn are_in_force(&self) -> bool {
+        HOOKS.iter().any(|hook| self.link(hook.name).exists())
+    }
+
+    /// Refuses maps of another version or shape: hooks of two versions must not share them.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let incompatible = |what| Error::Incompatible {
+            path: self.dir.clone(),
+            what,
+        };
+        for map in &MAPS {
+            let path = self.maps.join(map.name);
+            if !path.exists() {
+                continue;
+            }
+            let found = MapInfo::from_pin(&path)
+                .map_err(|_| incompatible(format!("{} is not a map", map.name)))?;
+            let sizes = (
+                found.key_size() as usize,
+                found.value_size() as usize,
+                found.max_entries(),
+            );
+            if sizes != (map.key, map.value, map.entries) {
+                return Err(incompatible(format!(
+                    "{} holds {}×({}+{}) bytes instead of {}×({}+{})",
+                    map.name, sizes.2, sizes.0, sizes.1, map.entries, map.key, map.value
+                )));
+            }
+        }
+        match self.pinned_abi() {
+            None | Some(0 | ABI) => Ok(()),
+            Some(other) => Err(incompatible(format!("ABI {other} instead of {ABI}"))),
+        }
+    }
+
+    fn pinned_abi(&self) -> Option<u32> {
+        let map = Map::from_map_data(MapData::from_pin(self.map("SETTINGS")).ok()?).ok()?;
+        let settings: Array<MapData, settings::Settings> = map.try_into().ok()?;
+        settings.get(&0, 0).ok().map(|settings| settings.abi)
+    }
+
+    /// Removes every pin and the directory. What steers goes first: while the rest goes, a governed
+    /// connection passes rather than being steered to where nobody can attribute it.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        for hook in HOOKS.iter().rev() {
+            remove_file(&self.link(hook.name))?;
+        }
+        for (_, path) in self.maps() {
+            remove_file(&path)?;
+        }
+        for path in [&self.links, &self.maps] {
+            remove_dir(path)?;
+        }
+        if probe::is_mount_of_bpffs(&self.dir) {
+            rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH).map_err(
+                |errno| Error::Pin {
+                    action: "unmount",
+                    path: self.dir.clone(),
+                    source: errno.into(),
+                },
+            )?;
+        }
+        remove_dir(&self.dir)
+    }
+}
+
+fn lock(dir: &Path) -> Result<OwnedFd, Error> {
+    let failed = |errno: Errno| Error::Pin {
+        action: "lock",
+        path: dir.to_owned(),
+        source: errno.into(),
+    };
+    let fd = fs::open(
+        dir,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed)?;
+    match fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(fd),
+        Err(Errno::WOULDBLOCK) => Err(Error::InUse {
+            path: dir.to_owned(),
+        }),
+        Err(errno) => Err(failed(errno)),
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), Error> {
+    gone(path, std::fs::remove_file(path))
+}
+
+fn remove_dir(path: &Path) -> Result<(), Error> {
+    gone(path, std::fs::remove_dir(path))
+}
+
+fn gone(path: &Path, result: io::Result<()>) -> Result<(), Error> {
+    match result {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Pin {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,166 @@
+//! The `bpf(2)` commands that aya has no public call for: links that are replaced in place, and
+//! asking a cgroup what is attached to it.
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_UPDATE: libc::c_int = 29;
+
+/// Programs of one attach type that a cgroup can hold, by the kernel's own limit.
+const MAX_ATTACHED: usize = 64;
+
+/// `union bpf_attr` as far as these commands use it: words, the rest zero as the kernel demands.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Default)]
+struct Attributes([u64; 8]);
+
+/// Two 32-bit fields that follow each other, as one word.
+fn pair(first: u32, second: u32) -> u64 {
+    let [a, b, c, d] = first.to_ne_bytes();
+    let [e, f, g, h] = second.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX)
+}
+
+fn bpf(command: libc::c_int, attributes: &mut Attributes) -> io::Result<libc::c_long> {
+    // SAFETY: needed because libc wraps no bpf(2). The attributes outlive the call, their size is
+    // given, and every address in them points to a live buffer of the caller.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<Attributes>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn bpf_fd(command: libc::c_int, attributes: &mut Attributes) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attributes)?;
+    let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Attaches a program to a cgroup; it stays while the link has a descriptor or a pin.
+pub(super) fn link_create(
+    program: impl AsFd,
+    cgroup: impl AsFd,
+    attach: u32,
+) -> io::Result<OwnedFd> {
+    let mut attributes = Attributes::default();
+    // prog_fd, target_fd; attach_type, flags
+    attributes.0[0] = pair(raw(program.as_fd()), raw(cgroup.as_fd()));
+    attributes.0[1] = pair(attach, 0);
+    bpf_fd(BPF_LINK_CREATE, &mut attributes)
+}
+
+/// Puts another program in a link's place, in one step for the kernel.
+pub(super) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
+    let mut attributes = Attributes::default();
+    // link_fd, new_prog_fd; flags, old_prog_fd
+    attributes.0[0] = pair(raw(link.as_fd()), raw(program.as_fd()));
+    bpf(BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Pins an object below a bpffs.
+pub(super) fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attributes = Attributes::default();
+    // pathname; bpf_fd, file_flags
+    attributes.0[0] = path.as_ptr().addr() as u64;
+    attributes.0[1] = pair(raw(object.as_fd()), 0);
+    bpf(BPF_OBJ_PIN, &mut attributes).map(drop)
+}
+
+/// Opens a pinned object.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attributes = Attributes::default();
+    attributes.0[0] = path.as_ptr().addr() as u64;
+    bpf_fd(BPF_OBJ_GET, &mut attributes)
+}
+
+/// What the kernel says of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LinkInfo {
+    /// Its id.
+    pub(super) id: u32,
+    /// Its program's id.
+    pub(super) program: u32,
+    /// For a cgroup link: the cgroup's id, 0 once that is gone.
+    pub(super) cgroup: u64,
+    /// For a cgroup link: the attach type.
+    pub(super) attach: u32,
+}
+
+/// `struct bpf_link_info` up to the cgroup's part.
+#[repr(C)]
+#[derive(Default)]
+struct RawLinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    cgroup: u64,
+    attach: u32,
+    tail: [u32; 9],
+}
+
+/// `BPF_LINK_TYPE_CGROUP`
+const LINK_CGROUP: u32 = 3;
+
+/// Asks the kernel about a link of a cgroup.
+pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
+    let mut info = RawLinkInfo::default();
+    let mut attributes = Attributes::default();
+    // bpf_fd, info_len; info
+    attributes.0[0] = pair(raw(link.as_fd()), size_of::<RawLinkInfo>() as u32);
+    attributes.0[1] = std::ptr::from_mut(&mut info).addr() as u64;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    if info.kind != LINK_CGROUP {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not a link of a cgroup",
+        ));
+    }
+    Ok(LinkInfo {
+        id: info.id,
+        program: info.program,
+        cgroup: info.cgroup,
+        attach: info.attach,
+    })
+}
+
+/// Ids of the programs attached to a cgroup itself, of one attach type.
+pub(super) fn attached(cgroup: impl AsFd, attach: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; MAX_ATTACHED];
+    let mut attributes = Attributes::default();
+    // target_fd, attach_type; query_flags, attach_flags; prog_ids; prog_cnt
+    attributes.0[0] = pair(raw(cgroup.as_fd()), attach);
+    attributes.0[2] = ids.as_mut_ptr().addr() as u64;
+    attributes.0[3] = pair(MAX_ATTACHED as u32, 0);
+    bpf(BPF_PROG_QUERY, &mut attributes)?;
+    let count = attributes.0[3].to_ne_bytes();
+    let count = u32::from_ne_bytes([count[0], count[1], count[2], count[3]]) as usize;
+    Ok(ids.into_iter().take(count).collect())
+}

@@ -1,0 +1,167 @@
+//! A connection on its way from the hook that steered it to the agent that accepts it.
+use crate::{
+    limits::{PART_BYTES, PATH_PARTS},
+    pod,
+};
+
+/// An IP address and port. IPv4 is kept v4-mapped (`::ffff:a.b.c.d`), as the kernel itself does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Address {
+    /// Network order.
+    pub ip: [u32; 4],
+    /// Host order.
+    pub port: u16,
+    /// Explicit padding.
+    pub reserved: [u16; 3],
+}
+
+/// A program as the kernel saw it in the hook. Every field is a fact of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Owner {
+    /// Start of the process, nanoseconds since boot.
+    pub start: u64,
+    /// Its own cgroup, not the governed ancestor.
+    pub cgroup: u64,
+    /// Inode of the executable.
+    pub exe_inode: u64,
+    /// Device of the executable, in the kernel's encoding: major << 20 | minor.
+    pub exe_dev: u32,
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Real user id in the initial user namespace.
+    pub uid: u32,
+    /// Real group id in the initial user namespace.
+    pub gid: u32,
+    /// Key into `WORKLOADS`.
+    pub workload: u32,
+    /// How many of `path` are set; `PATH_PARTS + 1`: cut, there are more.
+    pub parts: u32,
+    /// Name of the thread that called.
+    pub comm: [u8; 16],
+    /// Components of the executable's path within its filesystem, the file first, each up to NUL.
+    pub path: [[u8; PART_BYTES]; PATH_PARTS],
+}
+
+/// Bytes and packets of a flow or of a workload.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// IP bytes sent.
+    pub bytes_out: u64,
+    /// IP bytes received.
+    pub bytes_in: u64,
+    /// Packets sent, as the stack handled them (offloads may join several).
+    pub packets_out: u64,
+    /// Packets received.
+    pub packets_in: u64,
+}
+
+/// [`Record::state`]: every field is set.
+pub const COMPLETE: u64 = 1;
+/// [`Record::state`]: the client's socket is closed and its end was told.
+pub const CLIENT_CLOSED: u64 = 2;
+/// [`Record::state`]: the agent's side was established.
+pub const ACCEPTED: u64 = 4;
+/// [`Record::state`]: the agent's side is closed.
+pub const AGENT_CLOSED: u64 = 8;
+
+/// A steered connection: the value of `FLOWS`, and, sent as it is, the body of the event of its end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Record {
+    /// [`crate::event::CLOSED`].
+    pub kind: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+    /// Which connection: the key of `FLOWS`.
+    pub connection: Connection,
+    /// Bits above.
+    pub state: u64,
+    /// Counted on the client's socket.
+    pub traffic: Traffic,
+    /// Where the client asked to go.
+    pub destination: Address,
+    /// Who asked.
+    pub owner: Owner,
+}
+
+/// What a client's socket carries: the value of `CLIENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Client {
+    /// Its latest steered connection; all zero for a datagram socket, which has no record.
+    pub connection: Connection,
+    /// Where it was put into `PORTS`; all zero before it was.
+    pub port: Port,
+    /// Where it asked to go.
+    pub destination: Address,
+    /// Key into `WORKLOADS`.
+    pub workload: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// A client's end of a connection to the agent: the key of `PORTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    /// Cookie of its network namespace.
+    pub netns: u64,
+    /// Its address and port.
+    pub address: Address,
+}
+
+/// One connection of one socket: the key of `FLOWS`. A socket may connect again, its cookie stays.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connection {
+    /// Cookie of the client's socket.
+    pub cookie: u64,
+    /// When it was steered, nanoseconds since boot.
+    pub opened: u64,
+}
+
+/// What the agent's sockets carry: the value of `AGENT_SOCKETS`. The agent puts it on its listeners,
+/// the kernel clones it to what they accept, and the hook fills in the connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AgentSocket {
+    /// [`LISTENER_TAG`].
+    pub tag: u64,
+    /// The client's; all zero on a listener, and where no hook steered the client.
+    pub connection: Connection,
+}
+
+/// [`AgentSocket::tag`] of a listener that the agent opened.
+pub const LISTENER_TAG: u64 = 0x746f_6c6c_6761_7465;
+
+/// Per-CPU account of a workload: the value of `ACCOUNTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Connections steered.
+    pub connections: u64,
+    /// Bytes and packets.
+    pub traffic: Traffic,
+}
+
+const _: () = assert!(size_of::<Address>() == 24);
+const _: () = assert!(size_of::<Owner>() == 64 + PART_BYTES * PATH_PARTS);
+const _: () = assert!(size_of::<Record>() == 88 + size_of::<Owner>());
+const _: () = assert!(size_of::<Client>() == 80);
+const _: () = assert!(size_of::<Port>() == 32);
+const _: () = assert!(size_of::<AgentSocket>() == 24);
+const _: () = assert!(size_of::<Account>() == 40);
+pod!(
+    Address,
+    Owner,
+    Traffic,
+    Record,
+    Client,
+    Port,
+    Connection,
+    AgentSocket,
+    Account
+);

@@ -1,0 +1,20 @@
+//! Bounds that both sides rely on.
+
+/// Deepest cgroup level that can be governed, exclusive: one bit each in `Settings::levels`.
+pub const MAX_LEVEL: u32 = 32;
+/// Path components kept of an executable, from the file upward.
+pub const PATH_PARTS: usize = 8;
+/// Bytes of one path component, with its closing NUL; longer ones are cut.
+pub const PART_BYTES: usize = 48;
+/// Bytes of a workload's name, padded with NUL.
+pub const NAME_BYTES: usize = 64;
+/// Cgroup subtrees under governance at once.
+pub const MAX_GOVERNED: u32 = 16_384;
+/// Workloads ever named in one instance.
+pub const MAX_WORKLOADS: u32 = 4_096;
+/// Steered connections at once.
+pub const MAX_FLOWS: u32 = 131_072;
+/// Resolvers at once.
+pub const MAX_RESOLVERS: u32 = 64;
+/// Bytes of the event ring.
+pub const EVENT_BYTES: u32 = 4 << 20;

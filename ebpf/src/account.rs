@@ -1,0 +1,107 @@
+//! What is counted: bytes, packets, connections, refusals, and events that were lost. Per-CPU values
+//! too are added to atomically: a softirq may interrupt a task's hook on the same CPU.
+use crate::{
+    atomic::add,
+    maps::{ACCOUNTS, CLIENTS, FLOWS, LOST, REFUSALS},
+};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST, helpers::generated::bpf_sk_fullsock, programs::SkBuffContext,
+};
+use tollgate_common::{
+    event::{Reason, RefusalKey},
+    flow::Traffic,
+};
+
+/// Which way a packet goes, seen from the workload.
+#[derive(Clone, Copy)]
+pub(crate) enum Direction {
+    /// From the workload.
+    Out,
+    /// To the workload.
+    In,
+}
+
+/// Counts a packet on a client's socket. Packets of other sockets fall out at the storage look-up,
+/// which for a socket without storage is one load.
+#[inline(always)]
+pub(crate) fn packet(ctx: &SkBuffContext, direction: Direction) {
+    // SAFETY: needed to reach the packet's socket. The context is valid while the program runs, and
+    // the helper returns null or a full socket.
+    let socket = unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return;
+        }
+        bpf_sk_fullsock(socket)
+    };
+    if socket.is_null() {
+        return;
+    }
+    let Some(client) = CLIENTS.of(socket.cast()) else {
+        return;
+    };
+    let bytes = u64::from(ctx.len());
+    if let Some(account) = ACCOUNTS.get_ptr_mut(client.workload) {
+        // SAFETY: `account` points to this CPU's live value.
+        unsafe { traffic(&raw mut (*account).traffic, bytes, direction) };
+    }
+    if client.connection.cookie != 0
+        && let Some(record) = FLOWS.get_ptr_mut(client.connection)
+    {
+        // SAFETY: the memory of a removed entry stays a `Record`.
+        unsafe { traffic(&raw mut (*record).traffic, bytes, direction) };
+    }
+}
+
+/// Adds a packet.
+#[inline(always)]
+unsafe fn traffic(to: *mut Traffic, bytes: u64, direction: Direction) {
+    // SAFETY: the caller's pointer is to a live map value.
+    unsafe {
+        match direction {
+            Direction::Out => {
+                add(&raw mut (*to).bytes_out, bytes);
+                add(&raw mut (*to).packets_out, 1);
+            }
+            Direction::In => {
+                add(&raw mut (*to).bytes_in, bytes);
+                add(&raw mut (*to).packets_in, 1);
+            }
+        }
+    }
+}
+
+/// Counts a steered connection.
+#[inline(always)]
+pub(crate) fn connection(workload: u32) {
+    if let Some(account) = ACCOUNTS.get_ptr_mut(workload) {
+        // SAFETY: `account` points to this CPU's live value.
+        unsafe { add(&raw mut (*account).connections, 1) };
+    }
+}
+
+/// Counts a refusal.
+#[inline(always)]
+pub(crate) fn refusal(workload: u32, reason: Reason) {
+    let key = RefusalKey {
+        workload,
+        reason: reason as u32,
+    };
+    if REFUSALS.get_ptr(key).is_none() {
+        // Fails if another CPU was first, which is as good.
+        let _ = REFUSALS.insert(key, 0, u64::from(BPF_NOEXIST));
+    }
+    if let Some(count) = REFUSALS.get_ptr_mut(key) {
+        // SAFETY: `count` points to a live map value.
+        unsafe { add(count, 1) };
+    }
+}
+
+/// Counts an event that did not fit.
+#[inline(always)]
+pub(crate) fn lost() {
+    if let Some(count) = LOST.get_ptr_mut(0) {
+        // SAFETY: `count` points to this CPU's live value.
+        unsafe { add(count, 1) };
+    }
+}

@@ -1,0 +1,39 @@
+//! Atomic read-modify-write. `core` offers none for this target (it has no compare-and-swap in its
+//! oldest version), the instructions exist since Linux 5.12.
+use core::arch::asm;
+
+/// `*to += amount`.
+///
+/// # Safety
+/// `to` must be aligned to 8 and point to writable map memory; the verifier checks both.
+#[inline(always)]
+pub(crate) unsafe fn add(to: *mut u64, amount: u64) {
+    // SAFETY: needed to name the instruction; it writes the eight bytes at `to` and nothing else.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({to} + 0) += {amount}",
+            to = in(reg) to,
+            amount = in(reg) amount,
+            options(nostack),
+        );
+    }
+}
+
+/// `*to |= bits`; returns what it was before.
+///
+/// # Safety
+/// As for [`add`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_or(to: *mut u64, bits: u64) -> u64 {
+    let mut value = bits;
+    // SAFETY: as in `add`; the old value comes back in the register that held the bits.
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_or((u64 *)({to} + 0), {value})",
+            to = in(reg) to,
+            value = inout(reg) value,
+            options(nostack),
+        );
+    }
+    value
+}

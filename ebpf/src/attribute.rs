@@ -1,0 +1,98 @@
+//! Who is the current task? Read from the kernel's own structs, at the offsets that the agent found
+//! in this kernel's BTF.
+use aya_ebpf::{
+    Global,
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        bpf_probe_read_kernel,
+        generated::{bpf_get_current_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel_str},
+    },
+};
+use tollgate_common::{
+    flow::Owner,
+    limits::{PART_BYTES, PATH_PARTS},
+    settings::Offsets,
+};
+
+/// Set by the agent before loading.
+#[unsafe(no_mangle)]
+pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
+    task_group_leader: 0,
+    task_start: 0,
+    task_mm: 0,
+    mm_exe_file: 0,
+    file_inode: 0,
+    file_dentry: 0,
+    inode_ino: 0,
+    inode_sb: 0,
+    sb_dev: 0,
+    dentry_parent: 0,
+    dentry_name: 0,
+    reserved: 0,
+});
+
+/// Writes the current task into `owner`, which is memory of a map entry or a ring entry. `None`: the
+/// task has no program of its own (a kernel thread), or a read failed; the owner is then unknown.
+///
+/// # Safety
+/// `owner` must be writable for the whole of `Owner`; the verifier checks it.
+#[inline(always)]
+pub(crate) unsafe fn current(owner: *mut Owner, workload: u32) -> Option<()> {
+    let at = OFFSETS.load();
+    let ids = bpf_get_current_uid_gid();
+    // SAFETY: writes within `owner` by the contract; helpers are called as documented, and what is
+    // read of the kernel goes through `probe_read`, which fails instead of faulting.
+    unsafe {
+        (*owner).workload = workload;
+        (*owner).tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*owner).uid = ids as u32;
+        (*owner).gid = (ids >> 32) as u32;
+        (*owner).cgroup = bpf_get_current_cgroup_id();
+        (*owner).comm = bpf_get_current_comm().ok()?;
+        let task = bpf_get_current_task();
+        let leader: u64 = read(task, at.task_group_leader)?;
+        (*owner).start = read(leader, at.task_start)?;
+        let mm = pointer(task, at.task_mm)?;
+        let exe = pointer(mm, at.mm_exe_file)?;
+        let inode = pointer(exe, at.file_inode)?;
+        (*owner).exe_inode = read(inode, at.inode_ino)?;
+        (*owner).exe_dev = read(pointer(inode, at.inode_sb)?, at.sb_dev)?;
+        (*owner).parts = path(owner, pointer(exe, at.file_dentry)?, &at)?;
+    }
+    Some(())
+}
+
+/// The components of `dentry`'s path, itself first; returns how many, or one more than fit.
+#[inline(always)]
+unsafe fn path(owner: *mut Owner, mut dentry: u64, at: &Offsets) -> Option<u32> {
+    for part in 0..PATH_PARTS {
+        // SAFETY: as in `current`; `part` is in bounds.
+        unsafe {
+            let parent = pointer(dentry, at.dentry_parent)?;
+            if parent == dentry {
+                return Some(part as u32);
+            }
+            let name = pointer(dentry, at.dentry_name)?;
+            let slot = (&raw mut (*owner).path).cast::<u8>().add(part * PART_BYTES);
+            if bpf_probe_read_kernel_str(slot.cast(), PART_BYTES as u32, name as *const _) < 0 {
+                return None;
+            }
+            dentry = parent;
+        }
+    }
+    Some(PATH_PARTS as u32 + 1)
+}
+
+/// Reads a field of a kernel struct.
+#[inline(always)]
+unsafe fn read<T>(base: u64, offset: u32) -> Option<T> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(base.wrapping_add(u64::from(offset)) as *const T).ok() }
+}
+
+/// Reads a pointer that must not be null.
+#[inline(always)]
+unsafe fn pointer(base: u64, offset: u32) -> Option<u64> {
+    // SAFETY: as in `read`.
+    unsafe { read::<u64>(base, offset).filter(|&address| address != 0) }
+}

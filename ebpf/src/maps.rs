@@ -1,0 +1,138 @@
+//! The maps, pinned by the agent under their own names, and the few helpers that name them.
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type},
+    btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    cty::c_void,
+    helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+    macros::btf_map,
+    programs::SockAddrContext,
+};
+use tollgate_common::{
+    event::{RefusalKey, Refused},
+    flow::{Account, AgentSocket, Client, Connection, Port, Record},
+    limits::{EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_RESOLVERS, MAX_WORKLOADS},
+    settings::{Name, Settings},
+};
+
+const LAZY: usize = BPF_F_NO_PREALLOC as usize;
+const CLONED: usize = (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize;
+
+/// What the agent tells the hooks.
+#[btf_map]
+pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
+/// Cgroup id of a governed subtree's root → workload.
+#[btf_map]
+pub(crate) static GOVERNED: HashMap<u64, u32, { MAX_GOVERNED as usize }, LAZY> = HashMap::new();
+/// Workload → name; for the agent that comes after this one.
+#[btf_map]
+pub(crate) static WORKLOADS: HashMap<u32, Name, { MAX_WORKLOADS as usize }, LAZY> = HashMap::new();
+/// Addresses that may be sent DNS.
+#[btf_map]
+pub(crate) static RESOLVERS: HashMap<[u32; 4], u32, { MAX_RESOLVERS as usize }, LAZY> =
+    HashMap::new();
+/// What a client's socket carries.
+#[btf_map]
+pub(crate) static CLIENTS: SocketStorage<Client, LAZY> = SocketStorage::new();
+/// What the agent's sockets carry; the kernel clones a listener's to each socket it accepts.
+#[btf_map]
+pub(crate) static AGENT_SOCKETS: SocketStorage<AgentSocket, CLONED> = SocketStorage::new();
+/// The steered connections. Entries never vanish by themselves: full means refused.
+#[btf_map]
+pub(crate) static FLOWS: HashMap<Connection, Record, { MAX_FLOWS as usize }, LAZY> = HashMap::new();
+/// One record of zeros: what an entry of `FLOWS` starts from. Never written.
+#[btf_map]
+pub(crate) static BLANK: Array<Record, 1> = Array::new();
+/// A client's end, from its SYN until the agent's side is established.
+#[btf_map]
+pub(crate) static PORTS: HashMap<Port, Connection, { MAX_FLOWS as usize }, LAZY> = HashMap::new();
+/// Workload → account; the agent makes the entries.
+#[btf_map]
+pub(crate) static ACCOUNTS: PerCpuHashMap<u32, Account, { MAX_WORKLOADS as usize }, LAZY> =
+    PerCpuHashMap::new();
+/// Refusals counted.
+#[btf_map]
+pub(crate) static REFUSALS: HashMap<RefusalKey, u64, { MAX_WORKLOADS as usize * 8 }, LAZY> =
+    HashMap::new();
+/// Refusals and ends of flows, for the agent; kept while there is none.
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<Refused, { EVENT_BYTES as usize }> = RingBuf::new();
+/// Events that did not fit.
+#[btf_map]
+pub(crate) static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Socket storage with flags: aya's own type has none, and cannot be used outside `sock_addr`.
+#[repr(C)]
+pub(crate) struct SocketStorage<T, const FLAGS: usize> {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; FLAGS],
+}
+
+// SAFETY: needed for a static. The fields are placeholders for the loader and never dereferenced.
+unsafe impl<T, const FLAGS: usize> Sync for SocketStorage<T, FLAGS> {}
+
+impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    #[inline(always)]
+    fn map(&self) -> *mut c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+
+    /// What `socket` carries. `socket` is whatever the program type's helper takes: a socket
+    /// pointer, or for `cgroup/sock_*` the context. The verifier checks that it is.
+    #[inline(always)]
+    pub(crate) fn of(&self, socket: *mut c_void) -> Option<&mut T> {
+        // SAFETY: needed to call a helper. It returns null or the socket's own value, which lives
+        // while the program runs; the verifier refuses any other use.
+        unsafe {
+            bpf_sk_storage_get(self.map(), socket, core::ptr::null_mut(), 0)
+                .cast::<T>()
+                .as_mut()
+        }
+    }
+
+    /// What `socket` carries, zeroed if it carried nothing; `None` if there is no memory.
+    #[inline(always)]
+    pub(crate) fn of_or_new(&self, socket: *mut c_void) -> Option<&mut T> {
+        let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+        // SAFETY: as in `of`.
+        unsafe {
+            bpf_sk_storage_get(self.map(), socket, core::ptr::null_mut(), create)
+                .cast::<T>()
+                .as_mut()
+        }
+    }
+
+    /// Takes it away from the hook's socket.
+    #[inline(always)]
+    pub(crate) fn forget(&self, ctx: &SockAddrContext) {
+        // SAFETY: needed to call a helper, with the socket that the kernel passed.
+        unsafe { bpf_sk_storage_delete(self.map(), socket_of(ctx)) };
+    }
+}
+
+/// The socket that an address hook is about.
+#[inline(always)]
+pub(crate) fn socket_of(ctx: &SockAddrContext) -> *mut c_void {
+    // SAFETY: the context is valid while the program runs and `sk` is the only member of the union.
+    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk.cast() }
+}
+
+/// The cookie of the socket that an address hook is about.
+#[inline(always)]
+pub(crate) fn cookie_of(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: needed to call a helper, with the context that the kernel passed.
+    unsafe { aya_ebpf::helpers::generated::bpf_get_socket_cookie(ctx.as_ptr()) }
+}

@@ -1,0 +1,95 @@
+"""An HTTPS server that misbehaves as the path says, and shows what it was sent.
+
+Usage: odd.py ADDRESS PORT CERTIFICATE KEY
+"""
+import json
+import socket
+import ssl
+import sys
+import threading
+
+OK = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n"
+
+
+def head(connection, held):
+    while b"\r\n\r\n" not in held:
+        part = connection.recv(65536)
+        if not part:
+            return None, b""
+        held += part
+    raw, rest = held.split(b"\r\n\r\n", 1)
+    return raw.decode("latin-1"), rest
+
+
+def body(connection, fields, rest):
+    length = int(fields.get("content-length", 0))
+    while len(rest) < length:
+        rest += connection.recv(65536)
+    if fields.get("transfer-encoding") == "chunked":
+        while not rest.endswith(b"0\r\n\r\n"):
+            rest += connection.recv(65536)
+        return rest, b""
+    return rest[:length], rest[length:]
+
+
+def answer(connection, target, request):
+    path = target.split("?")[0]
+    if path == "/cut":
+        connection.sendall((OK + "content-length: 1000\r\n\r\nonly this").encode())
+        return False
+    if path == "/cut-chunked":
+        connection.sendall((OK + "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n").encode())
+        return False
+    if path == "/unasked-upgrade":
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n")
+        return False
+    if path == "/garbage":
+        connection.sendall(b"\x00\x01\x02 not http at all\r\n\r\n")
+        return False
+    if path == "/close":
+        return False
+    if path == "/redirect":
+        connection.sendall(b"HTTP/1.1 302 Found\r\nlocation: https://elsewhere.example/\r\ncontent-length: 0\r\n\r\n")
+        return True
+    if path == "/headers":
+        connection.sendall(
+            (
+                OK + "alt-svc: h3=\":443\"\r\nset-cookie: a=b\r\nkeep-alive: timeout=5\r\n"
+                "connection: x-hop\r\nx-hop: 1\r\nx-kept: 1\r\ncontent-length: 2\r\n\r\nok"
+            ).encode()
+        )
+        return True
+    text = json.dumps(request).encode()
+    connection.sendall((OK + f"content-length: {len(text)}\r\n\r\n").encode() + text)
+    return True
+
+
+def serve(connection):
+    rest = b""
+    with connection:
+        while True:
+            raw, rest = head(connection, rest)
+            if raw is None:
+                return
+            lines = raw.split("\r\n")
+            pairs = [line.split(": ", 1) for line in lines[1:]]
+            content, rest = body(connection, {k.lower(): v for k, v in pairs}, rest)
+            request = {"line": lines[0], "headers": pairs, "body": content.decode("latin-1")}
+            if not answer(connection, lines[0].split(" ")[1], request):
+                return
+
+
+def guarded(plain, context):
+    try:
+        serve(context.wrap_socket(plain, server_side=True))
+    except OSError:
+        pass
+
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[3], sys.argv[4])
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=64)
+print("ready", flush=True)
+while True:
+    plain, _ = listener.accept()
+    threading.Thread(target=guarded, args=(plain, context), daemon=True).start()

@@ -1,0 +1,98 @@
+//! What the kernel counts.
+use crate::refuse::events;
+use crate::support::*;
+use std::io::{Read, Write};
+use tollgate::kernel::Event;
+
+/// More than an IP and a TCP header with all their options.
+const HEADERS: u64 = 120;
+
+fn counted(ip: &str, destination: &str) {
+    const SENT: usize = 300_000;
+    const RECEIVED: usize = 70_000;
+    let stand = Stand::new();
+    let client = Running::start(
+        &stand.cgroup,
+        &format!(
+            "s, r = tcp('{ip}', 443)
+s.sendall(bytes({SENT})); s.shutdown(socket.SHUT_WR)
+n = 0
+while True:
+    d = s.recv(65536)
+    if not d: break
+    n += len(d)
+say(r, n)
+s.close()"
+        ),
+    );
+    let mut accepted = stand.accept(if ip.contains(':') {
+        &stand.agent6
+    } else {
+        &stand.agent4
+    });
+    let mut body = Vec::new();
+    accepted.read_to_end(&mut body).unwrap();
+    assert_eq!(body.len(), SENT);
+    accepted.write_all(&[0; RECEIVED]).unwrap();
+    let live = stand.fence().flows();
+    assert!(live[0].counters.bytes_out >= SENT as u64, "{live:?}");
+    drop(accepted);
+    assert_eq!(client.finish(), format!("ok {RECEIVED}"));
+
+    let events = events(stand.fence(), |events| !events.is_empty());
+    let [Event::Closed { flow, counters }] = events.as_slice() else {
+        panic!("{events:?}")
+    };
+    assert_eq!(flow.destination.to_string(), destination);
+    assert_eq!(&*flow.workload, stand.workload());
+    let within = |bytes: u64, packets: u64, payload: usize| {
+        assert!(
+            bytes >= payload as u64 && bytes <= payload as u64 + packets * HEADERS,
+            "{bytes} in {packets} for {payload}"
+        );
+    };
+    within(counters.bytes_out, counters.packets_out, SENT);
+    within(counters.bytes_in, counters.packets_in, RECEIVED);
+
+    let account = stand.fence().accounts().remove(0);
+    assert_eq!(account.workload, stand.workload());
+    assert_eq!(account.connections, 1);
+    assert_eq!(account.counters, *counters, "the workload's only flow");
+    assert_eq!(stand.fence().lost_events(), 0);
+}
+
+#[test]
+fn bytes_over_ipv4() {
+    counted("198.51.100.7", "198.51.100.7:443");
+}
+
+#[test]
+fn bytes_over_ipv6() {
+    counted("2001:db8::7", "[2001:db8::7]:443");
+}
+
+#[test]
+fn a_socket_that_never_connected_ends_too() {
+    let stand = Stand::new();
+    // Bound to an address that has no way to the agent: the hook steers, the kernel then fails.
+    let script = "
+s = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+s.bind(('::1', 0))
+say(name(lambda: s.connect(('::ffff:198.51.100.7', 443))))
+sys.stdin.readline()
+s.close()
+say('closed')
+sys.stdin.read()";
+    let mut client = Running::start(&stand.cgroup, script);
+    assert_ne!(client.line(), "ok");
+    client.send("\n");
+    assert_eq!(client.line(), "closed");
+    assert!(stand.fence().flows().is_empty());
+    let events = events(stand.fence(), |events| !events.is_empty());
+    assert!(
+        matches!(events.as_slice(), [Event::Closed { .. }]),
+        "{events:?}"
+    );
+    client.finish();
+}

@@ -1,0 +1,229 @@
+//! The fence outlives the agent: a next one finds everything and takes over in place.
+use crate::refuse::events;
+use crate::support::*;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use tollgate::kernel::{Error, Event, Fence};
+
+/// Link name → (link id, program id), as bpftool tells it.
+fn links(pin_dir: &Path) -> BTreeMap<String, (u64, u64)> {
+    std::fs::read_dir(pin_dir.join("links"))
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let output = Command::new("bpftool")
+                .args(["-j", "link", "show", "pinned"])
+                .arg(&path)
+                .output()
+                .unwrap();
+            let link: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let number = |key: &str| link[key].as_u64().unwrap();
+            (
+                path.file_name().unwrap().to_string_lossy().into_owned(),
+                (number("id"), number("prog_id")),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_next_agent_takes_over_in_place() {
+    let mut stand = Stand::new();
+    let before = links(&stand.options.pin_dir);
+    assert_eq!(before.len(), 11);
+    assert!(
+        matches!(Fence::open(&stand.options), Err(Error::InUse { .. })),
+        "one agent at a time"
+    );
+
+    // The agent dies: its descriptors close, its listeners too.
+    drop(stand.fence.take());
+    (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+    let elsewhere = Elsewhere::new("127.0.0.1");
+    let connect = format!("say(tcp('127.0.0.1', {})[1])", elsewhere.address.port());
+    assert_eq!(
+        stand.run(&connect),
+        "ECONNREFUSED",
+        "still enforcing with no agent"
+    );
+    assert_eq!(stand.run("say(tcp('2001:db8::1', 1)[1])"), "ECONNREFUSED");
+
+    // The next one finds what is governed, and the refusals in between; nothing is entered again.
+    stand.fence = Some(open(&stand.options));
+    let after = links(&stand.options.pin_dir);
+    for (name, (link, program)) in &before {
+        let (link_now, program_now) = after[name];
+        assert_eq!(*link, link_now, "{name}: the same link");
+        assert_ne!(*program, program_now, "{name}: another program");
+    }
+    assert_eq!(
+        stand.run(&connect),
+        "ECONNREFUSED",
+        "until listeners are admitted"
+    );
+    let governed = stand.fence().governed();
+    assert_eq!(governed.len(), 1);
+    assert_eq!(governed[0].cgroup_id, stand.cgroup.id());
+    assert_eq!(
+        governed[0].cgroup.as_deref(),
+        Some(&*format!("/{}", stand.workload()))
+    );
+    assert_eq!(governed[0].workload, stand.workload());
+    let missed = events(stand.fence(), |events| events.len() >= 3);
+    for event in &missed {
+        let Event::Refused(refusal) = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!(
+            (refusal.reason, &*refusal.workload),
+            ("agent_down", stand.workload())
+        );
+    }
+    stand.admit();
+    assert_eq!(stand.run(&connect), "ok");
+    let flow = stand.fence().flow_of(&stand.accept(&stand.agent4)).unwrap();
+    assert_eq!(&*flow.workload, stand.workload());
+    assert_quiet(&elsewhere.listener);
+    assert_eq!(
+        stand.fence().accounts()[0].refusals["agent_down"],
+        3,
+        "counters go on"
+    );
+}
+
+/// A client connects all the time while agents come and go: no connection ever gets out.
+#[test]
+fn no_connection_gets_out_during_handovers() {
+    let mut stand = Stand::new();
+    let elsewhere = Elsewhere::new("127.0.0.1");
+    let mut client = Running::start(
+        &stand.cgroup,
+        &format!(
+            "import select
+say('go'); n = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    s, r = tcp('127.0.0.1', {}); s.close(); n += 1
+say(n)",
+            elsewhere.address.port()
+        ),
+    );
+    assert_eq!(client.line(), "go");
+    for _ in 0..3 {
+        drop(stand.fence.take());
+        stand.fence = Some(open(&stand.options));
+        (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+        stand.admit();
+        let accepted = stand.accept(&stand.agent4);
+        assert!(stand.fence().flow_of(&accepted).is_some());
+    }
+    let count: u64 = client.finish().parse().unwrap();
+    assert!(count > 10, "connected {count} times");
+    assert_quiet(&elsewhere.listener);
+}
+
+#[test]
+fn workload_ids_survive_and_are_never_reused() {
+    let mut stand = Stand::new();
+    let (first, second) = (stand.cgroup.child("first"), stand.cgroup.child("second"));
+    stand.fence().govern(&first.name, "first").unwrap();
+    stand.fence().release(first.id()).unwrap();
+    drop(stand.fence.take());
+    stand.fence = Some(open(&stand.options));
+    stand.fence().govern(&second.name, "second").unwrap();
+    let mut names: Vec<String> = stand
+        .fence()
+        .accounts()
+        .into_iter()
+        .map(|a| a.workload)
+        .collect();
+    names.sort();
+    let mut expected = ["first", "second", stand.workload()];
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+    stand.admit();
+    python(&second, "tcp('198.51.100.7', 80)");
+    let flow = stand.fence().flow_of(&stand.accept(&stand.agent4)).unwrap();
+    assert_eq!(&*flow.workload, "second");
+}
+
+#[test]
+fn pins_of_another_version_are_refused_and_keep_enforcing() {
+    let mut stand = Stand::new();
+    drop(stand.fence.take());
+    let settings = stand.options.pin_dir.join("maps/SETTINGS");
+    let abi = |value: &str| {
+        let bytes = [value, "0", "0", "0"];
+        // ABI, then levels: every level, so that the cgroup stays governed; no ports.
+        let rest = ["255"; 4].into_iter().chain(["0"; 8]);
+        let mut command = Command::new("bpftool");
+        command
+            .args(["map", "update", "pinned"])
+            .arg(&settings)
+            .args(["key", "0", "0", "0", "0", "value"]);
+        assert!(command.args(bytes).args(rest).status().unwrap().success());
+    };
+    abi("99");
+    let error = Fence::open(&stand.options).unwrap_err();
+    assert!(matches!(error, Error::Incompatible { .. }), "{error}");
+    assert!(error.to_string().contains("ABI 99"), "{error}");
+    assert_eq!(stand.run("say(tcp('198.51.100.7', 80)[1])"), "ECONNREFUSED");
+    abi("1");
+    stand.fence = Some(open(&stand.options));
+}
+
+#[test]
+fn lift_leaves_nothing() {
+    let mut stand = Stand::new();
+    let programs: Vec<u64> = links(&stand.options.pin_dir)
+        .values()
+        .map(|(_, program)| *program)
+        .collect();
+    let layers = stand.fence().layers();
+    for name in [
+        "connect4",
+        "connect6",
+        "sendmsg4",
+        "sendmsg6",
+        "sock_create",
+        "sock_ops",
+        "listener",
+    ] {
+        let layer = layers.iter().find(|layer| layer.name == name).unwrap();
+        assert!(layer.enforcing, "{layer:?}");
+    }
+    assert!(
+        layers
+            .iter()
+            .any(|layer| layer.name == "bind" && !layer.enforcing && layer.why.is_some())
+    );
+    let pin = stand.options.pin_dir.join("links/connect4");
+    std::fs::remove_file(&pin).unwrap();
+    let layers = stand.fence().layers();
+    let connect4 = layers
+        .iter()
+        .find(|layer| layer.name == "connect4")
+        .unwrap();
+    assert!(
+        !connect4.enforcing,
+        "asked of the kernel, not remembered: {connect4:?}"
+    );
+
+    stand.lift();
+    assert!(!stand.options.pin_dir.exists());
+    let attached = || {
+        let output = Command::new("bpftool")
+            .args(["-j", "prog", "list"])
+            .output()
+            .unwrap();
+        let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        all.as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|program| program["id"].as_u64())
+            .collect::<Vec<_>>()
+    };
+    eventually("the programs are gone", || {
+        !attached().iter().any(|id| programs.contains(id))
+    });
+}

@@ -1,0 +1,17 @@
+//! The kernel half on the loaded kernel: each promise as an effect on real sockets, and the effect's
+//! absence once the fence is lifted. Needs root; fails without it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod account;
+mod adopt;
+mod refuse;
+mod steer;
+mod stress;
+mod support;

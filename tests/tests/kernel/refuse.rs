@@ -1,0 +1,294 @@
+//! What is not steered is refused, counted and told.
+use crate::support::*;
+use std::collections::BTreeMap;
+use tollgate::kernel::{Event, Fence, Refusal};
+
+/// Events of `fence` until `enough`.
+pub fn events(fence: &Fence, mut enough: impl FnMut(&[Event]) -> bool) -> Vec<Event> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let seen = std::sync::Mutex::new(Vec::new());
+    runtime.block_on(async {
+        let mut sink = |event| seen.lock().unwrap().push(event);
+        let waiting = fence.events(&mut sink);
+        let watching = async {
+            let deadline = std::time::Instant::now() + PATIENCE;
+            while !enough(&seen.lock().unwrap()) {
+                assert!(
+                    std::time::Instant::now() < deadline,
+                    "events missing: {:?}",
+                    seen.lock().unwrap()
+                );
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        };
+        tokio::select! { () = waiting => panic!("events ended"), () = watching => {} }
+    });
+    seen.into_inner().unwrap()
+}
+
+fn refusals(fence: &Fence, count: usize) -> Vec<Refusal> {
+    let events = events(fence, |events| events.len() >= count);
+    events
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Refused(refusal) => Some(refusal),
+            Event::Closed { .. } => None,
+        })
+        .collect()
+}
+
+fn counted(stand: &Stand) -> BTreeMap<String, u64> {
+    let accounts = stand.fence().accounts();
+    accounts
+        .into_iter()
+        .find(|account| account.workload == stand.workload())
+        .unwrap()
+        .refusals
+}
+
+/// Connects and measures; prints the error and milliseconds.
+fn timed(ip: &str, port: u16) -> String {
+    format!(
+        "t = time.monotonic(); r = tcp('{ip}', {port})[1]; say(r, (time.monotonic() - t) * 1000)"
+    )
+}
+
+fn assert_refused_at_once(output: &str) {
+    let (error, milliseconds) = output.split_once(' ').unwrap();
+    assert_eq!(error, "ECONNREFUSED");
+    assert!(
+        milliseconds.parse::<f64>().unwrap() < 10.0,
+        "took {milliseconds} ms"
+    );
+}
+
+#[test]
+fn without_a_listener_connections_are_refused_at_once() {
+    let mut stand = Stand::new();
+    (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0")); // The admitted ones close.
+    let addresses = ["198.51.100.7", "2001:db8::7", "::ffff:198.51.100.7"];
+    for ip in addresses {
+        assert_refused_at_once(&stand.run(&timed(ip, 443)));
+    }
+    assert_eq!(
+        counted(&stand),
+        BTreeMap::from([("agent_down".to_owned(), 3)])
+    );
+    for (refusal, ip) in refusals(stand.fence(), 3).iter().zip(addresses) {
+        assert_eq!(refusal.reason, "agent_down");
+        assert_eq!(refusal.protocol, "tcp");
+        assert_eq!(&*refusal.workload, stand.workload());
+        let destination = refusal.destination.unwrap();
+        assert_eq!(
+            destination.ip(),
+            ip.parse::<std::net::IpAddr>().unwrap().to_canonical()
+        );
+        assert_eq!(destination.port(), 443);
+        assert!(
+            refusal.process.exe.contains("python3"),
+            "{:?}",
+            refusal.process
+        );
+        assert!(refusal.time.elapsed().unwrap() < PATIENCE);
+    }
+    assert!(stand.fence().flows().is_empty());
+}
+
+#[test]
+fn before_a_listener_is_admitted_connections_are_refused() {
+    let name = unique();
+    let options = tollgate::kernel::Options {
+        pin_dir: std::path::Path::new("/sys/fs/bpf").join(&name),
+        cgroup_root: None,
+        resolvers: Vec::new(),
+    };
+    let fence = open(&options);
+    let cgroup = Cgroup::new(fence.cgroup_root(), &name);
+    fence.govern(&cgroup.name, "early").unwrap();
+    assert_refused_at_once(&python(&cgroup, &timed("198.51.100.7", 443)));
+    assert!(
+        fence
+            .layers()
+            .iter()
+            .any(|layer| layer.name == "listener" && !layer.enforcing)
+    );
+    fence.lift().unwrap();
+}
+
+#[test]
+fn an_impostor_on_the_agents_port_gets_nothing() {
+    let mut stand = Stand::new();
+    for ip in ["127.0.0.1", "::1"] {
+        let v4 = ip == "127.0.0.1";
+        let agent = if v4 {
+            &mut stand.agent4
+        } else {
+            &mut stand.agent6
+        };
+        let address = agent.local_addr().unwrap();
+        *agent = listen(if v4 { "127.0.0.1:0" } else { "[::1]:0" });
+        let impostor = listen(&address.to_string());
+        let target = if v4 { "198.51.100.7" } else { "2001:db8::7" };
+        assert_refused_at_once(&stand.run(&timed(target, 443)));
+        assert_quiet(&impostor);
+    }
+}
+
+#[test]
+fn governed_tasks_cannot_talk_to_the_agent_itself() {
+    let mut stand = Stand::new();
+    let (port4, port6) = (port(&stand.agent4), port(&stand.agent6));
+    let script = format!(
+        "for ip in '127.0.0.1', '127.1.2.3', '0.0.0.0', '::ffff:127.0.0.1': say(tcp(ip, {port4})[1])
+for ip in '::1', '::': say(tcp(ip, {port6})[1])"
+    );
+    assert_eq!(stand.run(&script), ["EPERM"; 6].join("\n"));
+    assert_eq!(counted(&stand), BTreeMap::from([("direct".to_owned(), 6)]));
+    assert!(
+        refusals(stand.fence(), 6)
+            .iter()
+            .all(|refusal| refusal.reason == "direct")
+    );
+    assert_quiet(&stand.agent4);
+    assert_quiet(&stand.agent6);
+    stand.lift();
+    let after = stand.run(&format!(
+        "say(tcp('127.0.0.1', {port4})[1], tcp('::1', {port6})[1])"
+    ));
+    assert_eq!(after, "ok ok");
+}
+
+const DATAGRAMS: &str = "
+def udp(ip, port):
+    def to():
+        with socket.socket(family(ip), socket.SOCK_DGRAM) as s: s.sendto(b'x', (ip, port))
+    def connected():
+        with socket.socket(family(ip), socket.SOCK_DGRAM) as s: s.connect((ip, port)); s.send(b'x')
+    return name(to) + ' ' + name(connected)
+";
+
+#[test]
+fn udp_goes_to_resolvers_only() {
+    let mut stand = Stand::with_resolvers(&["127.77.7.7", "::1"]);
+    let server = std::net::UdpSocket::bind("127.77.7.7:53").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(
+        stand.run(&format!("{DATAGRAMS}say(udp('127.77.7.7', 53))")),
+        "ok ok"
+    );
+    for _ in 0..2 {
+        assert_eq!(
+            server.recv(&mut [0; 8]).unwrap(),
+            1,
+            "datagrams to the resolver arrive"
+        );
+    }
+    // Nobody need listen: a refused datagram fails in the system call, before it is sent.
+    let allowed = format!(
+        "{DATAGRAMS}say(udp('::ffff:127.77.7.7', 53), udp('::1', 53).replace('ECONNREFUSED', 'ok'))"
+    );
+    assert_eq!(stand.run(&allowed), "ok ok ok ok");
+    let refused = format!(
+        "{DATAGRAMS}
+for ip, port in ('127.77.7.7', 54), ('127.77.7.8', 53), ('::1', 5353), ('2001:db8::1', 53), ('::ffff:127.77.7.8', 53): say(udp(ip, port))"
+    );
+    assert_eq!(stand.run(&refused), ["EPERM EPERM"; 5].join("\n"));
+    assert_eq!(counted(&stand), BTreeMap::from([("udp".to_owned(), 10)]));
+    let refusals = refusals(stand.fence(), 10);
+    assert!(
+        refusals
+            .iter()
+            .all(|refusal| (refusal.reason, &*refusal.protocol) == ("udp", "udp"))
+    );
+    assert_eq!(
+        refusals[0].destination.unwrap().to_string(),
+        "127.77.7.7:54"
+    );
+
+    let account = stand.fence().accounts().remove(0);
+    assert!(
+        account.counters.packets_out >= 2,
+        "DNS is counted: {account:?}"
+    );
+    stand.lift();
+    assert!(!stand.run(&refused).contains("EPERM"));
+}
+
+const SOCKETS: &str = "
+for family in socket.AF_INET, socket.AF_INET6:
+    icmp = 1 if family == socket.AF_INET else 58
+    for kind, protocol in (3, 6), (3, 255), (3, icmp), (2, icmp), (1, 262), (2, 136):
+        say(name(lambda: socket.socket(family, kind, protocol).close()))
+    for kind, protocol in (1, 0), (1, 6), (2, 0), (2, 17):
+        say(name(lambda: socket.socket(family, kind, protocol).close()))
+";
+
+#[test]
+fn only_tcp_and_udp_sockets_can_be_made() {
+    // Whoever may ping unprivileged is a setting of the network namespace; raw needs only root.
+    let mut stand = Stand::new();
+    let free = python_outside(SOCKETS);
+    let governed = stand.run(SOCKETS);
+    let one_family = [["EPERM"; 6].as_slice(), &["ok"; 4]].concat();
+    assert_eq!(
+        governed,
+        [one_family.clone(), one_family].concat().join("\n")
+    );
+    assert_ne!(free, governed);
+    let expected = BTreeMap::from([("protocol".to_owned(), 6), ("raw".to_owned(), 6)]);
+    assert_eq!(counted(&stand), expected);
+    let refusals = refusals(stand.fence(), 12);
+    assert!(refusals.iter().all(|refusal| refusal.destination.is_none()));
+    let protocols: Vec<&str> = refusals
+        .iter()
+        .map(|refusal| &*refusal.protocol)
+        .take(6)
+        .collect();
+    assert_eq!(protocols, ["raw", "raw", "raw", "icmp", "262", "136"]);
+    stand.lift();
+    assert_eq!(stand.run(SOCKETS), free);
+}
+
+#[test]
+fn what_cannot_be_governed_is_said() {
+    let stand = Stand::new();
+    let say = |path: &str, workload: &str| {
+        stand
+            .fence()
+            .govern(path.as_ref(), workload)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(say("no/such/cgroup", "w").contains("no/such/cgroup"));
+    assert!(say("../..", "w").contains("cannot govern"));
+    assert!(say("/", "w").contains("the agent itself"));
+    assert!(say(stand.workload(), "").contains("cannot name a workload"));
+    let deep = vec!["d"; 33].join("/");
+    assert!(say(&deep, "w").contains("33 levels deep"));
+}
+
+#[test]
+fn errors_of_opening_leave_nothing() {
+    let name = unique();
+    let options = tollgate::kernel::Options {
+        pin_dir: std::path::Path::new("/sys/fs/bpf").join(&name),
+        cgroup_root: None,
+        resolvers: (0..65)
+            .map(|n| std::net::IpAddr::from([127, 0, 0, n]))
+            .collect(),
+    };
+    let error = Fence::open(&options).unwrap_err();
+    assert!(error.to_string().contains("too many resolvers"), "{error}");
+    assert!(!options.pin_dir.exists());
+    let missing = tollgate::kernel::Options {
+        cgroup_root: Some("/proc".into()),
+        ..options.clone()
+    };
+    assert!(matches!(
+        Fence::open(&missing),
+        Err(tollgate::kernel::Error::NoCgroup2)
+    ));
+}

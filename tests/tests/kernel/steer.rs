@@ -1,0 +1,279 @@
+//! Governed connections reach the agent, with their owner and destination; others do not.
+use crate::support::*;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Connects to `ip`, tells what it sees, and waits.
+fn connecting(ip: &str, port: u16) -> String {
+    format!(
+        "s, result = tcp('{ip}', {port})
+say(result, s.getpeername()[0], s.getpeername()[1])
+sys.stdin.read()"
+    )
+}
+
+fn steered(ip: &str) {
+    let stand = Stand::new();
+    let mut client = Running::start(&stand.cgroup, &connecting(ip, 443));
+    let listener = if ip.contains(':') && !ip.contains('.') {
+        &stand.agent6
+    } else {
+        &stand.agent4
+    };
+    let accepted = stand.accept(listener);
+    assert_eq!(
+        client.line(),
+        format!("ok {ip} 443"),
+        "the client sees the address it asked for"
+    );
+
+    let flow = stand.fence().flow_of(&accepted).expect("steered");
+    assert_eq!(flow.destination.port(), 443);
+    assert_eq!(
+        flow.destination.ip(),
+        ip.parse::<std::net::IpAddr>().unwrap().to_canonical()
+    );
+    assert_eq!(&*flow.workload, stand.workload());
+    let process = &flow.process;
+    assert_eq!(process.pid, client.pid());
+    assert_eq!(process.uid, rustix::process::getuid().as_raw());
+    assert_eq!(process.cgroup, format!("/{}", stand.workload()));
+    assert_eq!(process.unit, None);
+    let exe = Path::new("/proc")
+        .join(client.pid().to_string())
+        .join("exe");
+    let found = exe.metadata().unwrap();
+    assert_eq!(
+        (process.exe_dev, process.exe_inode),
+        (found.dev(), found.ino())
+    );
+    assert_eq!(Path::new(&process.exe), exe.read_link().unwrap());
+    assert_eq!(
+        process.start / 10_000_000,
+        start_ticks(client.pid()),
+        "in hundredths of a second"
+    );
+
+    let live = stand.fence().flows();
+    assert_eq!(live.len(), 1);
+    assert_eq!(
+        (live[0].cookie, live[0].destination),
+        (flow.cookie, flow.destination)
+    );
+    let age = jiff::Timestamp::now().duration_since(live[0].opened).abs();
+    assert!(
+        age < jiff::SignedDuration::from_secs(10),
+        "opened {age} ago"
+    );
+
+    client.finish();
+    eventually("the flow is no longer live", || {
+        stand.fence().flows().is_empty()
+    });
+    assert!(
+        stand.fence().flow_of(&accepted).is_some(),
+        "still known while the agent's side is open"
+    );
+}
+
+/// Field 22 of `stat`, counted from behind the name.
+fn start_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .nth(19)
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn steered_over_ipv4() {
+    steered("198.51.100.7");
+}
+
+#[test]
+fn steered_over_ipv6() {
+    steered("2001:db8::7");
+}
+
+#[test]
+fn steered_over_mapped_ipv4() {
+    steered("::ffff:198.51.100.7");
+}
+
+fn absent_after_lift(ip: &str) {
+    let mut stand = Stand::new();
+    let elsewhere = Elsewhere::new(ip);
+    let script = format!("say(tcp('{ip}', {})[1])", elsewhere.address.port());
+    assert_eq!(stand.run(&script), "ok");
+    let listener = if ip.contains(':') {
+        &stand.agent6
+    } else {
+        &stand.agent4
+    };
+    stand.accept(listener);
+    assert_quiet(&elsewhere.listener);
+
+    stand.lift();
+    assert_eq!(stand.run(&script), "ok");
+    accept(&elsewhere.listener);
+    assert_quiet(if ip.contains(':') {
+        &stand.agent6
+    } else {
+        &stand.agent4
+    });
+}
+
+#[test]
+fn nothing_is_steered_after_lift() {
+    absent_after_lift("127.0.0.1");
+    absent_after_lift("::1");
+}
+
+#[test]
+fn a_released_cgroup_is_not_steered() {
+    let stand = Stand::new();
+    let elsewhere = Elsewhere::new("127.0.0.1");
+    stand.fence().release(stand.cgroup.id()).unwrap();
+    stand
+        .fence()
+        .release(stand.cgroup.id())
+        .expect("twice is as good");
+    assert!(stand.fence().governed().is_empty());
+    stand.run(&format!(
+        "say(tcp('127.0.0.1', {})[1])",
+        elsewhere.address.port()
+    ));
+    accept(&elsewhere.listener);
+}
+
+#[test]
+fn the_wildcard_address_is_steered() {
+    let stand = Stand::new();
+    let elsewhere = Elsewhere::new("127.0.0.1");
+    stand.run(&format!(
+        "say(tcp('0.0.0.0', {})[1])",
+        elsewhere.address.port()
+    ));
+    let accepted = stand.accept(&stand.agent4);
+    let flow = stand.fence().flow_of(&accepted).unwrap();
+    assert_eq!(
+        flow.destination,
+        format!("0.0.0.0:{}", elsewhere.address.port())
+            .parse()
+            .unwrap()
+    );
+    assert_quiet(&elsewhere.listener);
+}
+
+#[test]
+fn nested_cgroups_belong_to_the_deepest_governed() {
+    let stand = Stand::new();
+    let child = stand.cgroup.child("child");
+    let grandchild = child.child("x.service");
+    let script = "s, r = tcp('198.51.100.7', 80); say(r)";
+    assert_eq!(python(&grandchild, script), "ok");
+    let accepted = stand.accept(&stand.agent4);
+    let flow = stand.fence().flow_of(&accepted).unwrap();
+    assert_eq!(&*flow.workload, stand.workload());
+    assert_eq!(
+        flow.process.cgroup,
+        format!("/{}/child/x.service", stand.workload())
+    );
+    assert_eq!(flow.process.unit.as_deref(), Some("x.service"));
+
+    stand.fence().govern(&child.name, "inner").unwrap();
+    assert_eq!(python(&grandchild, script), "ok");
+    let flow = stand.fence().flow_of(&stand.accept(&stand.agent4)).unwrap();
+    assert_eq!(&*flow.workload, "inner");
+    drop(grandchild);
+}
+
+#[test]
+fn a_socket_made_outside_is_steered_when_connected_inside() {
+    let stand = Stand::new();
+    for (ip, listener) in [
+        ("198.51.100.7", &stand.agent4),
+        ("2001:db8::7", &stand.agent6),
+    ] {
+        let script = format!(
+            "s = socket.socket(family('{ip}'), socket.SOCK_STREAM)
+enter({:?})
+say(name(lambda: s.connect(('{ip}', 80))))",
+            stand.cgroup.path().to_str().unwrap()
+        );
+        assert_eq!(python_outside(&script), "ok");
+        let flow = stand.fence().flow_of(&stand.accept(listener)).unwrap();
+        assert_eq!(&*flow.workload, stand.workload());
+    }
+}
+
+#[test]
+fn ungoverned_processes_are_unaffected() {
+    let stand = Stand::new();
+    let other = Cgroup::new(stand.fence().cgroup_root(), unique());
+    for ip in ["127.0.0.1", "::1"] {
+        let elsewhere = Elsewhere::new(ip);
+        let script = format!(
+            "s, r = tcp('{ip}', {port}); say(r, s.getpeername()[1])
+u = socket.socket(family('{ip}'), socket.SOCK_DGRAM)
+say(name(lambda: u.sendto(b'x', ('{ip}', 9))), name(lambda: u.connect(('{ip}', 9))))
+say(name(lambda: socket.socket(family('{ip}'), socket.SOCK_RAW, socket.IPPROTO_TCP)))",
+            port = elsewhere.address.port()
+        );
+        let expected = format!("ok {}\nok ok\nok", elsewhere.address.port());
+        assert_eq!(python(&other, &script), expected);
+        accept(&elsewhere.listener);
+    }
+    assert!(
+        stand
+            .fence()
+            .accounts()
+            .iter()
+            .all(|account| account.connections == 0)
+    );
+}
+
+#[test]
+fn a_direct_connection_has_no_flow() {
+    let stand = Stand::new();
+    for listener in [&stand.agent4, &stand.agent6] {
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(stand.fence().flow_of(&stand.accept(listener)).is_none());
+    }
+}
+
+#[test]
+fn a_socket_that_connects_again_is_two_flows() {
+    let stand = Stand::new();
+    let mut client = Running::start(
+        &stand.cgroup,
+        "s, r = tcp('198.51.100.1', 1001); say(r)
+sys.stdin.readline()
+import ctypes
+# AF_UNSPEC: back to unconnected.
+say(ctypes.CDLL(None).connect(s.fileno(), bytes(16), 16))
+say(name(lambda: s.connect(('198.51.100.2', 1002))), s.getpeername()[0])
+sys.stdin.read()",
+    );
+    assert_eq!(client.line(), "ok");
+    let first = stand.accept(&stand.agent4);
+    client.send("\n");
+    assert_eq!(client.line(), "0");
+    assert_eq!(client.line(), "ok 198.51.100.2");
+    let second = stand.accept(&stand.agent4);
+    let flow = |accepted| {
+        stand
+            .fence()
+            .flow_of(accepted)
+            .map(|flow| flow.destination.to_string())
+    };
+    assert_eq!(flow(&first).as_deref(), Some("198.51.100.1:1001"));
+    assert_eq!(flow(&second).as_deref(), Some("198.51.100.2:1002"));
+    assert_eq!(stand.fence().flows().len(), 1, "one of them is live");
+    client.finish();
+    eventually("none is live", || stand.fence().flows().is_empty());
+}

@@ -1,0 +1,315 @@
+//! A fence of its own for each test, processes under it, and the agent's end of their connections.
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tollgate::kernel::{Error, Fence, Options};
+
+/// Longest wait for anything that should happen at once.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A name that no other test, process or machine user has.
+pub fn unique() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!(
+        "tollgate-test-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// A cgroup that removes itself and its children.
+pub struct Cgroup {
+    pub root: PathBuf,
+    pub name: PathBuf,
+}
+
+impl Cgroup {
+    pub fn new(root: &Path, name: impl AsRef<Path>) -> Self {
+        let cgroup = Self {
+            root: root.to_owned(),
+            name: name.as_ref().to_owned(),
+        };
+        std::fs::create_dir_all(cgroup.path()).expect("make a cgroup");
+        cgroup
+    }
+    pub fn path(&self) -> PathBuf {
+        self.root.join(&self.name)
+    }
+    pub fn child(&self, name: &str) -> Self {
+        Self::new(&self.root, self.name.join(name))
+    }
+    pub fn id(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.path().metadata().expect("stat").ino()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        // Busy until its last process is reaped.
+        while std::fs::remove_dir(self.path()).is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
+        {
+            if Instant::now() > deadline {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// A fence with a governed cgroup `tollgate-test-…`, which is also the workload's name, and listeners
+/// that are admitted.
+pub struct Stand {
+    pub fence: Option<Fence>,
+    pub cgroup: Cgroup,
+    pub options: Options,
+    pub agent4: TcpListener,
+    pub agent6: TcpListener,
+}
+
+impl Stand {
+    pub fn new() -> Self {
+        Self::with_resolvers(&[])
+    }
+
+    pub fn with_resolvers(resolvers: &[&str]) -> Self {
+        let name = unique();
+        let options = Options {
+            pin_dir: Path::new("/sys/fs/bpf").join(&name),
+            cgroup_root: None,
+            resolvers: resolvers
+                .iter()
+                .map(|r| r.parse().expect("an address"))
+                .collect(),
+        };
+        let fence = open(&options);
+        let cgroup = Cgroup::new(fence.cgroup_root(), &name);
+        fence.govern(&cgroup.name, &name).expect("govern");
+        let (agent4, agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+        let stand = Self {
+            fence: Some(fence),
+            cgroup,
+            options,
+            agent4,
+            agent6,
+        };
+        stand.admit();
+        stand
+    }
+
+    pub fn admit(&self) {
+        let (port4, port6) = (port(&self.agent4), port(&self.agent6));
+        self.fence()
+            .admit(&[&self.agent4, &self.agent6], port4, Some(port6))
+            .expect("admit");
+    }
+
+    pub fn fence(&self) -> &Fence {
+        self.fence.as_ref().expect("the fence stands")
+    }
+
+    pub fn workload(&self) -> &str {
+        self.cgroup.name.to_str().expect("UTF-8")
+    }
+
+    pub fn lift(&mut self) {
+        self.fence
+            .take()
+            .expect("the fence stands")
+            .lift()
+            .expect("lift");
+    }
+
+    /// The agent's next connection over `listener`.
+    pub fn accept(&self, listener: &TcpListener) -> TcpStream {
+        accept(listener)
+    }
+
+    /// Runs a script in the governed cgroup.
+    pub fn run(&self, script: &str) -> String {
+        python(&self.cgroup, script)
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        if let Some(fence) = self.fence.take() {
+            fence.lift().expect("lift");
+        }
+    }
+}
+
+/// Opens a fence; says plainly that these tests need root.
+pub fn open(options: &Options) -> Fence {
+    match Fence::open(options) {
+        Ok(fence) => fence,
+        Err(Error::NotPermitted) => {
+            panic!("kernel tests need root: run `sudo -E cargo xtask test` or as root")
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+pub fn listen(address: &str) -> TcpListener {
+    let listener = TcpListener::bind(address).expect("bind");
+    listener.set_nonblocking(true).expect("nonblocking");
+    listener
+}
+
+pub fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().expect("bound").port()
+}
+
+/// The next connection, within the test's patience.
+pub fn accept(listener: &TcpListener) -> TcpStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).expect("blocking");
+                stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+                return stream;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                assert!(Instant::now() < deadline, "nobody connected");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("accept: {error}"),
+        }
+    }
+}
+
+/// Asserts that nobody is connected to `listener`.
+pub fn assert_quiet(listener: &TcpListener) {
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(listener.accept().is_err(), "somebody connected");
+}
+
+/// What every script starts with: `tcp(ip, port)` connects and tells the error's name or `ok`.
+const PRELUDE: &str = r"
+import errno, os, socket, sys, time
+def family(ip): return socket.AF_INET6 if ':' in ip else socket.AF_INET
+def name(call):
+    try:
+        call(); return 'ok'
+    except OSError as e:
+        return errno.errorcode.get(e.errno, str(e.errno))
+def tcp(ip, port):
+    s = socket.socket(family(ip), socket.SOCK_STREAM); s.settimeout(5)
+    return s, name(lambda: s.connect((ip, port)))
+def enter(path):
+    with open(path + '/cgroup.procs', 'w') as f: f.write(str(os.getpid()))
+def say(*words): print(*words, flush=True)
+";
+
+fn script(script: &str) -> Command {
+    let mut command = Command::new("python3");
+    command.args(["-c", &format!("{PRELUDE}\n{script}")]);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit());
+    command
+}
+
+/// A process that waits for its input to close, and is killed if the test ends before it does.
+pub struct Running {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Running {
+    /// In a cgroup.
+    pub fn start(cgroup: &Cgroup, body: &str) -> Self {
+        Self::start_outside(&format!(
+            "enter({:?})\n{body}",
+            cgroup.path().to_str().expect("UTF-8")
+        ))
+    }
+
+    /// In the test's own cgroup.
+    pub fn start_outside(body: &str) -> Self {
+        let mut child = script(body).spawn().expect("start python3");
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        Self { child, output }
+    }
+
+    /// Its next line.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("read");
+        line.trim().to_owned()
+    }
+
+    /// Sends it something.
+    pub fn send(&mut self, text: &str) {
+        use std::io::Write;
+        let input = self.child.stdin.as_mut().expect("piped");
+        input.write_all(text.as_bytes()).expect("write");
+        input.flush().expect("flush");
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Lets it go on to its end; returns the rest of what it says.
+    pub fn finish(mut self) -> String {
+        drop(self.child.stdin.take());
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).expect("read");
+        assert!(
+            self.child.wait().expect("wait").success(),
+            "the script failed"
+        );
+        rest.trim().to_owned()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a script in a cgroup to its end.
+pub fn python(cgroup: &Cgroup, body: &str) -> String {
+    Running::start(cgroup, body).finish()
+}
+
+/// Runs a script in the test's own cgroup to its end.
+pub fn python_outside(body: &str) -> String {
+    Running::start_outside(body).finish()
+}
+
+/// Waits until `check` holds.
+pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !check() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A server of somebody else's, where connections go that nobody steers.
+pub struct Elsewhere {
+    pub listener: TcpListener,
+    pub address: SocketAddr,
+}
+
+impl Elsewhere {
+    pub fn new(ip: &str) -> Self {
+        let listener = listen(&if ip.contains(':') {
+            format!("[{ip}]:0")
+        } else {
+            format!("{ip}:0")
+        });
+        let address = listener.local_addr().expect("bound");
+        Self { listener, address }
+    }
+}

@@ -1,0 +1,538 @@
+//! The data plane on real traffic: a governed client that sends any bytes, an upstream that misbehaves on demand,
+//! the real agent and the real kernel between them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+use harness::agent::Agent;
+use harness::client::Running;
+use harness::dns::Answer;
+use harness::{World, eventually, repository};
+use serde_json::{Value, json};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+const ODD: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 40);
+
+const POLICY: &str = r#"
+version: 1
+workloads: { probe: {}, watched: {} }
+apis:
+  odd: { hosts: [odd.example], tls: { ca: "file:server-ca.pem" } }
+  wrong: { hosts: [wrong.example], tls: { ca: "file:server-ca.pem" } }
+  public: { hosts: [public.example] }
+  inner: { hosts: [inner.example], tls: { ca: "file:server-ca.pem" } }
+  down: { hosts: [down.example], tls: { ca: "file:server-ca.pem" } }
+  nameless: { hosts: [nameless.example], tls: { ca: "file:server-ca.pem" } }
+credentials:
+  bot: { secret: "file:orders-bot", header: { authorization: "Bearer {secret}" }, to: [odd] }
+roles:
+  odd-user:
+    - api: odd
+      credential: bot
+      allow:
+        - route: GET /{any}
+        - route: HEAD /{any}
+        - route: GET /deep/**
+        - route: GET /query
+          query: { page: 1..9 }
+          extra: strip
+        - route: POST /json
+          body: { fields: { state: [open, closed], note: string }, max: 1KiB }
+        - route: POST /stream
+      deny:
+        - route: "* /secret"
+      response: { strip: [set-cookie] }
+  others:
+    - api: wrong
+      allow: [{ route: GET /** }]
+    - api: public
+      allow: [{ route: GET /** }]
+    - api: inner
+      allow: [{ route: GET /** }]
+    - api: down
+      allow: [{ route: GET /** }]
+    - api: nameless
+      allow: [{ route: GET /** }]
+grants:
+  - { role: odd-user, to: { workload: probe } }
+  - { role: others, to: { workload: probe } }
+  - { role: odd-user, to: { workload: watched }, mode: observe }
+"#;
+
+/// A world with the odd server, an agent, and a governed raw client.
+struct Lab {
+    client: Running,
+    _odd: Running,
+    agent: Agent,
+    world: World,
+}
+
+impl Lab {
+    fn new() -> Self {
+        Self::with("probe")
+    }
+
+    fn with(workload: &str) -> Self {
+        let world = World::new().unwrap();
+        let odd = odd_server(&world);
+        for name in ["odd.example", "wrong.example", "public.example"] {
+            world.dns.set(name, Answer::Addresses(vec![ODD.into()]));
+        }
+        world.dns.set(
+            "inner.example",
+            Answer::Addresses(vec![Ipv4Addr::LOCALHOST.into()]),
+        );
+        world.dns.set(
+            "down.example",
+            Answer::Addresses(vec![Ipv4Addr::new(93, 184, 216, 34).into()]),
+        );
+        world.dns.set("nameless.example", Answer::Failure);
+        let mut agent = Agent::new(&world, POLICY).unwrap();
+        agent.start(&world).unwrap();
+        let clients = world
+            .show(&repository().join("tests/clients"), "clients")
+            .unwrap();
+        let mut command = agent.governed(&world, workload, "python3");
+        command.arg("-u").arg(clients.join("raw.py"));
+        let client = Running::start(command).unwrap();
+        Self {
+            client,
+            _odd: odd,
+            agent,
+            world,
+        }
+    }
+
+    fn ask(&mut self, command: Value) -> Value {
+        self.client.ask(&command.to_string()).unwrap()
+    }
+
+    fn open(&mut self, host: &str) {
+        let answer = self.ask(json!({"do": "open", "host": host}));
+        assert!(answer.get("error").is_none(), "{answer}");
+    }
+
+    /// Sends `raw` on a new TLS connection to `odd.example`; returns the status, the whole answer, and how it ended.
+    fn exchange(&mut self, raw: &str) -> (u16, String, String) {
+        self.open("odd.example");
+        self.ask(json!({"do": "send", "data": raw}));
+        let answer = self.ask(json!({"do": "read", "wait": 3}));
+        self.ask(json!({"do": "close"}));
+        let data = answer["data"].as_str().unwrap_or_default().to_owned();
+        (status(&data), data, answer["end"].to_string())
+    }
+
+    fn get(&mut self, host: &str, target: &str) -> (u16, String) {
+        self.open(host);
+        let raw = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        self.ask(json!({"do": "send", "data": raw}));
+        let answer = self.ask(json!({"do": "read", "wait": 15}));
+        let data = answer["data"].as_str().unwrap_or_default().to_owned();
+        (status(&data), data)
+    }
+
+    /// Waits for the record that `find` accepts.
+    fn record(&self, what: &str, find: impl Fn(&Value) -> bool) -> Value {
+        eventually(Duration::from_secs(5), || {
+            self.agent
+                .decisions(&self.world)
+                .unwrap()
+                .into_iter()
+                .rev()
+                .find(|record| find(record))
+        })
+        .unwrap_or_else(|| {
+            let all = self.agent.decisions(&self.world).unwrap();
+            panic!("no record of {what} among {all:#?}\n{}", self.agent.log())
+        })
+    }
+
+    fn record_of(&self, code: &str) -> Value {
+        self.record(code, |record| record["reason"]["code"] == code)
+    }
+}
+
+fn odd_server(world: &World) -> Running {
+    world
+        .servers
+        .script(&format!("ip addr add {ODD}/32 dev lo"))
+        .unwrap();
+    let files = world.ca.issue(&["odd.example"], world.directory()).unwrap();
+    let mut command = world.servers.command("python3");
+    command
+        .arg("-u")
+        .arg(repository().join("tests/servers/odd.py"))
+        .arg(ODD.to_string())
+        .arg("443");
+    let mut odd = Running::start({
+        command.arg(&files.certificate).arg(&files.key);
+        command
+    })
+    .unwrap();
+    assert_eq!(odd.line(Duration::from_secs(10)).unwrap(), "ready");
+    odd
+}
+
+fn status(data: &str) -> u16 {
+    data.split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .unwrap_or(0)
+}
+
+fn request(line: &str, headers: &str) -> String {
+    format!("{line}\r\nhost: odd.example\r\n{headers}connection: close\r\n\r\n")
+}
+
+/// What the odd server says it was sent.
+fn echoed(data: &str) -> Value {
+    let (_, body) = data.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap_or_else(|_| panic!("no echo in {data}"))
+}
+
+fn header<'a>(echo: &'a Value, name: &str) -> Option<&'a str> {
+    let pairs = echo["headers"].as_array().unwrap();
+    pairs
+        .iter()
+        .find(|pair| pair[0].as_str().unwrap().eq_ignore_ascii_case(name))?[1]
+        .as_str()
+}
+
+#[test]
+fn what_goes_upstream_is_canonical_stripped_and_has_the_credential() {
+    let mut lab = Lab::new();
+    let headers = "authorization: Bearer mine\r\ncookie: a=b\r\nx-api-key: k\r\nx-http-method-override: DELETE\r\n\
+                   accept: text/plain\r\nte: trailers\r\n";
+    let (status, data, _) = lab.exchange(&request("GET /deep/%61/../b//c?x=%7e HTTP/1.1", headers));
+    assert_eq!(status, 200, "{data}");
+    let echo = echoed(&data);
+    assert_eq!(echo["line"], "GET /deep/b/c?x=~ HTTP/1.1");
+    assert_eq!(
+        header(&echo, "authorization"),
+        Some("Bearer first-orders-bot-key")
+    );
+    assert_eq!(header(&echo, "accept"), Some("text/plain"));
+    assert_eq!(header(&echo, "host"), Some("odd.example"));
+    for gone in [
+        "cookie",
+        "x-api-key",
+        "x-http-method-override",
+        "te",
+        "connection",
+    ] {
+        assert_eq!(header(&echo, gone), None, "{gone}");
+    }
+    let record = lab.record("the call", |record| record["verdict"] == "ALLOW");
+    assert_eq!(record["request"]["path"], "/deep/b/c");
+    assert_eq!(record["request"]["query_keys"], json!(["x"]));
+    assert_eq!(record["credential"], "bot");
+    assert_eq!(record["injected"], json!(["authorization"]));
+    let stripped = record["stripped"].to_string();
+    assert!(
+        stripped.contains("cookie") && stripped.contains("x-api-key"),
+        "{stripped}"
+    );
+    assert_eq!(record["workload"], "probe");
+    assert!(
+        record["process"]["exe"]
+            .as_str()
+            .unwrap()
+            .contains("python"),
+        "{record}"
+    );
+    assert_eq!(record["upstream"]["address"], format!("{ODD}:443"));
+    let log = lab.agent.decisions(&lab.world).unwrap();
+    let log = serde_json::to_string(&log).unwrap();
+    assert!(
+        !log.contains("orders-bot-key") && !log.contains("mine"),
+        "a value is in the log"
+    );
+}
+
+#[test]
+fn parameters_and_bodies_are_held_to_their_rules() {
+    let mut lab = Lab::new();
+    let (_, data, _) = lab.exchange(&request("GET /query?page=3&debug=1 HTTP/1.1", ""));
+    assert_eq!(echoed(&data)["line"], "GET /query?page=3 HTTP/1.1");
+    let (status, data, _) = lab.exchange(&request("GET /query?page=99 HTTP/1.1", ""));
+    assert_eq!(status, 403, "{data}");
+    assert!(!data.contains("99"), "the value is in the answer: {data}");
+
+    let post = |body: &str, kind: &str| {
+        format!(
+            "POST /json HTTP/1.1\r\nhost: odd.example\r\nconnection: close\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let exact = "{\"state\" :\"open\",\n \"note\":\"h\u{0069}\"}";
+    let (status, data, _) = lab.exchange(&post(exact, "application/json"));
+    assert_eq!(status, 200, "{data}");
+    assert_eq!(echoed(&data)["body"], exact, "not byte for byte");
+    for (body, kind, code) in [
+        (r#"{"state":"merged"}"#, "application/json", "body_field"),
+        (
+            r#"{"state":"open","admin":true}"#,
+            "application/json",
+            "body_field",
+        ),
+        (
+            r#"{"state":"open","st\u0061te":"open"}"#,
+            "application/json",
+            "body_invalid",
+        ),
+        (r#"{"state":"open"} x"#, "application/json", "body_invalid"),
+        (r#"{"state":"open"}"#, "text/plain", "body_type"),
+    ] {
+        let (status, data, _) = lab.exchange(&post(body, kind));
+        assert_eq!(status, 403, "{body}: {data}");
+        assert!(data.contains(code), "{body}: {data}");
+    }
+    let long = format!("{{\"note\":\"{}\"}}", "x".repeat(2000));
+    let (status, data, _) = lab.exchange(&post(&long, "application/json"));
+    assert_eq!(
+        (status, data.contains("body_too_large")),
+        (403, true),
+        "{data}"
+    );
+}
+
+#[test]
+fn a_refusal_is_a_problem_document_with_the_decision() {
+    let mut lab = Lab::new();
+    let (status, data, _) = lab.exchange(&request("GET /secret HTTP/1.1", ""));
+    assert_eq!(status, 403);
+    assert!(
+        data.to_lowercase()
+            .contains("content-type: application/problem+json"),
+        "{data}"
+    );
+    let problem = echoed(&data);
+    let record = lab.record_of("denied_by_rule");
+    assert_eq!(problem["decision"], record["id"]);
+    assert_eq!(problem["status"], 403);
+    for key in ["title", "detail", "hint", "code"] {
+        assert!(problem[key].is_string(), "{key} in {problem}");
+    }
+    assert_eq!(record["verdict"], "DENY");
+    assert_eq!(record["response"]["status"], 403);
+    let (status, data) = lab.get("elsewhere.example", "/");
+    assert_eq!(
+        status, 0,
+        "a name that does not resolve cannot be connected to: {data}"
+    );
+}
+
+#[test]
+fn ambiguity_is_refused_and_recorded() {
+    let mut lab = Lab::new();
+    let cases = [
+        (
+            "two hosts",
+            "GET /a HTTP/1.1\r\nhost: odd.example\r\nhost: odd.example\r\n\r\n",
+        ),
+        ("no host", "GET /a HTTP/1.1\r\naccept: */*\r\n\r\n"),
+        (
+            "absolute target",
+            "GET https://odd.example/a HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        (
+            "both lengths",
+            "POST /stream HTTP/1.1\r\nhost: odd.example\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "two lengths",
+            "POST /stream HTTP/1.1\r\nhost: odd.example\r\ncontent-length: 3\r\ncontent-length: 3\r\n\r\nabc",
+        ),
+        ("bare line feed", "GET /a HTTP/1.1\nhost: odd.example\n\n"),
+        (
+            "space before colon",
+            "GET /a HTTP/1.1\r\nhost: odd.example\r\nx : 1\r\n\r\n",
+        ),
+        (
+            "encoded slash",
+            "GET /a%2fb HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        (
+            "encoded NUL",
+            "GET /a%00 HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        (
+            "path parameter",
+            "GET /a;x=1 HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        (
+            "backslash",
+            "GET /a%5cb HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        (
+            "lower-case method",
+            "get /a HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        ("garbage", "\u{0}\u{1}\u{2}\u{3}\r\n\r\n"),
+    ];
+    for (name, raw) in cases {
+        let before = lab.agent.decisions(&lab.world).unwrap().len();
+        let (status, data, _) = lab.exchange(raw);
+        assert!(
+            (400..=431).contains(&status) && status != 403,
+            "{name}: {data}"
+        );
+        let after = eventually(Duration::from_secs(3), || {
+            let all = lab.agent.decisions(&lab.world).unwrap();
+            (all.len() > before).then_some(all)
+        });
+        assert!(after.is_some(), "{name}: no record");
+        assert_eq!(
+            lab.agent.decisions(&lab.world).unwrap().len(),
+            before + 1,
+            "{name}: one record"
+        );
+    }
+    for (method, status) in [("CONNECT odd.example:443", 405), ("TRACE /a", 405)] {
+        let (got, data, _) = lab.exchange(&request(&format!("{method} HTTP/1.1"), ""));
+        assert_eq!(got, status, "{method}: {data}");
+    }
+    let (status, data, _) = lab.exchange("GET /a HTTP/1.1\r\nhost: wrong.example\r\n\r\n");
+    assert_eq!(status, 421, "{data}");
+}
+
+#[test]
+fn what_is_not_http_over_tls_ends_with_a_record() {
+    let mut lab = Lab::new();
+    lab.ask(json!({"do": "open", "host": "odd.example", "tls": false}));
+    lab.ask(json!({"do": "send", "data": "GET /a HTTP/1.1\r\nhost: odd.example:443\r\n\r\n"}));
+    let answer = lab.ask(json!({"do": "read", "wait": 3}));
+    assert_eq!(status(answer["data"].as_str().unwrap()), 403, "{answer}");
+    lab.record_of("cleartext");
+
+    lab.ask(json!({"do": "open", "host": "odd.example", "tls": false}));
+    lab.ask(json!({"do": "send", "data": "\u{80}\u{1}not http\r\n"}));
+    let answer = lab.ask(json!({"do": "read", "wait": 5}));
+    assert_ne!(answer["end"], "silent", "{answer}");
+    lab.record_of("not_http");
+
+    lab.ask(json!({"do": "open", "host": "odd.example", "tls": false}));
+    lab.ask(json!({"do": "send", "data": "\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}\u{0}\u{1}\u{fc}\u{3}\u{3}half"}));
+    lab.ask(json!({"do": "close"}));
+    lab.record_of("client_tls");
+
+    let answer = lab.ask(json!({"do": "open", "host": "odd.example", "sni": ""}));
+    assert!(answer.get("error").is_none(), "{answer}");
+    lab.ask(json!({"do": "send", "data": request("GET /a HTTP/1.1", "")}));
+    let answer = lab.ask(json!({"do": "read", "wait": 3}));
+    assert_eq!(status(answer["data"].as_str().unwrap()), 421, "{answer}");
+    lab.record_of("no_server_name");
+}
+
+#[test]
+fn heads_are_bounded() {
+    let mut lab = Lab::new();
+    let long = format!(
+        "GET /a HTTP/1.1\r\nhost: odd.example\r\nx: {}\r\n\r\n",
+        "y".repeat(1 << 20)
+    );
+    let (status, data, _) = lab.exchange(&long);
+    assert_eq!(status, 431, "{data}");
+    let many = format!(
+        "GET /a HTTP/1.1\r\nhost: odd.example\r\n{}\r\n",
+        "a: b\r\n".repeat(500)
+    );
+    let (status, data, _) = lab.exchange(&many);
+    assert_eq!(status, 431, "{data}");
+    // The agent is still there.
+    let (status, data, _) = lab.exchange(&request("GET /a HTTP/1.1", ""));
+    assert_eq!(status, 200, "{data}");
+}
+
+#[test]
+fn upstream_trouble_is_told_apart_from_a_refusal() {
+    let mut lab = Lab::new();
+    for (host, code, expected) in [
+        ("wrong.example", "upstream_tls", 502),
+        ("public.example", "upstream_tls", 502),
+        ("inner.example", "upstream_address", 403),
+    ] {
+        let (status, data) = lab.get(host, "/a");
+        assert_eq!(status, expected, "{host}: {data}");
+        let record = lab.record_of(code);
+        assert_eq!(record["response"]["status"], expected, "{record}");
+    }
+    // The client's own resolver is the same, so it connects by address; the agent then cannot resolve the name.
+    for (target, code) in [
+        ("/unasked-upgrade", "upstream_http"),
+        ("/garbage", "upstream_http"),
+        ("/close", "upstream_http"),
+    ] {
+        let (status, data) = lab.get("odd.example", target);
+        assert_eq!(status, 502, "{target}: {data}");
+        let record = lab.record(target, |record| record["request"]["path"] == target);
+        assert_eq!(record["reason"]["code"], code, "{record}");
+        assert_eq!(record["verdict"], "ERROR");
+    }
+}
+
+#[test]
+fn a_cut_response_is_an_error_and_no_success() {
+    let mut lab = Lab::new();
+    for target in ["/cut", "/cut-chunked"] {
+        let (status, data, end) = lab.exchange(&request(&format!("GET {target} HTTP/1.1"), ""));
+        assert_eq!(status, 200);
+        assert!(
+            !data.ends_with("0\r\n\r\n"),
+            "{target} looks whole: {data} {end}"
+        );
+        let record = lab.record(target, |record| record["request"]["path"] == target);
+        assert_eq!(record["verdict"], "ERROR", "{record}");
+        assert_eq!(record["reason"]["code"], "upstream_truncated");
+    }
+}
+
+#[test]
+fn responses_lose_what_would_lead_around_the_agent() {
+    let mut lab = Lab::new();
+    let (status, data, _) = lab.exchange(&request("GET /headers HTTP/1.1", ""));
+    let head = data.to_lowercase();
+    assert_eq!(status, 200);
+    for gone in ["alt-svc", "set-cookie", "x-hop", "keep-alive: timeout"] {
+        assert!(!head.contains(gone), "{gone}: {head}");
+    }
+    assert!(head.contains("x-kept: 1"), "{head}");
+    // A redirect is passed on and not followed.
+    let (status, data, _) = lab.exchange(&request("GET /redirect HTTP/1.1", ""));
+    assert_eq!(status, 302, "{data}");
+}
+
+#[test]
+fn pipelined_requests_are_each_decided() {
+    let mut lab = Lab::new();
+    let raw = "GET /a HTTP/1.1\r\nhost: odd.example\r\n\r\nGET /secret HTTP/1.1\r\nhost: odd.example\r\n\r\n\
+               GET /b HTTP/1.1\r\nhost: odd.example\r\nconnection: close\r\n\r\n";
+    let (_, data, _) = lab.exchange(raw);
+    let statuses: Vec<&str> = data
+        .match_indices("HTTP/1.1 ")
+        .map(|(at, _)| &data[at + 9..at + 12])
+        .collect();
+    assert_eq!(statuses, ["200", "403", "200"], "{data}");
+}
+
+#[test]
+fn an_observed_denial_passes_and_is_recorded() {
+    let mut lab = Lab::with("watched");
+    let (status, data, _) = lab.exchange(&request(
+        "DELETE /a HTTP/1.1",
+        "authorization: Bearer mine\r\n",
+    ));
+    assert_eq!(status, 200, "{data}");
+    // As the client sent it: its own credential, and none put in.
+    assert_eq!(header(&echoed(&data), "authorization"), Some("Bearer mine"));
+    let record = lab.record("the denial", |record| record["verdict"] == "WOULD-DENY");
+    assert_eq!(record["mode"], "observe");
+    assert_eq!(record["request"]["method"], "DELETE");
+    // What is ambiguous is refused in this mode too.
+    let (status, _, _) = lab.exchange("GET /a%2fb HTTP/1.1\r\nhost: odd.example\r\n\r\n");
+    assert_eq!(status, 400);
+}
