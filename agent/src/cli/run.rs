@@ -150,6 +150,10 @@ fn command(args: &Args, user: &User, enrolled: &Enrolled) -> Command {
             "--groups",
             &groups.join(","),
         ])
+        .arg("--trust")
+        .arg(&enrolled.trust.bundle)
+        .arg("--trust")
+        .arg(&enrolled.trust.ca)
         .arg("--")
         .args(&args.command)
         .envs(trust::variables(&enrolled.trust));

@@ -33,16 +33,23 @@ pub(super) struct Private {
     child: Child,
     directory: PathBuf,
     socket: PathBuf,
+    fence: Options,
 }
 
 impl Host {
     /// Starts a private agent and waits until it is ready. `None`: it did not come up, and said why.
     pub(super) fn start(context: &Context, args: &Args) -> anyhow::Result<Option<Self>> {
         let name = format!("{PRIVATE_PREFIX}{}", uuid::Uuid::now_v7().simple());
-        let directory = Path::new("/run").join(name);
+        let directory = Path::new("/run").join(&name);
         // Workloads pass through to the trust files, and cannot list what else is there.
         let made = std::fs::DirBuilder::new().mode(0o711).create(&directory);
         made.with_context(|| format!("cannot make {}", directory.display()))?;
+        let config = context.config()?;
+        let fence = Options {
+            pin_dir: private_pin_dir(&config.pin_dir, &name),
+            cgroup_root: config.cgroup_root,
+            resolvers: Vec::new(),
+        };
         let mut child = spawn(context, args, &directory)?;
         let mut line = String::new();
         if let Some(out) = child.stdout.take() {
@@ -56,6 +63,7 @@ impl Host {
                 child,
                 directory,
                 socket,
+                fence,
             })));
         }
         child.wait().context("the private agent")?;
@@ -152,17 +160,7 @@ impl Private {
 
     /// The agent was killed: its fence refuses everything, and is no use to anybody any more.
     fn clean_up(&self) {
-        let name = self
-            .directory
-            .file_name()
-            .and_then(|n| n.to_str())
-            .unwrap_or_default();
-        let options = Options {
-            pin_dir: private_pin_dir(name),
-            cgroup_root: None,
-            resolvers: Vec::new(),
-        };
-        let lifted = Fence::open(&options).and_then(Fence::lift);
+        let lifted = Fence::open(&self.fence).and_then(Fence::lift);
         if let Err(e) = lifted {
             eprintln!("tollgate: the private agent was killed and its fence stays up: {e}");
         }

@@ -91,6 +91,12 @@ async fn an_endless_line_is_cut_off() {
 async fn a_silent_caller_is_not_waited_for() {
     let (_kept, silent) = tokio::io::duplex(64);
     let patience = Duration::from_millis(20);
-    let fault = read_request(&mut BufReader::new(silent), patience).await.unwrap_err();
-    assert!(fault.message.contains("no request within 20ms"), "{}", fault.message);
+    let fault = read_request(&mut BufReader::new(silent), patience)
+        .await
+        .unwrap_err();
+    assert!(
+        fault.message.contains("no request within 20ms"),
+        "{}",
+        fault.message
+    );
 }
