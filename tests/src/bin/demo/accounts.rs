@@ -73,7 +73,9 @@ fn decisions(stage: &mut Stage) -> Result<()> {
 }
 
 fn of<'a>(records: &'a [Value], verdict: &'a str) -> impl Iterator<Item = &'a Value> {
-    records.iter().filter(move |record| field(record, "verdict") == Some(verdict))
+    records
+        .iter()
+        .filter(move |record| field(record, "verdict") == Some(verdict))
 }
 
 fn field<'a>(record: &'a Value, name: &str) -> Option<&'a str> {
