@@ -55,18 +55,13 @@ impl Agent {
     /// The program is not built, or a file cannot be written.
     pub fn new(world: &World, policy: &str) -> Result<Self> {
         let directory = world.directory().join("agent");
-        // Programs of other users must find the CA bundle in `run`, and nothing else.
-        for (name, mode) in [
-            ("", 0o711),
-            ("policy.d", 0o700),
-            ("secrets", 0o700),
-            ("state", 0o700),
-            ("run", 0o755),
-        ] {
+        // Governed programs of other users pass through here to the CA bundle; secrets are not theirs.
+        for (name, mode) in [("", 0o755), ("policy.d", 0o755), ("secrets", 0o700)] {
+            let path = directory.join(name);
             std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(mode)
-                .create(directory.join(name))?;
+                .create(path)?;
         }
         let agent = Self {
             program: program()?,
