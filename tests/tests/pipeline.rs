@@ -37,7 +37,7 @@ roles:
         - route: GET /{any}
         - route: HEAD /{any}
         - route: GET /deep/**
-        - route: GET /query
+        - route: GET /q/list
           query: { page: 1..9 }
           extra: strip
         - route: POST /json
@@ -82,16 +82,29 @@ impl Lab {
         for name in ["odd.example", "wrong.example", "public.example"] {
             world.dns.set(name, Answer::Addresses(vec![ODD.into()]));
         }
-        world.dns.set("inner.example", Answer::Addresses(vec![Ipv4Addr::LOCALHOST.into()]));
-        world.dns.set("down.example", Answer::Addresses(vec![Ipv4Addr::new(93, 184, 216, 34).into()]));
+        world.dns.set(
+            "inner.example",
+            Answer::Addresses(vec![Ipv4Addr::LOCALHOST.into()]),
+        );
+        world.dns.set(
+            "down.example",
+            Answer::Addresses(vec![Ipv4Addr::new(93, 184, 216, 34).into()]),
+        );
         world.dns.set("nameless.example", Answer::Failure);
         let mut agent = Agent::new(&world, POLICY).unwrap();
         agent.start(&world).unwrap();
-        let clients = world.show(&repository().join("tests/clients"), "clients").unwrap();
+        let clients = world
+            .show(&repository().join("tests/clients"), "clients")
+            .unwrap();
         let mut command = agent.governed(&world, workload, "python3");
         command.arg("-u").arg(clients.join("raw.py"));
         let client = Running::start(command).unwrap();
-        Self { client, _odd: odd, agent, world }
+        Self {
+            client,
+            _odd: odd,
+            agent,
+            world,
+        }
     }
 
     fn ask(&mut self, command: Value) -> Value {
@@ -125,7 +138,12 @@ impl Lab {
     /// Waits for the record that `find` accepts.
     fn record(&self, what: &str, find: impl Fn(&Value) -> bool) -> Value {
         eventually(Duration::from_secs(5), || {
-            self.agent.decisions(&self.world).unwrap().into_iter().rev().find(|record| find(record))
+            self.agent
+                .decisions(&self.world)
+                .unwrap()
+                .into_iter()
+                .rev()
+                .find(|record| find(record))
         })
         .unwrap_or_else(|| {
             let all = self.agent.decisions(&self.world).unwrap();
@@ -139,10 +157,17 @@ impl Lab {
 }
 
 fn odd_server(world: &World) -> Running {
-    world.servers.script(&format!("ip addr add {ODD}/32 dev lo")).unwrap();
+    world
+        .servers
+        .script(&format!("ip addr add {ODD}/32 dev lo"))
+        .unwrap();
     let files = world.ca.issue(&["odd.example"], world.directory()).unwrap();
     let mut command = world.servers.command("python3");
-    command.arg("-u").arg(repository().join("tests/servers/odd.py")).arg(ODD.to_string()).arg("443");
+    command
+        .arg("-u")
+        .arg(repository().join("tests/servers/odd.py"))
+        .arg(ODD.to_string())
+        .arg("443");
     let mut odd = Running::start({
         command.arg(&files.certificate).arg(&files.key);
         command
@@ -153,7 +178,10 @@ fn odd_server(world: &World) -> Running {
 }
 
 fn status(data: &str) -> u16 {
-    data.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+    data.split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .unwrap_or(0)
 }
 
 fn request(line: &str, headers: &str) -> String {
@@ -168,7 +196,10 @@ fn echoed(data: &str) -> Value {
 
 fn header<'a>(echo: &'a Value, name: &str) -> Option<&'a str> {
     let pairs = echo["headers"].as_array().unwrap();
-    pairs.iter().find(|pair| pair[0].as_str().unwrap().eq_ignore_ascii_case(name))?[1].as_str()
+    pairs
+        .iter()
+        .find(|pair| pair[0].as_str().unwrap().eq_ignore_ascii_case(name))?[1]
+        .as_str()
 }
 
 #[test]
@@ -180,10 +211,19 @@ fn what_goes_upstream_is_canonical_stripped_and_has_the_credential() {
     assert_eq!(status, 200, "{data}");
     let echo = echoed(&data);
     assert_eq!(echo["line"], "GET /deep/b/c?x=~ HTTP/1.1");
-    assert_eq!(header(&echo, "authorization"), Some("Bearer first-orders-bot-key"));
+    assert_eq!(
+        header(&echo, "authorization"),
+        Some("Bearer first-orders-bot-key")
+    );
     assert_eq!(header(&echo, "accept"), Some("text/plain"));
     assert_eq!(header(&echo, "host"), Some("odd.example"));
-    for gone in ["cookie", "x-api-key", "x-http-method-override", "te", "connection"] {
+    for gone in [
+        "cookie",
+        "x-api-key",
+        "x-http-method-override",
+        "te",
+        "connection",
+    ] {
         assert_eq!(header(&echo, gone), None, "{gone}");
     }
     let record = lab.record("the call", |record| record["verdict"] == "ALLOW");
@@ -192,21 +232,33 @@ fn what_goes_upstream_is_canonical_stripped_and_has_the_credential() {
     assert_eq!(record["credential"], "bot");
     assert_eq!(record["injected"], json!(["authorization"]));
     let stripped = record["stripped"].to_string();
-    assert!(stripped.contains("cookie") && stripped.contains("x-api-key"), "{stripped}");
+    assert!(
+        stripped.contains("cookie") && stripped.contains("x-api-key"),
+        "{stripped}"
+    );
     assert_eq!(record["workload"], "probe");
-    assert!(record["process"]["exe"].as_str().unwrap().contains("python"), "{record}");
+    assert!(
+        record["process"]["exe"]
+            .as_str()
+            .unwrap()
+            .contains("python"),
+        "{record}"
+    );
     assert_eq!(record["upstream"]["address"], format!("{ODD}:443"));
     let log = lab.agent.decisions(&lab.world).unwrap();
     let log = serde_json::to_string(&log).unwrap();
-    assert!(!log.contains("orders-bot-key") && !log.contains("mine"), "a value is in the log");
+    assert!(
+        !log.contains("orders-bot-key") && !log.contains("mine"),
+        "a value is in the log"
+    );
 }
 
 #[test]
 fn parameters_and_bodies_are_held_to_their_rules() {
     let mut lab = Lab::new();
-    let (_, data, _) = lab.exchange(&request("GET /query?page=3&debug=1 HTTP/1.1", ""));
-    assert_eq!(echoed(&data)["line"], "GET /query?page=3 HTTP/1.1");
-    let (status, data, _) = lab.exchange(&request("GET /query?page=99 HTTP/1.1", ""));
+    let (_, data, _) = lab.exchange(&request("GET /q/list?page=3&debug=1 HTTP/1.1", ""));
+    assert_eq!(echoed(&data)["line"], "GET /q/list?page=3 HTTP/1.1");
+    let (status, data, _) = lab.exchange(&request("GET /q/list?page=99 HTTP/1.1", ""));
     assert_eq!(status, 403, "{data}");
     assert!(!data.contains("99"), "the value is in the answer: {data}");
 
@@ -222,8 +274,16 @@ fn parameters_and_bodies_are_held_to_their_rules() {
     assert_eq!(echoed(&data)["body"], exact, "not byte for byte");
     for (body, kind, code) in [
         (r#"{"state":"merged"}"#, "application/json", "body_field"),
-        (r#"{"state":"open","admin":true}"#, "application/json", "body_field"),
-        (r#"{"state":"open","st\u0061te":"open"}"#, "application/json", "body_invalid"),
+        (
+            r#"{"state":"open","admin":true}"#,
+            "application/json",
+            "body_field",
+        ),
+        (
+            r#"{"state":"open","st\u0061te":"open"}"#,
+            "application/json",
+            "body_invalid",
+        ),
         (r#"{"state":"open"} x"#, "application/json", "body_invalid"),
         (r#"{"state":"open"}"#, "text/plain", "body_type"),
     ] {
@@ -233,7 +293,11 @@ fn parameters_and_bodies_are_held_to_their_rules() {
     }
     let long = format!("{{\"note\":\"{}\"}}", "x".repeat(2000));
     let (status, data, _) = lab.exchange(&post(&long, "application/json"));
-    assert_eq!((status, data.contains("body_too_large")), (403, true), "{data}");
+    assert_eq!(
+        (status, data.contains("body_too_large")),
+        (403, true),
+        "{data}"
+    );
 }
 
 #[test]
@@ -241,7 +305,11 @@ fn a_refusal_is_a_problem_document_with_the_decision() {
     let mut lab = Lab::new();
     let (status, data, _) = lab.exchange(&request("GET /secret HTTP/1.1", ""));
     assert_eq!(status, 403);
-    assert!(data.to_lowercase().contains("content-type: application/problem+json"), "{data}");
+    assert!(
+        data.to_lowercase()
+            .contains("content-type: application/problem+json"),
+        "{data}"
+    );
     let problem = echoed(&data);
     let record = lab.record_of("denied_by_rule");
     assert_eq!(problem["decision"], record["id"]);
@@ -251,38 +319,79 @@ fn a_refusal_is_a_problem_document_with_the_decision() {
     }
     assert_eq!(record["verdict"], "DENY");
     assert_eq!(record["response"]["status"], 403);
+    // A host that no api names is refused with an answer too, not with a broken connection.
+    let here = Answer::Addresses(vec![ODD.into()]);
+    lab.world.dns.set("elsewhere.example", here);
     let (status, data) = lab.get("elsewhere.example", "/");
-    assert_eq!(status, 0, "a name that does not resolve cannot be connected to: {data}");
+    assert_eq!(status, 403, "{data}");
+    assert!(data.contains("unknown_host"), "{data}");
 }
 
 #[test]
 fn ambiguity_is_refused_and_recorded() {
     let mut lab = Lab::new();
     let cases = [
-        ("two hosts", "GET /a HTTP/1.1\r\nhost: odd.example\r\nhost: odd.example\r\n\r\n"),
+        (
+            "two hosts",
+            "GET /a HTTP/1.1\r\nhost: odd.example\r\nhost: odd.example\r\n\r\n",
+        ),
         ("no host", "GET /a HTTP/1.1\r\naccept: */*\r\n\r\n"),
-        ("absolute target", "GET https://odd.example/a HTTP/1.1\r\nhost: odd.example\r\n\r\n"),
-        ("both lengths", "POST /stream HTTP/1.1\r\nhost: odd.example\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
-        ("two lengths", "POST /stream HTTP/1.1\r\nhost: odd.example\r\ncontent-length: 3\r\ncontent-length: 3\r\n\r\nabc"),
+        (
+            "absolute target",
+            "GET https://odd.example/a HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        (
+            "both lengths",
+            "POST /stream HTTP/1.1\r\nhost: odd.example\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "two lengths",
+            "POST /stream HTTP/1.1\r\nhost: odd.example\r\ncontent-length: 3\r\ncontent-length: 3\r\n\r\nabc",
+        ),
         ("bare line feed", "GET /a HTTP/1.1\nhost: odd.example\n\n"),
-        ("space before colon", "GET /a HTTP/1.1\r\nhost: odd.example\r\nx : 1\r\n\r\n"),
-        ("encoded slash", "GET /a%2fb HTTP/1.1\r\nhost: odd.example\r\n\r\n"),
-        ("encoded NUL", "GET /a%00 HTTP/1.1\r\nhost: odd.example\r\n\r\n"),
-        ("path parameter", "GET /a;x=1 HTTP/1.1\r\nhost: odd.example\r\n\r\n"),
-        ("backslash", "GET /a%5cb HTTP/1.1\r\nhost: odd.example\r\n\r\n"),
-        ("lower-case method", "get /a HTTP/1.1\r\nhost: odd.example\r\n\r\n"),
+        (
+            "space before colon",
+            "GET /a HTTP/1.1\r\nhost: odd.example\r\nx : 1\r\n\r\n",
+        ),
+        (
+            "encoded slash",
+            "GET /a%2fb HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        (
+            "encoded NUL",
+            "GET /a%00 HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        (
+            "path parameter",
+            "GET /a;x=1 HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        (
+            "backslash",
+            "GET /a%5cb HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
+        (
+            "lower-case method",
+            "get /a HTTP/1.1\r\nhost: odd.example\r\n\r\n",
+        ),
         ("garbage", "\u{0}\u{1}\u{2}\u{3}\r\n\r\n"),
     ];
     for (name, raw) in cases {
         let before = lab.agent.decisions(&lab.world).unwrap().len();
         let (status, data, _) = lab.exchange(raw);
-        assert!((400..=431).contains(&status) && status != 403, "{name}: {data}");
+        assert!(
+            (400..=431).contains(&status) && status != 403,
+            "{name}: {data}"
+        );
         let after = eventually(Duration::from_secs(3), || {
             let all = lab.agent.decisions(&lab.world).unwrap();
             (all.len() > before).then_some(all)
         });
         assert!(after.is_some(), "{name}: no record");
-        assert_eq!(lab.agent.decisions(&lab.world).unwrap().len(), before + 1, "{name}: one record");
+        assert_eq!(
+            lab.agent.decisions(&lab.world).unwrap().len(),
+            before + 1,
+            "{name}: one record"
+        );
     }
     for (method, status) in [("CONNECT odd.example:443", 405), ("TRACE /a", 405)] {
         let (got, data, _) = lab.exchange(&request(&format!("{method} HTTP/1.1"), ""));
@@ -323,10 +432,16 @@ fn what_is_not_http_over_tls_ends_with_a_record() {
 #[test]
 fn heads_are_bounded() {
     let mut lab = Lab::new();
-    let long = format!("GET /a HTTP/1.1\r\nhost: odd.example\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    let long = format!(
+        "GET /a HTTP/1.1\r\nhost: odd.example\r\nx: {}\r\n\r\n",
+        "y".repeat(1 << 20)
+    );
     let (status, data, _) = lab.exchange(&long);
     assert_eq!(status, 431, "{data}");
-    let many = format!("GET /a HTTP/1.1\r\nhost: odd.example\r\n{}\r\n", "a: b\r\n".repeat(500));
+    let many = format!(
+        "GET /a HTTP/1.1\r\nhost: odd.example\r\n{}\r\n",
+        "a: b\r\n".repeat(500)
+    );
     let (status, data, _) = lab.exchange(&many);
     assert_eq!(status, 431, "{data}");
     // The agent is still there.
@@ -348,7 +463,11 @@ fn upstream_trouble_is_told_apart_from_a_refusal() {
         assert_eq!(record["response"]["status"], expected, "{record}");
     }
     // The client's own resolver is the same, so it connects by address; the agent then cannot resolve the name.
-    for (target, code) in [("/unasked-upgrade", "upstream_http"), ("/garbage", "upstream_http"), ("/close", "upstream_http")] {
+    for (target, code) in [
+        ("/unasked-upgrade", "upstream_http"),
+        ("/garbage", "upstream_http"),
+        ("/close", "upstream_http"),
+    ] {
         let (status, data) = lab.get("odd.example", target);
         assert_eq!(status, 502, "{target}: {data}");
         let record = lab.record(target, |record| record["request"]["path"] == target);
@@ -363,7 +482,10 @@ fn a_cut_response_is_an_error_and_no_success() {
     for target in ["/cut", "/cut-chunked"] {
         let (status, data, end) = lab.exchange(&request(&format!("GET {target} HTTP/1.1"), ""));
         assert_eq!(status, 200);
-        assert!(!data.ends_with("0\r\n\r\n"), "{target} looks whole: {data} {end}");
+        assert!(
+            !data.ends_with("0\r\n\r\n"),
+            "{target} looks whole: {data} {end}"
+        );
         let record = lab.record(target, |record| record["request"]["path"] == target);
         assert_eq!(record["verdict"], "ERROR", "{record}");
         assert_eq!(record["reason"]["code"], "upstream_truncated");
@@ -391,14 +513,20 @@ fn pipelined_requests_are_each_decided() {
     let raw = "GET /a HTTP/1.1\r\nhost: odd.example\r\n\r\nGET /secret HTTP/1.1\r\nhost: odd.example\r\n\r\n\
                GET /b HTTP/1.1\r\nhost: odd.example\r\nconnection: close\r\n\r\n";
     let (_, data, _) = lab.exchange(raw);
-    let statuses: Vec<&str> = data.match_indices("HTTP/1.1 ").map(|(at, _)| &data[at + 9..at + 12]).collect();
+    let statuses: Vec<&str> = data
+        .match_indices("HTTP/1.1 ")
+        .map(|(at, _)| &data[at + 9..at + 12])
+        .collect();
     assert_eq!(statuses, ["200", "403", "200"], "{data}");
 }
 
 #[test]
 fn an_observed_denial_passes_and_is_recorded() {
     let mut lab = Lab::with("watched");
-    let (status, data, _) = lab.exchange(&request("DELETE /a HTTP/1.1", "authorization: Bearer mine\r\n"));
+    let (status, data, _) = lab.exchange(&request(
+        "DELETE /a HTTP/1.1",
+        "authorization: Bearer mine\r\n",
+    ));
     assert_eq!(status, 200, "{data}");
     // As the client sent it: its own credential, and none put in.
     assert_eq!(header(&echoed(&data), "authorization"), Some("Bearer mine"));

@@ -36,12 +36,12 @@ enum Toolchain {
 
 /// Builds.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    ebpf()?;
+    programs()?;
     if args.ebpf_only {
         return Ok(());
     }
     let mut cargo = sh::command("cargo");
-    cargo.args(["build", "--package", "tollgate"]);
+    cargo.args(["build", "--locked", "--package", "tollgate"]);
     if args.release {
         cargo.arg("--release");
     }
@@ -49,17 +49,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Builds the object that the agent embeds.
-fn ebpf() -> Result<()> {
+pub(crate) fn programs() -> Result<()> {
     let toolchain = toolchain()?;
     let mut cargo = cargo(&toolchain);
     let built = "target/bpf/build";
-    cargo.args([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "tollgate-ebpf",
-    ]);
+    cargo.args(["build", "--quiet", "--locked", "--release"]);
+    cargo.args(["--package", "tollgate-ebpf"]);
     cargo.args(["--target", TARGET, "--target-dir", built]);
     sh::run(cargo).context("the eBPF programs do not build")?;
     let made = sh::root().join(built).join(TARGET).join("release/tollgate");

@@ -1,68 +1,7 @@
 //! The types at the crate's border: what a compiled policy offers, what a request looks like, what a decision says.
 use crate::canonical::{Host, Target};
-use crate::syntax::{Faults, Location, Source};
-
-/// A compiled policy and what its compiler warned of.
-#[derive(Debug)]
-pub struct Compiled {
-    /// The immutable snapshot.
-    pub policy: Policy,
-    /// Warnings only.
-    pub warnings: Faults,
-}
-
-/// Compiles documents that together make one policy; order does not matter.
-///
-/// # Errors
-/// Every fault of every document.
-pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
-    let _ = sources;
-    todo!()
-}
-
-/// A compiled, immutable policy.
-#[derive(Debug)]
-pub struct Policy {
-    _private: (),
-}
-
-impl Policy {
-    /// SHA-256 of the sources in hex, independent of their order.
-    pub fn hash(&self) -> &str {
-        todo!()
-    }
-    /// The document's `version`.
-    pub fn version(&self) -> u32 {
-        todo!()
-    }
-    /// All workloads, in the order of their names.
-    pub fn workloads(&self) -> &[Workload] {
-        todo!()
-    }
-    /// All apis, in the order of their names.
-    pub fn apis(&self) -> &[Api] {
-        todo!()
-    }
-    /// All credentials, in the order of their names.
-    pub fn credentials(&self) -> &[Credential] {
-        todo!()
-    }
-    /// The api that serves this host and port; an exact host wins over a wildcard, the longest wildcard wins.
-    pub fn api_for(&self, host: &Host, port: u16) -> Option<&Api> {
-        let _ = (host, port);
-        todo!()
-    }
-    /// Decides one request. With [`Body::Unread`] and a rule that must see the body, asks for it.
-    pub fn decide<'p>(&'p self, subject: &Subject<'_>, request: &Request<'_>) -> Outcome<'p> {
-        let _ = (subject, request);
-        todo!()
-    }
-    /// As [`Policy::decide`], with every rule that came near and the first thing that failed in it.
-    pub fn explain<'p>(&'p self, subject: &Subject<'_>, request: &Request<'_>) -> Explanation<'p> {
-        let _ = (subject, request);
-        todo!()
-    }
-}
+use crate::headers;
+use crate::syntax::Location;
 
 /// Something that runs on the host and is governed as one.
 #[derive(Debug)]
@@ -163,7 +102,7 @@ pub enum Body<'a> {
     Absent,
     /// Not read yet; its length where declared.
     Unread(Option<u64>),
-    /// Read whole.
+    /// Read whole, or one byte further than was asked for.
     Read(&'a [u8]),
 }
 
@@ -190,7 +129,9 @@ pub struct Request<'a> {
 pub enum Outcome<'p> {
     /// Decided.
     Decided(Decision<'p>),
-    /// A rule must see the body: read at most `max` bytes, then decide again. Longer bodies: pass what was read (`max + 1` bytes); the decision denies them.
+    /// A rule must see the body: read at most `max` bytes, then decide again. Longer bodies: pass what was
+    /// read (`max + 1` bytes). No rule that looks at the body takes them; one that does not look may still
+    /// allow, and then what was read and the rest are sent.
     NeedsBody {
         /// Bytes to read at most.
         max: usize,
@@ -228,6 +169,10 @@ pub struct Rule {
 }
 
 /// A decision and what to do when it lets the request pass.
+///
+/// `mode` is that of the subject's grants: a denial is only observed if every grant of the workload that
+/// concerns the api is in observe mode, or, where none does or no api has the host, if the workload has
+/// grants and all of them are. A request in clear that would carry a credential is always enforced.
 #[derive(Debug)]
 pub struct Decision<'p> {
     /// Allowed or not.
@@ -242,11 +187,26 @@ pub struct Decision<'p> {
     pub plan: Plan<'p>,
 }
 
+impl Decision<'_> {
+    /// Whether the verdict stands, given the mode of the whole agent. `Observe` there overrides grants,
+    /// but not the refusal to send a credential in clear.
+    pub fn effective_mode(&self, agent: Mode) -> Mode {
+        let cleartext = self
+            .reason
+            .as_ref()
+            .is_some_and(|reason| reason.code == "cleartext");
+        match (self.mode, agent) {
+            (Mode::Enforce, Mode::Observe) if !cleartext => Mode::Observe,
+            (mode, _) => mode,
+        }
+    }
+}
+
 /// Why a request was denied.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Reason {
     /// Stable code: `unknown_host`, `no_grant`, `no_route`, `method`, `denied_by_rule`, `query_extra`, `query_value`,
-    /// `query_duplicate`, `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `cleartext`.
+    /// `query_duplicate`, `query_missing`, `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `cleartext`.
     pub code: &'static str,
     /// What was missing, for a person. Names may appear, values never.
     pub detail: String,
@@ -278,15 +238,28 @@ pub struct Plan<'p> {
 pub struct HeaderRules<'p> {
     /// The client's credential slots pass.
     pub client_credentials: bool,
+    /// Headers off the default list pass too: only for an observed denial, which changes nothing it need not.
+    pub unlisted: bool,
     /// More headers that the rule lets pass, lower-case.
     pub allow: &'p [String],
 }
 
 impl HeaderRules<'_> {
     /// Whether the header `name` (lower-case) may go upstream.
+    ///
+    /// Never pass: headers of one connection (`host` and `transfer-encoding` among them; the agent makes
+    /// its own), headers that ask for another method, host or path, and names with `_`. `content-length`
+    /// passes: making it true is the sender's business.
     pub fn passes(&self, name: &str) -> bool {
-        let _ = name;
-        todo!()
+        if headers::never_passes(name) {
+            return false;
+        }
+        if headers::is_credential_header(name) {
+            return self.client_credentials;
+        }
+        self.unlisted
+            || headers::is_needed(name)
+            || self.allow.iter().any(|allowed| allowed == name)
     }
 }
 

@@ -72,12 +72,12 @@ fn make_private(config: &mut Config, directory: &Path) -> anyhow::Result<()> {
     config.port = 0;
     config.state_dir = directory.join("state");
     config.runtime_dir = directory.join("run");
-    config.pin_dir = private_pin_dir(name);
+    config.pin_dir = private_pin_dir(&config.pin_dir, name);
     config.workers = config.workers.min(2);
     Ok(())
 }
 
-/// Where the pins of a private agent are whose directory has this name.
-pub(super) fn private_pin_dir(name: &str) -> PathBuf {
-    Path::new("/sys/fs/bpf").join(name)
+/// Where the pins of a private agent are whose directory has this name: beside those of the configured one.
+pub(super) fn private_pin_dir(configured: &Path, name: &str) -> PathBuf {
+    configured.with_file_name(name)
 }

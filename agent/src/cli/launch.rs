@@ -12,7 +12,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -32,6 +32,9 @@ pub(super) struct Args {
     gid: u32,
     #[arg(long, value_delimiter = ',')]
     groups: Vec<u32>,
+    /// Must be readable to the user, or every TLS client would fail in its own way
+    #[arg(long)]
+    trust: Vec<PathBuf>,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -52,6 +55,7 @@ fn prepare(args: &Args) -> anyhow::Result<()> {
         .with_context(|| format!("cannot enter the cgroup: {}", procs.display()))?;
     become_user(args).context("cannot become the user")?;
     give_up_capabilities().context("cannot give up capabilities")?;
+    trust_is_readable(args)?;
     rustix::thread::set_no_new_privs(true).context("cannot give up gaining privileges")?;
     for filter in filters()? {
         seccompiler::apply_filter(&filter).context("cannot install the seccomp filter")?;
@@ -71,6 +75,16 @@ fn become_user(args: &Args) -> anyhow::Result<()> {
     rustix::thread::set_thread_groups(&groups)?;
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    Ok(())
+}
+
+fn trust_is_readable(args: &Args) -> anyhow::Result<()> {
+    for path in &args.trust {
+        std::fs::File::open(path).with_context(|| {
+            let (uid, path) = (args.uid, path.display());
+            format!("user {uid} cannot read {path}: make its directories passable (chmod o+x), or run as another --user")
+        })?;
+    }
     Ok(())
 }
 
@@ -146,9 +160,25 @@ fn become_command(command: &[OsString]) -> Outcome {
         return Outcome::Command(SETUP_FAILED);
     };
     let error = Command::new(program).args(arguments).exec();
-    eprintln!("tollgate: {}: {error}", program.to_string_lossy());
-    Outcome::Command(match error.kind() {
-        std::io::ErrorKind::NotFound => NOT_FOUND,
-        _ => NOT_EXECUTABLE,
-    })
+    let found = error.kind() != std::io::ErrorKind::NotFound && is_somewhere(program);
+    let (what, code) = if found {
+        (error.to_string(), NOT_EXECUTABLE)
+    } else {
+        ("not found".to_owned(), NOT_FOUND)
+    };
+    eprintln!(
+        "tollgate: {}: {what}",
+        super::output::escape(&program.to_string_lossy())
+    );
+    Outcome::Command(code)
+}
+
+/// Whether there is a file of this name where a command is looked for. A directory of PATH that the user may not enter
+/// turns "not found" into "permission denied" otherwise.
+fn is_somewhere(program: &OsStr) -> bool {
+    if program.as_encoded_bytes().contains(&b'/') {
+        return true;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }

@@ -35,7 +35,7 @@ use std::process::ExitCode;
     max_term_width = 100
 )]
 struct Cli {
-    /// The agent's configuration [default: /etc/tollgate/config.yaml if it is there]
+    /// The agent's configuration [default: $TOLLGATE_CONFIG, else /etc/tollgate/config.yaml if it is there]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The running agent's admin socket [default: admin.sock in the configuration's runtime_dir]
@@ -140,14 +140,16 @@ pub fn main() -> ExitCode {
         }
     };
     let context = Context {
-        config: cli.config,
+        config: cli
+            .config
+            .or_else(|| std::env::var_os("TOLLGATE_CONFIG").map(PathBuf::from)),
         socket: cli.socket,
     };
     match dispatch(&context, cli.verb) {
         Ok(outcome) => outcome.into(),
         Err(e) if output::is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("tollgate: {}", output::escape_lines(&format!("{e:#}")));
+            eprintln!("tollgate: {}", output::escape_lines(&told(&e)));
             outcome_of(&e).into()
         }
     }
@@ -171,6 +173,18 @@ fn dispatch(context: &Context, verb: Verb) -> anyhow::Result<Outcome> {
         Verb::Man(args) => man::run(&args, Cli::command()),
         Verb::Launch(args) => Ok(launch::run(&args)),
     }
+}
+
+/// An error and its causes, each said once: many say their cause themselves.
+fn told(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |told, next| match told {
+            told if told.is_empty() => next,
+            told if told.contains(&next) => told,
+            told => format!("{told}: {next}"),
+        })
 }
 
 /// An agent that is not there is 3; everything else that stops a verb is for the caller to mend.

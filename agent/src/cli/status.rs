@@ -50,7 +50,10 @@ struct Dead {
 }
 
 fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyhow::Result<Outcome> {
-    let fence = std::fs::read_dir(pin_dir).is_ok_and(|mut entries| entries.next().is_some());
+    // Each link is pinned by itself: what steers must be there for both families.
+    let fence = ["connect4", "connect6"]
+        .iter()
+        .all(|hook| pin_dir.join("links").join(hook).exists());
     let pin_dir = pin_dir.display().to_string();
     if format != Format::Table {
         output::print_json_one(

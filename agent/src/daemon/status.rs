@@ -63,28 +63,22 @@ impl Agent {
     }
 }
 
-/// Layers that only back up others: a host without them holds its scopes.
-fn backs_up(layer: &Layer) -> bool {
-    layer.name.starts_with("lsm")
-}
+/// Layers that hold scopes: without one of them something governed gets past. The others count, tell, or back these up,
+/// and each says itself what it leaves open.
+const HOLDING: [&str; 5] = [
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "sock_create",
+];
 
 /// What the facts come to.
 fn verdict(layers: &[Layer], mode: Mode, plane_up: bool) -> Verdict {
-    let mut why: Vec<String> = layers
+    let mut why: Vec<String> = HOLDING
         .iter()
-        .filter(|l| !l.enforcing && !backs_up(l))
-        .map(|l| {
-            let cause = l
-                .why
-                .as_deref()
-                .map(|w| format!(" ({w})"))
-                .unwrap_or_default();
-            format!("{} is not in force{cause}: {}", l.name, l.leaves_open)
-        })
+        .filter_map(|name| lack(layers, name))
         .collect();
-    if layers.is_empty() {
-        why.push("the kernel reports no layer at all".to_owned());
-    }
     if !plane_up {
         why.push("the agent is stopping: the kernel refuses what it would decide".to_owned());
     }
@@ -92,6 +86,24 @@ fn verdict(layers: &[Layer], mode: Mode, plane_up: bool) -> Verdict {
         (false, _) => Verdict::NotEnforcing { why },
         (true, Mode::Observe) => Verdict::Observing,
         (true, Mode::Enforce) => Verdict::Enforcing,
+    }
+}
+
+/// What is wrong with a layer that must be in force; a layer that is not reported is not in force.
+fn lack(layers: &[Layer], name: &str) -> Option<String> {
+    match layers.iter().find(|layer| layer.name == name) {
+        Some(layer) if layer.enforcing => None,
+        Some(layer) => {
+            let cause = layer
+                .why
+                .as_deref()
+                .unwrap_or("the kernel does not say why");
+            Some(format!(
+                "{name} is not in force ({cause}), which leaves open: {}",
+                layer.leaves_open
+            ))
+        }
+        None => Some(format!("{name} is not known to the kernel half")),
     }
 }
 
@@ -144,29 +156,39 @@ mod tests {
         }
     }
 
+    fn all_but(missing: &str) -> Vec<Layer> {
+        HOLDING
+            .iter()
+            .map(|name| layer(name, *name != missing))
+            .collect()
+    }
+
     #[test]
-    fn one_missing_layer_is_not_enforcing() {
-        let layers = [layer("connect4", true), layer("connect6", false)];
-        assert!(
-            matches!(verdict(&layers, Mode::Enforce, true), Verdict::NotEnforcing { why } if why.len() == 1)
-        );
+    fn each_holding_layer_is_needed() {
+        for name in HOLDING {
+            let verdict = verdict(&all_but(name), Mode::Enforce, true);
+            assert!(
+                matches!(verdict, Verdict::NotEnforcing { why } if why.len() == 1),
+                "{name}"
+            );
+        }
     }
 
     #[test]
     fn a_missing_backup_is_enforcing() {
-        let layers = [layer("connect4", true), layer("lsm", false)];
+        let mut layers = all_but("");
+        layers.push(layer("lsm", false));
         assert_eq!(verdict(&layers, Mode::Enforce, true), Verdict::Enforcing);
         assert_eq!(verdict(&layers, Mode::Observe, true), Verdict::Observing);
     }
 
     #[test]
     fn nothing_known_is_not_enforcing() {
+        assert!(
+            matches!(verdict(&[], Mode::Observe, true), Verdict::NotEnforcing { why } if why.len() == HOLDING.len())
+        );
         assert!(matches!(
-            verdict(&[], Mode::Enforce, true),
-            Verdict::NotEnforcing { .. }
-        ));
-        assert!(matches!(
-            verdict(&[layer("connect4", true)], Mode::Enforce, false),
+            verdict(&all_but(""), Mode::Enforce, false),
             Verdict::NotEnforcing { .. }
         ));
     }

@@ -185,6 +185,11 @@ impl Decoder {
         }
     }
 
+    /// Notes something that is part of the language, and not of this version.
+    pub fn unsupported(&mut self, at: Span, what: &str) -> Remark<'_> {
+        self.error(at, format!("{what} is not supported by this version"))
+    }
+
     /// Notes that something else was expected here.
     pub fn expected(&mut self, node: &Node, what: &str) -> Remark<'_> {
         self.error(node.span, format!("expected {what}, found {}", node.kind()))
@@ -268,8 +273,8 @@ impl Decoder {
     {
         let what = format!("an integer from {} to {}", range.start(), range.end());
         let scalar = self.scalar(node, &what)?;
-        let canonical = !scalar.text.starts_with('+')
-            && !(scalar.text.len() > 1 && scalar.text.trim_start_matches('-').starts_with('0'));
+        let digits = scalar.text.strip_prefix('-').unwrap_or(&scalar.text);
+        let canonical = &*scalar.text == "0" || !digits.starts_with(['0', '+']);
         let value = scalar
             .text
             .parse()
@@ -413,15 +418,15 @@ impl<'n> Fields<'n> {
         node
     }
 
-    /// A fault if `key` is there: it is part of the language, and not of this version. It is not offered as help.
-    pub fn unsupported(&mut self, decoder: &mut Decoder, key: &'static str) {
-        if let Some(entry) = self.take_entry(key) {
-            decoder.error(
-                entry.key.span,
-                format!("`{key}` is not supported by this version"),
-            );
-        }
+    /// A fault if `key` is there: it is part of the language, and not of this version. It is not offered
+    /// as help. Returns whether it was there.
+    pub fn unsupported(&mut self, decoder: &mut Decoder, key: &'static str) -> bool {
+        let entry = self.take_entry(key);
         self.known.pop();
+        if let Some(entry) = entry {
+            decoder.unsupported(entry.key.span, &format!("`{key}`"));
+        }
+        entry.is_some()
     }
 
     /// Where the mapping stands.

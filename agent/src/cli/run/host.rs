@@ -33,16 +33,23 @@ pub(super) struct Private {
     child: Child,
     directory: PathBuf,
     socket: PathBuf,
+    fence: Options,
 }
 
 impl Host {
     /// Starts a private agent and waits until it is ready. `None`: it did not come up, and said why.
     pub(super) fn start(context: &Context, args: &Args) -> anyhow::Result<Option<Self>> {
         let name = format!("{PRIVATE_PREFIX}{}", uuid::Uuid::now_v7().simple());
-        let directory = Path::new("/run").join(name);
+        let directory = Path::new("/run").join(&name);
         // Workloads pass through to the trust files, and cannot list what else is there.
         let made = std::fs::DirBuilder::new().mode(0o711).create(&directory);
         made.with_context(|| format!("cannot make {}", directory.display()))?;
+        let config = context.config()?;
+        let fence = Options {
+            pin_dir: private_pin_dir(&config.pin_dir, &name),
+            cgroup_root: config.cgroup_root,
+            resolvers: Vec::new(),
+        };
         let mut child = spawn(context, args, &directory)?;
         let mut line = String::new();
         if let Some(out) = child.stdout.take() {
@@ -56,6 +63,7 @@ impl Host {
                 child,
                 directory,
                 socket,
+                fence,
             })));
         }
         child.wait().context("the private agent")?;
@@ -97,9 +105,9 @@ impl Host {
     }
 
     /// Lets a private agent go. With processes left it stays for as long as they do.
-    pub(super) fn end(self, left: Option<usize>) {
+    pub(super) fn end(self, enrolled: Option<&Enrolled>, left: Option<usize>) {
         if let Self::Private(private) = self {
-            private.end(left);
+            private.end(enrolled.map(|e| e.directory.as_path()), left);
         }
     }
 }
@@ -128,7 +136,7 @@ fn spawn(context: &Context, args: &Args, directory: &Path) -> anyhow::Result<Chi
 }
 
 impl Private {
-    fn end(mut self, left: Option<usize>) {
+    fn end(mut self, cgroup: Option<&Path>, left: Option<usize>) {
         drop(self.child.stdin.take());
         if left.is_some_and(|left| left > 0) {
             return eprintln!(
@@ -141,7 +149,7 @@ impl Private {
             match self.child.try_wait() {
                 Ok(Some(status)) if status.success() => return,
                 Ok(None) => std::thread::sleep(Duration::from_millis(10)),
-                Ok(Some(_)) | Err(_) => return self.clean_up(),
+                Ok(Some(_)) | Err(_) => return self.clean_up(cgroup),
             }
         }
         eprintln!(
@@ -150,21 +158,24 @@ impl Private {
         );
     }
 
-    /// The agent was killed: its fence refuses everything, and is no use to anybody any more.
-    fn clean_up(&self) {
-        let name = self
-            .directory
-            .file_name()
-            .and_then(|n| n.to_str())
-            .unwrap_or_default();
-        let options = Options {
-            pin_dir: private_pin_dir(name),
-            cgroup_root: None,
-            resolvers: Vec::new(),
-        };
-        let lifted = Fence::open(&options).and_then(Fence::lift);
-        if let Err(e) = lifted {
-            eprintln!("tollgate: the private agent was killed and its fence stays up: {e}");
+    /// The agent was killed: its fence refuses everything. It goes once nobody is behind it, and not before.
+    fn clean_up(&self, cgroup: Option<&Path>) {
+        let pins = self.fence.pin_dir.display();
+        if let Some(cgroup) = cgroup
+            && let Err(e) = std::fs::remove_dir(cgroup)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            eprintln!(
+                "tollgate: the private agent was killed, and processes of the command still run: they can reach \
+                 nothing. Once they ended, remove {} and {pins}",
+                cgroup.display()
+            );
+            return;
+        }
+        if let Err(e) = Fence::open(&self.fence).and_then(Fence::lift) {
+            eprintln!(
+                "tollgate: the private agent was killed and its fence stays up: {e}: remove {pins}"
+            );
         }
         let _ = std::fs::remove_dir_all(&self.directory);
     }

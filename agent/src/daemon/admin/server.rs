@@ -89,7 +89,7 @@ async fn connection(stream: UnixStream, agent: Arc<Agent>) -> std::io::Result<()
         return send(&mut out, &Reply::Fault(fault)).await;
     }
     let mut input = BufReader::new(read);
-    let request = match read_request(&mut input).await {
+    let request = match read_request(&mut input, REQUEST).await {
         Ok(request) => request,
         Err(fault) => return send(&mut out, &Reply::Fault(fault)).await,
     };
@@ -169,11 +169,15 @@ fn cgroup_of(pid: i32) -> Option<String> {
 /// Reads the one line of a request.
 pub(super) async fn read_request<R: tokio::io::AsyncBufRead + Unpin>(
     input: &mut R,
+    patience: Duration,
 ) -> Result<Request, Fault> {
     let mut line = Vec::new();
     let mut bounded = input.take(REQUEST_BYTES);
-    match timeout(REQUEST, bounded.read_until(b'\n', &mut line)).await {
-        Err(_) => return Err(fault(FaultKind::Usage, "no request within five seconds")),
+    match timeout(patience, bounded.read_until(b'\n', &mut line)).await {
+        Err(_) => {
+            let told = format!("no request within {patience:?}");
+            return Err(fault(FaultKind::Usage, &told));
+        }
         Ok(Err(e)) => {
             return Err(fault(
                 FaultKind::Usage,

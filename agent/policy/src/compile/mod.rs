@@ -1,0 +1,132 @@
+//! From documents to a policy: names resolved, rules ordered, lookups built.
+mod names;
+mod place;
+mod rules;
+mod subjects;
+
+use crate::document::{Document, Patterns, Reading, VERSION};
+use crate::policy::Policy;
+use crate::syntax::{Decoder, Faults, Source};
+use names::Names;
+use sha2::{Digest, Sha256};
+
+/// A compiled policy and what its compiler warned of.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The immutable snapshot.
+    pub policy: Policy,
+    /// Warnings only.
+    pub warnings: Faults,
+}
+
+/// Compiles documents that together make one policy; order does not matter. No document at all makes the
+/// policy that denies everything.
+///
+/// ```
+/// use tollgate_policy::{compile, syntax::Source};
+///
+/// let text = r#"
+/// version: 1
+/// workloads:
+///   report-builder: { match: { unit: report-builder.service } }
+/// apis:
+///   github: { hosts: [api.github.com] }
+/// credentials:
+///   github-bot:
+///     secret: "file:github-bot"
+///     header: { authorization: "Bearer {secret}" }
+///     to: [github]
+/// roles:
+///   issue-triage:
+///     - api: github
+///       credential: github-bot
+///       allow:
+///         - route: GET /repos/acme/{repo}/issues
+///           query: { state: [open, closed, all], per_page: 1..100, page: int }
+///         - route: PATCH /repos/acme/{repo}/issues/{number:int}
+///           body: { fields: { state: [open, closed], labels: [string] }, max: 16KiB }
+///       deny:
+///         - route: "* /repos/acme/payroll/**"
+///       response: { strip: [set-cookie] }
+/// grants:
+///   - { role: issue-triage, to: { workload: report-builder } }
+/// "#;
+/// let source = Source { name: "policy.yaml".into(), text: text.into() };
+/// let compiled = compile(&[source]).expect("a policy without faults");
+/// assert_eq!(compiled.policy.apis().len(), 1);
+/// assert!(compiled.warnings.is_empty());
+/// ```
+///
+/// # Errors
+/// Every fault of every document.
+pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
+    let mut decoder = Decoder::new();
+    let mut patterns = Patterns::default();
+    let mut document = Document::default();
+    for source in sources {
+        let Some(root) = decoder.parse(source) else {
+            continue;
+        };
+        let mut reading = Reading {
+            decoder: &mut decoder,
+            patterns: &mut patterns,
+        };
+        document.add(&mut reading, &root);
+    }
+    let policy = assemble(&mut decoder, document, hash(sources));
+    let warnings = decoder.finish()?;
+    Ok(Compiled { policy, warnings })
+}
+
+/// Resolves and builds. Where there are faults, the policy is not used; building it finds the rest of them.
+fn assemble(decoder: &mut Decoder, mut document: Document, hash: String) -> Policy {
+    // By name, so that nothing depends on the order of files.
+    document
+        .workloads
+        .sort_by(|one, other| one.name.text.cmp(&other.name.text));
+    document
+        .apis
+        .sort_by(|one, other| one.name.text.cmp(&other.name.text));
+    document
+        .credentials
+        .sort_by(|one, other| one.name.text.cmp(&other.name.text));
+    document
+        .roles
+        .sort_by(|one, other| one.name.text.cmp(&other.name.text));
+    let names = Names::collect(decoder, &document);
+    let hosts = place::hosts(decoder, &document.apis);
+    place::check_selectors(decoder, &document.workloads);
+    let bindings = rules::Bindings::resolve(decoder, &names, &document.credentials);
+    let grants = subjects::resolve(decoder, &names, &document);
+    let ruled = rules::build(decoder, &names, &bindings, document.roles);
+    let subjects = subjects::build(decoder, &ruled, &document.workloads, &grants);
+    Policy {
+        hash,
+        version: VERSION,
+        workloads: place::workloads(decoder, document.workloads),
+        apis: place::apis(decoder, document.apis),
+        credentials: rules::credentials(decoder, document.credentials),
+        rules: ruled.rules,
+        entries: ruled.entries,
+        hosts,
+        subjects,
+    }
+}
+
+/// The digest of the sorted digests of the texts.
+fn hash(sources: &[Source]) -> String {
+    let mut digests: Vec<_> = sources
+        .iter()
+        .map(|source| Sha256::digest(source.text.as_bytes()))
+        .collect();
+    digests.sort_unstable();
+    let mut whole = Sha256::new();
+    for digest in digests {
+        whole.update(digest);
+    }
+    whole
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

@@ -1,0 +1,312 @@
+//! Roles become rules, in the order of how specific they are.
+use super::names::Names;
+use crate::document::{self, Credential, Name, Named, Role};
+use crate::model::{self, Rule};
+use crate::policy::{CredentialUse, Entry, RuleData};
+use crate::route::Methods;
+use crate::syntax::{Decoder, quote};
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+/// Which apis a credential may be sent to, and which headers it sets; by its number.
+pub(super) struct Bindings(Vec<Binding>);
+
+struct Binding {
+    apis: Vec<usize>,
+    headers: Vec<String>,
+}
+
+/// All rules, and which of them each role has on which api.
+pub(super) struct Ruled {
+    pub(super) rules: Vec<RuleData>,
+    pub(super) entries: Vec<Entry>,
+    pub(super) roles: Vec<Vec<Placed>>,
+}
+
+/// The rules of a role on one api.
+#[derive(Default)]
+pub(super) struct Placed {
+    pub(super) api: usize,
+    pub(super) allow: Vec<u32>,
+    pub(super) deny: Vec<u32>,
+}
+
+/// The word that stands for the client's own credential.
+const CLIENT: &str = "client";
+
+impl Bindings {
+    pub(super) fn resolve(
+        decoder: &mut Decoder,
+        names: &Names,
+        credentials: &[Named<Credential>],
+    ) -> Self {
+        let mut bindings = Vec::with_capacity(credentials.len());
+        for credential in credentials {
+            if &*credential.name.text == CLIENT {
+                decoder
+                    .error(
+                        credential.name.span,
+                        "`client` is not free as a credential's name",
+                    )
+                    .help("`credential: client` lets the client's own credential pass");
+            }
+            let to = &credential.value.to;
+            let apis = to
+                .iter()
+                .filter_map(|name| names.apis.resolve(decoder, name))
+                .collect();
+            let headers = credential
+                .value
+                .headers
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect();
+            bindings.push(Binding { apis, headers });
+        }
+        Self(bindings)
+    }
+}
+
+pub(super) fn credentials(
+    decoder: &Decoder,
+    credentials: Vec<Named<Credential>>,
+) -> Vec<model::Credential> {
+    let public = |credential: Named<Credential>| {
+        Some(model::Credential {
+            at: decoder.location(credential.name.span),
+            name: credential.name.text.into(),
+            // Missing only where there is a fault.
+            secret: credential.value.secret?,
+            headers: credential.value.headers,
+        })
+    };
+    credentials.into_iter().filter_map(public).collect()
+}
+
+/// A rule with what its place among the others depends on.
+struct Draft {
+    order: Order,
+    role: usize,
+    api: usize,
+    deny: bool,
+    data: RuleData,
+}
+
+/// Most specific first: segment by segment from the left, literal before constrained before plain before
+/// `**`; then the rule that declares more of parameters and body; then named methods before `*`; then by
+/// text. Rules of one role with the same route go by all else that they say: the order in which rules or
+/// files stand changes nothing.
+type Order = (Vec<u8>, Reverse<usize>, usize, Arc<str>, Arc<str>);
+
+/// Resolves all roles.
+pub(super) fn build(
+    decoder: &mut Decoder,
+    names: &Names,
+    bindings: &Bindings,
+    roles: Vec<Named<Role>>,
+) -> Ruled {
+    let mut ruled = Ruled {
+        rules: Vec::new(),
+        entries: Vec::new(),
+        roles: Vec::new(),
+    };
+    ruled.roles.resize_with(roles.len(), Vec::new);
+    let mut drafts = Vec::new();
+    for (number, role) in roles.into_iter().enumerate() {
+        for entry in role.value.entries {
+            let api = names.apis.resolve(decoder, &entry.api);
+            let credential = credential_use(decoder, names, bindings, &entry, api);
+            check_headers(decoder, bindings, credential, &entry);
+            let Some(api) = api else { continue };
+            let of = u32::try_from(ruled.entries.len()).unwrap_or(u32::MAX);
+            ruled.entries.push(Entry {
+                credential,
+                response_strip: entry
+                    .response_strip
+                    .iter()
+                    .map(|name| name.text.to_string())
+                    .collect(),
+            });
+            let allow = entry.allow.into_iter().map(|rule| (rule, false));
+            let deny = entry.deny.into_iter().map(|rule| (rule, true));
+            for (rule, deny) in allow.chain(deny) {
+                let data = rule_data(decoder, &role.name, rule, of, deny);
+                drafts.push(Draft {
+                    order: order(&data),
+                    role: number,
+                    api,
+                    deny,
+                    data,
+                });
+            }
+        }
+    }
+    drafts.sort_by(|one, other| {
+        let detail = |draft: &Draft| detail(&draft.data, &ruled.entries);
+        let place = |draft: &Draft| draft.data.public.at.clone();
+        one.order
+            .cmp(&other.order)
+            .then_with(|| detail(one).cmp(&detail(other)))
+            .then_with(|| place(one).cmp(&place(other)))
+    });
+    for (number, draft) in drafts.into_iter().enumerate() {
+        let number = u32::try_from(number).unwrap_or(u32::MAX);
+        if let Some(role) = ruled.roles.get_mut(draft.role) {
+            place(role, draft.api, draft.deny, number);
+        }
+        ruled.rules.push(draft.data);
+    }
+    ruled
+}
+
+fn place(role: &mut Vec<Placed>, api: usize, deny: bool, rule: u32) {
+    let index = match role.binary_search_by_key(&api, |placed| placed.api) {
+        Ok(index) => index,
+        Err(index) => {
+            role.insert(
+                index,
+                Placed {
+                    api,
+                    ..Placed::default()
+                },
+            );
+            index
+        }
+    };
+    if let Some(placed) = role.get_mut(index) {
+        let list = if deny {
+            &mut placed.deny
+        } else {
+            &mut placed.allow
+        };
+        list.push(rule);
+    }
+}
+
+/// Whose credential an entry's requests carry; one that is not bound to the api is a fault.
+fn credential_use(
+    decoder: &mut Decoder,
+    names: &Names,
+    bindings: &Bindings,
+    entry: &document::Entry,
+    api: Option<usize>,
+) -> CredentialUse {
+    let Some(name) = &entry.credential else {
+        return CredentialUse::None;
+    };
+    if &*name.text == CLIENT {
+        return CredentialUse::Client;
+    }
+    let Some(number) = names.credentials.resolve(decoder, name) else {
+        return CredentialUse::None;
+    };
+    let bound = |api: usize| {
+        bindings
+            .0
+            .get(number)
+            .is_some_and(|binding| binding.apis.contains(&api))
+    };
+    if api.is_some_and(|api| !bound(api)) {
+        let place = names
+            .credentials
+            .span(&name.text)
+            .map(|span| decoder.location(span).to_string());
+        let api = quote(&entry.api.text);
+        decoder
+            .error(
+                name.span,
+                format!("credential {} is not bound to api {api}", quote(&name.text)),
+            )
+            .help(format!(
+                "add {api} to its `to:` at {}",
+                place.unwrap_or_default()
+            ));
+    }
+    CredentialUse::Inject(number)
+}
+
+/// A header that the credential sets is not the client's to fill.
+fn check_headers(
+    decoder: &mut Decoder,
+    bindings: &Bindings,
+    credential: CredentialUse,
+    entry: &document::Entry,
+) {
+    let CredentialUse::Inject(number) = credential else {
+        return;
+    };
+    let Some(binding) = bindings.0.get(number) else {
+        return;
+    };
+    let names: Vec<&Name> = entry.allow.iter().flat_map(|rule| &rule.headers).collect();
+    for name in names {
+        if binding.headers.iter().any(|header| **header == *name.text) {
+            let message = format!(
+                "the header {} is set by the rule's credential",
+                quote(&name.text)
+            );
+            decoder.error(name.span, message);
+        }
+    }
+}
+
+fn rule_data(
+    decoder: &Decoder,
+    role: &Name,
+    rule: document::Rule,
+    entry: u32,
+    deny: bool,
+) -> RuleData {
+    let effect = if deny { "deny" } else { "allow" };
+    let public = Rule {
+        label: format!("role:{} {effect} {}", role.text, rule.route).into(),
+        route: (&*rule.route).into(),
+        at: decoder.location(rule.span),
+    };
+    RuleData {
+        public,
+        methods: rule.methods,
+        template: rule.template,
+        query: rule.query,
+        body: rule.body,
+        headers: rule
+            .headers
+            .iter()
+            .map(|name| name.text.to_string())
+            .collect(),
+        entry,
+    }
+}
+
+fn order(rule: &RuleData) -> Order {
+    let parameters = rule.query.as_ref().map_or(0, |query| {
+        let constrained = |shape: &crate::shape::Shape| usize::from(shape.is_constraint());
+        1 + query
+            .parameters
+            .iter()
+            .map(|parameter| constrained(&parameter.shape))
+            .sum::<usize>()
+    });
+    let methods = match &rule.methods {
+        Methods::These(methods) => methods.len(),
+        Methods::Any => usize::MAX,
+    };
+    (
+        rule.template.ranks(),
+        Reverse(parameters + usize::from(rule.body.is_some())),
+        methods,
+        rule.public.route.clone(),
+        rule.public.label.clone(),
+    )
+}
+
+/// Everything else that a rule says.
+fn detail(rule: &RuleData, entries: &[Entry]) -> String {
+    let entry = usize::try_from(rule.entry)
+        .ok()
+        .and_then(|number| entries.get(number));
+    format!(
+        "{entry:?} {:?} {:?} {:?}",
+        rule.query, rule.body, rule.headers
+    )
+}

@@ -1,0 +1,193 @@
+//! Denials in words: what was missing and what to do next. Names may appear, values never.
+use super::Failure;
+use crate::body::BodyFault;
+use crate::model::{Api, Reason, Request, Subject};
+use crate::policy::{Policy, RuleData};
+use crate::syntax::quote;
+
+fn reason(code: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Reason {
+    Reason {
+        code,
+        detail: detail.into(),
+        hint: hint.into(),
+    }
+}
+
+/// `policy.yaml:31`.
+fn place(rule: &RuleData) -> String {
+    format!("{}:{}", rule.public.at.file, rule.public.at.line)
+}
+
+pub(super) fn unknown_host(policy: &Policy, request: &Request<'_>) -> Reason {
+    let host = quote(request.host.as_str());
+    let elsewhere = policy
+        .hosts
+        .find(request.host)
+        .find_map(|(port, api)| policy.apis.get(api).map(|api| (port, quote(&api.name))));
+    match elsewhere {
+        Some((port, api)) => reason(
+            "unknown_host",
+            format!("no api of the policy has {host} on port {}", request.port),
+            format!(
+                "api {api} has this host on port {port}: use that port, or add an api for {}",
+                request.port
+            ),
+        ),
+        None => reason(
+            "unknown_host",
+            format!("no api of the policy has the host {host}"),
+            "add it to the `hosts` of an api, or leave the host alone",
+        ),
+    }
+}
+
+pub(super) fn no_grant(subject: &Subject<'_>, api: Option<&Api>, known: bool) -> Reason {
+    let workload = quote(subject.workload);
+    let api = quote(api.map_or("", |api| &api.name));
+    if known {
+        let detail = format!("no grant gives workload {workload} a role on api {api}");
+        return reason(
+            "no_grant",
+            detail,
+            format!("grant it a role with an entry for {api} under `grants:`"),
+        );
+    }
+    let hint = format!(
+        "add a line to `grants:` with `to: {{ workload: {} }}`",
+        subject.workload.escape_default()
+    );
+    reason(
+        "no_grant",
+        format!("workload {workload} has no grants"),
+        hint,
+    )
+}
+
+pub(super) fn denied_by_rule(rule: &RuleData) -> Reason {
+    let detail = format!("{} forbids it", rule.public.label);
+    reason(
+        "denied_by_rule",
+        detail,
+        format!(
+            "see {}; a deny rule wins over every allow rule",
+            place(rule)
+        ),
+    )
+}
+
+pub(super) fn no_route(subject: &Subject<'_>, api: &Api, request: &Request<'_>) -> Reason {
+    let detail = format!(
+        "no rule of workload {} on api {} has this path (method {})",
+        quote(subject.workload),
+        quote(&api.name),
+        quote(request.method)
+    );
+    reason(
+        "no_route",
+        detail,
+        "`tollgate explain` with this request shows the nearest rules",
+    )
+}
+
+pub(super) fn cleartext(api: &Api) -> Reason {
+    let detail = format!("the request to api {} came without TLS", quote(&api.name));
+    reason("cleartext", detail, "use `https://`")
+}
+
+pub(super) fn body_unread() -> Reason {
+    reason(
+        "body_invalid",
+        "a rule must see the body",
+        "give the body too",
+    )
+}
+
+/// Why a rule did not take the request.
+pub(super) fn of_failure(rule: &RuleData, failure: &Failure<'_>, request: &Request<'_>) -> Reason {
+    let (route, at) = (&rule.public.route, place(rule));
+    match failure {
+        Failure::Route => reason(
+            "no_route",
+            format!("the path is not that of {route}"),
+            format!("the rule stands at {at}"),
+        ),
+        Failure::Method => reason(
+            "method",
+            format!(
+                "{route} has this path, and not the method {}",
+                quote(request.method)
+            ),
+            format!("add the method to the `route` at {at}, or use one that it has"),
+        ),
+        Failure::QueryExtra(name) => reason(
+            "query_extra",
+            format!("parameter {} is not declared by {route}", quote(name)),
+            format!("add it under `query:` at {at}, or drop it from the request"),
+        ),
+        Failure::QueryValue { name, expected } => reason(
+            "query_value",
+            format!("parameter {} of {route} must be {expected}", quote(name)),
+            format!("send a declared value, or widen it under `query:` at {at}"),
+        ),
+        Failure::QueryDuplicate(name) => reason(
+            "query_duplicate",
+            format!(
+                "parameter {} of {route} is sent more than once",
+                quote(name)
+            ),
+            format!("send it once, or declare it as a list under `query:` at {at}"),
+        ),
+        Failure::QueryMissing(name) => reason(
+            "query_missing",
+            format!("parameter {} is required by {route}", quote(name)),
+            format!("send it, or drop `required` under `query:` at {at}"),
+        ),
+        Failure::Body(fault) => of_body(rule, fault),
+    }
+}
+
+fn of_body(rule: &RuleData, fault: &BodyFault) -> Reason {
+    let (route, at) = (&rule.public.route, place(rule));
+    match fault {
+        BodyFault::Absent => reason(
+            "body_invalid",
+            format!("{route} expects a body, and there is none"),
+            format!("send one, or drop `body:` at {at}"),
+        ),
+        BodyFault::Type => reason(
+            "body_type",
+            format!("{route} takes one `Content-Type`: JSON or a form, in UTF-8"),
+            "send `application/json` or `application/x-www-form-urlencoded`",
+        ),
+        BodyFault::Encoding => reason(
+            "body_encoding",
+            format!("the body of {route} must not be compressed"),
+            "send it without `Content-Encoding`",
+        ),
+        BodyFault::TooLarge(max) => reason(
+            "body_too_large",
+            format!("the body is larger than the {max} bytes that {route} takes"),
+            format!("send less, or raise `max` under `body:` at {at}"),
+        ),
+        BodyFault::Invalid(why) => reason(
+            "body_invalid",
+            format!("the body cannot be read without doubt: {why}"),
+            "send it so that every reader reads the same",
+        ),
+        BodyFault::Undeclared(name) => reason(
+            "body_field",
+            format!("field {name} is not declared by {route}"),
+            format!("add it under `body: fields:` at {at}, or drop it from the request"),
+        ),
+        BodyFault::Value { field, expected } => reason(
+            "body_field",
+            format!("field {field} of {route} must be {expected}"),
+            format!("send a declared value, or widen it under `body: fields:` at {at}"),
+        ),
+        BodyFault::Twice(name) => reason(
+            "body_field",
+            format!("field {name} of {route} is sent more than once"),
+            format!("send it once, or declare it as a list under `body: fields:` at {at}"),
+        ),
+    }
+}

@@ -1,0 +1,266 @@
+//! The wire form of a policy: what stands in the documents, with its places, before names are resolved.
+//!
+//! A value that is wrong leaves a fault in the decoder and a gap here; names are kept in any case, so
+//! that one fault is not followed by others about a name that is missing.
+mod credential;
+mod place;
+mod role;
+mod shape;
+
+use crate::model::Mode;
+use crate::shape::Pattern;
+use crate::syntax::{Decoder, Fields, Node, Span, quote};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub(crate) use credential::Credential;
+pub(crate) use place::{Api, HostPattern, Workload};
+pub(crate) use role::{Entry, Role, Rule};
+
+/// A name where it is defined or referred to.
+#[derive(Debug, Clone)]
+pub(crate) struct Name {
+    pub(crate) text: Box<str>,
+    pub(crate) span: Span,
+}
+
+/// A definition under its name.
+#[derive(Debug)]
+pub(crate) struct Named<T> {
+    pub(crate) name: Name,
+    pub(crate) value: T,
+}
+
+/// All documents, one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Document {
+    pub(crate) workloads: Vec<Named<Workload>>,
+    pub(crate) apis: Vec<Named<Api>>,
+    pub(crate) credentials: Vec<Named<Credential>>,
+    pub(crate) roles: Vec<Named<Role>>,
+    pub(crate) grants: Vec<Grant>,
+}
+
+/// A role given to a workload.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    pub(crate) role: Name,
+    pub(crate) workload: Name,
+    pub(crate) mode: Mode,
+}
+
+/// What reading a document needs.
+pub(crate) struct Reading<'d> {
+    pub(crate) decoder: &'d mut Decoder,
+    pub(crate) patterns: &'d mut Patterns,
+}
+
+/// The one version of the language.
+pub(crate) const VERSION: u32 = 1;
+
+/// The regular expressions of a policy, each compiled once, and not more than memory allows.
+#[derive(Debug, Default)]
+pub(crate) struct Patterns(HashMap<Box<str>, Result<Arc<Pattern>, String>>);
+
+impl Patterns {
+    const MOST: usize = 1_024;
+
+    pub(crate) fn get(&mut self, text: &str) -> Result<Arc<Pattern>, String> {
+        if let Some(known) = self.0.get(text) {
+            return known.clone();
+        }
+        if self.0.len() >= Self::MOST {
+            return Err(format!(
+                "the policy has more than {} different patterns",
+                Self::MOST
+            ));
+        }
+        let pattern = Pattern::new(text).map(Arc::new);
+        self.0.insert(text.into(), pattern.clone());
+        pattern
+    }
+}
+
+impl Document {
+    /// Reads one document and adds what it defines.
+    pub(crate) fn add(&mut self, reading: &mut Reading<'_>, root: &Node) {
+        let Some(mut fields) = reading.decoder.fields(root, "the policy") else {
+            return;
+        };
+        if let Some(node) = fields.require(reading.decoder, "version") {
+            reading.decoder.integer(node, VERSION..=VERSION);
+        }
+        let workloads = fields.take("workloads");
+        let apis = fields.take("apis");
+        let credentials = fields.take("credentials");
+        let roles = fields.take("roles");
+        let grants = fields.take("grants");
+        fields.unsupported(reading.decoder, "identities");
+        fields.unsupported(reading.decoder, "budgets");
+        fields.finish(reading.decoder);
+        self.workloads
+            .extend(definitions(reading, workloads, place::workload));
+        self.apis.extend(definitions(reading, apis, place::api));
+        self.credentials
+            .extend(definitions(reading, credentials, credential::credential));
+        self.roles.extend(definitions(reading, roles, role::role));
+        let grants = grants
+            .and_then(|node| reading.decoder.list(node))
+            .unwrap_or_default();
+        self.grants
+            .extend(grants.iter().filter_map(|node| grant(reading, node)));
+    }
+}
+
+/// The entries of a mapping of names to definitions.
+fn definitions<T>(
+    reading: &mut Reading<'_>,
+    node: Option<&Node>,
+    read: fn(&mut Reading<'_>, &Node) -> T,
+) -> Vec<Named<T>> {
+    let entries = node
+        .and_then(|node| reading.decoder.mapping(node))
+        .unwrap_or_default();
+    let mut read_entry = |entry: &crate::syntax::Entry| {
+        check_name(reading, &entry.key.text, entry.key.span);
+        let name = Name {
+            text: entry.key.text.clone(),
+            span: entry.key.span,
+        };
+        Named {
+            name,
+            value: read(reading, &entry.value),
+        }
+    };
+    entries.iter().map(&mut read_entry).collect()
+}
+
+/// Names are `[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}`. Whether this is one.
+fn check_name(reading: &mut Reading<'_>, text: &str, span: Span) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let good = text.len() <= 63
+        && text.bytes().all(allowed)
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric());
+    if good {
+        return true;
+    }
+    if text.contains('(') {
+        reading.decoder.unsupported(span, "a role with parameters");
+        return false;
+    }
+    reading
+        .decoder
+        .error(span, format!("{} is not a name", quote(text)))
+        .help(
+            "a name is 1 to 63 letters, digits, `.`, `_` or `-`, and begins with a letter or digit",
+        );
+    false
+}
+
+/// A reference to something defined elsewhere.
+fn reference(reading: &mut Reading<'_>, node: &Node) -> Option<Name> {
+    let text = reading.decoder.string(node)?;
+    check_name(reading, text, node.span);
+    Some(Name {
+        text: text.into(),
+        span: node.span,
+    })
+}
+
+fn grant(reading: &mut Reading<'_>, node: &Node) -> Option<Grant> {
+    let mut fields = reading.decoder.fields(node, "the grant")?;
+    let role = fields.require(reading.decoder, "role");
+    let to = fields.require(reading.decoder, "to");
+    let mode = fields.take("mode");
+    fields.unsupported(reading.decoder, "until");
+    fields.finish(reading.decoder);
+    let modes = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
+    let role = role.and_then(|node| reference(reading, node));
+    let workload = to.and_then(|node| grantee(reading, node));
+    let mode = match mode {
+        Some(node) => reading.decoder.word(node, &modes)?,
+        None => Mode::Enforce,
+    };
+    Some(Grant {
+        role: role?,
+        workload: workload?,
+        mode,
+    })
+}
+
+fn grantee(reading: &mut Reading<'_>, node: &Node) -> Option<Name> {
+    let mut fields = reading.decoder.fields(node, "the grantee")?;
+    let unsupported = unsupported(reading, &mut fields, &["identity", "group", "groups"]);
+    let workload = match unsupported {
+        true => fields.take("workload"),
+        false => fields.require(reading.decoder, "workload"),
+    };
+    fields.finish(reading.decoder);
+    reference(reading, workload?)
+}
+
+/// Notes keys of the language that are not of this version; whether there were any.
+fn unsupported(reading: &mut Reading<'_>, fields: &mut Fields<'_>, keys: &[&'static str]) -> bool {
+    let mut any = false;
+    for key in keys {
+        any |= fields.unsupported(reading.decoder, key);
+    }
+    any
+}
+
+/// A reference to a secret or certificate: `file:NAME`.
+fn secret_ref(reading: &mut Reading<'_>, node: &Node) -> Option<crate::model::SecretRef> {
+    let text = reading.decoder.string(node)?;
+    let Some((source, key)) = text.split_once(':') else {
+        let message = format!("expected `file:NAME`, found {}", quote(text));
+        reading
+            .decoder
+            .error(node.span, message)
+            .help("NAME is a file in the agent's secrets directory");
+        return None;
+    };
+    if source != "file" {
+        let what = format!("the secret source {}", quote(source));
+        reading
+            .decoder
+            .unsupported(node.span, &what)
+            .help("known sources: `file`");
+        return None;
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if key.is_empty() || key.len() > 128 || key.starts_with('.') || !key.bytes().all(allowed) {
+        reading
+            .decoder
+            .error(node.span, format!("{} is not a secret's name", quote(key)))
+            .help("a name is letters, digits, `.`, `_` or `-`, not beginning with `.`: a file, not a path");
+        return None;
+    }
+    Some(crate::model::SecretRef {
+        source: source.into(),
+        key: key.into(),
+    })
+}
+
+/// Lower-case header names from a list.
+fn header_names(reading: &mut Reading<'_>, node: &Node) -> Vec<Name> {
+    let items = reading.decoder.nonempty_list(node).unwrap_or_default();
+    items
+        .iter()
+        .filter_map(|item| header_name(reading, item))
+        .collect()
+}
+
+fn header_name(reading: &mut Reading<'_>, node: &Node) -> Option<Name> {
+    let text = reading.decoder.string(node)?.to_ascii_lowercase();
+    if !crate::headers::is_lower_token(&text) {
+        reading.decoder.error(
+            node.span,
+            format!("{} is not a header's name", quote(&text)),
+        );
+        return None;
+    }
+    Some(Name {
+        text: text.into(),
+        span: node.span,
+    })
+}
