@@ -132,7 +132,7 @@ impl<'a> Btf<'a> {
             bits = bits.checked_add(offset)?;
             current = self.resolve(of)?;
         }
-        (bits % 8 == 0).then_some(bits / 8)
+        bits.is_multiple_of(8).then_some(bits / 8)
     }
 
     /// A member's offset in bits and its type; looks into anonymous structs and unions.
