@@ -62,6 +62,8 @@ pub(super) struct Reader {
     length: Option<u64>,
     chunked: bool,
     expects: bool,
+    /// The method gives a body no meaning (RFC 9110 §9.3.1, §9.3.2, §9.3.8).
+    bodiless: bool,
 }
 
 type Checked<T> = Result<T, (Kind, String)>;
@@ -83,6 +85,7 @@ impl Reader {
             length: None,
             chunked: false,
             expects: false,
+            bodiless: false,
         }
     }
 
@@ -187,6 +190,7 @@ impl Reader {
                 )
             }
             b' ' if self.at > 0 => {
+                self.bodiless = matches!(method, b"GET" | b"HEAD" | b"TRACE");
                 self.begin(Part::Target);
                 Ok(())
             }
@@ -459,6 +463,12 @@ impl Reader {
         if self.host.is_none() {
             return broken(Kind::Host, "the request has no Host (RFC 9112 §3.2)");
         }
+        if self.bodiless && (self.chunked || self.length.is_some_and(|length| length > 0)) {
+            return broken(
+                Kind::UnexpectedBody,
+                "a GET, HEAD or TRACE has no body: some servers take one for the next request (RFC 9110 §9.3.1)",
+            );
+        }
         match (self.chunked, self.length) {
             (true, Some(_)) => broken(
                 Kind::TransferEncoding,
@@ -503,6 +513,15 @@ fn check_name(name: &[u8]) -> Checked<()> {
             ),
         );
     }
+    if is_framing_alias(name) {
+        return broken(
+            Kind::FieldName,
+            format!(
+                "{} is spelled much like a field that frames the body",
+                quoted(name)
+            ),
+        );
+    }
     if name.contains(&b'_') {
         return broken(
             Kind::FieldName,
@@ -513,6 +532,23 @@ fn check_name(name: &[u8]) -> Checked<()> {
         );
     }
     Ok(())
+}
+
+/// Whether a name is `Transfer-Encoding` or `Content-Length` but for its punctuation: `Transfer--Encoding`,
+/// `Content.Length`. Someone on the way may read it as that.
+fn is_framing_alias(name: &[u8]) -> bool {
+    let letters = |wanted: &[u8]| {
+        let mut bytes = name.iter().filter(|byte| byte.is_ascii_alphanumeric());
+        wanted.iter().all(|letter| {
+            bytes
+                .next()
+                .is_some_and(|byte| byte.eq_ignore_ascii_case(letter))
+        }) && bytes.next().is_none()
+    };
+    (name.len() > 12 && letters(b"contentlength") && !name.eq_ignore_ascii_case(b"content-length"))
+        || (name.len() > 15
+            && letters(b"transferencoding")
+            && !name.eq_ignore_ascii_case(b"transfer-encoding"))
 }
 
 /// `1*tchar` (RFC 9110 §5.6.2), or nothing.

@@ -50,7 +50,7 @@
 //!
 //! # What is refused that RFC 9112 lets a server take
 //! Empty lines before a request line; obs-text (bytes from 0x80) in values; underscores in field names; absolute-form
-//! targets; chunk extensions; trailer fields; `Transfer-Encoding` in other than lower case; HTTP/1.0 with `Expect`.
+//! targets; a body with GET or HEAD; chunk extensions; trailer fields; `Transfer-Encoding` in other than lower case; HTTP/1.0 with `Expect`.
 //! Clients that were met send none of these to an API; each has been used to smuggle requests past a proxy.
 
 mod frame;

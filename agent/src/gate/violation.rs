@@ -41,6 +41,8 @@ pub enum Kind {
     TransferEncoding,
     /// A transfer coding that is not `chunked`.
     UnknownCoding,
+    /// A body with a method that gives it no meaning.
+    UnexpectedBody,
     /// An expectation that is not `100-continue`.
     Expectation,
     /// A chunk's size that is no hexadecimal number on a line of its own.
@@ -90,6 +92,7 @@ impl Kind {
             Self::ContentLength => "content_length",
             Self::TransferEncoding => "transfer_encoding",
             Self::UnknownCoding => "transfer_coding",
+            Self::UnexpectedBody => "unexpected_body",
             Self::Expectation => "expectation",
             Self::ChunkSize => "chunk_size",
             Self::ChunkExtension => "chunk_extension",

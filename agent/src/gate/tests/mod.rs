@@ -4,4 +4,7 @@
     clippy::indexing_slicing,
     clippy::panic
 )]
+mod corpora;
+mod hyper;
 mod rules;
+mod yaml;
