@@ -211,6 +211,15 @@ impl Place {
         )
     }
 
+    /// Decisions in the log's files that hold this word.
+    fn on_disk(&self, word: &str) -> usize {
+        let segments = fs::read_dir(self.path("state/decisions")).unwrap();
+        let texts = segments.filter_map(|segment| fs::read_to_string(segment.unwrap().path()).ok());
+        texts
+            .map(|text| text.lines().filter(|line| line.contains(word)).count())
+            .sum()
+    }
+
     fn governed(&self) -> bool {
         let output = self.output(&["workloads", "-o", "json"]);
         String::from_utf8_lossy(&output.stdout).contains(&self.name)
@@ -267,11 +276,18 @@ fn stopped_killed_and_started_again_it_never_opens() {
         text(&status.stdout)
     );
 
+    let mut asked = 0;
     for (signal, code) in [
         (Signal::KILL, None),
         (Signal::TERM, Some(0)),
         (Signal::INT, Some(0)),
     ] {
+        // What is decided reaches the disk an instant later: a kill is no test of that instant.
+        asked += 1;
+        let written = eventually(START, || {
+            (place.on_disk("unknown_host") == asked).then_some(())
+        });
+        assert!(written.is_some(), "decisions do not reach the disk");
         assert_eq!(place.end(signal), code);
         let before = Instant::now();
         let (exit, status) = place.ask();
