@@ -55,11 +55,13 @@ impl Agent {
     /// The program is not built, or a file cannot be written.
     pub fn new(world: &World, policy: &str) -> Result<Self> {
         let directory = world.directory().join("agent");
-        for name in ["", "policy.d", "secrets", "state", "run"] {
+        // Governed programs of other users pass through here to the CA bundle; secrets are not theirs.
+        for (name, mode) in [("", 0o755), ("policy.d", 0o755), ("secrets", 0o700)] {
+            let path = directory.join(name);
             std::fs::DirBuilder::new()
                 .recursive(true)
-                .mode(0o700)
-                .create(directory.join(name))?;
+                .mode(mode)
+                .create(path)?;
         }
         let agent = Self {
             program: program()?,

@@ -73,10 +73,43 @@ impl Ground {
                 .namespaces
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            netns::kill_all(&namespaces);
-            let _ = std::fs::remove_dir_all(&self.directory);
+            clear(&namespaces, &self.directory);
         }
     }
+}
+
+/// Kills what lives in the namespaces, and removes its cgroups and the directory.
+fn clear(namespaces: &[u64], directory: &Path) {
+    let cgroups = cgroups_of_runs(&netns::inhabitants(namespaces));
+    netns::kill_all(namespaces);
+    for cgroup in cgroups {
+        // Only empty ones can be removed; the parent may serve other agents still.
+        let _ = std::fs::remove_dir(&cgroup);
+        let _ = cgroup.parent().map(std::fs::remove_dir);
+    }
+    let _ = std::fs::remove_dir_all(directory);
+}
+
+/// Directories of the cgroups that `tollgate run` made for these processes.
+fn cgroups_of_runs(pids: &[u32]) -> Vec<PathBuf> {
+    let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+    let root = roots
+        .into_iter()
+        .find(|root| root.join("cgroup.controllers").exists());
+    let Some(root) = root else { return Vec::new() };
+    let mut found: Vec<_> = pids
+        .iter()
+        .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok())
+        .filter_map(|text| {
+            text.lines()
+                .find_map(|l| l.strip_prefix("0::/").map(str::to_owned))
+        })
+        .filter(|path| path.starts_with("tollgate/run-"))
+        .map(|path| root.join(path))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 impl Drop for Ground {
@@ -130,7 +163,6 @@ fn sweep() {
             .lines()
             .filter_map(|line| line.parse().ok())
             .collect();
-        netns::kill_all(&namespaces);
-        let _ = std::fs::remove_dir_all(entry.path());
+        clear(&namespaces, &entry.path());
     }
 }

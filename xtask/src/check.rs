@@ -5,7 +5,7 @@ mod source;
 mod style;
 mod tools;
 
-use crate::{setup, sh};
+use crate::{build, setup, sh};
 use anyhow::{Result, bail};
 
 /// A rule's name and the test of it.
@@ -105,6 +105,8 @@ const RULES: &[Rule] = &[
 /// Tests every rule and fails if one does not hold.
 pub(crate) fn run() -> Result<()> {
     setup::run(setup::Need::Everything)?;
+    // The agent embeds them: without them neither lints nor documentation can be had.
+    build::programs()?;
     let (mut broken, mut untested) = (0, 0);
     for rule in RULES {
         let began = std::time::Instant::now();

@@ -12,7 +12,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -160,9 +160,25 @@ fn become_command(command: &[OsString]) -> Outcome {
         return Outcome::Command(SETUP_FAILED);
     };
     let error = Command::new(program).args(arguments).exec();
-    eprintln!("tollgate: {}: {error}", program.to_string_lossy());
-    Outcome::Command(match error.kind() {
-        std::io::ErrorKind::NotFound => NOT_FOUND,
-        _ => NOT_EXECUTABLE,
-    })
+    let found = error.kind() != std::io::ErrorKind::NotFound && is_somewhere(program);
+    let (what, code) = if found {
+        (error.to_string(), NOT_EXECUTABLE)
+    } else {
+        ("not found".to_owned(), NOT_FOUND)
+    };
+    eprintln!(
+        "tollgate: {}: {what}",
+        super::output::escape(&program.to_string_lossy())
+    );
+    Outcome::Command(code)
+}
+
+/// Whether there is a file of this name where a command is looked for. A directory of PATH that the user may not enter
+/// turns "not found" into "permission denied" otherwise.
+fn is_somewhere(program: &OsStr) -> bool {
+    if program.as_encoded_bytes().contains(&b'/') {
+        return true;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }

@@ -149,7 +149,7 @@ pub fn main() -> ExitCode {
         Ok(outcome) => outcome.into(),
         Err(e) if output::is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("tollgate: {}", output::escape_lines(&format!("{e:#}")));
+            eprintln!("tollgate: {}", output::escape_lines(&told(&e)));
             outcome_of(&e).into()
         }
     }
@@ -173,6 +173,18 @@ fn dispatch(context: &Context, verb: Verb) -> anyhow::Result<Outcome> {
         Verb::Man(args) => man::run(&args, Cli::command()),
         Verb::Launch(args) => Ok(launch::run(&args)),
     }
+}
+
+/// An error and its causes, each said once: many say their cause themselves.
+fn told(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |told, next| match told {
+            told if told.is_empty() => next,
+            told if told.contains(&next) => told,
+            told => format!("{told}: {next}"),
+        })
 }
 
 /// An agent that is not there is 3; everything else that stops a verb is for the caller to mend.

@@ -8,6 +8,7 @@ use crate::audit::{
     Verdict,
 };
 use crate::snapshot::Snapshot;
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -167,7 +168,12 @@ impl Tracker {
     }
 
     /// It failed under way.
-    pub(super) fn failed(&mut self, verdict: Verdict, code: &'static str, detail: String) {
+    pub(super) fn failed(
+        &mut self,
+        verdict: Verdict,
+        code: impl Into<Cow<'static, str>>,
+        detail: String,
+    ) {
         self.edit(|record| {
             record.verdict = verdict;
             record.reason = Some(ReasonRecord {

@@ -51,17 +51,6 @@ impl Refusal {
         }
     }
 
-    /// A limit was reached.
-    pub(super) fn limit(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            status,
-            verdict: Verdict::Limit,
-            code: code.into(),
-            detail: detail.into(),
-            hint: "see `limits` in the agent's configuration".into(),
-        }
-    }
-
     /// Something failed that is nobody's permission.
     pub(super) fn failed(
         status: StatusCode,

@@ -154,30 +154,37 @@ async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
             )
         })
     };
+    // hyper refuses nothing that the gate let pass, or it would be refused without a record.
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.idle)
         .max_headers(limits.head_fields + 1)
+        .max_buf_size(limits.head_bytes + 8192)
         .pipeline_flush(true)
         .serve_connection(TokioIo::new(gate), service);
     let mut connection = pin!(connection);
     let mut stop = worker.signals.stop.clone();
-    let mut slow = pin!(slow_head(handle, limits.head));
-    tokio::select! {
-        result = connection.as_mut() => conclude(worker, &peer, result.err()),
-        () = slow.as_mut() => {
-            let why = format!("the request's head was not complete within {:?}", limits.head);
-            ended(worker, Some(&peer.flow), Verdict::Limit, "slow_head", why);
-        }
+    let mut expire = pin!(expire_heads(handle.clone(), limits.head));
+    let ended = tokio::select! {
+        result = connection.as_mut() => result,
+        // Never ends; it lives exactly as long as the connection.
+        () = expire.as_mut() => Ok(()),
         _ = stop.wait_for(|stop| *stop) => {
             connection.as_mut().graceful_shutdown();
-            conclude(worker, &peer, connection.await.err());
+            connection.await
         }
+    };
+    match handle.unclaimed() {
+        Some(violation) => {
+            let tracker = Tracker::new(&worker.shared.sink, &peer, &worker.shared.live.load_full());
+            unanswered(tracker, violation);
+        }
+        None => conclude(worker, &peer, ended.err()),
     }
 }
 
-/// Ends once a request's head has been under way for longer than `limit`.
-async fn slow_head(handle: Handle, limit: Duration) {
+/// Answers 408 when a request's head has been under way for longer than `limit`.
+async fn expire_heads(handle: Handle, limit: Duration) {
     let mut since: Option<(tokio::time::Instant, u64)> = None;
     loop {
         tokio::time::sleep(limit / 3).await;
@@ -186,7 +193,7 @@ async fn slow_head(handle: Handle, limit: Duration) {
             _ if !handle.in_head() => None,
             Some((began, same)) if same == request => {
                 if began.elapsed() >= limit {
-                    return;
+                    handle.expire();
                 }
                 Some((began, same))
             }
@@ -303,6 +310,12 @@ fn content_type(headers: &HeaderMap) -> HeaderMap<HeaderValue> {
         .map(|value| (header::CONTENT_TYPE, value.clone()))
         .into_iter()
         .collect()
+}
+
+/// A violation that nobody was there to be told of: the client had left.
+fn unanswered(mut tracker: Tracker, violation: crate::gate::Violation) {
+    let refusal = violated(&mut tracker, violation);
+    tracker.failed(refusal.verdict, refusal.code, refusal.detail);
 }
 
 /// What the gate kept from hyper.

@@ -126,19 +126,22 @@ impl Answer {
         }
     }
 
-    /// Status line, content type and body.
+    /// Status line, content type and body, and what went to standard error.
     fn shown(&self) -> String {
         let first = self.head.lines().next().unwrap_or_default();
         let kind = self
             .head
             .lines()
             .find(|line| line.to_lowercase().starts_with("content-type"));
-        format!(
-            "{first}\n{}\n{}\n{}",
-            kind.unwrap_or_default(),
-            self.body,
-            self.stderr
-        )
+        let body = match self.json() {
+            serde_json::Value::Object(fields) if fields.contains_key("decision") => {
+                problem(&fields)
+            }
+            _ => self.body.clone(),
+        };
+        let stderr = self.stderr.lines().filter(|line| !is_chatter(line));
+        let stderr = stderr.collect::<Vec<_>>().join("\n");
+        format!("{first}\n{}\n{body}\n{stderr}", kind.unwrap_or_default())
     }
 
     /// The body as JSON; null if it is none.
@@ -147,11 +150,29 @@ impl Answer {
     }
 }
 
+/// The fields of a refusal, one a line.
+fn problem(fields: &serde_json::Map<String, serde_json::Value>) -> String {
+    let lines: Vec<_> = fields
+        .iter()
+        .map(|(name, value)| format!("  {name}: {value}"))
+        .collect();
+    lines.join("\n")
+}
+
+/// What `curl -v` says of connecting, of TLS, and of headers that are shown already.
+fn is_chatter(line: &str) -> bool {
+    ["* ", "< ", "{ [", "} ["]
+        .iter()
+        .any(|start| line.starts_with(start))
+}
+
 /// As a shell wants it.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=%,@+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
+    } else if word.contains('\'') && !word.contains(['"', '$', '`', '\\', '!']) {
+        format!("\"{word}\"")
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
