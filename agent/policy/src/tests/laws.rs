@@ -94,15 +94,15 @@ fn asked() -> impl Strategy<Value = Asked> {
     );
     let query = prop::collection::vec(
         (
-            select(vec!["p", "q", "r", "api_key"]),
-            select(vec!["1", "9", "x", "z", ""]),
+            select(vec!["p", "p", "p", "q", "api_key", "r"]),
+            select(vec!["1", "1", "1", "9", "x", ""]),
         ),
         0..3,
     );
     (
         0..3_usize,
-        select(vec!["a.com", "x.b.com", "y.b.com", "b.com", "c.com"]),
-        select(vec!["GET", "PUT", "TRACE", "CONNECT"]),
+        select(vec!["a.com", "a.com", "x.b.com", "y.b.com", "b.com"]),
+        select(vec!["GET", "GET", "GET", "PUT", "TRACE", "CONNECT"]),
         (segments, any::<bool>()),
         query,
     )
