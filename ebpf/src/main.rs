@@ -151,11 +151,12 @@ fn sock_create(ctx: SockContext) -> i32 {
     }
 }
 
-/// A socket that was steered and is closed without ever having been connected has no other end.
+/// A socket that was steered and is closed before its SYN (a failed connect, a deferred one) or after
+/// its end has no other hook to tell that end; it is told once.
 #[cgroup_sock(sock_release)]
 fn sock_release(ctx: SockContext) -> i32 {
     if let Some(client) = CLIENTS.of(ctx.as_ptr())
-        && field!(ctx.sock, state) == BPF_TCP_CLOSE
+        && (client.port.address.port == 0 || field!(ctx.sock, state) == BPF_TCP_CLOSE)
     {
         flow::client_closed(client);
     }

@@ -74,6 +74,8 @@ pub(crate) struct SocketStorage<T, const FLAGS: usize> {
 // SAFETY: needed for a static. The fields are placeholders for the loader and never dereferenced.
 unsafe impl<T, const FLAGS: usize> Sync for SocketStorage<T, FLAGS> {}
 
+// A value belongs to its socket, not to the map's handle; each hook holds one reference at a time.
+#[allow(clippy::mut_from_ref)]
 impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
     const fn new() -> Self {
         Self {

@@ -110,6 +110,7 @@ fn is_the_agents(ctx: &SockAddrContext, listener: &Address) -> bool {
 
 /// Records who connects where, in the map and on the socket. `None`: it could not be.
 #[inline(always)]
+#[allow(clippy::needless_borrows_for_generic_args)] // A copy of `BLANK` would not fit the stack.
 fn record(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> Option<()> {
     // SAFETY: needed to call a helper without arguments.
     let opened = unsafe { bpf_ktime_get_boot_ns() };

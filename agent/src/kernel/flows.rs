@@ -4,10 +4,11 @@ use super::{
     events::code,
     translate::{address, counters, time},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use tollgate_common::event::Reason;
 use tollgate_common::flow::{Account, CLIENT_CLOSED, COMPLETE};
+use tollgate_common::limits::MAX_FLOWS;
 
 impl Fence {
     pub(super) fn flow_behind(&self, accepted: BorrowedFd<'_>) -> Option<Flow> {
@@ -23,9 +24,13 @@ impl Fence {
     }
 
     pub(super) fn live_flows(&self) -> Vec<FlowAccount> {
-        let records = self.maps.flows.iter().filter_map(Result::ok);
-        let live = records.filter(|(key, record)| {
-            record.connection == *key && record.state & (COMPLETE | CLIENT_CLOSED) == COMPLETE
+        // A walk starts over where its place was just removed: bounded, and each flow once.
+        let records = self.maps.flows.iter().take(2 * MAX_FLOWS as usize);
+        let mut seen = HashSet::new();
+        let live = records.filter_map(Result::ok).filter(|(key, record)| {
+            record.connection == *key
+                && record.state & (COMPLETE | CLIENT_CLOSED) == COMPLETE
+                && seen.insert((key.cookie, key.opened))
         });
         live.filter_map(|(_, record)| {
             Some(FlowAccount {

@@ -260,20 +260,36 @@ say(name(lambda: s.connect(('198.51.100.2', 1002))), s.getpeername()[0])
 sys.stdin.read()",
     );
     assert_eq!(client.line(), "ok");
+    let flow = |accepted| {
+        let flow = stand.fence().flow_of(accepted);
+        flow.map(|flow| flow.destination.to_string())
+    };
     let first = stand.accept(&stand.agent4);
+    assert_eq!(flow(&first).as_deref(), Some("198.51.100.1:1001"));
     client.send("\n");
     assert_eq!(client.line(), "0");
     assert_eq!(client.line(), "ok 198.51.100.2");
     let second = stand.accept(&stand.agent4);
-    let flow = |accepted| {
-        stand
-            .fence()
-            .flow_of(accepted)
-            .map(|flow| flow.destination.to_string())
-    };
-    assert_eq!(flow(&first).as_deref(), Some("198.51.100.1:1001"));
+    assert_eq!(flow(&first), None, "reset, on both sides");
     assert_eq!(flow(&second).as_deref(), Some("198.51.100.2:1002"));
-    assert_eq!(stand.fence().flows().len(), 1, "one of them is live");
+    assert_eq!(stand.fence().flows().len(), 1);
     client.finish();
     eventually("none is live", || stand.fence().flows().is_empty());
+}
+
+/// Nobody of the agent's listens in another network namespace, whatever port an impostor takes there.
+#[test]
+fn another_network_namespace_has_no_agent() {
+    let stand = Stand::new();
+    let script = format!(
+        "import ctypes, fcntl, struct
+assert ctypes.CDLL(None).unshare(0x40000000) == 0
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    fcntl.ioctl(s, 0x8914, struct.pack('16sh', b'lo', 1)) # lo up
+impostor = socket.create_server(('127.0.0.1', {}))
+say(tcp('198.51.100.7', 80)[1], tcp('127.0.0.1', 80)[1])",
+        port(&stand.agent4)
+    );
+    assert_eq!(stand.run(&script), "ECONNREFUSED ECONNREFUSED");
+    assert_quiet(&stand.agent4);
 }
