@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 use tollgate_policy::Mode;
 
+/// Run the agent; this is what the systemd unit starts
+///
 /// Runs until SIGTERM or SIGINT; SIGHUP reloads. What it governs stays fenced in when it stops: a governed workload can
 /// then reach nothing until an agent runs again.
 #[derive(Debug, clap::Args)]

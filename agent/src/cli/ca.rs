@@ -5,6 +5,7 @@ use crate::daemon::admin::client;
 use crate::daemon::admin::wire::{Ca, Reply, Request};
 use std::path::Path;
 
+/// Show or export the local CA's certificate
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]

@@ -5,6 +5,8 @@ use crate::daemon;
 use std::path::PathBuf;
 use tollgate_policy::syntax::{Faults, Severity};
 
+/// Validate policy: every fault with its place, and how to mend it
+///
 /// Exit code 0: valid, perhaps with warnings; 2: faults.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

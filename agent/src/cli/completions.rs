@@ -1,6 +1,7 @@
 //! `tollgate completions`: for the shell to source.
 use super::Outcome;
 
+/// Print completions for a shell
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Which shell

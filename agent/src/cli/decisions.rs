@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tollgate_policy::syntax::parse_duration;
 
+/// Show decisions, from the log or live
+///
 /// Newest last. Without a running agent, reads the log of the configuration's state_dir.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

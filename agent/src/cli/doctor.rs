@@ -3,11 +3,15 @@ use super::output::{self, Colour, Form, Format, Paint};
 use super::{Context, Outcome};
 use crate::config::Config;
 use crate::daemon::admin::client;
+use crate::kernel::{Fence, Options};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Exit code 0: it can; 1: something must be mended first. Changes nothing.
+/// Tell whether this host can run the agent, and what to mend
+///
+/// Exit code 0: it can; 1: something must be mended first. As root it loads and attaches the eBPF programs for an instant,
+/// governing nothing, to see whether they can be.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -41,6 +45,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
         btf(),
         cgroup2(&config),
         bpffs(),
+        hooks(&config),
         ipv6(),
         port(&config),
     ];
@@ -178,6 +183,51 @@ fn bpffs() -> Finding {
             "bpffs",
             "not mounted",
             "the agent mounts it at /sys/fs/bpf when it starts",
+        ),
+    }
+}
+
+/// Only the kernel can say what it takes: a fence around nobody, which is lifted at once.
+fn hooks(config: &Config) -> Finding {
+    if !rustix::process::geteuid().is_root() {
+        return note("hooks", "not tried", "run with sudo to have them tried");
+    }
+    let name = format!("tollgate-doctor-{}", std::process::id());
+    let options = Options {
+        pin_dir: config.pin_dir.with_file_name(name),
+        cgroup_root: config.cgroup_root.clone(),
+        resolvers: Vec::new(),
+    };
+    let fence = match Fence::open(&options) {
+        Ok(fence) => fence,
+        Err(e) => {
+            return bad(
+                "hooks",
+                e.to_string(),
+                "mend what it names, then look again",
+            );
+        }
+    };
+    let layers = fence.layers();
+    // There is no agent to steer to, by intent.
+    let missing: Vec<&str> = layers
+        .iter()
+        .filter(|l| !l.enforcing && l.name != "listener")
+        .map(|l| &*l.name)
+        .collect();
+    let loaded = layers.iter().filter(|l| l.enforcing).count();
+    let found = format!("{loaded} load and attach");
+    match (fence.lift(), missing.is_empty()) {
+        (Err(e), _) => bad(
+            "hooks",
+            format!("loaded, and not removed: {e}"),
+            "remove the directory it names",
+        ),
+        (Ok(()), true) => good("hooks", found),
+        (Ok(()), false) => note(
+            "hooks",
+            format!("{found}; not: {}", missing.join(", ")),
+            "`tollgate status` tells what each leaves open",
         ),
     }
 }

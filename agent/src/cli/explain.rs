@@ -14,6 +14,8 @@ use tollgate_policy::Mode;
 /// Bytes of a body at most.
 const BODY: u64 = 1 << 20;
 
+/// Decide a request without sending it, or show a decision from the log
+///
 /// `tollgate explain METHOD URL --workload W` decides without sending; `tollgate explain DECISION-ID` shows a decision.
 /// Exit code 0: it would pass; 1: it would not.
 #[derive(Debug, clap::Args)]

@@ -4,6 +4,8 @@ use super::{Context, Outcome};
 use crate::daemon::admin::client;
 use crate::daemon::admin::wire::{Flow, Reply, Request};
 
+/// Show the kernel's accounts of flows, live and just ended
+///
 /// Live flows, and the last 1024 that ended.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -22,6 +22,7 @@ const SETUP_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
+/// The child of `run`: enters the cgroup, gives up privileges, becomes the command
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[arg(long)]

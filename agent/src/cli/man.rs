@@ -3,6 +3,7 @@ use super::Outcome;
 use anyhow::Context as _;
 use std::path::PathBuf;
 
+/// Print the manual page
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Write a page per verb into this directory instead

@@ -47,35 +47,21 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Run the agent; this is what the systemd unit starts
     Agent(agent::Args),
-    /// Run one command governed, with trust set up for it
     Run(run::Args),
-    /// Validate policy: every fault with its place, and how to mend it
     Check(check::Args),
-    /// Decide a request without sending it, or show a decision from the log
     Explain(explain::Args),
-    /// Show decisions, from the log or live
     Decisions(decisions::Args),
-    /// Show the kernel's accounts of flows, live and just ended
     Flows(flows::Args),
-    /// Show what is governed, and the kernel's account of each workload
     Workloads(workloads::Args),
-    /// Show health, the layers in force, and what happens when a part fails
     Status(status::Args),
     /// Apply policy and secrets as they are on disk now
     Reload,
-    /// Show or export the local CA's certificate
     Ca(ca::Args),
-    /// Set up trust in the local CA
     Trust(trust::Args),
-    /// Tell whether this host can run the agent, and what to mend
     Doctor(doctor::Args),
-    /// Print completions for a shell
     Completions(completions::Args),
-    /// Print the manual page
     Man(man::Args),
-    /// The child of `run`: enters the cgroup, gives up privileges, becomes the command
     #[command(hide = true)]
     Launch(launch::Args),
 }

@@ -16,6 +16,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Run one command governed, with trust set up for it
+///
 /// Runs CMD so that all its connections pass the agent, and exits as it does; then sums up its decisions on stderr.
 ///
 /// Where an agent runs, it governs the command by its policy. Otherwise, or with --policy, an agent is started for this

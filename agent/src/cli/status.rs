@@ -6,6 +6,8 @@ use crate::daemon::admin::wire::{Reply, Request, Status, Verdict};
 use std::path::Path;
 use tollgate_policy::Mode;
 
+/// Show health, the layers in force, and what happens when a part fails
+///
 /// Exit code 0: enforcing, or observing as configured; 1: not enforcing, or a part has failed; 3: no agent runs.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

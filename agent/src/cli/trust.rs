@@ -4,6 +4,7 @@ use crate::daemon::admin::wire::Trust;
 use std::io::Write;
 use std::path::Path;
 
+/// Set up trust in the local CA
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]

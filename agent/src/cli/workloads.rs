@@ -6,6 +6,8 @@ use crate::daemon::admin::wire::{Reply, Request};
 use crate::kernel::{Governed, WorkloadAccount};
 use std::path::Path;
 
+/// Show what is governed, and the kernel's account of each workload
+///
 /// Each governed cgroup with its workload, and the workload's account since the fence stands.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -107,7 +107,7 @@ pub(super) fn selects(selector: &Selector, cgroup: &str) -> bool {
 /// `**` is any rest, the directory it stands in included, so that its future children are governed before they exist.
 fn glob_matches(pattern: &[&str], path: &[&str]) -> bool {
     match (pattern.split_first(), path.split_first()) {
-        (Some((&"**", rest)), _) if rest.is_empty() => true,
+        (Some((&"**", [])), _) => true,
         (Some((&"**", rest)), _) => {
             glob_matches(rest, path)
                 || path

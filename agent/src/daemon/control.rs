@@ -42,7 +42,7 @@ async fn serve(up: Up) -> std::io::Result<()> {
     let mut take = |event| recorder.take(event);
     announce(&agent);
     tokio::select! {
-        () = told.to_stop(Arc::clone(&agent)) => Ok(()),
+        () = told.until_stop(Arc::clone(&agent)) => Ok(()),
         () = admin::server::serve(admin, Arc::clone(&agent)) => Err(std::io::Error::other("the admin socket ended")),
         () = agent.shared.fence.events(&mut take) => Err(std::io::Error::other("the kernel's events ended")),
         ended = watch::cgroups(Arc::clone(&agent)) => ended,
@@ -83,7 +83,7 @@ impl Told {
         })
     }
 
-    async fn to_stop(mut self, agent: Arc<Agent>) {
+    async fn until_stop(mut self, agent: Arc<Agent>) {
         let orphaned = async {
             match self.orphaned {
                 Some(end) => drop(end.await),

@@ -20,13 +20,21 @@ const SECRETS: Duration = Duration::from_millis(400);
 /// Keeps what is governed true to the host, for ever.
 pub(super) async fn cgroups(agent: Arc<Agent>) -> io::Result<()> {
     let mut watch = Watch::new()?;
+    let mut known = Vec::new();
     loop {
         let settling = Arc::clone(&agent);
         match tokio::task::spawn_blocking(move || settling.settle()).await {
-            Ok(directories) => watch.add(&directories),
+            Ok(mut directories) => {
+                watch.add(&directories);
+                directories.sort_unstable();
+                if directories != known {
+                    // What was made between the walk and its watch was seen by neither: walk again.
+                    known = directories;
+                    continue;
+                }
+            }
             Err(e) => tracing::error!("looking for cgroups failed: {e}"),
         }
-        // A cgroup made between the walk and its watch is seen on the next walk.
         let _ = tokio::time::timeout(WALK, watch.changed()).await;
         tokio::time::sleep(SETTLE).await;
         watch.drain();
