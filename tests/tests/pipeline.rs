@@ -43,6 +43,9 @@ roles:
         - route: POST /json
           body: { fields: { state: [open, closed], note: string }, max: 1KiB }
         - route: POST /stream
+        - route: POST /either
+          body: { fields: { state: [open, closed] }, max: 1KiB }
+        - route: POST /either
       deny:
         - route: "* /secret"
       response: { strip: [set-cookie] }
@@ -298,6 +301,45 @@ fn parameters_and_bodies_are_held_to_their_rules() {
         (403, true),
         "{data}"
     );
+}
+
+#[test]
+fn a_body_that_one_rule_stops_reading_and_another_allows_arrives_whole() {
+    let mut lab = Lab::new();
+    let body: String = (0..20_000).map(|i| format!("{i} ")).collect();
+    let head = "POST /either HTTP/1.1\r\nhost: odd.example\r\nconnection: close\r\ncontent-type: application/json";
+    let length = body.len();
+    let (status, data, _) =
+        lab.exchange(&format!("{head}\r\ncontent-length: {length}\r\n\r\n{body}"));
+    assert_eq!(status, 200, "{data}");
+    assert!(echoed(&data)["body"] == body, "not what was sent");
+    let chunks: String = body
+        .as_bytes()
+        .chunks(700)
+        .map(|chunk| {
+            format!(
+                "{:x}\r\n{}\r\n",
+                chunk.len(),
+                std::str::from_utf8(chunk).unwrap()
+            )
+        })
+        .collect();
+    let (status, data, _) = lab.exchange(&format!(
+        "{head}\r\ntransfer-encoding: chunked\r\n\r\n{chunks}0\r\n\r\n"
+    ));
+    assert_eq!(status, 200, "{data}");
+    let record = lab.record("the call", |record| record["request"]["path"] == "/either");
+    assert_eq!(record["request"]["bytes"], length);
+}
+
+#[test]
+fn a_request_body_that_breaks_its_framing_is_refused_for_that() {
+    let mut lab = Lab::new();
+    let head = "POST /stream HTTP/1.1\r\nhost: odd.example\r\ntransfer-encoding: chunked\r\n\r\n";
+    let (status, data, _) = lab.exchange(&format!("{head}5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\n\r\n"));
+    assert_eq!(status, 400, "{data}");
+    let record = lab.record("it", |record| record["request"]["path"] == "/stream");
+    assert_eq!(record["verdict"], "DENY", "{record}");
 }
 
 #[test]

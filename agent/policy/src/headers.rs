@@ -217,9 +217,9 @@ pub(crate) fn parameter_kind(name: &str) -> ParameterKind {
         };
         known.len() == name.len() && name.bytes().map(fold).eq(known.bytes())
     };
-    if CREDENTIAL_PARAMETERS.iter().any(|known| same(known)) {
+    if CREDENTIAL_PARAMETERS.iter().any(&same) {
         ParameterKind::Credential
-    } else if METHOD_PARAMETERS.iter().any(|known| same(known)) {
+    } else if METHOD_PARAMETERS.iter().any(same) {
         ParameterKind::Method
     } else {
         ParameterKind::Plain

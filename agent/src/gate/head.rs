@@ -2,6 +2,7 @@
 //!
 //! Whatever the input's split, the first byte in order that breaks a rule decides.
 use super::TARGET_BYTES;
+use super::bytes::{TARGET, TOKEN, VALUE, all, is, misfit};
 use super::violation::{Kind, Violation, quoted};
 
 /// Longest method and longest field name; real ones have 17 and some 40 bytes.
@@ -137,7 +138,12 @@ impl Reader {
             };
             match self.part {
                 Part::Method => self.method(input, byte)?,
-                Part::Target => self.target(input, byte)?,
+                Part::Target => {
+                    if self.skip_plain(input) {
+                        continue;
+                    }
+                    self.target(input, byte)?;
+                }
                 _ => self.version(input, byte)?,
             }
             self.at += 1;
@@ -202,7 +208,7 @@ impl Reader {
                 Kind::LineEnd,
                 "an empty line came where a request line was expected (RFC 9112 §2.2)",
             ),
-            b'a'..=b'z' if is_token(method) => broken(
+            b'a'..=b'z' if all(TOKEN, method) => broken(
                 Kind::Method,
                 "the method has a lower-case letter: methods are case-sensitive (RFC 9110 §9.1)",
             ),
@@ -227,6 +233,21 @@ impl Reader {
         if part == Part::Target {
             self.target_from = self.from;
         }
+    }
+
+    /// Passes over a path's plain bytes at once; false where the next one needs a look.
+    fn skip_plain(&mut self, input: &[u8]) -> bool {
+        let length = self.at - self.from;
+        if length == 0 || input.get(self.from) != Some(&b'/') {
+            return false;
+        }
+        let rest = input.get(self.at..).unwrap_or_default();
+        let rest = rest
+            .get(..TARGET_BYTES.saturating_sub(length))
+            .unwrap_or(rest);
+        let plain = misfit(TARGET, rest).unwrap_or(rest.len());
+        self.at += plain;
+        plain > 0
     }
 
     /// `origin-form`, or `asterisk-form` for OPTIONS (RFC 9112 §3.2): what follows is decided by one host only.
@@ -267,12 +288,7 @@ impl Reader {
                 format!("the target is longer than {TARGET_BYTES} bytes"),
             ),
             b'#' => broken(Kind::Target, "the target has a fragment (RFC 9112 §3.2.1)"),
-            // No URI has them bare (RFC 3986 §2), and hyper knows them in a path or query no better.
-            b'<' | b'>' | b'`' | b'"' => broken(
-                Kind::Target,
-                format!("byte 0x{byte:02x} in the target must be percent-encoded"),
-            ),
-            b'!'..=b'~' => Ok(()),
+            _ if is(TARGET, byte) => Ok(()),
             _ => broken(
                 Kind::Target,
                 format!("byte 0x{byte:02x} in the target must be percent-encoded"),
@@ -358,10 +374,7 @@ impl Reader {
         let (name, rest) = line.split_at(colon);
         check_name(name)?;
         let value = rest.get(1..).unwrap_or_default();
-        if let Some(byte) = value
-            .iter()
-            .find(|byte| !matches!(byte, b'\t' | b' '..=b'~'))
-        {
+        if let Some(byte) = misfit(VALUE, value).and_then(|at| value.get(at)) {
             let kind = if *byte == b'\r' {
                 Kind::LineEnd
             } else {
@@ -504,7 +517,7 @@ fn check_name(name: &[u8]) -> Checked<()> {
             "a bare CR within a line of the head (RFC 9112 §2.2)",
         );
     }
-    if !is_token(name) {
+    if !all(TOKEN, name) {
         return broken(
             Kind::FieldName,
             format!(
@@ -549,13 +562,6 @@ fn is_framing_alias(name: &[u8]) -> bool {
         || (name.len() > 15
             && letters(b"transferencoding")
             && !name.eq_ignore_ascii_case(b"transfer-encoding"))
-}
-
-/// `1*tchar` (RFC 9110 §5.6.2), or nothing.
-fn is_token(bytes: &[u8]) -> bool {
-    bytes
-        .iter()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
 }
 
 /// `name`, `192.0.2.1` or `[2001:db8::1]`, and `:port` without leading zeros. What the characters mean is for the

@@ -53,6 +53,7 @@
 //! targets; a body with GET or HEAD; chunk extensions; trailer fields; `Transfer-Encoding` in other than lower case; HTTP/1.0 with `Expect`.
 //! Clients that were met send none of these to an API; each has been used to smuggle requests past a proxy.
 
+mod bytes;
 mod frame;
 pub mod fuzz;
 mod handle;

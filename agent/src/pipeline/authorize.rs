@@ -37,7 +37,7 @@ impl Headers for HeaderView<'_> {
 enum Held {
     Nothing,
     Waiting(Incoming),
-    Read(Bytes),
+    Read(Bytes, Option<Counted>),
 }
 
 /// Decides, reading as much of the body as a rule asks for and no more.
@@ -78,8 +78,8 @@ pub(super) async fn authorize<'p>(
                     std::rc::Rc::clone(&tracker.bytes_in),
                     worker.shared.limits.body_idle,
                 );
-                let read = counted.read(max).await.map_err(unreadable)?;
-                held = Held::Read(read);
+                let (read, rest) = counted.read(max).await.map_err(unreadable)?;
+                held = Held::Read(read, rest);
             }
             // A rule that asks again for what it has: a fault of the policy crate, and a refusal.
             (Outcome::NeedsBody { .. }, _) => {
@@ -95,7 +95,8 @@ pub(super) async fn authorize<'p>(
     let decision = settle(peer, snapshot, decision, tracker, took)?;
     let body = match held {
         Held::Nothing => RequestBody::Empty,
-        Held::Read(bytes) => RequestBody::Read(Some(bytes)),
+        Held::Read(bytes, None) => RequestBody::Read(Some(bytes)),
+        Held::Read(head, Some(rest)) => RequestBody::Joined(Some(head), rest),
         Held::Waiting(body) => RequestBody::Stream(Counted::new(
             body,
             std::rc::Rc::clone(&tracker.bytes_in),
@@ -124,7 +125,7 @@ fn decide<'p>(peer: &Peer, snapshot: &'p Snapshot, parsed: &Parsed, held: &Held)
             body: match held {
                 Held::Nothing => Body::Absent,
                 Held::Waiting(body) => Body::Unread(body.size_hint().exact()),
-                Held::Read(bytes) => Body::Read(bytes),
+                Held::Read(bytes, _) => Body::Read(bytes),
             },
         },
     )

@@ -31,6 +31,8 @@ pub(crate) enum RequestBody {
     Read(Option<Bytes>),
     /// Passed on as it comes.
     Stream(Counted),
+    /// Longer than a rule wanted to see, and allowed by another that need not see it: what was read, then the rest.
+    Joined(Option<Bytes>, Counted),
 }
 
 /// A streamed body that is counted and may not stand still for long.
@@ -49,19 +51,18 @@ impl Counted {
         }
     }
 
-    /// Reads until the end or until more than `max` bytes are there, whichever is first.
-    pub(super) async fn read(mut self, max: usize) -> Result<Bytes, BodyError> {
-        let mut whole = BytesMut::new();
+    /// Reads until the end, or until more than `max` bytes are there; then the rest comes back, too.
+    pub(super) async fn read(mut self, max: usize) -> Result<(Bytes, Option<Self>), BodyError> {
+        let mut head = BytesMut::new();
         while let Some(frame) = std::future::poll_fn(|cx| self.poll_frame(cx)).await {
             if let Ok(data) = frame?.into_data() {
-                let room = max.saturating_add(1).saturating_sub(whole.len());
-                whole.extend_from_slice(data.get(..room.min(data.len())).unwrap_or_default());
-                if whole.len() > max {
-                    break;
+                head.extend_from_slice(&data);
+                if head.len() > max {
+                    return Ok((head.freeze(), Some(self)));
                 }
             }
         }
-        Ok(whole.freeze())
+        Ok((head.freeze(), None))
     }
 
     fn poll_frame(
@@ -99,6 +100,10 @@ impl Body for RequestBody {
             Self::Empty => Poll::Ready(None),
             Self::Read(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(body) => body.poll_frame(cx),
+            Self::Joined(head, rest) => match head.take() {
+                Some(head) => Poll::Ready(Some(Ok(Frame::data(head)))),
+                None => rest.poll_frame(cx),
+            },
         }
     }
 
@@ -107,6 +112,7 @@ impl Body for RequestBody {
             Self::Empty => true,
             Self::Read(bytes) => bytes.is_none(),
             Self::Stream(body) => body.inner.is_end_stream(),
+            Self::Joined(head, rest) => head.is_none() && rest.inner.is_end_stream(),
         }
     }
 
@@ -117,6 +123,13 @@ impl Body for RequestBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Self::Stream(body) => body.inner.size_hint(),
+            Self::Joined(head, rest) => {
+                let held = head.as_ref().map_or(0, |head| head.len() as u64);
+                match rest.inner.size_hint().exact() {
+                    Some(more) => SizeHint::with_exact(held.saturating_add(more)),
+                    None => SizeHint::default(),
+                }
+            }
         }
     }
 }

@@ -269,7 +269,10 @@ async fn serve(
 ) -> Result<Response<ResponseBody>, Infallible> {
     let snapshot = worker.shared.live.load_full();
     let mut tracker = Tracker::new(&worker.shared.sink, &peer, &snapshot);
-    if let Some(violation) = gate.and_then(|gate| gate.violation(request.uri().path())) {
+    if let Some(violation) = gate
+        .as_ref()
+        .and_then(|gate| gate.violation(request.uri().path()))
+    {
         let refusal = violated(&mut tracker, violation);
         return Ok(refuse(tracker, &refusal, &HeaderMap::new()));
     }
@@ -277,7 +280,14 @@ async fn serve(
     let kind = content_type(request.headers());
     match stages(&worker, &peer, &snapshot, request, &mut tracker).await {
         Ok(responded) => Ok(respond(&worker, &peer, responded, tracker)),
-        Err(refusal) => Ok(refuse(tracker, &refusal, &kind)),
+        Err(refusal) => {
+            // Whatever failed: if the body broke the framing, that is why.
+            let refusal = match gate.and_then(|gate| gate.body_violation()) {
+                Some(violation) => gate_refusal(violation),
+                None => refusal,
+            };
+            Ok(refuse(tracker, &refusal, &kind))
+        }
     }
 }
 
@@ -324,6 +334,10 @@ fn violated(tracker: &mut Tracker, violation: crate::gate::Violation) -> Refusal
         violation.method.as_deref().unwrap_or_default(),
         violation.target.as_deref().unwrap_or_default(),
     );
+    gate_refusal(violation)
+}
+
+fn gate_refusal(violation: crate::gate::Violation) -> Refusal {
     let status =
         http::StatusCode::from_u16(violation.status).unwrap_or(http::StatusCode::BAD_REQUEST);
     Refusal {

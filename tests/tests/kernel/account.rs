@@ -100,3 +100,37 @@ sys.stdin.read()";
     );
     client.finish();
 }
+
+/// A connect that is put off until the first data (TCP_FASTOPEN_CONNECT) is steered like any other,
+/// and one whose data never comes ends with its socket.
+#[test]
+fn a_deferred_connect_is_steered_and_ends() {
+    let stand = Stand::new();
+    let script = "
+def deferred():
+    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    s.setsockopt(socket.IPPROTO_TCP, 30, 1) # TCP_FASTOPEN_CONNECT
+    s.setsockopt(socket.IPPROTO_TCP, 34, 1) # TCP_FASTOPEN_NO_COOKIE
+    s.connect(('198.51.100.7', 443))
+    return s
+never = deferred()
+say(int.from_bytes(never.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1), 'little'))
+never.close()
+s = deferred(); s.sendall(b'early')
+sys.stdin.read()";
+    let mut client = Running::start(&stand.cgroup, script);
+    assert_eq!(client.line(), "2", "SYN_SENT, with no SYN sent");
+    let mut accepted = stand.accept(&stand.agent4);
+    let flow = stand.fence().flow_of(&accepted).expect("steered");
+    assert_eq!(flow.destination.to_string(), "198.51.100.7:443");
+    let mut early = [0; 5];
+    accepted.read_exact(&mut early).unwrap();
+    assert_eq!(&early, b"early");
+    assert_eq!(
+        stand.fence().flows().len(),
+        1,
+        "the one that never sent is over"
+    );
+    client.finish();
+    eventually("none is live", || stand.fence().flows().is_empty());
+}
