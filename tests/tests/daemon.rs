@@ -632,9 +632,8 @@ fn a_full_disk_refuses_until_there_is_room() {
 fn a_private_agent_serves_one_command_and_leaves_nothing() {
     let place = Place::new();
     let (policy, secrets) = (place.path("policy.yaml"), place.path("secrets"));
-    let before = leftovers();
     let script = format!(
-        "id -u; grep NoNewPrivs /proc/self/status; echo \"proxy=$HTTPS_PROXY\"; test -r \"$SSL_CERT_FILE\" || exit 8\n\
+        "echo $SSL_CERT_FILE >&2; id -u; grep NoNewPrivs /proc/self/status; echo \"proxy=$HTTPS_PROXY\"; test -r \"$SSL_CERT_FILE\" || exit 8\n\
          curl -sS -m 5 -o /dev/null -w '%{{http_code}}\\n' {ELSEWHERE}; exit 7"
     );
     let output = place
@@ -657,10 +656,55 @@ fn a_private_agent_serves_one_command_and_leaves_nothing() {
         told.contains("by-hand: 0 allowed, 1 denied") && told.contains("unknown_host"),
         "{told}"
     );
-    assert_eq!(leftovers(), before);
+    let name = told
+        .lines()
+        .find_map(|line| line.strip_prefix("/run/")?.split('/').next())
+        .unwrap();
+    assert!(!leftovers().contains(&name.to_owned()), "{name}");
 }
 
-/// Directories and pins of private agents on this host. Other tests of this file make none.
+#[test]
+fn a_killed_private_agent_refuses_and_its_run_cleans_up() {
+    let place = Place::new();
+    let script = format!("read line; curl -sS -m 5 {ELSEWHERE}");
+    let mut run = place
+        .tollgate(&["run", "--workload", "by-hand", "--policy"])
+        .arg(place.path("policy.yaml"))
+        .arg("--secrets-dir")
+        .arg(place.path("secrets"))
+        .args(["--", "sh", "-c", &script])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", run.id());
+    let pids = || fs::read_to_string(&children).unwrap_or_default();
+    let both = eventually(START, || {
+        Some(pids()).filter(|p| p.split_whitespace().count() == 2)
+    });
+    let agent = both
+        .expect("no agent and command")
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .to_owned();
+    let line = fs::read_to_string(format!("/proc/{agent}/cmdline")).unwrap();
+    let own: Vec<&str> = line.split('\0').collect();
+    assert_eq!(own[1], "agent");
+    let directory = PathBuf::from(own[3]);
+    kill_process(Pid::from_raw(agent.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    run.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let output = run.wait_with_output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(REFUSED.0), "{told}");
+    assert!(told.contains("the agent is gone"), "{told}");
+    assert!(!directory.exists(), "{}", directory.display());
+    let pins = Path::new("/sys/fs/bpf").join(directory.file_name().unwrap());
+    assert!(!pins.exists(), "{}", pins.display());
+}
+
+/// Directories and pins of private agents on this host.
 fn leftovers() -> Vec<String> {
     let mut names: Vec<String> = ["/run", "/sys/fs/bpf"]
         .iter()

@@ -80,28 +80,25 @@ impl Host {
 
     /// Ends the run; returns how many of its processes are left, where the agent can tell.
     pub(super) fn release(&self, enrolled: &Enrolled) -> Option<usize> {
+        let request = || Request::Release {
+            cgroup_id: enrolled.cgroup_id,
+        };
+        let mut left = None;
         // A process that ended an instant ago may still be listed.
         for _ in 0..5 {
-            match client::ask_one(
-                self.socket(),
-                Request::Release {
-                    cgroup_id: enrolled.cgroup_id,
-                },
-            ) {
+            match client::ask_one(self.socket(), request()) {
                 Ok(Reply::Released { left: 0 }) => return Some(0),
-                Ok(_) => std::thread::sleep(Duration::from_millis(10)),
-                Err(_) => return None,
+                Ok(Reply::Released { left: some }) => left = Some(some),
+                Ok(_) => return None,
+                Err(_) => {
+                    // Nobody else would remove it until an agent starts; one with processes in it cannot be.
+                    let _ = std::fs::remove_dir(&enrolled.directory);
+                    return None;
+                }
             }
+            std::thread::sleep(Duration::from_millis(10));
         }
-        match client::ask_one(
-            self.socket(),
-            Request::Release {
-                cgroup_id: enrolled.cgroup_id,
-            },
-        ) {
-            Ok(Reply::Released { left }) => Some(left),
-            _ => None,
-        }
+        left
     }
 
     /// Lets a private agent go. With processes left it stays for as long as they do.
