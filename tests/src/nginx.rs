@@ -50,7 +50,7 @@ impl Nginx {
         let mut servers = String::new();
         for site in sites {
             let files = ca.issue(&[site.host], directory)?;
-            servers.push_str(&server(site.host, &files));
+            servers.push_str(&server(site, &files));
         }
         let settings = directory.join("nginx.conf");
         std::fs::write(&settings, settings_text(directory, &servers))?;
@@ -167,7 +167,8 @@ http {{
     )
 }
 
-fn server(host: &str, files: &CertificateFiles) -> String {
+fn server(site: &Site, files: &CertificateFiles) -> String {
+    let Site { host, v4, v6 } = site;
     let (certificate, key) = (files.certificate.display(), files.key.display());
     let directory = files
         .certificate
@@ -177,8 +178,8 @@ fn server(host: &str, files: &CertificateFiles) -> String {
     let events = events::PORT;
     format!(
         r#"    server {{
-        listen 443 ssl http2;
-        listen [::]:443 ssl http2;
+        listen {v4}:443 ssl http2;
+        listen [{v6}]:443 ssl http2;
         server_name {host};
         ssl_certificate {certificate};
         ssl_certificate_key {key};

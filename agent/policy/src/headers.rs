@@ -62,8 +62,8 @@ const CREDENTIAL_WORDS: [&str; 23] = [
     "pat",
     "secret",
     "session",
-    "signature",
     "sid",
+    "signature",
     "token",
     "tokens",
 ];
@@ -72,7 +72,7 @@ const CREDENTIAL_WORDS: [&str; 23] = [
 const NO_CREDENTIALS: [&str; 3] = ["idempotency-key", "x-idempotency-key", "sec-websocket-key"];
 
 /// Request headers that APIs need.
-const NEEDED: [&str; 41] = [
+const NEEDED: [&str; 43] = [
     "accept",
     "accept-charset",
     "accept-encoding",
@@ -112,11 +112,11 @@ const NEEDED: [&str; 41] = [
     "traceparent",
     "tracestate",
     "user-agent",
+    "x-correlation-id",
     "x-github-api-version",
     "x-idempotency-key",
+    "x-request-id",
 ];
-
-const ALSO_NEEDED: [&str; 2] = ["x-correlation-id", "x-request-id"];
 
 /// Beginnings of the names that large APIs use for their own request headers.
 const NEEDED_PREFIXES: [&str; 5] = ["anthropic-", "openai-", "x-amz-", "x-goog-", "x-ms-"];
@@ -181,7 +181,6 @@ pub(crate) fn is_credential_header(name: &str) -> bool {
 /// Whether a header (lower-case) is on the default allow-list.
 pub(crate) fn is_needed(name: &str) -> bool {
     NEEDED.binary_search(&name).is_ok()
-        || ALSO_NEEDED.contains(&name)
         || NEEDED_PREFIXES
             .iter()
             .any(|prefix| name.starts_with(prefix))

@@ -2,6 +2,55 @@
 //! the decision taken on each request.
 //!
 //! Pure by rule: no IO, no clock, no async. Everything a decision depends on is an argument.
+//!
+//! [`compile`] turns documents into a [`Policy`]; [`Policy::decide`] takes a request in
+//! [canonical form](canonical) and says whether it passes, and how it is forwarded.
+//!
+//! # Routes
+//! `METHOD /path`: one method, several (`GET|HEAD`), or `*` for all but CONNECT and TRACE. Methods are
+//! compared exactly. A path is made of segments:
+//!
+//! | written | means |
+//! | --- | --- |
+//! | `issues` | this text; compared decoded, so that `a:b` and `a%3Ab` are one |
+//! | `{name}`, `*` | one segment that is not empty |
+//! | `{name:int}`, `{name:uuid}` | one segment of that kind |
+//! | `{name:[a-z]+}` | one segment that the expression matches whole |
+//! | `**` | any rest, also none; only last: `/a/**` takes `/a`, `/a/` and `/a/b/c` |
+//!
+//! `/a` and `/a/` are two paths to an allow rule and one to a deny rule. Of the allow rules that hold, the
+//! most specific decides: segment by segment from the left, text before constrained before plain before
+//! `**`; then the rule that says more of query and body; then named methods before `*`. A rule that does
+//! not hold for its query or body gives way to the next. A deny rule wins over all.
+//!
+//! # Parameters and fields
+//! | written | means |
+//! | --- | --- |
+//! | `string` | any text |
+//! | `int` | an integer, e.g. `-3`, without leading zeros |
+//! | `number` | a finite number |
+//! | `bool` | `true` or `false` |
+//! | `uuid` | a UUID |
+//! | `any` | anything |
+//! | `1..100` | an integer from 1 to 100 |
+//! | `/[a-z]+/` | text that the expression matches whole |
+//! | `[open, closed]` | exactly one of these values |
+//! | `[string]` | one type in brackets: a list of such (a JSON array; a parameter that may be repeated) |
+//! | `[[open, closed]]` | a list, each of it one of these values |
+//! | `{ name: string }` | in a body: an object with these fields, at most |
+//! | `[{ name: string }]` | in a body: a list of such objects |
+//! | `{ type: int, required: true }` | in a query: a parameter that must be there |
+//!
+//! A quoted word in brackets is always a value: `["string"]` is the one value `string`. In a JSON body
+//! an unquoted `1`, `true` or `null` in brackets is that number, boolean or null; quoted it is text.
+//!
+//! A rule with `query` denies a parameter that is not declared, or strips it with `extra: strip`. Without
+//! `query`, any parameter passes. Parameters that carry credentials (`access_token`, `api_key`, …) are
+//! stripped unless declared, or the entry says `credential: client`; those that some servers take for the
+//! method (`_method`) are stripped unless declared.
+//!
+//! A rule with `body` takes JSON objects and forms with the declared fields at most, of at most `max` bytes
+//! (64 KiB unless said, 16 MiB at most). A missing body is denied. The body is never rewritten.
 #![forbid(unsafe_code)]
 
 pub mod canonical;
@@ -21,3 +70,6 @@ mod shape;
 pub use compile::{Compiled, compile};
 pub use model::*;
 pub use policy::Policy;
+
+#[cfg(test)]
+mod tests;

@@ -72,7 +72,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
     if !args.quiet {
         summarise(&enrolled, records.as_deref(), left);
     }
-    host.end(left);
+    host.end(Some(&enrolled), left);
     Ok(Outcome::Command(ended?))
 }
 
@@ -116,7 +116,7 @@ fn enrol(context: &Context, args: &Args) -> anyhow::Result<Option<(Host, Enrolle
     match ask(host.socket(), args) {
         Ok(enrolled) => Ok(Some((host, enrolled))),
         Err(e) => {
-            host.end(Some(0));
+            host.end(None, Some(0));
             Err(e.into())
         }
     }

@@ -157,8 +157,7 @@ impl Enrolments {
         let cgroup = format!("{RUNS}/run-{}", uuid::Uuid::now_v7().simple());
         let root = self.fence.cgroup_root();
         let directory = directory(root, &cgroup);
-        let made = std::fs::create_dir_all(root.join(RUNS.trim_start_matches('/')))
-            .and_then(|()| std::fs::create_dir(&directory));
+        let made = make_run(root, &directory);
         made.map_err(|e| failed(format!("cannot make cgroup {}: {e}", directory.display())))?;
         match self.fence.govern(Path::new(&cgroup), &workload) {
             Ok(cgroup_id) => {
@@ -238,12 +237,23 @@ impl Enrolments {
         };
         match remove_tree(&run.directory, 0) {
             Ok(()) => {
+                // The last run takes the directory of all runs with it.
+                if let Some(parent) = run.directory.parent() {
+                    let _ = std::fs::remove_dir(parent);
+                }
                 self.runs.remove(&cgroup_id);
                 release(&self.fence, cgroup_id);
             }
             Err(e) => tracing::debug!("{}: {e}: kept and governed", run.directory.display()),
         }
     }
+}
+
+/// Makes a run's cgroup. Another agent may remove their common parent at the same time, for being empty.
+fn make_run(root: &Path, directory: &Path) -> std::io::Result<()> {
+    let parent = root.join(RUNS.trim_start_matches('/'));
+    let make = || std::fs::create_dir_all(&parent).and_then(|()| std::fs::create_dir(directory));
+    make().or_else(|_| make())
 }
 
 /// The workload asked for, or the only one there is.

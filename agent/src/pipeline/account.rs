@@ -4,9 +4,11 @@ use super::parse::Parsed;
 use super::refuse::Refusal;
 use super::serve::Peer;
 use crate::audit::{
-    Coverage, ReasonRecord, Record, RequestRecord, ResponseRecord, Sink, Timing, UpstreamRecord, Verdict,
+    Coverage, ReasonRecord, Record, RequestRecord, ResponseRecord, Sink, Timing, UpstreamRecord,
+    Verdict,
 };
 use crate::snapshot::Snapshot;
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -60,7 +62,9 @@ impl Tracker {
 
     /// The decision's id.
     pub(super) fn id(&self) -> Uuid {
-        self.record.as_ref().map_or_else(Uuid::nil, |record| record.id)
+        self.record
+            .as_ref()
+            .map_or_else(Uuid::nil, |record| record.id)
     }
 
     fn edit(&mut self, change: impl FnOnce(&mut Record)) {
@@ -87,19 +91,32 @@ impl Tracker {
                 request.path = cut(&target.path, PATH_BYTES);
                 parsed.host.as_str().clone_into(&mut request.host);
                 request.port = parsed.port;
-                request.query_keys = target.pairs().take(QUERY_KEYS).map(|pair| cut(&pair.name, 128)).collect();
+                request.query_keys = target
+                    .pairs()
+                    .take(QUERY_KEYS)
+                    .map(|pair| cut(&pair.name, 128))
+                    .collect();
             }
         });
     }
 
     /// What the policy said, how long it took, and whether that stands.
-    pub(super) fn decided(&mut self, rule: Option<&Rule>, verdict: Verdict, mode: Mode, reason: Option<&tollgate_policy::Reason>, took: Duration) {
+    pub(super) fn decided(
+        &mut self,
+        rule: Option<&Rule>,
+        verdict: Verdict,
+        mode: Mode,
+        reason: Option<&tollgate_policy::Reason>,
+        took: Duration,
+    ) {
         self.edit(|record| {
             record.verdict = verdict;
             record.mode = mode;
             record.rule = rule.map(|rule| Arc::clone(&rule.label));
-            record.reason = reason
-                .map(|reason| ReasonRecord { code: reason.code.into(), detail: reason.detail.clone() });
+            record.reason = reason.map(|reason| ReasonRecord {
+                code: reason.code.into(),
+                detail: reason.detail.clone(),
+            });
             record.timing.policy_us = micros(took);
             if let (Some(request), Some(rule)) = (&mut record.request, rule) {
                 request.route = Some(Arc::clone(&rule.route));
@@ -108,7 +125,12 @@ impl Tracker {
     }
 
     /// What was taken out and put in.
-    pub(super) fn rewritten(&mut self, stripped: Vec<String>, injected: Vec<String>, credential: Option<Arc<str>>) {
+    pub(super) fn rewritten(
+        &mut self,
+        stripped: Vec<String>,
+        injected: Vec<String>,
+        credential: Option<Arc<str>>,
+    ) {
         self.edit(|record| {
             record.stripped = stripped;
             record.injected = injected;
@@ -146,10 +168,18 @@ impl Tracker {
     }
 
     /// It failed under way.
-    pub(super) fn failed(&mut self, verdict: Verdict, code: &'static str, detail: String) {
+    pub(super) fn failed(
+        &mut self,
+        verdict: Verdict,
+        code: impl Into<Cow<'static, str>>,
+        detail: String,
+    ) {
         self.edit(|record| {
             record.verdict = verdict;
-            record.reason = Some(ReasonRecord { code: code.into(), detail });
+            record.reason = Some(ReasonRecord {
+                code: code.into(),
+                detail,
+            });
         });
         self.complete = true;
     }
@@ -162,7 +192,9 @@ impl Tracker {
 
 impl Drop for Tracker {
     fn drop(&mut self) {
-        let Some(mut record) = self.record.take() else { return };
+        let Some(mut record) = self.record.take() else {
+            return;
+        };
         record.timing.total_us = micros(self.started.elapsed());
         if let Some(request) = &mut record.request {
             request.bytes = self.bytes_in.get();
@@ -173,7 +205,8 @@ impl Drop for Tracker {
         if !self.complete && record.reason.is_none() {
             record.reason = Some(ReasonRecord {
                 code: "client_gone".into(),
-                detail: "the client closed the connection or cancelled the request before the end".into(),
+                detail: "the client closed the connection or cancelled the request before the end"
+                    .into(),
             });
         }
         self.sink.submit(*record);
@@ -192,7 +225,10 @@ pub(super) fn connection(
     let mut record = blank(Coverage::Connection, snapshot.mode);
     record.verdict = verdict;
     record.policy = Some(Arc::clone(&snapshot.stamp));
-    record.reason = Some(ReasonRecord { code: code.into(), detail });
+    record.reason = Some(ReasonRecord {
+        code: code.into(),
+        detail,
+    });
     if let Some(flow) = flow {
         record.workload = Some(Arc::clone(&flow.workload));
         record.process = Some(Arc::clone(&flow.process));

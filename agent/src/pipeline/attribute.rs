@@ -13,7 +13,11 @@ pub(super) struct Attributed {
 /// Reads the kernel's record; without one the connection was not steered here by a hook and is reset.
 pub(super) fn attribute(worker: &Worker, stream: TcpStream) -> Result<Attributed, TcpStream> {
     match worker.shared.fence.flow_of(&stream) {
-        Some(flow) => Ok(Attributed { stream, flow, _made_here: () }),
+        Some(flow) => Ok(Attributed {
+            stream,
+            flow,
+            _made_here: (),
+        }),
         None => Err(stream),
     }
 }

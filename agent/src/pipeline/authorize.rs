@@ -53,10 +53,15 @@ pub(super) async fn authorize<'p>(
             StatusCode::SERVICE_UNAVAILABLE,
             "audit_unavailable",
             "decisions cannot be logged, so none are taken".into(),
-            "free space in the agent's state directory; `tollgate status` shows what is wrong".into(),
+            "free space in the agent's state directory; `tollgate status` shows what is wrong"
+                .into(),
         ));
     }
-    let mut held = if body.is_end_stream() { Held::Nothing } else { Held::Waiting(body) };
+    let mut held = if body.is_end_stream() {
+        Held::Nothing
+    } else {
+        Held::Waiting(body)
+    };
     let mut took = std::time::Duration::ZERO;
     let decision = loop {
         let asked = Instant::now();
@@ -68,8 +73,11 @@ pub(super) async fn authorize<'p>(
                 break decision;
             }
             (Outcome::NeedsBody { max }, Held::Waiting(body)) => {
-                let counted =
-                    Counted::new(body, std::rc::Rc::clone(&tracker.bytes_in), worker.shared.limits.body_idle);
+                let counted = Counted::new(
+                    body,
+                    std::rc::Rc::clone(&tracker.bytes_in),
+                    worker.shared.limits.body_idle,
+                );
                 let read = counted.read(max).await.map_err(unreadable)?;
                 held = Held::Read(read);
             }
@@ -94,7 +102,12 @@ pub(super) async fn authorize<'p>(
             worker.shared.limits.body_idle,
         )),
     };
-    Ok(Authorized { parsed, body, plan: decision.plan, _made_here: () })
+    Ok(Authorized {
+        parsed,
+        body,
+        plan: decision.plan,
+        _made_here: (),
+    })
 }
 
 fn decide<'p>(peer: &Peer, snapshot: &'p Snapshot, parsed: &Parsed, held: &Held) -> Outcome<'p> {
@@ -126,7 +139,11 @@ fn settle<'p>(
     took: std::time::Duration,
 ) -> Result<Decision<'p>, Refusal> {
     let observed = decision.mode == Mode::Observe || snapshot.mode == Mode::Observe;
-    let mode = if observed { Mode::Observe } else { Mode::Enforce };
+    let mode = if observed {
+        Mode::Observe
+    } else {
+        Mode::Enforce
+    };
     let stands = !observed || peer.scheme == Scheme::Http;
     let verdict = match (decision.verdict, stands) {
         (Verdict::Allow, _) => audit::Verdict::Allow,

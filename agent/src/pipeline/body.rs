@@ -42,7 +42,11 @@ pub(crate) struct Counted {
 
 impl Counted {
     pub(super) fn new(inner: Incoming, count: Rc<Cell<u64>>, limit: Duration) -> Self {
-        Self { inner, count, idle: Idle::new(limit) }
+        Self {
+            inner,
+            count,
+            idle: Idle::new(limit),
+        }
     }
 
     /// Reads until the end or until more than `max` bytes are there, whichever is first.
@@ -60,14 +64,18 @@ impl Counted {
         Ok(whole.freeze())
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.idle.progress();
                 if let Some(Ok(frame)) = &frame
                     && let Some(data) = frame.data_ref()
                 {
-                    self.count.set(self.count.get().saturating_add(data.len() as u64));
+                    self.count
+                        .set(self.count.get().saturating_add(data.len() as u64));
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
             }
@@ -83,7 +91,10 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Read(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
@@ -102,7 +113,9 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Read(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Read(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Self::Stream(body) => body.inner.size_hint(),
         }
     }
@@ -117,7 +130,11 @@ pub(super) struct Idle {
 
 impl Idle {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, last: None, sleep: None }
+        Self {
+            limit,
+            last: None,
+            sleep: None,
+        }
     }
 
     /// Something came.

@@ -31,7 +31,12 @@ pub(super) struct Listed {
 
 impl Exchange {
     pub(super) fn new(peer: Rc<Peer>, parsed: Parsed) -> Rc<Self> {
-        Rc::new(Self { peer, parsed, revoked: Cell::new(false), waker: RefCell::default() })
+        Rc::new(Self {
+            peer,
+            parsed,
+            revoked: Cell::new(false),
+            waker: RefCell::default(),
+        })
     }
 
     /// Whether the policy no longer allows it; if it does, `waker` is woken when that changes.
@@ -72,7 +77,10 @@ impl Exchanges {
         let number = self.next.get();
         self.next.set(number + 1);
         self.open.borrow_mut().insert(number, Rc::clone(exchange));
-        Listed { exchanges: Rc::clone(self), number }
+        Listed {
+            exchanges: Rc::clone(self),
+            number,
+        }
     }
 
     /// Decides anew on all of them and cuts what is no longer allowed.

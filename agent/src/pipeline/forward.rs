@@ -47,14 +47,30 @@ pub(super) async fn forward<'p>(
         }
         .into());
     }
-    let Rewritten { parsed, response_strip, .. } = rewritten;
-    Ok(Responded { parsed, response, lease, response_strip, _made_here: () })
+    let Rewritten {
+        parsed,
+        response_strip,
+        ..
+    } = rewritten;
+    Ok(Responded {
+        parsed,
+        response,
+        lease,
+        response_strip,
+        _made_here: (),
+    })
 }
 
 async fn lease(worker: &Worker, rewritten: &Rewritten<'_>, fresh: bool) -> Result<Lease, Refusal> {
     let limit = worker.shared.limits.connect;
     let destination = || rewritten.destination(&worker.shared.own);
-    let lease = worker.pool.lease(rewritten.key.clone(), destination, &worker.resolver, limit, fresh);
+    let lease = worker.pool.lease(
+        rewritten.key.clone(),
+        destination,
+        &worker.resolver,
+        limit,
+        fresh,
+    );
     Ok(lease.await?)
 }
 
@@ -78,9 +94,22 @@ async fn send(
         Ok(Ok(response)) => Ok(response),
         Ok(Err(mut failed)) => {
             let unsent = failed.take_message().map(Box::new);
-            Err((upstream::Error::Http { host: host(), what: describe(failed.error()) }, unsent))
+            Err((
+                upstream::Error::Http {
+                    host: host(),
+                    what: describe(failed.error()),
+                },
+                unsent,
+            ))
         }
-        Err(_) => Err((upstream::Error::Timeout { host: host(), what: "answer", after: limit }, None)),
+        Err(_) => Err((
+            upstream::Error::Timeout {
+                host: host(),
+                what: "answer",
+                after: limit,
+            },
+            None,
+        )),
     }
 }
 
@@ -92,7 +121,10 @@ fn describe(error: &hyper::Error) -> String {
     }
 }
 
-fn assemble(rewritten: &mut Rewritten<'_>, sender: &Sender) -> Result<Request<RequestBody>, Refusal> {
+fn assemble(
+    rewritten: &mut Rewritten<'_>,
+    sender: &Sender,
+) -> Result<Request<RequestBody>, Refusal> {
     let mut request = Request::new(std::mem::replace(&mut rewritten.body, RequestBody::Empty));
     *request.method_mut() = rewritten.parsed.method.clone();
     *request.headers_mut() = std::mem::take(&mut rewritten.headers);
@@ -110,7 +142,11 @@ fn retarget(
     let mut parts = uri::Parts::default();
     parts.path_and_query = Some(rewritten.target.clone());
     if matches!(sender, Sender::Http2(_)) {
-        let authority = if port == 443 { host.parse() } else { format!("{host}:{port}").parse() };
+        let authority = if port == 443 {
+            host.parse()
+        } else {
+            format!("{host}:{port}").parse()
+        };
         parts.authority = Some(authority.map_err(|_| unsendable())?);
         parts.scheme = Some(uri::Scheme::HTTPS);
         *request.version_mut() = Version::HTTP_2;
@@ -122,7 +158,9 @@ fn retarget(
             HeaderValue::from_maybe_shared(format!("{host}:{port}"))
         };
         *request.version_mut() = Version::HTTP_11;
-        request.headers_mut().insert(header::HOST, value.map_err(|_| unsendable())?);
+        request
+            .headers_mut()
+            .insert(header::HOST, value.map_err(|_| unsendable())?);
         request.headers_mut().remove(header::TE);
     }
     *request.uri_mut() = Uri::from_parts(parts).map_err(|_| unsendable())?;

@@ -47,14 +47,25 @@ fn pair(port: u16) -> io::Result<Listeners> {
     let v6 = match listener((Ipv6Addr::LOCALHOST, port).into(), true) {
         Ok(v6) => Some(v6),
         // A host without IPv6 has no ::1; there, the hooks refuse IPv6.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)) => None,
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)
+            ) =>
+        {
+            None
+        }
         Err(e) => return Err(e),
     };
     Ok(Listeners { v4, v6 })
 }
 
 fn listener(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     if shared {
         socket.set_reuse_port(true)?;
@@ -63,7 +74,9 @@ fn listener(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into()).map_err(|e| describe(e, address))?;
+    socket
+        .bind(&address.into())
+        .map_err(|e| describe(e, address))?;
     socket.listen(BACKLOG).map_err(|e| describe(e, address))?;
     Ok(socket.into())
 }

@@ -37,19 +37,39 @@ impl Parsed {
 }
 
 /// Reads a request's meaning; the body stays unread beside it.
-pub(super) fn parse(peer: &Peer, request: Request<Incoming>) -> Result<(Parsed, Incoming), Refusal> {
+pub(super) fn parse(
+    peer: &Peer,
+    request: Request<Incoming>,
+) -> Result<(Parsed, Incoming), Refusal> {
     let (parts, body) = request.into_parts();
     let h2 = parts.version == Version::HTTP_2;
     method(&parts.method)?;
     let (host, port) = authority(peer, &parts.uri, &parts.headers, h2)?;
     let raw = match parts.uri.path_and_query() {
         Some(raw) if raw.path().starts_with('/') => raw.clone(),
-        _ => return Err(Refusal::ambiguous("target", "the request target is not a path: only `/path?query` is accepted")),
+        _ => {
+            return Err(Refusal::ambiguous(
+                "target",
+                "the request target is not a path: only `/path?query` is accepted",
+            ));
+        }
     };
     let target = Target::parse(raw.as_str())?;
     let same = target.path == raw.path() && target.query.as_deref() == raw.query();
-    let canonical = if same { None } else { Some(target.into_owned()) };
-    let parsed = Parsed { method: parts.method, headers: parts.headers, host, port, raw, canonical, h2 };
+    let canonical = if same {
+        None
+    } else {
+        Some(target.into_owned())
+    };
+    let parsed = Parsed {
+        method: parts.method,
+        headers: parts.headers,
+        host,
+        port,
+        raw,
+        canonical,
+        h2,
+    };
     Ok((parsed, body))
 }
 
@@ -61,36 +81,63 @@ fn method(method: &Method) -> Result<(), Refusal> {
             ..Refusal::ambiguous("method", format!("{method} is never passed on"))
         });
     }
-    if method.as_str().bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
+    if method
+        .as_str()
+        .bytes()
+        .all(|b| b.is_ascii_uppercase() || b == b'-')
+    {
         Ok(())
     } else {
-        Err(Refusal::ambiguous("method", "the method is not in upper case"))
+        Err(Refusal::ambiguous(
+            "method",
+            "the method is not in upper case",
+        ))
     }
 }
 
 /// One host for all: server name, `Host` and `:authority`, and the port that was connected to.
-fn authority(peer: &Peer, uri: &Uri, headers: &HeaderMap, h2: bool) -> Result<(Rc<Host>, u16), Refusal> {
+fn authority(
+    peer: &Peer,
+    uri: &Uri,
+    headers: &HeaderMap,
+    h2: bool,
+) -> Result<(Rc<Host>, u16), Refusal> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let first = hosts.next().map(|value| value.to_str()).transpose();
     let (Ok(in_header), None) = (first, hosts.next()) else {
-        return Err(Refusal::ambiguous("host", "more than one Host header, or one that is not plain text"));
+        return Err(Refusal::ambiguous(
+            "host",
+            "more than one Host header, or one that is not plain text",
+        ));
     };
     let in_uri = uri.authority().map(http::uri::Authority::as_str);
     let raw = match (h2, in_uri, in_header) {
         (true, Some(authority), None) => authority,
         (true, Some(authority), Some(host)) if authority.eq_ignore_ascii_case(host) => authority,
-        (true, Some(_), Some(_)) => return Err(Refusal::ambiguous("host", ":authority and Host differ")),
+        (true, Some(_), Some(_)) => {
+            return Err(Refusal::ambiguous("host", ":authority and Host differ"));
+        }
         (true, None, _) => return Err(Refusal::ambiguous("host", "no :authority")),
         (false, Some(_), _) => {
-            return Err(Refusal::ambiguous("target", "an absolute request target: only `/path?query` is accepted"));
+            return Err(Refusal::ambiguous(
+                "target",
+                "an absolute request target: only `/path?query` is accepted",
+            ));
         }
         (false, None, Some(host)) => host,
         (false, None, None) => return Err(Refusal::ambiguous("host", "no Host header")),
     };
     if h2 && uri.scheme_str() != Some(peer.scheme_name()) {
-        return Err(Refusal::ambiguous("scheme", ":scheme is not that of the connection"));
+        return Err(Refusal::ambiguous(
+            "scheme",
+            ":scheme is not that of the connection",
+        ));
     }
-    let default = if peer.scheme == Scheme::Https { 443 } else { 80 };
+    let default = if peer.scheme == Scheme::Https {
+        443
+    } else {
+        80
+    };
     let connected = peer.flow.destination.port();
     // The usual case costs nothing: the very name that TLS was ended for, on its default port.
     if connected == default
@@ -101,7 +148,9 @@ fn authority(peer: &Peer, uri: &Uri, headers: &HeaderMap, h2: bool) -> Result<(R
     let (host, port) = Host::parse_authority(raw)?;
     let port = port.unwrap_or(default);
     if port != connected {
-        return Err(Refusal::misdirected(format!("the request is for port {port}, the connection was made to port {connected}")));
+        return Err(Refusal::misdirected(format!(
+            "the request is for port {port}, the connection was made to port {connected}"
+        )));
     }
     match (&peer.name, peer.scheme) {
         (Some(name), _) if **name == host => Ok((Rc::clone(name), port)),

@@ -27,16 +27,30 @@ impl Plane {
         let (changed, changes) = watch::channel(0);
         let (stop, stops) = watch::channel(false);
         let open = Arc::new(AtomicUsize::new(0));
-        let mut plane = Self { workers: Vec::new(), changed, stop, open: Arc::clone(&open), beats: Vec::new() };
+        let mut plane = Self {
+            workers: Vec::new(),
+            changed,
+            stop,
+            open: Arc::clone(&open),
+            beats: Vec::new(),
+        };
         for (index, listeners) in listeners.into_iter().enumerate() {
             let beat = Arc::new(AtomicU64::new(0));
             plane.beats.push(Arc::clone(&beat));
-            let signals =
-                Signals { changes: changes.clone(), stop: stops.clone(), open: Arc::clone(&open), beat };
+            let signals = Signals {
+                changes: changes.clone(),
+                stop: stops.clone(),
+                open: Arc::clone(&open),
+                beat,
+            };
             let shared = Arc::clone(&shared);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-            plane.workers.push(thread.spawn(move || worker::run(&runtime, shared, listeners, signals))?);
+            plane
+                .workers
+                .push(thread.spawn(move || worker::run(&runtime, shared, listeners, signals))?);
         }
         Ok(plane)
     }
@@ -48,7 +62,10 @@ impl Plane {
 
     /// One counter per worker that goes up at least once a second while its thread answers.
     pub fn beats(&self) -> Vec<u64> {
-        self.beats.iter().map(|beat| beat.load(Ordering::Relaxed)).collect()
+        self.beats
+            .iter()
+            .map(|beat| beat.load(Ordering::Relaxed))
+            .collect()
     }
 
     /// Whether a worker's thread has ended though nobody asked it to.

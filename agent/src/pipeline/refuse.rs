@@ -51,25 +51,28 @@ impl Refusal {
         }
     }
 
-    /// A limit was reached.
-    pub(super) fn limit(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+    /// Something failed that is nobody's permission.
+    pub(super) fn failed(
+        status: StatusCode,
+        code: &'static str,
+        detail: String,
+        hint: String,
+    ) -> Self {
         Self {
             status,
-            verdict: Verdict::Limit,
+            verdict: Verdict::Error,
             code: code.into(),
-            detail: detail.into(),
-            hint: "see `limits` in the agent's configuration".into(),
+            detail,
+            hint,
         }
-    }
-
-    /// Something failed that is nobody's permission.
-    pub(super) fn failed(status: StatusCode, code: &'static str, detail: String, hint: String) -> Self {
-        Self { status, verdict: Verdict::Error, code: code.into(), detail, hint }
     }
 
     /// For the log.
     pub(super) fn record(&self) -> ReasonRecord {
-        ReasonRecord { code: self.code.clone(), detail: self.detail.clone() }
+        ReasonRecord {
+            code: self.code.clone(),
+            detail: self.detail.clone(),
+        }
     }
 
     /// For the client; gRPC clients read `grpc-status` and not the HTTP status.
@@ -77,7 +80,11 @@ impl Refusal {
         let grpc = request
             .get(header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        if grpc { self.grpc(id) } else { self.problem(id) }
+        if grpc {
+            self.grpc(id)
+        } else {
+            self.problem(id)
+        }
     }
 
     fn problem(&self, id: Uuid) -> Response<Bytes> {
@@ -96,9 +103,14 @@ impl Refusal {
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE || self.status == StatusCode::TOO_MANY_REQUESTS {
+        if self.status == StatusCode::SERVICE_UNAVAILABLE
+            || self.status == StatusCode::TOO_MANY_REQUESTS
+        {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
@@ -116,13 +128,22 @@ impl Refusal {
         };
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/grpc"),
+        );
         headers.insert("grpc-status", HeaderValue::from_static(status));
         // Percent-encoded per the gRPC specification: anything but visible ASCII, and `%` itself.
         let text = format!("{} ({}; tollgate explain {id})", self.detail, self.code);
         let message: String = text
             .bytes()
-            .map(|b| if (0x20..0x7f).contains(&b) && b != b'%' { char::from(b).to_string() } else { format!("%{b:02X}") })
+            .map(|b| {
+                if (0x20..0x7f).contains(&b) && b != b'%' {
+                    char::from(b).to_string()
+                } else {
+                    format!("%{b:02X}")
+                }
+            })
             .collect();
         if let Ok(message) = HeaderValue::from_str(&message) {
             headers.insert("grpc-message", message);
@@ -145,7 +166,13 @@ impl From<crate::upstream::Error> for Refusal {
             Upstream::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, Verdict::Error),
             _ => (StatusCode::BAD_GATEWAY, Verdict::Error),
         };
-        Self { status, verdict, code: error.code().into(), hint: error.hint(), detail: error.to_string() }
+        Self {
+            status,
+            verdict,
+            code: error.code().into(),
+            hint: error.hint(),
+            detail: error.to_string(),
+        }
     }
 }
 

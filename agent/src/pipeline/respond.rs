@@ -43,7 +43,13 @@ pub(super) fn respond(
     responded: Responded<'_>,
     tracker: Tracker,
 ) -> Response<ResponseBody> {
-    let Responded { parsed, response, lease, response_strip, .. } = responded;
+    let Responded {
+        parsed,
+        response,
+        lease,
+        response_strip,
+        ..
+    } = responded;
     let (mut parts, inner) = response.into_parts();
     strip(&mut parts.headers, response_strip);
     parts.version = http::Version::default();
@@ -105,7 +111,9 @@ impl Relay {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => self.fail(Verdict::Error, "upstream_truncated", error.into()),
+            Poll::Ready(Some(Err(error))) => {
+                self.fail(Verdict::Error, "upstream_truncated", error.into())
+            }
             Poll::Ready(None) => {
                 self.end();
                 Poll::Ready(None)
@@ -162,9 +170,17 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Own(bytes) => Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Own(bytes) => Poll::Ready(
+                bytes
+                    .take()
+                    .filter(|b| !b.is_empty())
+                    .map(|bytes| Ok(Frame::data(bytes))),
+            ),
             Self::Relay(relay) => relay.poll(cx),
         }
     }
@@ -178,7 +194,9 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Own(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Self::Relay(relay) => relay.inner.size_hint(),
         }
     }

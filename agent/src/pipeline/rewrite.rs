@@ -37,7 +37,10 @@ impl Rewritten<'_> {
         Destination {
             host: (*self.parsed.host).clone(),
             port: self.parsed.port,
-            allowed: self.plan_api.map(|api| api.addresses.clone()).unwrap_or_default(),
+            allowed: self
+                .plan_api
+                .map(|api| api.addresses.clone())
+                .unwrap_or_default(),
             roots: Arc::clone(self.snapshot.secrets.roots(self.plan_api)),
             own: Arc::clone(own),
         }
@@ -51,7 +54,12 @@ pub(super) fn rewrite<'p>(
     authorized: Authorized<'p>,
     tracker: &mut Tracker,
 ) -> Result<Rewritten<'p>, Refusal> {
-    let Authorized { mut parsed, body, plan, .. } = authorized;
+    let Authorized {
+        mut parsed,
+        body,
+        plan,
+        ..
+    } = authorized;
     let mut headers = std::mem::take(&mut parsed.headers);
     let trailers = parsed.h2 && headers.get(header::TE).is_some_and(|te| te == "trailers");
     let mut stripped = strip(&mut headers, &plan.headers);
@@ -61,7 +69,9 @@ pub(super) fn rewrite<'p>(
     }
     let injected = inject(&mut headers, snapshot, &plan)?;
     let target = target(&parsed, &plan)?;
-    let credential = plan.credential.map(|credential| Arc::from(credential.name.as_str()));
+    let credential = plan
+        .credential
+        .map(|credential| Arc::from(credential.name.as_str()));
     tracker.rewritten(stripped, injected, credential.clone());
     let key = Key {
         host: Rc::clone(&parsed.host),
@@ -73,7 +83,9 @@ pub(super) fn rewrite<'p>(
     };
     // Kept for deciding again when the policy changes; no rule reads other headers than these without the body.
     if let Some(content_type) = headers.get(header::CONTENT_TYPE) {
-        parsed.headers.insert(header::CONTENT_TYPE, content_type.clone());
+        parsed
+            .headers
+            .insert(header::CONTENT_TYPE, content_type.clone());
     }
     Ok(Rewritten {
         parsed,
@@ -100,7 +112,11 @@ fn hop_by_hop(name: &HeaderName) -> bool {
         header::CONTENT_LENGTH,
         header::EXPECT,
     ];
-    FRAMING.contains(name) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
+    FRAMING.contains(name)
+        || matches!(
+            name.as_str(),
+            "keep-alive" | "proxy-connection" | "http2-settings"
+        )
 }
 
 /// Removes what may not pass; returns the names worth recording.
@@ -110,7 +126,12 @@ fn strip(headers: &mut HeaderMap, rules: &HeaderRules<'_>) -> Vec<String> {
         let listed = listed.to_str().unwrap_or_default().split(',');
         gone.extend(listed.filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()));
     }
-    gone.extend(headers.keys().filter(|name| hop_by_hop(name) || !rules.passes(name.as_str())).cloned());
+    gone.extend(
+        headers
+            .keys()
+            .filter(|name| hop_by_hop(name) || !rules.passes(name.as_str()))
+            .cloned(),
+    );
     let mut recorded = Vec::new();
     for name in gone {
         if headers.remove(&name).is_some() && !hop_by_hop(&name) {
@@ -120,8 +141,14 @@ fn strip(headers: &mut HeaderMap, rules: &HeaderRules<'_>) -> Vec<String> {
     recorded
 }
 
-fn inject(headers: &mut HeaderMap, snapshot: &Snapshot, plan: &Plan<'_>) -> Result<Vec<String>, Refusal> {
-    let Some(credential) = plan.credential else { return Ok(Vec::new()) };
+fn inject(
+    headers: &mut HeaderMap,
+    snapshot: &Snapshot,
+    plan: &Plan<'_>,
+) -> Result<Vec<String>, Refusal> {
+    let Some(credential) = plan.credential else {
+        return Ok(Vec::new());
+    };
     let injection = snapshot.secrets.injection(credential).ok_or_else(|| {
         Refusal::failed(
             StatusCode::SERVICE_UNAVAILABLE,

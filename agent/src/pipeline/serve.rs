@@ -35,7 +35,10 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn subject(&self) -> Subject<'_> {
-        Subject { workload: &self.flow.workload, identity: None }
+        Subject {
+            workload: &self.flow.workload,
+            identity: None,
+        }
     }
 
     pub(super) fn scheme_name(&self) -> &'static str {
@@ -51,25 +54,47 @@ pub(super) async fn connection(worker: &Rc<Worker>, stream: TcpStream, over: boo
     let attributed = match attribute(worker, stream) {
         Ok(attributed) => attributed,
         Err(stream) => {
-            let why = "no hook steered this connection here: it was made straight to the agent's port";
+            let why =
+                "no hook steered this connection here: it was made straight to the agent's port";
             ended(worker, None, Verdict::Deny, "direct", why.into());
             return reset(&stream);
         }
     };
     if over {
         let limit = worker.shared.limits.connections;
-        let why = format!("more than {limit} connections are open (`limits.connections` in the configuration)");
-        ended(worker, Some(&attributed.flow), Verdict::Limit, "connections", why);
+        let why = format!(
+            "more than {limit} connections are open (`limits.connections` in the configuration)"
+        );
+        ended(
+            worker,
+            Some(&attributed.flow),
+            Verdict::Limit,
+            "connections",
+            why,
+        );
         return reset(&attributed.stream);
     }
     match terminate(worker, attributed).await {
         Err(failure) => failed(worker, &failure),
         Ok(Terminated::Clear { stream, flow }) => {
-            let peer = Rc::new(Peer { flow, name: None, scheme: Scheme::Http });
+            let peer = Rc::new(Peer {
+                flow,
+                name: None,
+                scheme: Scheme::Http,
+            });
             http1(worker, stream, peer).await;
         }
-        Ok(Terminated::Tls { stream, name, h2, flow }) => {
-            let peer = Rc::new(Peer { flow, name: name.map(Rc::new), scheme: Scheme::Https });
+        Ok(Terminated::Tls {
+            stream,
+            name,
+            h2,
+            flow,
+        }) => {
+            let peer = Rc::new(Peer {
+                flow,
+                name: name.map(Rc::new),
+                scheme: Scheme::Https,
+            });
             if h2 {
                 http2(worker, *stream, peer).await;
             } else {
@@ -81,14 +106,26 @@ pub(super) async fn connection(worker: &Rc<Worker>, stream: TcpStream, over: boo
 
 fn failed(worker: &Worker, failure: &Failure) {
     if failure.code != "closed_early" {
-        ended(worker, Some(&failure.flow), failure.verdict, failure.code, failure.detail.to_string());
+        ended(
+            worker,
+            Some(&failure.flow),
+            failure.verdict,
+            failure.code,
+            failure.detail.to_string(),
+        );
     }
     if let Some(stream) = &failure.reset {
         reset(stream);
     }
 }
 
-fn ended(worker: &Worker, flow: Option<&Flow>, verdict: Verdict, code: &'static str, detail: String) {
+fn ended(
+    worker: &Worker,
+    flow: Option<&Flow>,
+    verdict: Verdict,
+    code: &'static str,
+    detail: String,
+) {
     let snapshot = worker.shared.live.load();
     account::connection(&worker.shared.sink, flow, &snapshot, verdict, code, detail);
 }
@@ -98,38 +135,56 @@ fn reset(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(worker: &Rc<Worker>, io: IO, peer: Rc<Peer>) {
+async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    worker: &Rc<Worker>,
+    io: IO,
+    peer: Rc<Peer>,
+) {
     let limits = &worker.shared.limits;
     let gate = Gate::new(io, limits.head_bytes, limits.head_fields);
     let handle = gate.handle();
     let service = {
         let (worker, peer, handle) = (Rc::clone(worker), Rc::clone(&peer), handle.clone());
-        service_fn(move |request| serve(Rc::clone(&worker), Rc::clone(&peer), Some(handle.clone()), request))
+        service_fn(move |request| {
+            serve(
+                Rc::clone(&worker),
+                Rc::clone(&peer),
+                Some(handle.clone()),
+                request,
+            )
+        })
     };
+    // hyper refuses nothing that the gate let pass, or it would be refused without a record.
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.idle)
         .max_headers(limits.head_fields + 1)
+        .max_buf_size(limits.head_bytes + 8192)
         .pipeline_flush(true)
         .serve_connection(TokioIo::new(gate), service);
     let mut connection = pin!(connection);
     let mut stop = worker.signals.stop.clone();
-    let mut slow = pin!(slow_head(handle, limits.head));
-    tokio::select! {
-        result = connection.as_mut() => conclude(worker, &peer, result.err()),
-        () = slow.as_mut() => {
-            let why = format!("the request's head was not complete within {:?}", limits.head);
-            ended(worker, Some(&peer.flow), Verdict::Limit, "slow_head", why);
-        }
+    let mut expire = pin!(expire_heads(handle.clone(), limits.head));
+    let ended = tokio::select! {
+        result = connection.as_mut() => result,
+        // Never ends; it lives exactly as long as the connection.
+        () = expire.as_mut() => Ok(()),
         _ = stop.wait_for(|stop| *stop) => {
             connection.as_mut().graceful_shutdown();
-            conclude(worker, &peer, connection.await.err());
+            connection.await
         }
+    };
+    match handle.unclaimed() {
+        Some(violation) => {
+            let tracker = Tracker::new(&worker.shared.sink, &peer, &worker.shared.live.load_full());
+            unanswered(tracker, violation);
+        }
+        None => conclude(worker, &peer, ended.err()),
     }
 }
 
-/// Ends once a request's head has been under way for longer than `limit`.
-async fn slow_head(handle: Handle, limit: Duration) {
+/// Answers 408 when a request's head has been under way for longer than `limit`.
+async fn expire_heads(handle: Handle, limit: Duration) {
     let mut since: Option<(tokio::time::Instant, u64)> = None;
     loop {
         tokio::time::sleep(limit / 3).await;
@@ -138,7 +193,7 @@ async fn slow_head(handle: Handle, limit: Duration) {
             _ if !handle.in_head() => None,
             Some((began, same)) if same == request => {
                 if began.elapsed() >= limit {
-                    return;
+                    handle.expire();
                 }
                 Some((began, same))
             }
@@ -147,7 +202,11 @@ async fn slow_head(handle: Handle, limit: Duration) {
     }
 }
 
-async fn http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(worker: &Rc<Worker>, io: IO, peer: Rc<Peer>) {
+async fn http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    worker: &Rc<Worker>,
+    io: IO,
+    peer: Rc<Peer>,
+) {
     let limits = &worker.shared.limits;
     let service = {
         let (worker, peer) = (Rc::clone(worker), Rc::clone(&peer));
@@ -185,10 +244,20 @@ fn conclude(worker: &Worker, peer: &Peer, error: Option<hyper::Error>) {
         }
         cause = inner.source();
     }
-    if error.is_timeout() || error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
+    if error.is_timeout()
+        || error.is_incomplete_message()
+        || error.is_closed()
+        || error.is_canceled()
+    {
         return;
     }
-    ended(worker, Some(&peer.flow), Verdict::Error, "client_http", format!("the client broke the protocol: {error}"));
+    ended(
+        worker,
+        Some(&peer.flow),
+        Verdict::Error,
+        "client_http",
+        format!("the client broke the protocol: {error}"),
+    );
 }
 
 /// One request: every way out of here leaves exactly one record, through the tracker.
@@ -243,9 +312,22 @@ fn content_type(headers: &HeaderMap) -> HeaderMap<HeaderValue> {
         .collect()
 }
 
+/// A violation that nobody was there to be told of: the client had left.
+fn unanswered(mut tracker: Tracker, violation: crate::gate::Violation) {
+    let refusal = violated(&mut tracker, violation);
+    tracker.failed(refusal.verdict, refusal.code, refusal.detail);
+}
+
 /// What the gate kept from hyper.
 fn violated(tracker: &mut Tracker, violation: crate::gate::Violation) -> Refusal {
-    tracker.raw(violation.method.as_deref().unwrap_or_default(), violation.target.as_deref().unwrap_or_default());
-    let status = http::StatusCode::from_u16(violation.status).unwrap_or(http::StatusCode::BAD_REQUEST);
-    Refusal { status, ..Refusal::ambiguous(violation.code, violation.detail) }
+    tracker.raw(
+        violation.method.as_deref().unwrap_or_default(),
+        violation.target.as_deref().unwrap_or_default(),
+    );
+    let status =
+        http::StatusCode::from_u16(violation.status).unwrap_or(http::StatusCode::BAD_REQUEST);
+    Refusal {
+        status,
+        ..Refusal::ambiguous(violation.code, violation.detail)
+    }
 }

@@ -37,7 +37,10 @@ pub(super) struct Failure {
 }
 
 /// Ends TLS within `limits.handshake`.
-pub(super) async fn terminate(worker: &Worker, attributed: Attributed) -> Result<Terminated, Failure> {
+pub(super) async fn terminate(
+    worker: &Worker,
+    attributed: Attributed,
+) -> Result<Terminated, Failure> {
     let Attributed { stream, flow, .. } = attributed;
     let limit = worker.shared.limits.handshake;
     match tokio::time::timeout(limit, steps(worker, stream, flow.clone())).await {
@@ -46,7 +49,10 @@ pub(super) async fn terminate(worker: &Worker, attributed: Attributed) -> Result
             flow,
             verdict: Verdict::Limit,
             code: "handshake_timeout",
-            detail: format!("the client sent no complete TLS handshake or HTTP request within {limit:?}").into(),
+            detail: format!(
+                "the client sent no complete TLS handshake or HTTP request within {limit:?}"
+            )
+            .into(),
             reset: None,
         }),
     }
@@ -55,9 +61,21 @@ pub(super) async fn terminate(worker: &Worker, attributed: Attributed) -> Result
 async fn steps(worker: &Worker, stream: TcpStream, flow: Flow) -> Result<Terminated, Failure> {
     let mut first = [0_u8; 1];
     match stream.peek(&mut first).await {
-        Ok(0) => return Err(fail(flow, "closed_early", "the client closed the connection without sending anything")),
+        Ok(0) => {
+            return Err(fail(
+                flow,
+                "closed_early",
+                "the client closed the connection without sending anything",
+            ));
+        }
         Ok(_) => {}
-        Err(_) => return Err(fail(flow, "closed_early", "the client reset the connection without sending anything")),
+        Err(_) => {
+            return Err(fail(
+                flow,
+                "closed_early",
+                "the client reset the connection without sending anything",
+            ));
+        }
     }
     match first {
         [HANDSHAKE_RECORD] => handshake(worker, stream, flow).await,
@@ -81,7 +99,11 @@ async fn handshake(worker: &Worker, stream: TcpStream, flow: Flow) -> Result<Ter
         None => None,
         Some(Ok(name)) => Some(name),
         Some(Err(ambiguity)) => {
-            return Err(fail(flow, "server_name", format!("the TLS server name is not one plain host: {ambiguity}")));
+            return Err(fail(
+                flow,
+                "server_name",
+                format!("the TLS server name is not one plain host: {ambiguity}"),
+            ));
         }
     };
     // Without a name the client is shown its address, so that it can be told what is missing; nothing is let through.
@@ -89,14 +111,22 @@ async fn handshake(worker: &Worker, stream: TcpStream, flow: Flow) -> Result<Ter
         Some(name) => Ok(name.clone()),
         None => Host::parse(&bracketed(flow.destination.ip())),
     };
-    let config = match shown.map_err(|e| e.to_string()).and_then(|host| worker.leaves.config(&host).map_err(|e| e.to_string())) {
+    let config = match shown
+        .map_err(|e| e.to_string())
+        .and_then(|host| worker.leaves.config(&host).map_err(|e| e.to_string()))
+    {
         Ok(config) => config,
         Err(what) => return Err(fail(flow, "leaf", what)),
     };
     match started.into_stream(config).await {
         Ok(stream) => {
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Ok(Terminated::Tls { stream: Box::new(stream), name, h2, flow })
+            Ok(Terminated::Tls {
+                stream: Box::new(stream),
+                name,
+                h2,
+                flow,
+            })
         }
         Err(error) => Err(tls_failure(flow, "the TLS handshake", &error)),
     }
@@ -110,24 +140,37 @@ fn bracketed(address: std::net::IpAddr) -> String {
 }
 
 fn fail(flow: Flow, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Failure {
-    Failure { flow, verdict: Verdict::Error, code, detail: detail.into(), reset: None }
+    Failure {
+        flow,
+        verdict: Verdict::Error,
+        code,
+        detail: detail.into(),
+        reset: None,
+    }
 }
 
 fn tls_failure(flow: Flow, during: &str, error: &io::Error) -> Failure {
     use rustls::AlertDescription as Alert;
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
         Some(rustls::Error::AlertReceived(
-            Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown | Alert::UnsupportedCertificate,
+            Alert::UnknownCA
+            | Alert::BadCertificate
+            | Alert::CertificateUnknown
+            | Alert::UnsupportedCertificate,
         )) => fail(
             flow,
             "client_distrust",
             "the client does not trust the agent's CA: start it with `tollgate run`, or give it the variables of `tollgate trust env`",
         ),
         Some(tls) => fail(flow, "client_tls", format!("{during} failed: {tls}")),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            fail(flow, "client_tls", format!("the client closed the connection in the middle of {during}"))
-        }
+        None if error.kind() == io::ErrorKind::UnexpectedEof => fail(
+            flow,
+            "client_tls",
+            format!("the client closed the connection in the middle of {during}"),
+        ),
         None => fail(flow, "client_tls", format!("{during} failed: {error}")),
     }
 }

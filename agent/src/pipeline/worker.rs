@@ -94,7 +94,9 @@ async fn accept_all(worker: &Rc<Worker>, listeners: Listeners) -> io::Result<()>
     }
 }
 
-async fn accept_v6(listener: Option<&TcpListener>) -> io::Result<(TcpStream, std::net::SocketAddr)> {
+async fn accept_v6(
+    listener: Option<&TcpListener>,
+) -> io::Result<(TcpStream, std::net::SocketAddr)> {
     match listener {
         Some(listener) => listener.accept().await,
         None => std::future::pending().await,
@@ -124,13 +126,18 @@ impl Open {
         let count = worker.open.get() + 1;
         worker.open.set(count);
         worker.signals.open.fetch_add(1, Ordering::Relaxed);
-        Self { worker: Rc::clone(worker), over: count > worker.shared.limits.connections }
+        Self {
+            worker: Rc::clone(worker),
+            over: count > worker.shared.limits.connections,
+        }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.worker.open.set(self.worker.open.get().saturating_sub(1));
+        self.worker
+            .open
+            .set(self.worker.open.get().saturating_sub(1));
         self.worker.signals.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

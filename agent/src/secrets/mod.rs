@@ -54,7 +54,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The file may be read by users who are not its owner.
-    #[error("{name}: {path} can be read by others (mode {mode:04o}): run `chmod 0600 {path}`, and rotate the secret if it may have been read")]
+    #[error(
+        "{name}: {path} can be read by others (mode {mode:04o}): run `chmod 0600 {path}`, and rotate the secret if it may have been read"
+    )]
     Exposed {
         /// As the policy names it.
         name: String,
@@ -74,7 +76,9 @@ pub enum Error {
         what: String,
     },
     /// The name cannot be a file's.
-    #[error("{name}: a secret's name is one file name below the secrets directory, without `/` or `..`")]
+    #[error(
+        "{name}: a secret's name is one file name below the secrets directory, without `/` or `..`"
+    )]
     Name {
         /// As the policy names it.
         name: String,
@@ -111,9 +115,11 @@ impl Secrets {
             }
         }
         match Roots::System.client() {
-            Ok(system_roots) if faults.is_empty() => {
-                Ok(Self { injections, own_roots, system_roots })
-            }
+            Ok(system_roots) if faults.is_empty() => Ok(Self {
+                injections,
+                own_roots,
+                system_roots,
+            }),
             Ok(_) => Err(faults),
             Err(fault) => {
                 faults.push(fault.into());
@@ -129,7 +135,8 @@ impl Secrets {
 
     /// How an api's upstreams are verified: by its own CA, or the system's roots.
     pub(crate) fn roots(&self, api: Option<&Api>) -> &Arc<ClientConfig> {
-        api.and_then(|api| self.own_roots.get(&api.name)).unwrap_or(&self.system_roots)
+        api.and_then(|api| self.own_roots.get(&api.name))
+            .unwrap_or(&self.system_roots)
     }
 }
 
@@ -144,15 +151,20 @@ fn locate(reference: &SecretRef, dir: &Path) -> Result<PathBuf, Error> {
     if reference.source == "file" && plain {
         Ok(dir.join(&reference.key))
     } else {
-        Err(Error::Name { name: label(reference) })
+        Err(Error::Name {
+            name: label(reference),
+        })
     }
 }
 
 fn injection(credential: &Credential, dir: &Path) -> Result<Injection, Error> {
     let name = label(&credential.secret);
     let path = locate(&credential.secret, dir)?;
-    let unusable =
-        |what: &str| Error::Unusable { name: name.clone(), path: path.display().to_string(), what: what.into() };
+    let unusable = |what: &str| Error::Unusable {
+        name: name.clone(),
+        path: path.display().to_string(),
+        what: what.into(),
+    };
     let value = read(&name, &path, SECRET_BYTES, true)?;
     // Editors and `echo` end a file with a newline; it is never part of a token.
     let value = value.trim_ascii_end();
@@ -161,8 +173,9 @@ fn injection(credential: &Credential, dir: &Path) -> Result<Injection, Error> {
     }
     let mut headers = Vec::new();
     for (header, template) in &credential.headers {
-        let mut text =
-            Zeroizing::new(Vec::with_capacity(template.before.len() + value.len() + template.after.len()));
+        let mut text = Zeroizing::new(Vec::with_capacity(
+            template.before.len() + value.len() + template.after.len(),
+        ));
         text.extend_from_slice(template.before.as_bytes());
         text.extend_from_slice(value);
         text.extend_from_slice(template.after.as_bytes());
@@ -183,7 +196,11 @@ fn own_root(ca: &SecretRef, dir: &Path) -> Result<Arc<ClientConfig>, Error> {
     let name = format!("CA {}:{}", ca.source, ca.key);
     let path = locate(ca, dir)?;
     let pem = read(&name, &path, tls::CA_BYTES, false)?.to_vec();
-    Ok(Roots::Own { name: path.display().to_string(), pem }.client()?)
+    Ok(Roots::Own {
+        name: path.display().to_string(),
+        pem,
+    }
+    .client()?)
 }
 
 /// Reads at most `limit` bytes; a private file must be its owner's alone.
@@ -197,7 +214,11 @@ fn read(name: &str, path: &Path, limit: usize, private: bool) -> Result<Zeroizin
     let metadata = file.metadata().map_err(unreadable)?;
     let mode = metadata.mode() & 0o7777;
     if private && mode & 0o077 != 0 {
-        return Err(Error::Exposed { name: name.to_owned(), path: path.display().to_string(), mode });
+        return Err(Error::Exposed {
+            name: name.to_owned(),
+            path: path.display().to_string(),
+            mode,
+        });
     }
     let unusable = |what: String| Error::Unusable {
         name: name.to_owned(),
@@ -208,7 +229,9 @@ fn read(name: &str, path: &Path, limit: usize, private: bool) -> Result<Zeroizin
         return Err(unusable("is not a regular file".into()));
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(limit.min(64 * 1024) + 1));
-    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(limit as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
     if bytes.len() > limit {
         return Err(unusable(format!("is longer than {limit} bytes")));
     }

@@ -37,7 +37,9 @@ pub struct Authority {
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+        f.debug_struct("Authority")
+            .field("fingerprint", &self.fingerprint)
+            .finish_non_exhaustive()
     }
 }
 
@@ -88,9 +90,15 @@ impl Authority {
 
     /// Issues a leaf for `host`, valid from an hour ago for a week.
     pub(super) fn leaf(&self, host: &Host) -> Result<CertifiedKey, Error> {
-        let issue =
-            |e: rcgen::Error| Error::Issue { host: host.as_str().into(), what: e.to_string() };
-        let name = host.as_str().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let issue = |e: rcgen::Error| Error::Issue {
+            host: host.as_str().into(),
+            what: e.to_string(),
+        };
+        let name = host
+            .as_str()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         let mut params = CertificateParams::new(vec![name]).map_err(issue)?;
         params.distinguished_name = DistinguishedName::new();
         params.use_authority_key_identifier_extension = true;
@@ -99,7 +107,9 @@ impl Authority {
         let now = OffsetDateTime::now_utc();
         params.not_before = now - BACKDATE;
         params.not_after = now + Duration::days(LEAF_DAYS);
-        let leaf = params.signed_by(&self.leaf_key, &self.issuer).map_err(issue)?;
+        let leaf = params
+            .signed_by(&self.leaf_key, &self.issuer)
+            .map_err(issue)?;
         let chain = vec![leaf.der().clone(), self.certificate.clone()];
         Ok(CertifiedKey::new(chain, Arc::clone(&self.leaf_signer)))
     }
@@ -119,12 +129,19 @@ fn create(certificate_path: &Path, key_path: &Path) -> Result<(), Error> {
     };
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(invalid)?;
     let mut params = CertificateParams::default();
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
     let serial = uuid::Uuid::new_v4().simple().to_string();
     let tag: String = serial.chars().take(8).collect();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "Tollgate");
-    params.distinguished_name.push(DnType::CommonName, format!("Tollgate CA {host} {tag}"));
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "Tollgate");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Tollgate CA {host} {tag}"));
     // Path length 0: this CA signs leaves only.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -134,12 +151,19 @@ fn create(certificate_path: &Path, key_path: &Path) -> Result<(), Error> {
     let certificate = params.self_signed(&key).map_err(invalid)?;
     // The key last: a crash between the two leaves no key without a certificate, and `open` says what is missing.
     write_new(certificate_path, certificate.pem().as_bytes(), 0o644)?;
-    write_new(key_path, Zeroizing::new(key.serialize_pem()).as_bytes(), 0o600)
+    write_new(
+        key_path,
+        Zeroizing::new(key.serialize_pem()).as_bytes(),
+        0o600,
+    )
 }
 
 /// Writes a file that appears whole or not at all.
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    let io = |source| Error::Io { path: path.display().to_string(), source };
+    let io = |source| Error::Io {
+        path: path.display().to_string(),
+        source,
+    };
     let partial = path.with_extension("new");
     let _ = fs::remove_file(&partial);
     let mut file = fs::OpenOptions::new()
@@ -149,7 +173,8 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
         .open(&partial)
         .map_err(io)?;
     // The umask may have narrowed the mode.
-    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(io)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))
+        .map_err(io)?;
     file.write_all(bytes).map_err(io)?;
     file.sync_all().map_err(io)?;
     fs::rename(&partial, path).map_err(io)
@@ -157,22 +182,32 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
 
 fn load(certificate_path: &Path, key_path: &Path) -> Result<Authority, Error> {
     let read = |path: &Path| {
-        fs::read_to_string(path)
-            .map_err(|source| Error::Io { path: path.display().to_string(), source })
+        fs::read_to_string(path).map_err(|source| Error::Io {
+            path: path.display().to_string(),
+            source,
+        })
     };
     let mode = fs::metadata(key_path)
-        .map_err(|source| Error::Io { path: key_path.display().to_string(), source })?
+        .map_err(|source| Error::Io {
+            path: key_path.display().to_string(),
+            source,
+        })?
         .permissions()
         .mode()
         & 0o7777;
     if mode & 0o077 != 0 {
-        return Err(Error::KeyExposed { path: key_path.display().to_string(), mode });
+        return Err(Error::KeyExposed {
+            path: key_path.display().to_string(),
+            mode,
+        });
     }
     let key_pem = Zeroizing::new(read(key_path)?);
     let pem = read(certificate_path)?;
     let invalid = |path: &Path, what: String| Error::Invalid {
         path: path.display().to_string(),
-        what: format!("{what}: restore it from a backup, or remove ca.pem and ca-key.pem to have a new CA made"),
+        what: format!(
+            "{what}: restore it from a backup, or remove ca.pem and ca-key.pem to have a new CA made"
+        ),
     };
     let key = KeyPair::from_pem(&key_pem)
         .map_err(|_| invalid(key_path, "not a private key in PEM".into()))?;
@@ -181,8 +216,7 @@ fn load(certificate_path: &Path, key_path: &Path) -> Result<Authority, Error> {
         CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|_| invalid(certificate_path, "not a certificate in PEM".into()))?
     };
-    let not_after = expiry(&certificate, &key)
-        .map_err(|what| invalid(certificate_path, what))?;
+    let not_after = expiry(&certificate, &key).map_err(|what| invalid(certificate_path, what))?;
     let issuer = Issuer::from_ca_cert_der(&certificate, key)
         .map_err(|e| invalid(certificate_path, e.to_string()))?;
     let leaf_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
@@ -209,17 +243,22 @@ fn expiry(certificate: &CertificateDer<'_>, key: &KeyPair) -> Result<jiff::Times
         return Err("the certificate and ca-key.pem do not belong together".into());
     }
     if !parsed.validity().is_valid() {
-        return Err(format!("the CA is not valid now (until {})", parsed.validity().not_after));
+        return Err(format!(
+            "the CA is not valid now (until {})",
+            parsed.validity().not_after
+        ));
     }
     jiff::Timestamp::from_second(parsed.validity().not_after.timestamp()).map_err(|e| e.to_string())
 }
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+            let _ = write!(out, "{byte:02x}");
+            out
+        })
 }
 
 fn pem(der: &CertificateDer<'_>) -> String {
@@ -238,7 +277,10 @@ mod tests {
         let first = Authority::open(dir.path()).unwrap();
         let second = Authority::open(dir.path()).unwrap();
         assert_eq!(first.fingerprint(), second.fingerprint());
-        let mode = fs::metadata(dir.path().join("ca-key.pem")).unwrap().permissions().mode();
+        let mode = fs::metadata(dir.path().join("ca-key.pem"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -263,18 +305,24 @@ mod tests {
         let error = Authority::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("do not belong together"), "{error}");
         fs::remove_file(dir.path().join("ca-key.pem")).unwrap();
-        assert!(matches!(Authority::open(dir.path()), Err(Error::HalfMissing { .. })));
+        assert!(matches!(
+            Authority::open(dir.path()),
+            Err(Error::HalfMissing { .. })
+        ));
     }
 
     #[test]
     fn leaf_chains_to_the_ca() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::open(dir.path()).unwrap();
-        let leaf = authority.leaf(&Host::parse("api.example.com").unwrap()).unwrap();
+        let leaf = authority
+            .leaf(&Host::parse("api.example.com").unwrap())
+            .unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(authority.certificate.clone()).unwrap();
-        let verifier =
-            rustls::client::WebPkiServerVerifier::builder(Arc::new(roots)).build().unwrap();
+        let verifier = rustls::client::WebPkiServerVerifier::builder(Arc::new(roots))
+            .build()
+            .unwrap();
         let verify = |name: &'static str| {
             rustls::client::danger::ServerCertVerifier::verify_server_cert(
                 &*verifier,

@@ -27,7 +27,11 @@ impl LeafCache {
     pub(crate) fn new(authority: Arc<Authority>) -> Self {
         // Without a ticketer clients do a full handshake each time: slower, never less safe.
         let tickets = rustls::crypto::aws_lc_rs::Ticketer::new().ok();
-        Self { authority, tickets, hosts: RefCell::default() }
+        Self {
+            authority,
+            tickets,
+            hosts: RefCell::default(),
+        }
     }
 
     /// The configuration that shows a leaf for `host`.
@@ -50,7 +54,10 @@ impl LeafCache {
         let leaf = self.authority.leaf(host)?;
         let mut config = ServerConfig::builder_with_provider(super::upstream::provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(|e| Error::Issue { host: host.as_str().into(), what: e.to_string() })?
+            .map_err(|e| Error::Issue {
+                host: host.as_str().into(),
+                what: e.to_string(),
+            })?
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(leaf)));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

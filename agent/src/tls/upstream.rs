@@ -12,16 +12,18 @@ pub(crate) const CA_BYTES: usize = 1 << 20;
 /// The cryptography of both sides.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    Arc::clone(
-        PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())),
-    )
+    Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
 }
 
 /// The certificates this host trusts.
 pub(super) fn system_roots() -> Result<Vec<CertificateDer<'static>>, Error> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
-        let what = found.errors.first().map(|e| format!(" ({e})")).unwrap_or_default();
+        let what = found
+            .errors
+            .first()
+            .map(|e| format!(" ({e})"))
+            .unwrap_or_default();
         return Err(Error::NoRoots { what });
     }
     Ok(found.certs)
@@ -50,8 +52,10 @@ impl Roots {
                 store.add_parsable_certificates(system_roots()?);
             }
             Self::Own { name, pem } => {
-                let invalid =
-                    |what: &str| Error::Invalid { path: name.clone(), what: what.to_owned() };
+                let invalid = |what: &str| Error::Invalid {
+                    path: name.clone(),
+                    what: what.to_owned(),
+                };
                 for certificate in CertificateDer::pem_slice_iter(pem) {
                     let certificate =
                         certificate.map_err(|_| invalid("not certificates in PEM"))?;
@@ -66,7 +70,10 @@ impl Roots {
         }
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(|e| Error::Invalid { path: "TLS".into(), what: e.to_string() })?
+            .map_err(|e| Error::Invalid {
+                path: "TLS".into(),
+                what: e.to_string(),
+            })?
             .with_root_certificates(store)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

@@ -50,9 +50,15 @@ pub(crate) enum Sender {
 impl Destination {
     /// Connects within `limit`.
     pub(crate) async fn dial(&self, resolver: &Resolver, limit: Duration) -> Result<Dialed, Error> {
-        tokio::time::timeout(limit, self.steps(resolver)).await.unwrap_or_else(|_| {
-            Err(Error::Timeout { host: self.host.as_str().into(), what: "connect", after: limit })
-        })
+        tokio::time::timeout(limit, self.steps(resolver))
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::Timeout {
+                    host: self.host.as_str().into(),
+                    what: "connect",
+                    after: limit,
+                })
+            })
     }
 
     async fn steps(&self, resolver: &Resolver) -> Result<Dialed, Error> {
@@ -81,15 +87,20 @@ impl Destination {
             }
         }
         match refused {
-            Some((address, class)) if allowed.is_empty() => {
-                Err(Error::Forbidden { host: self.host.as_str().into(), address, class })
-            }
+            Some((address, class)) if allowed.is_empty() => Err(Error::Forbidden {
+                host: self.host.as_str().into(),
+                address,
+                class,
+            }),
             _ => Ok(allowed),
         }
     }
 
     async fn connect(&self, addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), Error> {
-        let mut last = Error::Dns { host: self.host.as_str().into(), what: "it has no addresses".into() };
+        let mut last = Error::Dns {
+            host: self.host.as_str().into(),
+            what: "it has no addresses".into(),
+        };
         for &address in addresses {
             let what = match tokio::time::timeout(PER_ADDRESS, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
@@ -100,12 +111,20 @@ impl Destination {
                 Ok(Err(e)) => e.to_string(),
                 Err(_) => format!("no answer within {PER_ADDRESS:?}"),
             };
-            last = Error::Connect { host: self.host.as_str().into(), address: address.to_string(), what };
+            last = Error::Connect {
+                host: self.host.as_str().into(),
+                address: address.to_string(),
+                what,
+            };
         }
         Err(last)
     }
 
-    async fn verify(&self, stream: TcpStream, address: SocketAddr) -> Result<TlsStream<TcpStream>, Error> {
+    async fn verify(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+    ) -> Result<TlsStream<TcpStream>, Error> {
         let tls = |what: String| Error::Tls {
             host: self.host.as_str().into(),
             address: address.to_string(),
@@ -113,7 +132,8 @@ impl Destination {
         };
         let name = match self.host.ip() {
             Some(ip) => ServerName::from(ip),
-            None => ServerName::try_from(self.host.as_str().to_owned()).map_err(|e| tls(e.to_string()))?,
+            None => ServerName::try_from(self.host.as_str().to_owned())
+                .map_err(|e| tls(e.to_string()))?,
         };
         TlsConnector::from(Arc::clone(&self.roots))
             .connect(name, stream)
@@ -121,8 +141,15 @@ impl Destination {
             .map_err(|e| tls(e.to_string()))
     }
 
-    async fn handshake(&self, stream: TlsStream<TcpStream>, address: SocketAddr) -> Result<Dialed, Error> {
-        let http = |e: hyper::Error| Error::Http { host: self.host.as_str().into(), what: e.to_string() };
+    async fn handshake(
+        &self,
+        stream: TlsStream<TcpStream>,
+        address: SocketAddr,
+    ) -> Result<Dialed, Error> {
+        let http = |e: hyper::Error| Error::Http {
+            host: self.host.as_str().into(),
+            what: e.to_string(),
+        };
         let session = stream.get_ref().1;
         let version = match session.protocol_version() {
             Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -150,8 +177,10 @@ impl Destination {
             });
             Sender::Http2(sender)
         } else {
-            let (sender, connection) =
-                hyper::client::conn::http1::Builder::new().handshake(io).await.map_err(http)?;
+            let (sender, connection) = hyper::client::conn::http1::Builder::new()
+                .handshake(io)
+                .await
+                .map_err(http)?;
             tokio::task::spawn_local(async move {
                 let _ = connection.await;
             });

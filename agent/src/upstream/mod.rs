@@ -20,19 +20,35 @@ pub(crate) enum Error {
     Dns { host: String, what: String },
     /// Every address of the name is one that needs an explicit rule.
     #[error("{host} resolves to {address}, {class}")]
-    Forbidden { host: String, address: IpAddr, class: &'static str },
+    Forbidden {
+        host: String,
+        address: IpAddr,
+        class: &'static str,
+    },
     /// No address accepted a connection.
     #[error("no connection to {host} ({address}): {what}")]
-    Connect { host: String, address: String, what: String },
+    Connect {
+        host: String,
+        address: String,
+        what: String,
+    },
     /// TLS failed: the upstream's certificate or protocol.
     #[error("TLS with {host} ({address}) failed: {what}")]
-    Tls { host: String, address: String, what: String },
+    Tls {
+        host: String,
+        address: String,
+        what: String,
+    },
     /// The HTTP handshake or exchange failed.
     #[error("{host}: {what}")]
     Http { host: String, what: String },
     /// Took longer than allowed.
     #[error("{host} did not {what} within {after:?}")]
-    Timeout { host: String, what: &'static str, after: Duration },
+    Timeout {
+        host: String,
+        what: &'static str,
+        after: Duration,
+    },
 }
 
 impl Error {

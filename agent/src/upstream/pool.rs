@@ -36,7 +36,10 @@ pub(crate) struct Pool {
 #[derive(Default)]
 struct Entry {
     idle: Vec<Idle>,
-    shared: Option<(hyper::client::conn::http2::SendRequest<crate::pipeline::RequestBody>, Arc<UpstreamRecord>)>,
+    shared: Option<(
+        hyper::client::conn::http2::SendRequest<crate::pipeline::RequestBody>,
+        Arc<UpstreamRecord>,
+    )>,
     /// Held while the first connection is made, so that a burst makes one HTTP/2 connection and not many.
     first: Rc<tokio::sync::Mutex<()>>,
     speaks_http1: bool,
@@ -61,13 +64,23 @@ pub(crate) struct Lease {
 impl Lease {
     /// Returns the connection for the next request.
     pub(crate) fn give_back(self) {
-        let Self { sender, facts, pool, key, .. } = self;
+        let Self {
+            sender,
+            facts,
+            pool,
+            key,
+            ..
+        } = self;
         if let Sender::Http1(sender) = sender
             && !sender.is_closed()
             && let Some(entry) = pool.entries.borrow_mut().get_mut(&key)
             && entry.idle.len() < IDLE_PER_KEY
         {
-            entry.idle.push(Idle { sender, facts, since: Instant::now() });
+            entry.idle.push(Idle {
+                sender,
+                facts,
+                since: Instant::now(),
+            });
         }
     }
 }
@@ -90,7 +103,11 @@ impl Pool {
             let entry = entries.entry(key.clone()).or_default();
             (Rc::clone(&entry.first), entry.speaks_http1 || fresh)
         };
-        let _turn = if alone { None } else { Some(first.lock().await) };
+        let _turn = if alone {
+            None
+        } else {
+            Some(first.lock().await)
+        };
         if !alone && let Some(lease) = self.idle(&key) {
             return Ok(lease);
         }
@@ -103,9 +120,17 @@ impl Pool {
         let entry = entries.entry(key.clone()).or_default();
         match &dialed.sender {
             Sender::Http1(_) => entry.speaks_http1 = true,
-            Sender::Http2(sender) => entry.shared = Some((sender.clone(), Arc::clone(&dialed.facts))),
+            Sender::Http2(sender) => {
+                entry.shared = Some((sender.clone(), Arc::clone(&dialed.facts)))
+            }
         }
-        Lease { sender: dialed.sender, facts: dialed.facts, reused: false, pool: Rc::clone(self), key }
+        Lease {
+            sender: dialed.sender,
+            facts: dialed.facts,
+            reused: false,
+            pool: Rc::clone(self),
+            key,
+        }
     }
 
     fn idle(self: &Rc<Self>, key: &Key) -> Option<Lease> {
@@ -129,18 +154,32 @@ impl Pool {
             .iter()
             .rposition(|idle| idle.sender.is_ready() && idle.since.elapsed() < IDLE)?;
         let Idle { sender, facts, .. } = entry.idle.remove(at);
-        Some(Lease { sender: Sender::Http1(sender), facts, reused: true, pool: Rc::clone(self), key: key.clone() })
+        Some(Lease {
+            sender: Sender::Http1(sender),
+            facts,
+            reused: true,
+            pool: Rc::clone(self),
+            key: key.clone(),
+        })
     }
 
     /// Lets go of what is closed, old, or of another generation than `generation`.
     pub(crate) fn sweep(&self, generation: u64) {
         self.entries.borrow_mut().retain(|key, entry| {
-            entry.idle.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE);
-            if entry.shared.as_ref().is_some_and(|(sender, _)| sender.is_closed()) {
+            entry
+                .idle
+                .retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE);
+            if entry
+                .shared
+                .as_ref()
+                .is_some_and(|(sender, _)| sender.is_closed())
+            {
                 entry.shared = None;
             }
             key.generation == generation
-                && (!entry.idle.is_empty() || entry.shared.is_some() || Rc::strong_count(&entry.first) > 1)
+                && (!entry.idle.is_empty()
+                    || entry.shared.is_some()
+                    || Rc::strong_count(&entry.first) > 1)
         });
     }
 }

@@ -23,7 +23,10 @@ impl std::fmt::Debug for Resolver {
 impl Resolver {
     /// Asks `servers` on port 53, UDP then TCP; answers are kept for their TTL, at most a minute.
     pub(crate) fn new(servers: &[IpAddr]) -> Self {
-        let servers = servers.iter().map(|&ip| NameServerConfig::udp_and_tcp(ip)).collect::<Vec<_>>();
+        let servers = servers
+            .iter()
+            .map(|&ip| NameServerConfig::udp_and_tcp(ip))
+            .collect::<Vec<_>>();
         let known = !servers.is_empty();
         let config = ResolverConfig::from_parts(None, Vec::new(), servers);
         let mut builder = hickory_resolver::TokioResolver::builder_with_config(
@@ -36,7 +39,9 @@ impl Resolver {
         options.use_hosts_file = ResolveHosts::Always;
         options.positive_max_ttl = Some(Duration::from_secs(60));
         options.negative_max_ttl = Some(Duration::from_secs(5));
-        Self { inner: builder.build().ok().filter(|_| known) }
+        Self {
+            inner: builder.build().ok().filter(|_| known),
+        }
     }
 
     /// The addresses of `host`: itself if it is one.
@@ -44,7 +49,10 @@ impl Resolver {
         if let Some(address) = host.ip() {
             return Ok(vec![address]);
         }
-        let dns = |what: String| Error::Dns { host: host.as_str().into(), what };
+        let dns = |what: String| Error::Dns {
+            host: host.as_str().into(),
+            what,
+        };
         let resolver = self.inner.as_ref().ok_or_else(|| {
             dns("the agent has no resolvers: set `dns_servers` in its configuration".into())
         })?;
@@ -54,6 +62,10 @@ impl Resolver {
             .await
             .map_err(|e| dns(e.to_string()))?;
         let addresses: Vec<IpAddr> = found.iter().take(ADDRESSES).collect();
-        if addresses.is_empty() { Err(dns("it has no addresses".into())) } else { Ok(addresses) }
+        if addresses.is_empty() {
+            Err(dns("it has no addresses".into()))
+        } else {
+            Ok(addresses)
+        }
     }
 }

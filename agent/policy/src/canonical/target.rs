@@ -51,7 +51,10 @@ impl<'a> Target<'a> {
 
     /// A target that is known to be canonical: what [`Target::parse`] returned, taken apart and put together again.
     pub fn canonical(path: &'a str, query: Option<&'a str>) -> Self {
-        Self { path: Cow::Borrowed(path), query: query.map(Cow::Borrowed) }
+        Self {
+            path: Cow::Borrowed(path),
+            query: query.map(Cow::Borrowed),
+        }
     }
 
     /// The same target, borrowed from this one.

@@ -4,7 +4,7 @@ use crate::document::{self, Credential, Name, Named, Role};
 use crate::model::{self, Rule};
 use crate::policy::{CredentialUse, Entry, RuleData};
 use crate::route::Methods;
-use crate::syntax::{Decoder, Location, quote};
+use crate::syntax::{Decoder, quote};
 use std::cmp::Reverse;
 use std::sync::Arc;
 
@@ -94,16 +94,9 @@ struct Draft {
 
 /// Most specific first: segment by segment from the left, literal before constrained before plain before
 /// `**`; then the rule that declares more of parameters and body; then named methods before `*`; then by
-/// text. The last parts only make the order total, and the same for any order of files.
-type Order = (
-    Vec<u8>,
-    Reverse<usize>,
-    usize,
-    Arc<str>,
-    Arc<str>,
-    LocationKey,
-);
-type LocationKey = (Arc<str>, u32, u32);
+/// text. Rules of one role with the same route go by all else that they say: the order in which rules or
+/// files stand changes nothing.
+type Order = (Vec<u8>, Reverse<usize>, usize, Arc<str>, Arc<str>);
 
 /// Resolves all roles.
 pub(super) fn build(
@@ -148,7 +141,14 @@ pub(super) fn build(
             }
         }
     }
-    drafts.sort_by(|one, other| one.order.cmp(&other.order));
+    drafts.sort_by(|one, other| {
+        let detail = |draft: &Draft| detail(&draft.data, &ruled.entries);
+        let place = |draft: &Draft| draft.data.public.at.clone();
+        one.order
+            .cmp(&other.order)
+            .then_with(|| detail(one).cmp(&detail(other)))
+            .then_with(|| place(one).cmp(&place(other)))
+    });
     for (number, draft) in drafts.into_iter().enumerate() {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
         if let Some(role) = ruled.roles.get_mut(draft.role) {
@@ -291,13 +291,22 @@ fn order(rule: &RuleData) -> Order {
         Methods::These(methods) => methods.len(),
         Methods::Any => usize::MAX,
     };
-    let Location { file, line, column } = rule.public.at.clone();
     (
         rule.template.ranks(),
         Reverse(parameters + usize::from(rule.body.is_some())),
         methods,
         rule.public.route.clone(),
         rule.public.label.clone(),
-        (file, line, column),
+    )
+}
+
+/// Everything else that a rule says.
+fn detail(rule: &RuleData, entries: &[Entry]) -> String {
+    let entry = usize::try_from(rule.entry)
+        .ok()
+        .and_then(|number| entries.get(number));
+    format!(
+        "{entry:?} {:?} {:?} {:?}",
+        rule.query, rule.body, rule.headers
     )
 }

@@ -121,6 +121,11 @@ impl Sets<'_> {
     /// `None` where the policy is too large.
     fn get(&mut self, api: usize, roles: Vec<usize>) -> Option<Arc<RuleSet>> {
         let key = (api, roles);
+        // A shared set costs each workload a reference.
+        self.expanded += 1;
+        if self.expanded > MAX_EXPANDED {
+            return None;
+        }
         if let Some(made) = self.made.get(&key) {
             return Some(made.clone());
         }
@@ -129,9 +134,14 @@ impl Sets<'_> {
         let placed: Vec<&Placed> = key
             .1
             .iter()
-            .filter_map(|role| self.ruled.roles.get(*role))
-            .flatten()
-            .filter(|placed| placed.api == api)
+            .filter_map(|role| {
+                let placed = self.ruled.roles.get(*role)?;
+                placed.get(
+                    placed
+                        .binary_search_by_key(&api, |placed| placed.api)
+                        .ok()?,
+                )
+            })
             .collect();
         self.expanded += placed
             .iter()

@@ -135,18 +135,18 @@ fn definitions<T>(
     entries.iter().map(&mut read_entry).collect()
 }
 
-/// Names are `[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}`.
-fn check_name(reading: &mut Reading<'_>, text: &str, span: Span) {
+/// Names are `[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}`. Whether this is one.
+fn check_name(reading: &mut Reading<'_>, text: &str, span: Span) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let good = text.len() <= 63
         && text.bytes().all(allowed)
         && text.starts_with(|first: char| first.is_ascii_alphanumeric());
     if good {
-        return;
+        return true;
     }
     if text.contains('(') {
         reading.decoder.unsupported(span, "a role with parameters");
-        return;
+        return false;
     }
     reading
         .decoder
@@ -154,6 +154,7 @@ fn check_name(reading: &mut Reading<'_>, text: &str, span: Span) {
         .help(
             "a name is 1 to 63 letters, digits, `.`, `_` or `-`, and begins with a letter or digit",
         );
+    false
 }
 
 /// A reference to something defined elsewhere.

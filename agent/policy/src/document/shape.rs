@@ -1,24 +1,4 @@
-//! The notation of shapes, for query parameters and body fields.
-//!
-//! | written | means |
-//! | --- | --- |
-//! | `string` | any text |
-//! | `int` | an integer, e.g. `-3`, without leading zeros |
-//! | `number` | a finite number |
-//! | `bool` | `true` or `false` |
-//! | `uuid` | a UUID |
-//! | `any` | anything |
-//! | `1..100` | an integer from 1 to 100 |
-//! | `/[a-z]+/` | text that the expression matches whole |
-//! | `[open, closed]` | exactly one of these values |
-//! | `[string]` | one type in brackets: a list of such (a JSON array; a parameter that may be repeated) |
-//! | `[[open, closed]]` | a list, each of it one of these values |
-//! | `{ name: string }` | in a body: an object with these fields, at most |
-//! | `[{ name: string }]` | in a body: a list of such objects |
-//! | `{ type: int, required: true }` | in a query: a parameter that must be there |
-//!
-//! A quoted word in brackets is always a value: `["string"]` is the one value `string`. In a JSON body
-//! an unquoted `1`, `true` or `null` in brackets is that number, boolean or null; quoted it is text.
+//! The notation of shapes, for query parameters and body fields; the crate's documentation has it.
 use super::Reading;
 use crate::shape::{Field, Literal, LiteralKind, Shape, integer};
 use crate::syntax::{Node, Scalar, Value, nearest, quote};

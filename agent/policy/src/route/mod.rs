@@ -14,7 +14,7 @@ pub(crate) const MAX_SEGMENTS: usize = 64;
 /// The methods of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Methods {
-    /// `*`: for an allow all but CONNECT and TRACE, for a deny all.
+    /// `*`: for an allow all but CONNECT, TRACE and what is not in upper case; for a deny all.
     Any,
     These(SmallVec<[Box<str>; 2]>),
 }
@@ -49,7 +49,11 @@ pub(crate) enum SegmentKind {
 impl Methods {
     pub(crate) fn allow(&self, method: &str) -> bool {
         match self {
-            Self::Any => !matches!(method, "CONNECT" | "TRACE"),
+            // `get` is another method than `GET` to some servers, and the same to others.
+            Self::Any => {
+                !matches!(method, "CONNECT" | "TRACE")
+                    && !method.bytes().any(|byte| byte.is_ascii_lowercase())
+            }
             Self::These(methods) => methods.iter().any(|allowed| &**allowed == method),
         }
     }
@@ -57,7 +61,9 @@ impl Methods {
     pub(crate) fn deny(&self, method: &str) -> bool {
         match self {
             Self::Any => true,
-            Self::These(methods) => methods.iter().any(|denied| &**denied == method),
+            Self::These(methods) => methods
+                .iter()
+                .any(|denied| denied.eq_ignore_ascii_case(method)),
         }
     }
 }

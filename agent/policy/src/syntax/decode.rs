@@ -273,8 +273,8 @@ impl Decoder {
     {
         let what = format!("an integer from {} to {}", range.start(), range.end());
         let scalar = self.scalar(node, &what)?;
-        let canonical = !scalar.text.starts_with('+')
-            && !(scalar.text.len() > 1 && scalar.text.trim_start_matches('-').starts_with('0'));
+        let digits = scalar.text.strip_prefix('-').unwrap_or(&scalar.text);
+        let canonical = &*scalar.text == "0" || !digits.starts_with(['0', '+']);
         let value = scalar
             .text
             .parse()

@@ -105,9 +105,9 @@ impl Host {
     }
 
     /// Lets a private agent go. With processes left it stays for as long as they do.
-    pub(super) fn end(self, left: Option<usize>) {
+    pub(super) fn end(self, enrolled: Option<&Enrolled>, left: Option<usize>) {
         if let Self::Private(private) = self {
-            private.end(left);
+            private.end(enrolled.map(|e| e.directory.as_path()), left);
         }
     }
 }
@@ -136,7 +136,7 @@ fn spawn(context: &Context, args: &Args, directory: &Path) -> anyhow::Result<Chi
 }
 
 impl Private {
-    fn end(mut self, left: Option<usize>) {
+    fn end(mut self, cgroup: Option<&Path>, left: Option<usize>) {
         drop(self.child.stdin.take());
         if left.is_some_and(|left| left > 0) {
             return eprintln!(
@@ -149,7 +149,7 @@ impl Private {
             match self.child.try_wait() {
                 Ok(Some(status)) if status.success() => return,
                 Ok(None) => std::thread::sleep(Duration::from_millis(10)),
-                Ok(Some(_)) | Err(_) => return self.clean_up(),
+                Ok(Some(_)) | Err(_) => return self.clean_up(cgroup),
             }
         }
         eprintln!(
@@ -158,11 +158,24 @@ impl Private {
         );
     }
 
-    /// The agent was killed: its fence refuses everything, and is no use to anybody any more.
-    fn clean_up(&self) {
-        let lifted = Fence::open(&self.fence).and_then(Fence::lift);
-        if let Err(e) = lifted {
-            eprintln!("tollgate: the private agent was killed and its fence stays up: {e}");
+    /// The agent was killed: its fence refuses everything. It goes once nobody is behind it, and not before.
+    fn clean_up(&self, cgroup: Option<&Path>) {
+        let pins = self.fence.pin_dir.display();
+        if let Some(cgroup) = cgroup
+            && let Err(e) = std::fs::remove_dir(cgroup)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            eprintln!(
+                "tollgate: the private agent was killed, and processes of the command still run: they can reach \
+                 nothing. Once they ended, remove {} and {pins}",
+                cgroup.display()
+            );
+            return;
+        }
+        if let Err(e) = Fence::open(&self.fence).and_then(Fence::lift) {
+            eprintln!(
+                "tollgate: the private agent was killed and its fence stays up: {e}: remove {pins}"
+            );
         }
         let _ = std::fs::remove_dir_all(&self.directory);
     }
