@@ -23,7 +23,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     progress.step("setup");
     setup::run(setup::Need::Demo)?;
     progress.step("build (optimised: several minutes the first time)");
-    build::run(&build::Args { release: !args.dev })?;
+    build::run(&build::Args { release: !args.dev, ..build::Args::default() })?;
     let mut cargo = sh::command("cargo");
     cargo.args([
         "build",

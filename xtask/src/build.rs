@@ -3,117 +3,186 @@ use crate::sh;
 use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// The target of the eBPF programs; the other byte order is not built.
-const TARGET: &str = "bpfel-unknown-none";
-/// Where `agent/build.rs` takes the object from.
-const OBJECT: &str = "target/bpf/tollgate.o";
-/// Debian's compiler: the one that a `core` for BPF is packaged for.
-const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+use std::time::SystemTime;
 
 /// How to build.
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
-    /// Optimised, as it is installed.
+    /// Optimise the agent.
     #[arg(long)]
     pub(crate) release: bool,
+    /// Build the eBPF programs only.
+    #[arg(long)]
+    pub(crate) ebpf_only: bool,
 }
 
-/// Builds both; quick when nothing changed.
+/// What the agent embeds, and what it is made of.
+const OBJECT: &str = "target/bpf/tollgate.o";
+const SOURCES: [&str; 4] = [
+    "ebpf/src",
+    "ebpf/Cargo.toml",
+    "common/src",
+    "common/Cargo.toml",
+];
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Where `core` for BPF comes from.
+enum Toolchain {
+    /// A compiler that has it compiled, e.g. Debian's `rustc-web` with `libstd-rust-web-dev-bpf`.
+    Packaged(PathBuf),
+    /// rustup's nightly, which compiles it from `rust-src`.
+    Nightly,
+}
+
+/// Builds.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    programs()?;
+    ebpf()?;
+    if args.ebpf_only {
+        return Ok(());
+    }
     let mut cargo = sh::command("cargo");
-    cargo.args(["build", "--locked", "--package", "tollgate"]);
-    cargo.args(args.release.then_some("--release"));
+    cargo.args(["build", "--package", "tollgate"]);
+    if args.release {
+        cargo.arg("--release");
+    }
     sh::run(cargo)
 }
 
-/// Builds the eBPF programs into `target/bpf/tollgate.o`.
-pub(crate) fn programs() -> Result<()> {
-    if sh::find("bpf-linker").is_none() {
-        bail!("bpf-linker is missing: run `cargo xtask setup`");
-    }
-    let mut cargo = compiler()?;
-    cargo
-        .args([
-            "build",
-            "--quiet",
-            "--locked",
-            "--release",
-            "--package",
-            "tollgate-ebpf",
-        ])
-        .args(["--target", TARGET, "--target-dir", "target/bpf-build"])
-        .env(
-            "RUSTFLAGS",
-            "-C linker=bpf-linker -C debuginfo=2 -C link-arg=--btf",
-        )
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    sh::run(cargo)?;
-    let built = sh::root()
-        .join("target/bpf-build")
-        .join(TARGET)
-        .join("release/tollgate");
-    install(&built, &sh::root().join(OBJECT))
+/// Builds the object that the agent embeds.
+fn ebpf() -> Result<()> {
+    let toolchain = toolchain()?;
+    let mut cargo = cargo(&toolchain);
+    let built = "target/bpf/build";
+    cargo.args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "tollgate-ebpf",
+    ]);
+    cargo.args(["--target", TARGET, "--target-dir", built]);
+    sh::run(cargo).context("the eBPF programs do not build")?;
+    let made = sh::root().join(built).join(TARGET).join("release/tollgate");
+    publish(&made, &sh::root().join(OBJECT))
 }
 
-/// Cargo, with a compiler that has `core` for BPF: Debian's, else rustup's nightly with its sources.
-fn compiler() -> Result<Command> {
-    let debian_core = Path::new("/usr/lib/rustlib").join(TARGET);
-    if Path::new(DEBIAN_RUSTC).is_file() && debian_core.is_dir() {
-        let mut cargo = sh::command("cargo");
-        // `aya-ebpf` uses `asm_experimental_arch`.
-        cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
-        return Ok(cargo);
-    }
-    if nightly_sources().is_some_and(|sources| sources.is_dir()) {
-        let mut cargo = sh::command("rustup");
-        cargo.args(["run", "nightly", "cargo", "-Z", "build-std=core"]);
-        // What runs us is another toolchain's cargo.
-        cargo
-            .env_remove("RUSTC")
-            .env_remove("CARGO")
-            .env_remove("RUSTUP_TOOLCHAIN");
-        return Ok(cargo);
-    }
-    bail!(
-        "no compiler has `core` for {TARGET}: on Debian run `cargo xtask setup` (it installs \
-         rustc-web and libstd-rust-web-dev-bpf); elsewhere run `rustup toolchain install nightly \
-         --component rust-src`"
-    )
-}
-
-/// Where nightly's `core` would be.
-fn nightly_sources() -> Option<PathBuf> {
-    let mut rustup = sh::command("rustup");
-    rustup
-        .args(["run", "nightly", "rustc", "--print", "sysroot"])
-        .env_remove("RUSTUP_TOOLCHAIN");
-    let output = sh::output(rustup)
-        .ok()
-        .filter(|output| output.status.success())?;
-    let sysroot = String::from_utf8(output.stdout).ok()?;
-    Some(Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core"))
-}
-
-/// Puts the object in place. An unchanged one only gets a new date, so that it counts as newer than its sources.
-fn install(built: &Path, object: &Path) -> Result<()> {
-    let new = std::fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
-    if std::fs::read(object).is_ok_and(|old| old == new) {
-        let built_at = built.metadata()?.modified()?;
-        if object.metadata()?.modified()? < built_at {
-            std::fs::File::options()
-                .append(true)
-                .open(object)?
-                .set_modified(built_at)?;
+/// Cargo, set up to compile for BPF.
+fn cargo(toolchain: &Toolchain) -> Command {
+    let mut cargo = match toolchain {
+        Toolchain::Packaged(rustc) => {
+            let mut cargo = sh::command("cargo");
+            // `aya-ebpf` needs the one unstable feature `asm_experimental_arch`.
+            cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1");
+            cargo
         }
+        Toolchain::Nightly => {
+            let mut cargo = sh::command("rustup");
+            cargo.args(["run", "nightly", "cargo", "-Zbuild-std=core"]);
+            cargo.env_remove("RUSTC").env_remove("RUSTUP_TOOLCHAIN");
+            cargo
+        }
+    };
+    // Another wrapper or compiler of the caller's is not one for BPF. v3 of the instruction set has
+    // the atomic operations.
+    let flags = "-C linker=bpf-linker -C debuginfo=2 -C link-arg=--btf -C target-cpu=v3";
+    cargo.env("RUSTFLAGS", flags);
+    for name in ["CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "CARGO"] {
+        cargo.env_remove(name);
+    }
+    cargo
+}
+
+/// Finds what compiles and links for BPF, or says which parts are missing and how to get them.
+fn toolchain() -> Result<Toolchain> {
+    let linker = sh::find("bpf-linker").is_some();
+    let toolchain = packaged().map(Toolchain::Packaged).or_else(nightly);
+    match toolchain {
+        Some(toolchain) if linker => Ok(toolchain),
+        found => bail!(missing(found.is_some(), linker)),
+    }
+}
+
+fn missing(core: bool, linker: bool) -> String {
+    let mut text = String::from("cannot build the eBPF programs:");
+    if !core {
+        text.push_str(
+            "\n  - no `core` library for bpfel-unknown-none. Either Debian's packages `rustc-web` \
+             and `libstd-rust-web-dev-bpf`, or `rustup toolchain install nightly --component rust-src`",
+        );
+    }
+    if !linker {
+        text.push_str(
+            "\n  - no `bpf-linker` on the path: `cargo install bpf-linker`, against the LLVM of the \
+             compiler above",
+        );
+    }
+    text.push_str("\n`cargo xtask setup` installs what is missing");
+    text
+}
+
+/// A compiler that has `core` for BPF: the system's, or the one on the path.
+fn packaged() -> Option<PathBuf> {
+    let candidates = [Some(PathBuf::from("/usr/bin/rustc")), sh::find("rustc")];
+    candidates
+        .into_iter()
+        .flatten()
+        .find(|rustc| rustc.is_file() && has_core(rustc))
+}
+
+fn has_core(rustc: &Path) -> bool {
+    let mut command = Command::new(rustc);
+    command.args(["--print", "target-libdir", "--target", TARGET]);
+    let Some(directory) = answer(command) else {
+        return false;
+    };
+    let Ok(entries) = Path::new(&directory).read_dir() else {
+        return false;
+    };
+    entries
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
+}
+
+fn nightly() -> Option<Toolchain> {
+    sh::find("rustup")?;
+    let mut command = sh::command("rustup");
+    command.args(["run", "nightly", "rustc", "--print", "sysroot"]);
+    let sysroot = PathBuf::from(answer(command)?);
+    let core = sysroot.join("lib/rustlib/src/rust/library/core");
+    core.is_dir().then_some(Toolchain::Nightly)
+}
+
+/// The first line that a command prints, if it succeeds.
+fn answer(command: Command) -> Option<String> {
+    let output = sh::output(command).ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().next()?.trim().to_owned();
+    output.status.success().then_some(line)
+}
+
+/// Puts the object where the agent's build looks. One that is the same and no older than its sources
+/// stays, so that the agent is not built again.
+fn publish(made: &Path, object: &Path) -> Result<()> {
+    let bytes = std::fs::read(made).with_context(|| format!("cannot read {}", made.display()))?;
+    let is_same = std::fs::read(object).is_ok_and(|old| old == bytes);
+    let sources = SOURCES
+        .iter()
+        .filter_map(|path| newest(&sh::root().join(path)));
+    if is_same && sources.max() <= newest(object) {
         return Ok(());
     }
-    let directory = object.parent().context("the object has no directory")?;
-    std::fs::create_dir_all(directory)?;
-    // Renamed into place: a build that runs at the same time sees the old one or the new one.
-    let partial = object.with_extension("new");
-    std::fs::write(&partial, new)?;
-    std::fs::rename(&partial, object)
-        .with_context(|| format!("cannot put {} in place", object.display()))
+    // Beside it and then over it: a build that is interrupted leaves no half of an object.
+    let fresh = object.with_extension("new");
+    std::fs::write(&fresh, bytes)
+        .and_then(|()| std::fs::rename(&fresh, object))
+        .with_context(|| format!("cannot write {}", object.display()))
+}
+
+/// When the newest file at or below `path` changed.
+fn newest(path: &Path) -> Option<SystemTime> {
+    if path.is_dir() {
+        let entries = path.read_dir().ok()?;
+        return entries.flatten().filter_map(|e| newest(&e.path())).max();
+    }
+    path.metadata().ok()?.modified().ok()
 }
