@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 const PREFIX: &str = "tollgate-world-";
 
 static MADE: AtomicU32 = AtomicU32::new(0);
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static STANDING: Mutex<Vec<Weak<Ground>>> = Mutex::new(Vec::new());
 
 /// What a world stands on: its directory and the inodes of its network namespaces.
@@ -83,11 +84,24 @@ fn clear(namespaces: &[u64], directory: &Path) {
     let cgroups = cgroups_of_runs(&netns::inhabitants(namespaces));
     netns::kill_all(namespaces);
     for cgroup in cgroups {
-        // Only empty ones can be removed; the parent may serve other agents still.
         let _ = std::fs::remove_dir(&cgroup);
-        let _ = cgroup.parent().map(std::fs::remove_dir);
     }
+    // The parent goes when it is empty: other agents may have theirs in it.
+    let _ = cgroup_root().map(|root| std::fs::remove_dir(root.join("tollgate")));
     let _ = std::fs::remove_dir_all(directory);
+}
+
+/// Where cgroup2 is mounted.
+fn cgroup_root() -> Option<&'static Path> {
+    let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+    roots
+        .into_iter()
+        .find(|root| root.join("cgroup.controllers").exists())
+}
+
+/// Whether a signal is ending this process: what fails then fails for that.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
 }
 
 /// Directories of the cgroups that `tollgate run` made for these processes.
@@ -128,6 +142,7 @@ fn handle_signals() {
         };
         std::thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
+                INTERRUPTED.store(true, Ordering::SeqCst);
                 let standing: Vec<_> = STANDING
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)

@@ -154,6 +154,7 @@ http {{
     access_log {at}/access.log story;
     default_type application/json;
     keepalive_requests 100000000;
+    http2_max_concurrent_streams 128;
     server_tokens off;
 {servers}
     server {{

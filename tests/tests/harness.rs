@@ -16,7 +16,8 @@ use std::time::Duration;
 fn curl(world: &World, arguments: &[&str]) -> (i32, String) {
     let mut command = world.client("curl");
     command
-        .args(["-sS", "--max-time", "5", "--cacert"])
+        .args(["-sS", "--max-time", "5", "-H", "authorization: Bearer x"])
+        .arg("--cacert")
         .arg(world.ca_file())
         .args(arguments);
     let output = command.output().unwrap();

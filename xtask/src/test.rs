@@ -65,6 +65,11 @@ const TIERS: &[Tier] = &[
         programs: &[("tollgate-tests", "daemon")],
     },
     Tier {
+        name: "story",
+        threads: 1,
+        programs: &[("tollgate-tests", "demo")],
+    },
+    Tier {
         name: "others",
         threads: 1,
         programs: &[("", "")],

@@ -22,6 +22,10 @@ fn main() -> ExitCode {
         .any(|argument| argument == "--keep");
     match play(keep) {
         Ok(()) => ExitCode::SUCCESS,
+        // The signal's own thread cleans up and ends the process.
+        Err(_) if harness::cleanup::interrupted() => loop {
+            std::thread::park();
+        },
         Err(fault) => {
             eprintln!("\nerror: {fault:#}");
             ExitCode::FAILURE
@@ -37,7 +41,7 @@ fn play(keep: bool) -> Result<()> {
     let mut stage = Stage::new(&policy, Story::new())?;
     opening(&mut stage, &policy)?;
     let told = tell(&mut stage, &policy);
-    if told.is_err() {
+    if told.is_err() && !harness::cleanup::interrupted() {
         let log = stage.agent.log();
         eprintln!(
             "\nThe agent's log:\n{log}\nnginx's complaints:\n{}",
