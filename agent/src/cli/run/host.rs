@@ -92,7 +92,7 @@ impl Host {
                 Ok(_) => return None,
                 Err(_) => {
                     // Nobody else would remove it until an agent starts; one with processes in it cannot be.
-                    let _ = std::fs::remove_dir(&enrolled.directory);
+                    let _ = remove_cgroup(&enrolled.directory);
                     return None;
                 }
             }
@@ -159,7 +159,7 @@ impl Private {
     fn clean_up(&self, cgroup: Option<&Path>) {
         let pins = self.fence.pin_dir.display();
         if let Some(cgroup) = cgroup
-            && let Err(e) = std::fs::remove_dir(cgroup)
+            && let Err(e) = remove_cgroup(cgroup)
             && e.kind() != std::io::ErrorKind::NotFound
         {
             eprintln!(
@@ -176,4 +176,13 @@ impl Private {
         }
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Removes a run's cgroup, and the directory of all runs if it was the last.
+fn remove_cgroup(directory: &Path) -> std::io::Result<()> {
+    std::fs::remove_dir(directory)?;
+    if let Some(runs) = directory.parent() {
+        let _ = std::fs::remove_dir(runs);
+    }
+    Ok(())
 }
