@@ -215,7 +215,8 @@ fn run_program(program: &Program, command: std::process::Command, tally: &mut Ta
     let mut failed = 0;
     let succeeded = sh::lines(command, |line| {
         // Passing tests say nothing: what is left to read is what matters.
-        if !line.is_empty() && !line.ends_with("... ok") {
+        let dull = line.is_empty() || line.ends_with("... ok") || line.starts_with("running ");
+        if !dull {
             println!("        {line}");
         }
         if let Some(summary) = line.strip_prefix("test result: ") {
@@ -287,10 +288,7 @@ impl Tally {
             println!("{} {failure}", sh::paint("31", "FAILED"));
         }
         if self.ignored > 0 {
-            println!(
-                "{} tests are marked as ignored and did not run",
-                self.ignored
-            );
+            println!("marked as ignored, not run by themselves: {}", self.ignored);
         }
         println!("{} passed, {} failed", self.passed, self.failed);
         if self.failed > 0 {

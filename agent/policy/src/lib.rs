@@ -3,7 +3,7 @@
 //!
 //! Pure by rule: no IO, no clock, no async. Everything a decision depends on is an argument.
 //!
-//! [`compile`] turns documents into a [`Policy`]; [`Policy::decide`] takes a request in
+//! [`compile()`] turns documents into a [`Policy`]; [`Policy::decide`] takes a request in
 //! [canonical form](canonical) and says whether it passes, and how it is forwarded.
 //!
 //! # Routes

@@ -9,59 +9,96 @@ pub(super) struct Source {
     /// Below the repository's root, with `/`.
     pub(super) path: String,
     tokens: Vec<Token>,
+    /// Modules in other files that are declared under `#[cfg(test)]`.
+    test_modules: Vec<String>,
 }
 
 struct Token {
     text: String,
     line: usize,
+    /// Under `#[cfg(test)]`.
+    test: bool,
 }
 
 impl Source {
     fn parse(path: String, text: &str) -> Result<Self> {
         let stream: TokenStream = text.parse().map_err(|e| anyhow!("{path}: not Rust: {e}"))?;
-        let mut tokens = Vec::new();
-        flatten(stream, &mut tokens);
-        Ok(Self { path, tokens })
+        let mut source = Self {
+            path,
+            tokens: Vec::new(),
+            test_modules: Vec::new(),
+        };
+        source.read(stream, false);
+        Ok(source)
     }
 
     /// Lines where these tokens stand one after the other.
-    pub(super) fn lines_with<'a>(&'a self, wanted: &'a [&str]) -> impl Iterator<Item = usize> + 'a {
-        self.tokens
-            .windows(wanted.len())
-            .filter(move |window| {
-                window
-                    .iter()
-                    .zip(wanted)
-                    .all(|(token, want)| token.text == *want)
-            })
-            .filter_map(|window| window.first().map(|token| token.line))
+    pub(super) fn lines_with(&self, wanted: &[&str]) -> Vec<usize> {
+        self.found(wanted).map(|token| token.line).collect()
     }
 
     /// `path:line` of each place where these tokens stand.
-    pub(super) fn places<'a>(&'a self, wanted: &'a [&str]) -> impl Iterator<Item = String> + 'a {
-        self.lines_with(wanted)
-            .map(move |line| format!("{}:{line}: {}", self.path, wanted.concat()))
+    pub(super) fn places(&self, wanted: &[&str]) -> Vec<String> {
+        self.found(wanted)
+            .map(|token| self.place(token, wanted))
+            .collect()
     }
-}
 
-fn flatten(stream: TokenStream, into: &mut Vec<Token>) {
-    for tree in stream {
-        let line = tree.span().start().line;
-        match tree {
-            TokenTree::Ident(ident) => into.push(Token {
-                text: ident.to_string(),
-                line,
-            }),
-            TokenTree::Punct(punct) => {
-                into.push(Token {
-                    text: punct.as_char().to_string(),
-                    line,
-                });
+    /// As [`Source::places`], without what is compiled for tests only.
+    pub(super) fn places_outside_tests(&self, wanted: &[&str]) -> Vec<String> {
+        let found = self.found(wanted).filter(|token| !token.test);
+        found.map(|token| self.place(token, wanted)).collect()
+    }
+
+    fn place(&self, token: &Token, wanted: &[&str]) -> String {
+        format!("{}:{}: {}", self.path, token.line, wanted.concat())
+    }
+
+    /// The first token of each place where these stand one after the other.
+    fn found<'a>(&'a self, wanted: &'a [&str]) -> impl Iterator<Item = &'a Token> {
+        let stands = |window: &&[Token]| window.iter().map(|t| &t.text).eq(wanted.iter());
+        self.tokens
+            .windows(wanted.len())
+            .filter(stands)
+            .filter_map(<[Token]>::first)
+    }
+
+    fn read(&mut self, stream: TokenStream, test: bool) {
+        let mut trees = stream.into_iter().peekable();
+        while let Some(tree) = trees.next() {
+            let attribute = is_punct(&tree, '#') && trees.peek().is_some_and(is_cfg_test);
+            self.push(tree, test || attribute);
+            if attribute {
+                self.read_item(&mut trees);
             }
-            TokenTree::Literal(_) => into.push(Token {
-                text: "\"\"".to_owned(),
-                line,
-            }),
+        }
+    }
+
+    /// The item behind `#[cfg(test)]`: up to its body or its semicolon.
+    fn read_item(&mut self, trees: &mut impl Iterator<Item = TokenTree>) {
+        let start = self.tokens.len();
+        for tree in trees {
+            let is_body = matches!(&tree, TokenTree::Group(g) if g.delimiter() == Delimiter::Brace);
+            let ends = is_punct(&tree, ';');
+            self.push(tree, true);
+            if ends {
+                let words: Vec<_> = self.tokens.iter().skip(start).map(|t| &*t.text).collect();
+                if let [.., "mod", name, ";"] = words.as_slice() {
+                    self.test_modules.push((*name).to_owned());
+                }
+            }
+            if ends || is_body {
+                return;
+            }
+        }
+    }
+
+    fn push(&mut self, tree: TokenTree, test: bool) {
+        let line = tree.span().start().line;
+        let text = match tree {
+            TokenTree::Ident(ident) => ident.to_string(),
+            TokenTree::Punct(punct) => punct.as_char().to_string(),
+            TokenTree::Literal(_) => "\"\"".to_owned(),
             TokenTree::Group(group) => {
                 let (open, close) = match group.delimiter() {
                     Delimiter::Parenthesis => ("(", ")"),
@@ -69,19 +106,32 @@ fn flatten(stream: TokenStream, into: &mut Vec<Token>) {
                     Delimiter::Bracket => ("[", "]"),
                     Delimiter::None => ("", ""),
                 };
-                into.push(Token {
+                self.tokens.push(Token {
                     text: open.to_owned(),
                     line,
+                    test,
                 });
-                flatten(group.stream(), into);
+                self.read(group.stream(), test);
                 let line = group.span_close().start().line;
-                into.push(Token {
+                self.tokens.push(Token {
                     text: close.to_owned(),
                     line,
+                    test,
                 });
+                return;
             }
-        }
+        };
+        self.tokens.push(Token { text, line, test });
     }
+}
+
+fn is_punct(tree: &TokenTree, wanted: char) -> bool {
+    matches!(tree, TokenTree::Punct(punct) if punct.as_char() == wanted)
+}
+
+fn is_cfg_test(tree: &TokenTree) -> bool {
+    matches!(tree, TokenTree::Group(group) if group.delimiter() == Delimiter::Bracket
+        && group.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
 /// Files that git knows or would take (not ignored), that exist, below the root.
@@ -113,14 +163,50 @@ pub(super) fn tracked() -> Result<Vec<String>> {
 
 /// Every Rust source below one of these directories.
 pub(super) fn below(directories: &[&str]) -> Result<Vec<Source>> {
-    tracked()?
+    let mut sources = tracked()?
         .into_iter()
         .filter(|path| path.ends_with(".rs") && directories.iter().any(|d| path.starts_with(d)))
         .map(|path| {
             let text = read(&path)?;
             Source::parse(path, &text)
         })
-        .collect()
+        .collect::<Result<Vec<_>>>()?;
+    mark_test_files(&mut sources);
+    Ok(sources)
+}
+
+/// A file is for tests if a file above it declares its module, or one that it is in, under `#[cfg(test)]`.
+fn mark_test_files(sources: &mut [Source]) {
+    let declared: Vec<String> = sources
+        .iter()
+        .flat_map(|source| {
+            let inside = module_directory(&source.path);
+            source
+                .test_modules
+                .iter()
+                .map(move |name| format!("{inside}{name}"))
+        })
+        .collect();
+    for source in sources {
+        let module = source.path.trim_end_matches(".rs").to_owned();
+        let is_inside = |test: &String| {
+            module
+                .strip_prefix(test.as_str())
+                .is_some_and(|r| r.is_empty() || r.starts_with('/'))
+        };
+        if declared.iter().any(is_inside) {
+            source.tokens.iter_mut().for_each(|token| token.test = true);
+        }
+    }
+}
+
+/// Where the files of a file's modules are: `a/mod.rs` and `a.rs` both have theirs in `a/`.
+fn module_directory(path: &str) -> String {
+    let stem = path.trim_end_matches(".rs");
+    match stem.rsplit_once('/') {
+        Some((directory, "mod" | "lib" | "main")) => format!("{directory}/"),
+        _ => format!("{stem}/"),
+    }
 }
 
 /// A tracked file's text.
@@ -137,7 +223,6 @@ mod tests {
         Source::parse("a.rs".to_owned(), text)
             .unwrap()
             .lines_with(wanted)
-            .collect()
     }
 
     #[test]
@@ -158,5 +243,25 @@ mod tests {
     #[test]
     fn longer_names_are_other_names() {
         assert!(lines("#![deny(unsafe_code)]", &["unsafe"]).is_empty());
+    }
+
+    #[test]
+    fn what_is_for_tests_is_told_apart() {
+        let text = "use a;\n#[cfg(test)]\nmod tests { fn b() { a() } }\nfn c() { a() }\n#[cfg(test)] mod more;";
+        let source = Source::parse("x/lib.rs".to_owned(), text).unwrap();
+        assert_eq!(source.lines_with(&["a"]), [1, 3, 4]);
+        assert_eq!(
+            source.places_outside_tests(&["a"]),
+            ["x/lib.rs:1: a", "x/lib.rs:4: a"]
+        );
+        let more = Source::parse("x/more/deep.rs".to_owned(), "a").unwrap();
+        let other = Source::parse("x/moreover.rs".to_owned(), "a").unwrap();
+        let mut sources = [source, more, other];
+        mark_test_files(&mut sources);
+        let found = sources.iter().flat_map(|s| s.places_outside_tests(&["a"]));
+        assert_eq!(
+            found.collect::<Vec<_>>(),
+            ["x/lib.rs:1: a", "x/lib.rs:4: a", "x/moreover.rs:1: a"]
+        );
     }
 }

@@ -82,6 +82,12 @@ const PACKAGES: &[Package] = &[
         "enters test networks",
     ),
     package("curl", Need::Demo, KnownBy::Program("curl"), "a client"),
+    package(
+        "ca-certificates",
+        Need::Demo,
+        KnownBy::File("/etc/ssl/certs/ca-certificates.crt"),
+        "the public roots",
+    ),
     package("nodejs", Need::Demo, KnownBy::Program("node"), "a client"),
     package(
         "python3",

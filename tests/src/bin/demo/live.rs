@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use harness::Site;
 use harness::client::Running;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A refused connect must fail within this.
 const AT_ONCE: f64 = 10.0;
@@ -150,8 +150,7 @@ fn death(stage: &mut Stage, python: &mut Running) -> Result<()> {
         .story
         .types(&format!("kill -KILL {}", stage.agent.pid()?));
     stage.agent.kill()?;
-    quiet(stage)?;
-    let wire = stage.world.servers.received("s0")?;
+    let wire = stage.quiet()?;
     let seen = stage.seen()?;
     for address in [Site::ORDERS.v4, Site::PAYROLL.v4] {
         let answer = tell(stage, python, &json!({"connect": address, "port": 443}))?;
@@ -179,21 +178,6 @@ fn death(stage: &mut Stage, python: &mut Running) -> Result<()> {
         &answer,
     )?;
     stage.story.equal("nginx saw nothing", stage.seen()?, seen)
-}
-
-/// Waits until the wire is silent: what the dead agent had open is closed by its kernel.
-fn quiet(stage: &Stage) -> Result<()> {
-    let until = Instant::now() + Duration::from_secs(10);
-    let mut last = stage.world.servers.received("s0")?;
-    loop {
-        std::thread::sleep(Duration::from_millis(300));
-        let now = stage.world.servers.received("s0")?;
-        if now == last {
-            return Ok(());
-        }
-        anyhow::ensure!(Instant::now() < until, "the wire does not fall silent");
-        last = now;
-    }
 }
 
 fn resurrection(stage: &mut Stage, python: &mut Running, node: &mut Running) -> Result<()> {

@@ -4,8 +4,10 @@ use anyhow::{Context as _, Result};
 use harness::World;
 use harness::agent::Agent;
 use harness::client::Running;
+use harness::netns::Received;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The workload that every governed program of the story belongs to.
 pub(crate) const WORKLOAD: &str = "shop-report";
@@ -56,6 +58,22 @@ impl Stage {
     /// Requests that nginx has logged so far.
     pub(crate) fn seen(&self) -> Result<usize> {
         Ok(self.world.nginx.requests()?.len())
+    }
+
+    /// Waits until the wire to the servers is silent, and gives what came over it so far. What is
+    /// still on its way (a last acknowledgement, the end of a connection) belongs to what was before.
+    pub(crate) fn quiet(&self) -> Result<Received> {
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut last = self.world.servers.received("s0")?;
+        loop {
+            std::thread::sleep(Duration::from_millis(200));
+            let now = self.world.servers.received("s0")?;
+            if now == last {
+                return Ok(now);
+            }
+            anyhow::ensure!(Instant::now() < until, "the wire does not fall silent");
+            last = now;
+        }
     }
 
     /// Types a command under `tollgate run` and shows it; quotes words that a shell would split.
