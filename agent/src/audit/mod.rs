@@ -20,6 +20,7 @@ mod query;
 mod record;
 mod segment;
 mod sink;
+mod syncer;
 #[cfg(test)]
 mod tests;
 mod writer;

@@ -4,6 +4,7 @@ use super::log::{Log, Shared};
 use super::record::Record;
 use super::segment::{self, Segment, Tail};
 use super::sink::{Message, QUEUE, Sink};
+use super::syncer::Syncer;
 use super::{Error, line};
 use crate::config::AuditLimits;
 use jiff::Timestamp;
@@ -56,7 +57,8 @@ impl Writer {
                 "cut off the decision log's last line: a crash tore it"
             );
         }
-        let mut files = Files::new(dir.to_owned(), limits, tail, lock);
+        let syncer = Syncer::start(File::sync_data).map_err(Error::Thread)?;
+        let mut files = Files::new(dir.to_owned(), limits, tail, syncer, lock);
         files.ready().map_err(Error::io("open a segment in", dir))?;
 
         let (queue, receiver) = sync_channel(QUEUE);
@@ -112,13 +114,15 @@ struct Files {
     /// Encoded lines; those up to `written_to` are in the file.
     buffer: Vec<u8>,
     written_to: usize,
+    /// Written since the last sync began.
     dirty: bool,
+    syncer: Syncer,
     synced: Instant,
     _lock: File,
 }
 
 impl Files {
-    fn new(dir: PathBuf, limits: &AuditLimits, tail: Tail, lock: File) -> Self {
+    fn new(dir: PathBuf, limits: &AuditLimits, tail: Tail, syncer: Syncer, lock: File) -> Self {
         let (current, length) = match tail.newest {
             Some((segment, file, length)) => (Some((segment, file)), length),
             None => (None, 0),
@@ -134,6 +138,7 @@ impl Files {
             buffer: Vec::with_capacity(BATCH + 4096),
             written_to: 0,
             dirty: false,
+            syncer,
             synced: Instant::now(),
             _lock: lock,
         }
@@ -218,25 +223,67 @@ impl Files {
         lines
     }
 
-    /// Makes what was written last through a power cut. After a failure the kernel may have forgotten which pages
-    /// were meant: what was written since the last sync is then only as safe as the disk is.
+    /// Makes what was written last through a power cut, and waits until it is. After a failure the kernel may have
+    /// forgotten which pages were meant: what was written since the last sync is then only as safe as the disk is.
     fn sync(&mut self) -> io::Result<()> {
         self.synced = Instant::now();
-        if let Some((segment, file)) = &self.current {
-            if self.dirty {
-                file.sync_data()?;
-                self.dirty = false;
-            }
-            // Someone deleted it: write where readers can see, not into a nameless file. A line begun there is
-            // written whole in the new one.
-            if segment::is_detached(file, &segment.path) {
-                tracing::warn!(path = %segment.path.display(), "the decision log's segment is gone: starting another");
-                self.current = None;
-                self.length = 0;
-                self.written_to = 0;
-            }
+        let before = self.syncer.wait();
+        self.unless_failed(before)?;
+        if let Some((_, file)) = &self.current
+            && self.dirty
+        {
+            file.sync_data()?;
+            self.dirty = false;
         }
+        self.leave_deleted();
         Ok(())
+    }
+
+    /// As [`Self::sync`], but waits for nothing: how it ended is told by a later call.
+    fn sync_beside(&mut self) -> io::Result<()> {
+        let before = self.syncer.look();
+        self.unless_failed(before)?;
+        if !self.sync_due() || self.syncer.is_busy() {
+            return Ok(());
+        }
+        self.synced = Instant::now();
+        if let Some((_, file)) = &self.current
+            && self.dirty
+        {
+            self.syncer.begin(file)?;
+            self.dirty = false;
+        }
+        self.leave_deleted();
+        Ok(())
+    }
+
+    /// What a sync beside did not make safe is for the next one.
+    fn unless_failed(&mut self, before: io::Result<()>) -> io::Result<()> {
+        self.dirty |= before.is_err();
+        before
+    }
+
+    /// Someone deleted the segment: write where readers can see, not into a nameless file. A line begun there is
+    /// written whole in the new one.
+    fn leave_deleted(&mut self) {
+        if let Some((segment, file)) = &self.current
+            && segment::is_detached(file, &segment.path)
+        {
+            tracing::warn!(path = %segment.path.display(), "the decision log's segment is gone: starting another");
+            self.current = None;
+            self.length = 0;
+            self.written_to = 0;
+        }
+    }
+
+    /// How long nothing has to be done for the disk's sake.
+    fn until_sync(&self) -> Duration {
+        let due = SYNC.saturating_sub(self.synced.elapsed());
+        match (self.syncer.is_busy(), self.dirty) {
+            (true, _) => due.max(SYNC / 10),
+            (false, true) => due,
+            (false, false) => SYNC,
+        }
     }
 
     fn sync_due(&self) -> bool {
@@ -309,8 +356,7 @@ impl Worker {
     fn receive(&mut self) {
         let wait = match self.retry {
             Some(at) => at.saturating_duration_since(Instant::now()),
-            None if self.files.dirty => SYNC.saturating_sub(self.files.synced.elapsed()),
-            None => SYNC,
+            None => self.files.until_sync(),
         };
         if self.backlog.len() >= BACKLOG {
             std::thread::sleep(wait);
@@ -368,8 +414,10 @@ impl Worker {
     }
 
     fn write_all(&mut self) -> io::Result<()> {
-        if self.files.sync_due() || self.retry.is_some() {
+        if self.retry.is_some() {
             self.files.sync()?;
+        } else {
+            self.files.sync_beside()?;
         }
         loop {
             self.files.ready()?;

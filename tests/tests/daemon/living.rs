@@ -165,3 +165,23 @@ fn a_full_disk_refuses_until_there_is_room() {
     );
     assert_eq!(place.output(&["status"]).status.code(), Some(0));
 }
+
+/// Only what is in the kernel's hands outlives a process that is killed, and it must be there a few milliseconds after
+/// the client has its answer, in the instants of a sync too.
+#[test]
+fn a_decision_outlives_the_agent_that_is_killed_right_after_the_answer() {
+    let mut place = Place::new();
+    let mut asked = 0;
+    for round in 1..=4_u64 {
+        place.start();
+        let begun = Instant::now();
+        // Up to about when the first record is synced.
+        while begun.elapsed() < Duration::from_millis(900 + round * 50) {
+            assert_eq!(place.ask(), forbidden());
+            asked += 1;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        place.end(Signal::KILL);
+        assert_eq!(place.on_disk("unknown_host"), asked, "round {round}");
+    }
+}
