@@ -7,6 +7,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_set_retval},
     programs::SockAddrContext,
 };
+use aya_log_ebpf::warn;
 use tollgate_common::{
     event::{REFUSED, Reason, Refused, TOLD},
     flow::Address,
@@ -151,7 +152,13 @@ pub(crate) fn peer(ctx: &SockAddrContext, attempt: &Attempt, destination: &Addre
     }
     match hold(ctx, attempt, destination) {
         Some(()) => PASS,
-        None => attempt.refuse(Reason::Udp, Errno::Eperm),
+        None => {
+            warn!(
+                ctx,
+                "a datagram socket could not be marked, and its connect was refused: there is no memory"
+            );
+            attempt.refuse(Reason::Udp, Errno::Eperm)
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use aya_ebpf::{
     EbpfContext as _, bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns,
     programs::SockAddrContext,
 };
+use aya_log_ebpf::warn;
 use tollgate_common::{
     event::{CLOSED, Reason},
     flow::{Address, COMPLETE, Client, Connection, LISTENER_TAG, Port},
@@ -32,7 +33,10 @@ pub(crate) fn connect(
         return Err(attempt.refuse(Reason::AgentDown, Errno::Econnrefused));
     }
     record(ctx, attempt, destination)
-        .ok_or_else(|| attempt.refuse(Reason::Unrecorded, Errno::Econnrefused))?;
+        .ok_or_else(|| {
+            warn!(ctx, "a connection could not be recorded and was refused: FLOWS is full, or there is no memory");
+            attempt.refuse(Reason::Unrecorded, Errno::Econnrefused)
+        })?;
     account::connection(attempt.workload);
     Ok(listener)
 }

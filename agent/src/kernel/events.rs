@@ -82,6 +82,7 @@ impl Fence {
                 let record: Record = plain(bytes)?;
                 Some(Event::Closed {
                     flow: self.flow(&record),
+                    opened: time(record.connection.opened),
                     counters: counters(&record.traffic),
                 })
             }

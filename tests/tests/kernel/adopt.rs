@@ -154,8 +154,8 @@ fn pins_of_another_version_are_refused_and_keep_enforcing() {
     let settings = stand.options.pin_dir.join("maps/SETTINGS");
     let abi = |value: &str| {
         let bytes = [value, "0", "0", "0"];
-        // ABI, then levels: every level, so that the cgroup stays governed; no ports.
-        let rest = ["255"; 4].into_iter().chain(["0"; 8]);
+        // ABI, then levels and filter, all set, so that the cgroup stays governed; no ports.
+        let rest = ["255"; 4].into_iter().chain(["0"; 8]).chain(["255"; 8]);
         let mut command = Command::new("bpftool");
         command
             .args(["map", "update", "pinned"])

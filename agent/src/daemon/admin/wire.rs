@@ -179,7 +179,7 @@ pub struct Flow {
     pub process: Process,
     /// Where to.
     pub destination: SocketAddr,
-    /// When it began; none for one that ended, of which the kernel tells only that.
+    /// When it began.
     pub opened: Option<jiff::Timestamp>,
     /// When it ended; none while it lives.
     pub ended: Option<jiff::Timestamp>,
