@@ -57,7 +57,7 @@ const TIERS: &[Tier] = &[
     Tier {
         name: "pipeline",
         threads: 2,
-        programs: &[("tollgate-tests", "pipeline")],
+        programs: &[("tollgate-tests", "pipeline"), ("tollgate-tests", "http2")],
     },
     Tier {
         name: "daemon",
