@@ -579,3 +579,47 @@ fn an_observed_denial_passes_and_is_recorded() {
     let (status, _, _) = lab.exchange("GET /a%2fb HTTP/1.1\r\nhost: odd.example\r\n\r\n");
     assert_eq!(status, 400);
 }
+
+/// An upstream closes an idle connection whenever it likes, and the request that meets that is nobody's fault.
+#[test]
+fn a_connection_given_up_upstream_fails_no_request_that_may_be_repeated() {
+    let mut lab = Lab::new();
+    for (line, expected) in [("GET /a", 200), ("HEAD /a", 200), ("POST /stream", 502)] {
+        lab.open("odd.example");
+        let keep = "HTTP/1.1\r\nhost: odd.example\r\n\r\n";
+        lab.ask(json!({"do": "send", "data": format!("GET /last {keep}")}));
+        let first = lab.ask(json!({"do": "read", "wait": 3, "until": "ok"}));
+        assert_eq!(status(first["data"].as_str().unwrap()), 200, "{first}");
+        lab.ask(json!({"do": "send", "data": request(&format!("{line} HTTP/1.1"), "")}));
+        let second = lab.ask(json!({"do": "read", "wait": 3}));
+        let data = second["data"].as_str().unwrap();
+        assert_eq!(status(data), expected, "{line}: {data}");
+    }
+    let records = lab.agent.decisions(&lab.world).unwrap();
+    let of = |path: &str| {
+        let is = |record: &&Value| record["request"]["path"] == path;
+        records.iter().filter(is).count()
+    };
+    assert_eq!((of("/a"), of("/stream")), (2, 1), "{records:#?}");
+}
+
+/// A client that sends all before it reads, as most do, must not be reset before it has read why.
+#[test]
+fn who_uploads_what_is_refused_hears_so() {
+    let mut lab = Lab::new();
+    let length = 20_000_000;
+    let body = "x".repeat(length);
+    for (path, expected) in [("/secret", 403), ("/a%2fb", 400)] {
+        lab.open("odd.example");
+        let raw = format!(
+            "POST {path} HTTP/1.1\r\nhost: odd.example\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        let sent = lab.ask(json!({"do": "send", "data": raw}));
+        assert!(sent.get("error").is_none(), "{path}: {sent}");
+        let answer = lab.ask(json!({"do": "read", "wait": 5}));
+        let data = answer["data"].as_str().unwrap();
+        assert_eq!(status(data), expected, "{path}: {answer}");
+        assert_eq!(answer["end"], "closed", "{path}: {answer}");
+        lab.ask(json!({"do": "close"}));
+    }
+}
