@@ -8,7 +8,7 @@ use super::users::{self, Database, User};
 use super::{Context, Outcome, decisions, trust};
 use crate::audit::{Filter, Record, Verdict};
 use crate::daemon::admin::client;
-use crate::daemon::admin::wire::{Enrolled, Reply, Request};
+use crate::daemon::admin::wire::{DECISIONS, Enrolled, Reply, Request};
 use anyhow::bail;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -69,10 +69,10 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Fault);
     };
     let ended = wait::run(&mut command(&args, &user, &enrolled));
-    let records = decided(&host, &enrolled, started);
+    let decided = decided(&host, &enrolled, started);
     let left = host.release(&enrolled);
     if !args.quiet {
-        summarise(&enrolled, records.as_deref(), left);
+        summarise(&enrolled, decided.as_ref(), left);
     }
     host.end(Some(&enrolled), left);
     Ok(Outcome::Command(ended?))
@@ -80,7 +80,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
 
 fn announce(user: &User, args: &Args) {
     let warn = |text: &str| {
-        eprintln!(
+        tell!(
             "{}: {text}",
             Paint::stderr().paint(Colour::Yellow, "tollgate")
         )
@@ -178,13 +178,20 @@ fn command(args: &Args, user: &User, enrolled: &Enrolled) -> Command {
     command
 }
 
-/// What was decided for processes of this run, oldest first.
-fn decided(host: &Host, enrolled: &Enrolled, started: jiff::Timestamp) -> Option<Vec<Arc<Record>>> {
+/// What was decided for processes of a run.
+struct Decided {
+    /// Oldest first.
+    records: Vec<Arc<Record>>,
+    /// There were more than the agent sends at once.
+    cut: bool,
+}
+
+fn decided(host: &Host, enrolled: &Enrolled, started: jiff::Timestamp) -> Option<Decided> {
     std::thread::sleep(REPORTED);
     let filter = Filter {
         since: Some(started),
         workload: Some(enrolled.workload.clone()),
-        limit: Some(10_000),
+        limit: Some(DECISIONS),
         ..Filter::default()
     };
     let answer = client::ask(
@@ -204,20 +211,28 @@ fn decided(host: &Host, enrolled: &Enrolled, started: jiff::Timestamp) -> Option
         let rest = cgroup.strip_prefix(enrolled.cgroup.trim_matches('/'));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
+    let mut sent = 0;
     let records = answer
         .filter_map(Result::ok)
         .filter_map(|reply| match reply {
-            Reply::Decision(record) if inside(&record) => Some(record),
+            Reply::Decision(record) => {
+                sent += 1;
+                inside(&record).then_some(record)
+            }
             _ => None,
-        });
-    Some(records.collect())
+        })
+        .collect();
+    Some(Decided {
+        records,
+        cut: sent >= DECISIONS,
+    })
 }
 
-fn summarise(enrolled: &Enrolled, records: Option<&[Arc<Record>]>, left: Option<usize>) {
+fn summarise(enrolled: &Enrolled, decided: Option<&Decided>, left: Option<usize>) {
     let paint = Paint::stderr();
     let workload = output::escape(&enrolled.workload);
-    let Some(records) = records else {
-        return eprintln!(
+    let Some(Decided { records, cut }) = decided else {
+        return tell!(
             "tollgate: the agent is gone: what {workload} tried since was refused by the kernel"
         );
     };
@@ -233,22 +248,27 @@ fn summarise(enrolled: &Enrolled, records: Option<&[Arc<Record>]>, left: Option<
             counts.push(format!("{} {noun}", count(verdict)));
         }
     }
-    eprintln!("tollgate: {workload}: {}", counts.join(", "));
+    let among = if *cut {
+        format!(" (among the newest {DECISIONS} decisions)")
+    } else {
+        String::new()
+    };
+    tell!("tollgate: {workload}: {}{among}", counts.join(", "));
     let denials: Vec<_> = records
         .iter()
         .filter(|r| r.verdict != Verdict::Allow)
         .collect();
     for record in denials.iter().take(SHOWN) {
-        eprintln!("  {}", decisions::line(record, paint));
+        tell!("  {}", decisions::line(record, paint));
     }
     if denials.len() > SHOWN {
-        eprintln!(
+        tell!(
             "  and {} more: `tollgate decisions --denied --workload {workload}`",
             denials.len() - SHOWN
         );
     }
     if let Some(left @ 1..) = left {
-        eprintln!(
+        tell!(
             "tollgate: {left} processes of the command still run; they stay governed until they end"
         );
     }
