@@ -26,11 +26,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
             flows.push(flow);
         }
     }
-    flows.retain(|f| {
-        args.workload
-            .as_ref()
-            .is_none_or(|w| f.account.workload == *w)
-    });
+    flows.retain(|f| args.workload.as_ref().is_none_or(|w| f.workload == *w));
     flows.retain(|f| !args.live || f.ended.is_none());
     if args.form.format != Format::Table {
         output::print_json(args.form.format, &flows)?;
@@ -53,20 +49,22 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
 }
 
 fn row(flow: &Flow) -> [String; 7] {
-    let account = &flow.account;
-    let name = account.process.exe.rsplit('/').next().unwrap_or_default();
+    let name = flow.process.exe.rsplit('/').next().unwrap_or_default();
+    let state = if flow.ended.is_some() {
+        "ended"
+    } else {
+        "live"
+    };
     [
-        if flow.ended.is_some() {
-            "ended"
-        } else {
-            "live"
-        }
-        .to_owned(),
-        output::local(flow.ended.unwrap_or(account.opened)),
-        account.workload.clone(),
-        format!("{name}({})", account.process.pid),
-        account.destination.to_string(),
-        output::bytes(account.counters.bytes_out),
-        output::bytes(account.counters.bytes_in),
+        state.to_owned(),
+        flow.ended
+            .or(flow.opened)
+            .map(output::local)
+            .unwrap_or_default(),
+        flow.workload.clone(),
+        format!("{name}({})", flow.process.pid),
+        flow.destination.to_string(),
+        output::bytes(flow.counters.bytes_out),
+        output::bytes(flow.counters.bytes_in),
     ]
 }

@@ -43,6 +43,7 @@ struct Run {
 impl Enrolments {
     /// Takes over what an earlier agent governed: runs stay, the rest is settled by the first [`Self::settle`].
     pub(super) fn adopt(fence: Arc<Fence>) -> Self {
+        sweep_orphans(fence.cgroup_root());
         let mut selected = BTreeMap::new();
         let mut runs = HashMap::new();
         for governed in fence.governed() {
@@ -256,6 +257,31 @@ fn make_run(root: &Path, directory: &Path) -> std::io::Result<()> {
     make().or_else(|_| make())
 }
 
+/// Removes cgroups of runs that are over and whose agent was killed, whichever it was: empty ones that were made a while
+/// ago. One that is in use, or about to be, is neither.
+fn sweep_orphans(root: &Path) {
+    let runs = root.join(RUNS.trim_start_matches('/'));
+    for entry in std::fs::read_dir(&runs)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+    {
+        let made = entry.file_name().to_str().and_then(made_at);
+        let age = made.and_then(|at| std::time::SystemTime::now().duration_since(at).ok());
+        if age.is_some_and(|age| age > RUN_GRACE) && processes(&entry.path()) == 0 {
+            let _ = remove_tree(&entry.path(), 0);
+        }
+    }
+    let _ = std::fs::remove_dir(runs);
+}
+
+/// When a run's cgroup was made: its name says so.
+fn made_at(name: &str) -> Option<std::time::SystemTime> {
+    let id: uuid::Uuid = name.strip_prefix("run-")?.parse().ok()?;
+    let (seconds, nanoseconds) = id.get_timestamp()?.to_unix();
+    std::time::UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds))
+}
+
 /// The workload asked for, or the only one there is.
 fn choose(policy: &Policy, asked: Option<&str>) -> Result<String, Fault> {
     let names: Vec<&str> = policy.workloads().iter().map(|w| w.name.as_str()).collect();
@@ -339,5 +365,20 @@ fn release(fence: &Fence, cgroup_id: u64) {
     let released: Result<(), kernel::Error> = fence.release(cgroup_id);
     if let Err(e) = released {
         tracing::warn!(cgroup_id, "not released: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runs_name_says_when_it_was_made() {
+        let name = format!("run-{}", uuid::Uuid::now_v7().simple());
+        let age =
+            made_at(&name).and_then(|at| std::time::SystemTime::now().duration_since(at).ok());
+        assert!(age.is_some_and(|age| age < Duration::from_secs(5)));
+        assert_eq!(made_at("run-1"), None);
+        assert_eq!(made_at("other"), None);
     }
 }

@@ -1,7 +1,7 @@
 //! What the kernel did on its own: refusals become records, ended flows are kept for a while.
 use super::admin::wire;
 use crate::audit::{Coverage, ReasonRecord, Record, RequestRecord, Timing, Verdict};
-use crate::kernel::{Counters, Event, Flow, FlowAccount, Refusal};
+use crate::kernel::{Counters, Event, Flow, Refusal};
 use crate::pipeline::Shared;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,23 +40,20 @@ impl Seen {
     }
 
     fn closed(&self, flow: Flow, counters: Counters) {
-        let now = jiff::Timestamp::now();
-        let account = FlowAccount {
+        let flow = wire::Flow {
             cookie: flow.cookie,
             workload: flow.workload.to_string(),
             process: (*flow.process).clone(),
             destination: flow.destination,
-            opened: now,
+            opened: None,
+            ended: Some(jiff::Timestamp::now()),
             counters,
         };
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if ended.len() >= ENDED {
             ended.pop_front();
         }
-        ended.push_back(wire::Flow {
-            account,
-            ended: Some(now),
-        });
+        ended.push_back(flow);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The agent as a process: an ordered start, a control plane beside the data plane, an ordered stop.
 //!
-//! Everything that can fail by configuration fails before anything is steered: see [`start::bring_up`].
+//! Everything that can fail by configuration fails before anything is steered: see `start.rs`.
 pub mod admin;
 mod agent;
 mod cgroups;

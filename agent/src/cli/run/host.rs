@@ -80,28 +80,25 @@ impl Host {
 
     /// Ends the run; returns how many of its processes are left, where the agent can tell.
     pub(super) fn release(&self, enrolled: &Enrolled) -> Option<usize> {
+        let request = || Request::Release {
+            cgroup_id: enrolled.cgroup_id,
+        };
+        let mut left = None;
         // A process that ended an instant ago may still be listed.
         for _ in 0..5 {
-            match client::ask_one(
-                self.socket(),
-                Request::Release {
-                    cgroup_id: enrolled.cgroup_id,
-                },
-            ) {
+            match client::ask_one(self.socket(), request()) {
                 Ok(Reply::Released { left: 0 }) => return Some(0),
-                Ok(_) => std::thread::sleep(Duration::from_millis(10)),
-                Err(_) => return None,
+                Ok(Reply::Released { left: some }) => left = Some(some),
+                Ok(_) => return None,
+                Err(_) => {
+                    // Nobody else would remove it until an agent starts; one with processes in it cannot be.
+                    let _ = remove_cgroup(&enrolled.directory);
+                    return None;
+                }
             }
+            std::thread::sleep(Duration::from_millis(10));
         }
-        match client::ask_one(
-            self.socket(),
-            Request::Release {
-                cgroup_id: enrolled.cgroup_id,
-            },
-        ) {
-            Ok(Reply::Released { left }) => Some(left),
-            _ => None,
-        }
+        left
     }
 
     /// Lets a private agent go. With processes left it stays for as long as they do.
@@ -162,7 +159,7 @@ impl Private {
     fn clean_up(&self, cgroup: Option<&Path>) {
         let pins = self.fence.pin_dir.display();
         if let Some(cgroup) = cgroup
-            && let Err(e) = std::fs::remove_dir(cgroup)
+            && let Err(e) = remove_cgroup(cgroup)
             && e.kind() != std::io::ErrorKind::NotFound
         {
             eprintln!(
@@ -179,4 +176,13 @@ impl Private {
         }
         let _ = std::fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Removes a run's cgroup, and the directory of all runs if it was the last.
+fn remove_cgroup(directory: &Path) -> std::io::Result<()> {
+    std::fs::remove_dir(directory)?;
+    if let Some(runs) = directory.parent() {
+        let _ = std::fs::remove_dir(runs);
+    }
+    Ok(())
 }

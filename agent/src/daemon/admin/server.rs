@@ -85,11 +85,10 @@ async fn connection(stream: UnixStream, agent: Arc<Agent>) -> std::io::Result<()
     let caller = Caller {
         pid: credentials.pid(),
     };
-    if let Err(fault) = admitted(&agent, credentials.uid(), caller) {
-        return send(&mut out, &Reply::Fault(fault)).await;
-    }
     let mut input = BufReader::new(read);
-    let request = match read_request(&mut input, REQUEST).await {
+    // Read before anything is refused: an answer to a caller who still writes would be lost to it.
+    let request = read_request(&mut input, REQUEST).await;
+    let request = match admitted(&agent, credentials.uid(), caller).and(request) {
         Ok(request) => request,
         Err(fault) => return send(&mut out, &Reply::Fault(fault)).await,
     };
@@ -284,10 +283,7 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
 
 fn flows(agent: &Agent) -> Vec<Reply> {
     let ended = agent.seen.ended();
-    let live = agent.shared.fence.flows().into_iter().map(|account| Flow {
-        account,
-        ended: None,
-    });
+    let live = agent.shared.fence.flows().into_iter().map(Flow::from);
     ended
         .into_iter()
         .chain(live)

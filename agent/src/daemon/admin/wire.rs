@@ -3,8 +3,9 @@
 //! The client sends one [`Envelope`] on one line; the agent answers with lines of [`Reply`], the last of which is a
 //! final one ([`Reply::is_final`]). These are wire types: the agent's own types are translated where they differ.
 use crate::audit::{Filter, Record, Stats};
-use crate::kernel::{FlowAccount, Governed, Layer, WorkloadAccount};
+use crate::kernel::{Counters, FlowAccount, Governed, Layer, Process, WorkloadAccount};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tollgate_policy::Mode;
@@ -167,14 +168,38 @@ pub enum FaultKind {
     Failed,
 }
 
-/// A flow and when it ended.
+/// A flow, live or ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Flow {
-    /// The account.
-    #[serde(flatten)]
-    pub account: FlowAccount,
+    /// Kernel's id of the client's socket.
+    pub cookie: u64,
+    /// The workload.
+    pub workload: String,
+    /// Who connected.
+    pub process: Process,
+    /// Where to.
+    pub destination: SocketAddr,
+    /// When it began; none for one that ended, of which the kernel tells only that.
+    pub opened: Option<jiff::Timestamp>,
     /// When it ended; none while it lives.
     pub ended: Option<jiff::Timestamp>,
+    /// Bytes and packets.
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+impl From<FlowAccount> for Flow {
+    fn from(live: FlowAccount) -> Self {
+        Self {
+            cookie: live.cookie,
+            workload: live.workload,
+            process: live.process,
+            destination: live.destination,
+            opened: Some(live.opened),
+            ended: None,
+            counters: live.counters,
+        }
+    }
 }
 
 /// A governed cgroup for `tollgate run`.

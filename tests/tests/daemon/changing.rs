@@ -1,0 +1,143 @@
+//! Policy and secrets that change under a running agent.
+use crate::support::*;
+use harness::eventually;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::time::Duration;
+
+#[test]
+fn an_invalid_reload_keeps_the_running_policy_and_says_so() {
+    let mut place = Place::new();
+    place.start();
+    let hash = place.status()["policy"]["hash"].clone();
+    place.write_policy(&POLICY.replace("apis:", "apsi:"));
+    let reload = place.output(&["reload"]);
+    assert_eq!(reload.status.code(), Some(2));
+    let told = text(&reload.stderr);
+    assert!(
+        told.contains("policy.yaml:5:1") && told.contains("did you mean `apis`?"),
+        "{told}"
+    );
+    assert!(told.contains("the running policy stays"), "{told}");
+
+    let status = place.output(&["status"]);
+    assert_eq!(status.status.code(), Some(1), "unhealthy");
+    assert!(
+        text(&status.stdout).contains("stale: "),
+        "{}",
+        text(&status.stdout)
+    );
+    let status = place.status();
+    assert_eq!(status["policy"]["hash"], hash);
+    assert_eq!(status["verdict"]["state"], "enforcing");
+    let explained = place.output(&[
+        "explain",
+        "GET",
+        "https://api.example.test/v1/things",
+        "--workload",
+        "job",
+    ]);
+    assert_eq!(
+        explained.status.code(),
+        Some(0),
+        "{}",
+        text(&explained.stdout)
+    );
+
+    place.write_policy(&POLICY.replace("/v1/things", "/v2/things"));
+    let reload = place.output(&["reload"]);
+    assert_eq!(reload.status.code(), Some(0), "{}", text(&reload.stderr));
+    assert_ne!(place.status()["policy"]["hash"], hash);
+    let explained = place.output(&[
+        "explain",
+        "GET",
+        "https://api.example.test/v1/things",
+        "--workload",
+        "job",
+    ]);
+    assert_eq!(
+        explained.status.code(),
+        Some(1),
+        "{}",
+        text(&explained.stdout)
+    );
+    assert_eq!(place.output(&["status"]).status.code(), Some(0));
+}
+
+#[test]
+fn sighup_reloads() {
+    let mut place = Place::new();
+    place.start();
+    let hash = place.status()["policy"]["hash"].clone();
+    place.write_policy(&POLICY.replace("/v1/things", "/v3/things"));
+    kill_process(Pid::from_child(place.agent.as_ref().unwrap()), Signal::HUP).unwrap();
+    let changed = eventually(Duration::from_secs(5), || {
+        (place.status()["policy"]["hash"] != hash).then_some(())
+    });
+    assert!(changed.is_some());
+}
+
+#[test]
+fn a_secret_that_goes_away_leaves_the_old_value_and_is_told() {
+    let mut place = Place::new();
+    place.start();
+    let generation = place.status()["policy"]["generation"].as_u64().unwrap();
+    let stale = |place: &Place| {
+        place.status()["policy"]["secrets_stale"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    assert_eq!(stale(&place), None);
+    place.write_secret(None);
+    let told = eventually(Duration::from_secs(2), || stale(&place)).expect("not told");
+    assert!(told.contains("secrets/key"), "{told}");
+    place.write_secret(Some("two"));
+    let mended = eventually(Duration::from_secs(2), || {
+        stale(&place).is_none().then_some(())
+    });
+    assert!(mended.is_some(), "not taken up again");
+    let now = place.status()["policy"]["generation"].as_u64().unwrap();
+    assert!(
+        now > generation,
+        "the new value is in force without a reload"
+    );
+}
+
+#[test]
+fn check_prints_every_fault_with_its_place() {
+    let place = Place::new();
+    let output = place.output(&["check"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stdout).starts_with("valid: 1 file, 2 workloads"),
+        "{}",
+        text(&output.stdout)
+    );
+
+    let faulty = POLICY
+        .replace("apis:", "apsi:")
+        .replace("GET /v1", "FETCH\u{1b}[31m /v1");
+    place.write_policy(&faulty);
+    let output = place.output(&["check"]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = text(&output.stderr);
+    assert!(told.contains("policy.yaml:"), "{told}");
+    assert!(
+        !told.contains('\u{1b}'),
+        "a policy may not command the terminal: {told:?}"
+    );
+
+    place.write_policy(
+        &POLICY
+            .replace("apis:", "apsi:")
+            .replace("grants:", "grant:"),
+    );
+    let told = text(&place.output(&["check"]).stderr);
+    assert!(
+        told.contains("`apis`?") && told.contains("`grants`?"),
+        "both faults at once: {told}"
+    );
+    let json = place.output(&["check", "-o", "json"]);
+    let faults: Vec<Value> = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(faults.iter().all(|f| f["at"]["line"].as_u64().is_some()));
+}

@@ -1,0 +1,167 @@
+//! What a running agent holds, and goes on holding when it is stopped or killed.
+use crate::support::*;
+use harness::eventually;
+use rustix::process::Signal;
+use serde_json::Value;
+use std::fs;
+use std::time::{Duration, Instant};
+
+#[test]
+fn stopped_killed_and_started_again_it_never_opens() {
+    let mut place = Place::new();
+    place.start();
+    assert!(
+        eventually(START, || place.governed().then_some(())).is_some(),
+        "the job is not governed"
+    );
+    assert_eq!(place.ask(), forbidden());
+    let status = place.output(&["status"]);
+    assert_eq!(status.status.code(), Some(0), "{}", text(&status.stdout));
+    assert!(
+        text(&status.stdout).starts_with("enforcing\n"),
+        "{}",
+        text(&status.stdout)
+    );
+
+    let signals = [
+        (Signal::KILL, None),
+        (Signal::TERM, Some(0)),
+        (Signal::INT, Some(0)),
+    ];
+    for (asked, (signal, code)) in (1..).zip(signals) {
+        // What is decided reaches the disk an instant later: a kill is no test of that instant.
+        let written = eventually(START, || {
+            (place.on_disk("unknown_host") == asked).then_some(())
+        });
+        assert!(written.is_some(), "decisions do not reach the disk");
+        assert_eq!(place.end(signal), code);
+        let before = Instant::now();
+        let (exit, status) = place.ask();
+        assert_eq!((exit, status.as_str()), (REFUSED.0, "000"), "{signal:?}");
+        assert!(before.elapsed() < Duration::from_secs(1), "refused at once");
+        let dead = place.output(&["status"]);
+        assert_eq!(dead.status.code(), Some(3));
+        assert!(
+            text(&dead.stdout).contains("fence   stands"),
+            "{}",
+            text(&dead.stdout)
+        );
+        place.start();
+        assert_eq!(place.ask(), forbidden(), "after {signal:?} and a start");
+    }
+
+    let denied = place.output(&[
+        "decisions",
+        "--denied",
+        "--workload",
+        "job",
+        "--host",
+        "198.51.100.7",
+        "-o",
+        "jsonl",
+    ]);
+    let lines: Vec<Value> = text(&denied.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let denied = |code: &str| {
+        let counted = lines
+            .iter()
+            .filter(|d| d["reason"]["code"] == code && d["verdict"] == "DENY");
+        counted.count()
+    };
+    assert_eq!(
+        denied("unknown_host"),
+        4,
+        "one for each time the agent was asked: {lines:?}"
+    );
+    assert_eq!(
+        denied("agent_down"),
+        3,
+        "one for each time there was none, told by the kernel: {lines:?}"
+    );
+    let id = lines[0]["id"].as_str().unwrap();
+    let shown = place.output(&["explain", id, "-o", "json"]);
+    assert_eq!(
+        serde_json::from_slice::<Value>(&shown.stdout).unwrap()["id"],
+        id
+    );
+}
+
+#[test]
+fn a_cgroup_that_appears_is_governed_and_one_that_goes_is_released() {
+    let mut place = Place::new();
+    fs::remove_dir(&place.cgroup).unwrap();
+    place.start();
+    assert!(!place.governed());
+    fs::create_dir(&place.cgroup).unwrap();
+    assert!(eventually(Duration::from_secs(2), || place.governed().then_some(())).is_some());
+    assert_eq!(place.ask(), forbidden());
+    fs::remove_dir(&place.cgroup).unwrap();
+    assert!(eventually(Duration::from_secs(3), || (!place.governed()).then_some(())).is_some());
+}
+
+#[test]
+fn a_governed_process_may_not_talk_to_the_agent() {
+    let mut place = Place::new();
+    place.start();
+    assert!(eventually(START, || place.governed().then_some(())).is_some());
+    let program = harness::agent::program().unwrap();
+    let output = place.in_job(
+        program.to_str().unwrap(),
+        &["run", "--workload", "by-hand", "--", "true"],
+    );
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        text(&output.stderr).contains("governed process"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn a_full_disk_refuses_until_there_is_room() {
+    let mut place = Place::new();
+    let state = place.path("state");
+    let options = std::ffi::CString::new("size=1m,mode=0700").unwrap();
+    rustix::mount::mount(
+        "tollgate-test",
+        &state,
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        options.as_c_str(),
+    )
+    .unwrap();
+    place.start();
+    assert!(eventually(START, || place.governed().then_some(())).is_some());
+    assert_eq!(place.ask(), forbidden());
+
+    let filler = state.join("filler");
+    let full = fs::write(&filler, vec![0; 2 << 20]);
+    assert!(full.is_err(), "the disk is not full");
+    // The decision that finds the disk full was taken before it was known to be full.
+    let refused = eventually(START, || {
+        (place.ask() == (0, "503".to_owned())).then_some(())
+    });
+    assert!(
+        refused.is_some(),
+        "requests pass though decisions cannot be written: {:?}",
+        place.ask()
+    );
+    let status = place.output(&["status"]);
+    assert_eq!(status.status.code(), Some(1));
+    assert!(
+        text(&status.stdout).contains("FAILING since"),
+        "{}",
+        text(&status.stdout)
+    );
+
+    fs::remove_file(&filler).unwrap();
+    let recovered = eventually(START, || (place.ask() == forbidden()).then_some(()));
+    assert!(
+        recovered.is_some(),
+        "it does not recover: {:?}",
+        place.ask()
+    );
+    assert_eq!(place.output(&["status"]).status.code(), Some(0));
+}

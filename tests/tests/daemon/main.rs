@@ -1,0 +1,14 @@
+//! The real agent as a process: starting, refusing to start, changing, dying, and what it says of itself. Needs root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+mod asking;
+mod changing;
+mod living;
+mod running;
+mod starting;
+mod support;

@@ -1,0 +1,147 @@
+//! `tollgate run`, with a running agent and with one of its own.
+use crate::support::*;
+use harness::eventually;
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+#[test]
+fn a_private_agent_serves_one_command_and_leaves_nothing() {
+    let place = Place::new();
+    let (policy, secrets) = (place.path("policy.yaml"), place.path("secrets"));
+    let script = format!(
+        "echo $SSL_CERT_FILE >&2; id -u; grep NoNewPrivs /proc/self/status; echo \"proxy=$HTTPS_PROXY\"; test -r \"$SSL_CERT_FILE\" || exit 8\n\
+         curl -sS -m 5 -o /dev/null -w '%{{http_code}}\\n' {ELSEWHERE}; exit 7"
+    );
+    let output = place
+        .tollgate(&["run", "--workload", "by-hand", "--user", "4242", "--policy"])
+        .arg(&policy)
+        .arg("--secrets-dir")
+        .arg(&secrets)
+        .args(["--", "sh", "-c", &script])
+        .env("HTTPS_PROXY", "http://127.0.0.1:9")
+        .output()
+        .unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{told}");
+    assert_eq!(
+        text(&output.stdout),
+        "4242\nNoNewPrivs:\t1\nproxy=\n403\n",
+        "{told}"
+    );
+    assert!(
+        told.contains("by-hand: 0 allowed, 1 denied") && told.contains("unknown_host"),
+        "{told}"
+    );
+    let name = told
+        .lines()
+        .find_map(|line| line.strip_prefix("/run/")?.split('/').next())
+        .unwrap();
+    assert!(!leftovers().contains(&name.to_owned()), "{name}");
+}
+
+#[test]
+fn a_killed_private_agent_refuses_and_its_run_cleans_up() {
+    let place = Place::new();
+    let script = format!("read line; curl -sS -m 5 {ELSEWHERE}");
+    let mut run = place
+        .tollgate(&["run", "--workload", "by-hand", "--policy"])
+        .arg(place.path("policy.yaml"))
+        .arg("--secrets-dir")
+        .arg(place.path("secrets"))
+        .args(["--", "sh", "-c", &script])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", run.id());
+    let pids = || fs::read_to_string(&children).unwrap_or_default();
+    let both = eventually(START, || {
+        Some(pids()).filter(|p| p.split_whitespace().count() == 2)
+    });
+    let agent = both
+        .expect("no agent and command")
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .to_owned();
+    let line = fs::read_to_string(format!("/proc/{agent}/cmdline")).unwrap();
+    let own: Vec<&str> = line.split('\0').collect();
+    assert_eq!(own[1], "agent");
+    let directory = PathBuf::from(own[3]);
+    kill_process(Pid::from_raw(agent.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    run.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let output = run.wait_with_output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(REFUSED.0), "{told}");
+    assert!(told.contains("the agent is gone"), "{told}");
+    assert!(!directory.exists(), "{}", directory.display());
+    let pins = Path::new("/sys/fs/bpf").join(directory.file_name().unwrap());
+    assert!(!pins.exists(), "{}", pins.display());
+}
+
+/// Directories and pins of private agents on this host.
+fn leftovers() -> Vec<String> {
+    let mut names: Vec<String> = ["/run", "/sys/fs/bpf"]
+        .iter()
+        .flat_map(|directory| fs::read_dir(directory).unwrap())
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("tollgate-run-"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_command_that_cannot_run_has_the_shells_codes() {
+    let mut place = Place::new();
+    place.start();
+    for (command, code) in [
+        ("tollgate-no-such-command", 127),
+        ("/etc/passwd", 126),
+        ("false", 1),
+    ] {
+        let output = place.output(&["run", "--workload", "by-hand", "--", command]);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+    }
+    let output = place.output(&["run", "--", "true"]);
+    assert_eq!(
+        output.status.code(),
+        Some(2),
+        "two workloads to choose from"
+    );
+    assert!(
+        text(&output.stderr).contains("--workload: by-hand, job"),
+        "{}",
+        text(&output.stderr)
+    );
+    let output = place.output(&[
+        "run",
+        "--workload",
+        "by-hand",
+        "--",
+        "sh",
+        "-c",
+        "kill -TERM $$",
+    ]);
+    assert_eq!(output.status.code(), Some(143));
+    let socket = "import socket; socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)";
+    let output = place.output(&[
+        "run",
+        "--workload",
+        "by-hand",
+        "--",
+        "python3",
+        "-c",
+        socket,
+    ]);
+    assert!(
+        text(&output.stderr).contains("Address family not supported"),
+        "{}",
+        text(&output.stderr)
+    );
+}

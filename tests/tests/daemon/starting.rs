@@ -1,0 +1,141 @@
+//! What keeps an agent from starting, and the unit that starts it.
+use crate::support::*;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn what_keeps_it_from_starting_is_said_in_a_sentence() {
+    let place = Place::new();
+
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, place.port)).unwrap();
+    let (code, told) = place.refused();
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains(&place.port.to_string()) && told.contains("ss "),
+        "{told}"
+    );
+    drop(taken);
+
+    let key = place.path("state/ca-key.pem");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let (code, told) = place.refused();
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains("readable by others") && told.contains("chmod 0600"),
+        "{told}"
+    );
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+
+    place.write_secret(None);
+    let (code, told) = place.refused();
+    assert_eq!(code, Some(2), "{told}");
+    assert!(told.contains("secrets/key"), "{told}");
+    place.write_secret(Some("one"));
+
+    place.write_config("prot: 1\n");
+    let (code, told) = place.refused();
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains("config.yaml:9:1") && told.contains("did you mean `port`?"),
+        "{told}"
+    );
+    place.write_config("");
+
+    place.write_policy("version: 1\nworklods: {}\n");
+    let (code, told) = place.refused();
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains("policy.yaml:2:1") && told.contains("did you mean `workloads`?"),
+        "{told}"
+    );
+
+    fs::remove_file(place.path("policy.yaml")).unwrap();
+    let (code, told) = place.refused();
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains("policy.yaml") && told.contains("--policy"),
+        "{told}"
+    );
+    assert!(
+        !Path::new("/sys/fs/bpf").join(&place.name).exists(),
+        "a start that failed left pins"
+    );
+}
+
+#[test]
+fn without_root_it_says_so() {
+    let place = Place::new();
+    let program = place.path("tollgate");
+    fs::copy(harness::agent::program().unwrap(), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    for (arguments, word) in [
+        (&["agent"][..], "needs root"),
+        (&["run", "--", "true"], "sudo"),
+        (&["status"], ""),
+    ] {
+        let mut command = Command::new(&program);
+        command
+            .args(arguments)
+            .env("TOLLGATE_CONFIG", place.path("config.yaml"))
+            .uid(65534)
+            .gid(65534);
+        let output = command.output().unwrap();
+        let expected = if arguments == ["status"] { 3 } else { 2 };
+        assert_eq!(
+            output.status.code(),
+            Some(expected),
+            "{arguments:?} {}",
+            text(&output.stderr)
+        );
+        assert!(
+            text(&output.stderr).contains(word),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn one_agent_for_one_runtime_directory() {
+    let mut place = Place::new();
+    place.start();
+    let (code, told) = place.refused();
+    assert_eq!(code, Some(2), "{told}");
+    let pid = place.agent.as_ref().unwrap().id().to_string();
+    assert!(
+        told.contains("another agent") && told.contains(&pid),
+        "{told}"
+    );
+    assert_eq!(
+        place.output(&["status"]).status.code(),
+        Some(0),
+        "the first one is unharmed"
+    );
+}
+
+#[test]
+fn the_unit_is_sound() {
+    let place = Place::new();
+    let unit = fs::read_to_string(harness::repository().join("systemd/tollgate.service")).unwrap();
+    let installed = place.path("tollgate.service");
+    let program = harness::agent::program().unwrap();
+    fs::write(
+        &installed,
+        unit.replace("/usr/bin/tollgate", program.to_str().unwrap()),
+    )
+    .unwrap();
+    let output = Command::new("systemd-analyze")
+        .arg("verify")
+        .arg(&installed)
+        .output();
+    let output = output.expect("systemd-analyze is needed: install the Debian package systemd");
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{}",
+        text(&output.stderr)
+    );
+}

@@ -1,0 +1,252 @@
+//! An agent with everything its own, and ways to ask about it.
+use harness::eventually;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::fs;
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// A public-looking address that no test ever reaches: the agent answers for it.
+pub(crate) const ELSEWHERE: &str = "http://198.51.100.7/";
+pub(crate) const START: Duration = Duration::from_secs(20);
+
+pub(crate) const POLICY: &str = r#"version: 1
+workloads:
+  job: { match: { cgroup: "CGROUP/**" } }
+  by-hand: {}
+apis:
+  api: { hosts: [api.example.test] }
+credentials:
+  key: { secret: "file:key", header: { authorization: "Bearer {secret}" }, to: [api] }
+roles:
+  reader:
+    - { api: api, credential: key, allow: [{ route: GET /v1/things }] }
+grants:
+  - { role: reader, to: { workload: job } }
+  - { role: reader, to: { workload: by-hand } }
+"#;
+
+/// An agent's directories, port, pins and cgroup, all its own; nothing of it is left when it is dropped.
+pub(crate) struct Place {
+    pub(crate) directory: PathBuf,
+    pub(crate) name: String,
+    pub(crate) port: u16,
+    pub(crate) cgroup: PathBuf,
+    pub(crate) agent: Option<Child>,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests need root"
+        );
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tollgate-test-{}-{count}", std::process::id());
+        let directory = Path::new("/run").join(&name);
+        let make = |path: &Path, mode| fs::DirBuilder::new().mode(mode).create(path).unwrap();
+        make(&directory, 0o711);
+        for below in ["secrets", "state"] {
+            make(&directory.join(below), 0o700);
+        }
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        let cgroup = cgroup_root().join(&name);
+        fs::create_dir(&cgroup).unwrap();
+        let place = Self {
+            directory,
+            name,
+            port,
+            cgroup,
+            agent: None,
+        };
+        place.write_policy(POLICY);
+        place.write_secret(Some("one"));
+        place.write_config("");
+        place
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    pub(crate) fn write_policy(&self, text: &str) {
+        fs::write(
+            self.path("policy.yaml"),
+            text.replace("CGROUP", &format!("/{}", self.name)),
+        )
+        .unwrap();
+    }
+
+    pub(crate) fn write_secret(&self, value: Option<&str>) {
+        let path = self.path("secrets/key");
+        match value {
+            None => fs::remove_file(path).unwrap(),
+            Some(value) => {
+                let new = self.path("secrets/new");
+                fs::write(&new, value).unwrap();
+                fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
+                fs::rename(new, path).unwrap();
+            }
+        }
+    }
+
+    pub(crate) fn write_config(&self, more: &str) {
+        let (at, port, name) = (self.directory.display(), self.port, &self.name);
+        let text = format!(
+            "port: {port}\npolicy: [{at}/policy.yaml]\nsecrets_dir: {at}/secrets\nstate_dir: {at}/state\n\
+             runtime_dir: {at}/run\npin_dir: /sys/fs/bpf/{name}\ndns_servers: [127.0.0.1]\nworkers: 1\n{more}"
+        );
+        fs::write(self.path("config.yaml"), text).unwrap();
+    }
+
+    /// `tollgate …` for this agent.
+    pub(crate) fn tollgate(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(harness::agent::program().unwrap());
+        command
+            .args(arguments)
+            .env("TOLLGATE_CONFIG", self.path("config.yaml"))
+            .env("NO_COLOR", "1");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn output(&self, arguments: &[&str]) -> Output {
+        self.tollgate(arguments).output().unwrap()
+    }
+
+    /// Starts the agent and waits until `status` answers.
+    pub(crate) fn start(&mut self) {
+        let child = self
+            .tollgate(&["agent"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let child = self.agent.insert(child);
+        let socket = self.directory.join("run/admin.sock");
+        let up = eventually(START, || {
+            if child.try_wait().unwrap().is_some() {
+                let mut told = String::new();
+                child
+                    .stderr
+                    .take()
+                    .unwrap()
+                    .read_to_string(&mut told)
+                    .unwrap();
+                panic!("the agent ended: {told}");
+            }
+            std::os::unix::net::UnixStream::connect(&socket).ok()
+        });
+        assert!(up.is_some(), "the agent is not up");
+    }
+
+    /// Ends the agent by a signal; its exit code, if it had one.
+    pub(crate) fn end(&mut self, signal: Signal) -> Option<i32> {
+        let mut child = self.agent.take().unwrap();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let status = eventually(START, || child.try_wait().unwrap()).expect("it does not end");
+        status.code()
+    }
+
+    /// An agent that must not start: its exit code and what it said.
+    pub(crate) fn refused(&self) -> (Option<i32>, String) {
+        let output = self.output(&["agent"]);
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let output = self.output(&["status", "-o", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
+    }
+
+    /// A program in the cgroup that the policy's `job` is recognised by.
+    pub(crate) fn in_job(&self, program: &str, arguments: &[&str]) -> Output {
+        let mut command = Command::new("sh");
+        let script = format!(
+            "echo $$ > {}/cgroup.procs && exec \"$@\"",
+            self.cgroup.display()
+        );
+        command
+            .args(["-c", &script, "sh", program])
+            .args(arguments)
+            .env("TOLLGATE_CONFIG", self.path("config.yaml"));
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Asks for [`ELSEWHERE`] from the job: curl's exit code, and the status it got.
+    pub(crate) fn ask(&self) -> (i32, String) {
+        let output = self.in_job(
+            "curl",
+            &[
+                "-sS",
+                "-m",
+                "5",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                ELSEWHERE,
+            ],
+        );
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    }
+
+    /// Decisions in the log's files that hold this word.
+    pub(crate) fn on_disk(&self, word: &str) -> usize {
+        let segments = fs::read_dir(self.path("state/decisions")).unwrap();
+        let texts = segments.filter_map(|segment| fs::read_to_string(segment.unwrap().path()).ok());
+        texts
+            .map(|text| text.lines().filter(|line| line.contains(word)).count())
+            .sum()
+    }
+
+    pub(crate) fn governed(&self) -> bool {
+        let output = self.output(&["workloads", "-o", "json"]);
+        String::from_utf8_lossy(&output.stdout).contains(&self.name)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.agent {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let pins = Path::new("/sys/fs/bpf").join(&self.name);
+        let _ = fs::remove_dir_all(pins);
+        let _ = fs::remove_dir(&self.cgroup);
+        let _ = rustix::mount::unmount(self.path("state"), rustix::mount::UnmountFlags::DETACH);
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+pub(crate) fn cgroup_root() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .expect("cgroup v2 is not mounted");
+    line.split(' ').nth(4).unwrap().into()
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub(crate) const REFUSED: (i32, String) = (7, String::new());
+
+pub(crate) fn forbidden() -> (i32, String) {
+    (0, "403".to_owned())
+}
