@@ -58,6 +58,7 @@ mod frame;
 pub mod fuzz;
 mod handle;
 mod head;
+mod names;
 #[cfg(test)]
 mod tests;
 mod violation;
