@@ -16,6 +16,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 const ODD: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 40);
+/// An address where nobody listens.
+const IDLE: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 41);
 
 const POLICY: &str = r#"
 version: 1
@@ -89,10 +91,9 @@ impl Lab {
             "inner.example",
             Answer::Addresses(vec![Ipv4Addr::LOCALHOST.into()]),
         );
-        world.dns.set(
-            "down.example",
-            Answer::Addresses(vec![Ipv4Addr::new(93, 184, 216, 34).into()]),
-        );
+        world
+            .dns
+            .set("down.example", Answer::Addresses(vec![IDLE.into()]));
         world.dns.set("nameless.example", Answer::Failure);
         let mut agent = Agent::new(&world, POLICY).unwrap();
         agent.start(&world).unwrap();
@@ -162,7 +163,9 @@ impl Lab {
 fn odd_server(world: &World) -> Running {
     world
         .servers
-        .script(&format!("ip addr add {ODD}/32 dev lo"))
+        .script(&format!(
+            "ip addr add {ODD}/32 dev lo; ip addr add {IDLE}/32 dev lo"
+        ))
         .unwrap();
     let files = world.ca.issue(&["odd.example"], world.directory()).unwrap();
     let mut command = world.servers.command("python3");
@@ -504,7 +507,21 @@ fn upstream_trouble_is_told_apart_from_a_refusal() {
         let record = lab.record_of(code);
         assert_eq!(record["response"]["status"], expected, "{record}");
     }
-    // The client's own resolver is the same, so it connects by address; the agent then cannot resolve the name.
+    // A client that knows an address: what the agent resolves counts.
+    for (host, code) in [
+        ("nameless.example", "upstream_dns"),
+        ("down.example", "upstream_connect"),
+    ] {
+        let answer = lab.ask(json!({"do": "open", "host": host, "address": ODD.to_string()}));
+        assert!(answer.get("error").is_none(), "{answer}");
+        let raw = format!("GET /a HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        lab.ask(json!({"do": "send", "data": raw}));
+        let answer = lab.ask(json!({"do": "read", "wait": 15}));
+        let data = answer["data"].as_str().unwrap();
+        assert_eq!(status(data), 502, "{host}: {data}");
+        assert!(data.contains(code), "{host}: {data}");
+        lab.record_of(code);
+    }
     for (target, code) in [
         ("/unasked-upgrade", "upstream_http"),
         ("/garbage", "upstream_http"),
