@@ -1,8 +1,10 @@
 //! Keeps the kernel's list of governed cgroups true to the policy and to the host.
-use super::admin::wire::{Enrolled, Fault, FaultKind, Trust};
+use super::admin::wire::{Enrolled, Fault, FaultKind};
 use super::cgroups::{self, Match};
+use crate::config::Config;
 use crate::kernel::{self, Fence};
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -147,7 +149,7 @@ impl Enrolments {
         policy: &Policy,
         workload: Option<&str>,
         pid: Option<i32>,
-        trust: Trust,
+        config: &Config,
     ) -> Result<Enrolled, Fault> {
         let workload = choose(policy, workload)?;
         if self.runs.len() >= RUNS_MAX {
@@ -173,7 +175,8 @@ impl Enrolments {
                     directory,
                     cgroup,
                     workload,
-                    trust,
+                    trust: super::trust(&config.runtime_dir),
+                    hidden: vec![config.secrets_dir.clone(), config.state_dir.clone()],
                 })
             }
             Err(e) => {
@@ -254,7 +257,9 @@ impl Enrolments {
 fn make_run(root: &Path, directory: &Path) -> std::io::Result<()> {
     let parent = root.join(RUNS.trim_start_matches('/'));
     let make = || std::fs::create_dir_all(&parent).and_then(|()| std::fs::create_dir(directory));
-    make().or_else(|_| make())
+    make().or_else(|_| make())?;
+    // Runtimes read their limits there, as whoever the command runs as.
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
 }
 
 /// Removes cgroups of runs that are over and whose agent was killed, whichever it was: empty ones that were made a while
