@@ -135,6 +135,7 @@ pub(super) fn code(reason: Reason) -> &'static str {
         Reason::Protocol => "protocol",
         Reason::Direct => "direct",
         Reason::Unrecorded => "unrecorded",
+        Reason::Unsteered => "unsteered",
     }
 }
 
@@ -153,6 +154,9 @@ fn detail(reason: Reason) -> &'static str {
         }
         Reason::Unrecorded => {
             "the connection's owner could not be recorded, so it was refused: too many connections at once, or no memory"
+        }
+        Reason::Unsteered => {
+            "a packet of a socket that was not steered: one that was connected, or made raw, before the workload was governed; connect again"
         }
     }
 }

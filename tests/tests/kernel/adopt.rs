@@ -168,7 +168,7 @@ fn pins_of_another_version_are_refused_and_keep_enforcing() {
     assert!(matches!(error, Error::Incompatible { .. }), "{error}");
     assert!(error.to_string().contains("ABI 99"), "{error}");
     assert_eq!(stand.run("say(tcp('198.51.100.7', 80)[1])"), "ECONNREFUSED");
-    abi("1");
+    abi("2");
     stand.fence = Some(open(&stand.options));
 }
 

@@ -40,7 +40,7 @@ fn refusals(fence: &Fence, count: usize) -> Vec<Refusal> {
         .collect()
 }
 
-fn counted(stand: &Stand) -> BTreeMap<String, u64> {
+pub fn counted(stand: &Stand) -> BTreeMap<String, u64> {
     let accounts = stand.fence().accounts();
     accounts
         .into_iter()
