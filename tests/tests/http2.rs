@@ -317,6 +317,16 @@ fn ambiguity_is_refused_and_recorded() {
             400,
         ),
         ("encoded slash", get("odd.example", "/a%2fb"), 400),
+        (
+            "GET with a body",
+            json!({"headers": head("GET", "odd.example", "/a", &[]), "body": "GET /secret HTTP/1.1\r\n\r\n"}),
+            400,
+        ),
+        (
+            "GET with a length",
+            json!({"headers": head("GET", "odd.example", "/a", &[("content-length", "3")]), "body": "abc"}),
+            400,
+        ),
         ("path of a host", get("odd.example", "//two.example/x"), 200),
     ] {
         lab.open("odd.example");

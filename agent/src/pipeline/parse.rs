@@ -5,6 +5,7 @@ use crate::config::Limits;
 use crate::gate::{Kind, TARGET_BYTES};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use std::rc::Rc;
 use tollgate_policy::Scheme;
@@ -48,6 +49,7 @@ pub(super) fn parse(
     let h2 = parts.version == Version::HTTP_2;
     if h2 {
         bounded(&parts.uri, &parts.headers, limits)?;
+        bodiless(&parts.method, &body)?;
     }
     method(&parts.method)?;
     let (host, port) = authority(peer, &parts.uri, &parts.headers, h2)?;
@@ -122,6 +124,19 @@ fn bounded(uri: &Uri, headers: &HeaderMap, limits: &Limits) -> Result<(), Refusa
         status,
         ..Refusal::ambiguous(kind.code(), detail)
     })
+}
+
+/// As the gate holds it over HTTP/1.1: a body that its method gives no meaning is one that the upstream may leave on the
+/// connection and read as the next request (RFC 9110, section 9.3.1).
+fn bodiless(method: &Method, body: &Incoming) -> Result<(), Refusal> {
+    let none = body.is_end_stream() || body.size_hint().exact() == Some(0);
+    if none || !(*method == Method::GET || *method == Method::HEAD) {
+        return Ok(());
+    }
+    Err(Refusal::ambiguous(
+        Kind::UnexpectedBody.code(),
+        format!("a body with {method}"),
+    ))
 }
 
 /// CONNECT would open a tunnel past every rule, and TRACE would show the credential that was put in.
