@@ -28,13 +28,14 @@ use std::time::Duration;
 ///
 /// Users and their groups are looked up in /etc/passwd and /etc/group alone; give the number of one that is elsewhere.
 ///
-/// Exit codes besides the command's own: 125 it could not be set up, 126 it cannot be executed, 127 it was not found.
+/// Exit codes besides the command's own: 2 policy, configuration or usage is at fault, 125 the command could not be set
+/// up, 126 it cannot be executed, 127 it was not found; 128 and a signal's number if that ended it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Policy file or directory; starts an agent for this command alone
     #[arg(long, value_name = "FILE")]
     policy: Vec<PathBuf>,
-    /// Where that agent finds `file:NAME` secrets [default: the configuration's]
+    /// Where `file:NAME` secrets are, for an agent for this command alone [default: the configuration's]
     #[arg(long, value_name = "DIR")]
     secrets_dir: Option<PathBuf>,
     /// Workload to govern the command as [default: the only one in the policy]
@@ -67,13 +68,13 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
         );
     }
     let user = Database::open().choose(args.user.as_deref(), users::sudo_caller()?)?;
-    if !args.quiet {
-        warn_of_root(&user);
-    }
     let started = jiff::Timestamp::now();
     let Some((host, enrolled)) = enrol(context, &args)? else {
         return Ok(Outcome::Fault);
     };
+    if !args.quiet {
+        warn_of_root(&user);
+    }
     let ended = wait::run(&mut command(&args, &user, &enrolled));
     let decided = decided(&host, &enrolled, started);
     let left = host.release(&enrolled);
@@ -88,8 +89,8 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
 fn warn_of_root(user: &User) {
     if user.uid == 0 {
         tell!(
-            "{}: the command runs as root: it can end the agent (then it reaches nothing) and change files that \
-             ungoverned programs run; name another with --user",
+            "{}: the command runs as root: it can change what ungoverned programs run, and end the agent; \
+             choose another with --user",
             Paint::stderr().paint(Colour::Yellow, "tollgate")
         );
     }
@@ -262,8 +263,11 @@ fn summarise(enrolled: &Enrolled, decided: Option<&Decided>, left: Option<usize>
         .iter()
         .filter(|r| r.verdict != Verdict::Allow)
         .collect();
-    for record in denials.iter().take(SHOWN) {
-        tell!("  {}", decisions::line(record, paint));
+    let shown = denials.iter().take(SHOWN).map(|record| record.as_ref());
+    // Indented by two.
+    let terminal = output::width_of_stderr().map(|width| width.saturating_sub(2));
+    for line in decisions::lines(shown, paint, terminal) {
+        tell!("  {line}");
     }
     if denials.len() > SHOWN {
         tell!(

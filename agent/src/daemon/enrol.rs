@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tollgate_policy::Policy;
+use tollgate_policy::syntax::{nearest, quote};
 
 /// Where cgroups of `tollgate run` are, below the cgroup2 root.
 const RUNS: &str = "/tollgate";
@@ -297,11 +298,20 @@ fn choose(policy: &Policy, asked: Option<&str>) -> Result<String, Fault> {
     match (asked, names.as_slice()) {
         (Some(name), _) if names.contains(&name) => Ok(name.to_owned()),
         (None, [only]) => Ok((*only).to_owned()),
-        (_, []) => Err(usage("the policy has no workloads: define one".to_owned())),
-        (Some(name), _) => Err(usage(format!(
-            "no workload {name} in the policy: it has {}",
-            names.join(", ")
-        ))),
+        (_, []) => Err(usage(
+            "the policy has no workloads: define one, as in `workloads: { job: {} }`".to_owned(),
+        )),
+        (Some(name), _) => Err(usage(match nearest(name, names.iter().copied()) {
+            Some(near) => format!(
+                "no workload {} in the policy: did you mean `{near}`?",
+                quote(name)
+            ),
+            None => format!(
+                "no workload {} in the policy: it has {}",
+                quote(name),
+                names.join(", ")
+            ),
+        })),
         (None, _) => Err(usage(format!(
             "say which workload with --workload: {}",
             names.join(", ")
