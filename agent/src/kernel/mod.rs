@@ -13,6 +13,7 @@ mod layers;
 mod load;
 mod log;
 mod maps;
+pub mod namespaces;
 mod pins;
 mod probe;
 mod sys;

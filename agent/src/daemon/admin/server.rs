@@ -3,7 +3,9 @@ use super::super::agent::{Agent, lock};
 use super::super::error::Error;
 use super::super::{explain, trust};
 use super::client::socket_path;
-use super::wire::{Ca, Envelope, Fault, FaultKind, Flow, REQUEST_BYTES, Reply, Request, VERSION};
+use super::wire::{
+    Ca, DECISIONS, Envelope, Fault, FaultKind, Flow, REQUEST_BYTES, Reply, Request, VERSION,
+};
 use crate::audit::{self, Filter};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -21,8 +23,7 @@ const CONNECTIONS: usize = 64;
 const REQUEST: Duration = Duration::from_secs(5);
 /// For a caller to take a reply.
 const TAKE: Duration = Duration::from_secs(10);
-/// Decisions sent at most, and where the caller gives no limit.
-const DECISIONS: usize = 10_000;
+/// Decisions sent where the caller gives no limit.
 const DECISIONS_UNASKED: usize = 1_000;
 
 type Out = BufWriter<OwnedWriteHalf>;
@@ -258,10 +259,10 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
         }
         Request::Enrol { workload } => {
             let snapshot = agent.shared.live.load_full();
-            let trust = trust(&agent.config.runtime_dir);
             let mut enrolments = lock(&agent.enrolments);
+            let workload = workload.as_deref();
             let run =
-                enrolments.start_run(&snapshot.policy, workload.as_deref(), caller.pid, trust)?;
+                enrolments.start_run(&snapshot.policy, workload, caller.pid, &agent.config)?;
             Ok(vec![Reply::Enrolled(run)])
         }
         Request::Release { cgroup_id } => {

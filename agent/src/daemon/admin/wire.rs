@@ -16,6 +16,8 @@ pub const VERSION: u32 = 1;
 pub const REQUEST_BYTES: u64 = 2 << 20;
 /// Bytes of a reply line at most, its newline included.
 pub const REPLY_BYTES: u64 = 4 << 20;
+/// Decisions sent at most, the newest.
+pub const DECISIONS: usize = 10_000;
 
 /// One request and the version of the protocol it is written in.
 #[derive(Debug, Serialize, Deserialize)]
@@ -215,6 +217,9 @@ pub struct Enrolled {
     pub workload: String,
     /// Where the trust files are.
     pub trust: Trust,
+    /// Directories of the agent's own, secrets and state, that the command must not see.
+    #[serde(default)]
+    pub hidden: Vec<PathBuf>,
 }
 
 /// Files that clients are pointed at.
