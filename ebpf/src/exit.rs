@@ -118,7 +118,6 @@ fn is_inbound(ctx: &SkBuffContext, socket: *mut bpf_sock, packet: &Packet) -> bo
 
 /// Tells the agent of a refusal, once for each destination that follows another.
 #[inline(always)]
-#[allow(clippy::needless_borrows_for_generic_args)] // A copy of the refusal would not fit the stack.
 fn tell(
     ctx: &SkBuffContext,
     socket: *mut bpf_sock,
