@@ -152,6 +152,8 @@ fn tell(
         (*refused).reason = reason as u32;
         (*refused).has_destination = 1;
         (*refused).time = bpf_ktime_get_boot_ns();
+        // By value it would pass over the stack, which has no room for it.
+        #[allow(clippy::needless_borrows_for_generic_args)]
         if EVENTS.output(&*refused, 0).is_err() {
             account::lost();
         }

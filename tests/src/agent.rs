@@ -209,10 +209,13 @@ impl Agent {
         command
     }
 
-    /// `tollgate run --workload W -- PROGRAM`, to which arguments may be added.
+    /// `tollgate run --user nobody --workload W -- PROGRAM`, to which arguments may be added. As nobody, because a
+    /// test is called by root: what a program without any rights cannot get, it was not given by root's.
     pub fn governed(&self, world: &World, workload: &str, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.verb(world, "run");
-        command.args(["--workload", workload, "--"]).arg(program);
+        command
+            .args(["--user", "nobody", "--workload", workload, "--"])
+            .arg(program);
         command
     }
 

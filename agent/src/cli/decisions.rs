@@ -1,7 +1,11 @@
 //! `tollgate decisions`: the decisions on record, and as they happen.
-use super::output::{self, Colour, Form, Format, Paint};
+mod line;
+
+pub(super) use self::line::lines;
+use self::line::{Columns, Row};
+use super::output::{self, Form, Format, Paint};
 use super::{Context, Outcome};
-use crate::audit::{Filter, Record, Verdict};
+use crate::audit::{Filter, Record};
 use crate::daemon::admin::client;
 use crate::daemon::admin::wire::{self, Reply, Request};
 use crate::{audit, daemon};
@@ -111,19 +115,35 @@ fn print(records: &[Arc<Record>], format: Format) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let mut out = std::io::stdout().lock();
-    for record in records {
-        writeln!(out, "{}", text(record, format)?)?;
+    if format == Format::Jsonl {
+        for record in records {
+            writeln!(out, "{}", serde_json::to_string(record)?)?;
+        }
+    } else {
+        let records = records.iter().map(Arc::as_ref);
+        for line in lines(records, Paint::stdout(), output::width_of_stdout()) {
+            writeln!(out, "{line}")?;
+        }
     }
     out.flush()?;
     Ok(Outcome::Done)
 }
 
+/// A stream has no closing bracket: `json` is a document a line when following.
 fn follow(answer: client::Answer, format: Format) -> anyhow::Result<Outcome> {
+    let mut columns = Columns::of_a_stream();
     for reply in answer {
         match reply? {
             Reply::Decision(record) => {
+                let text = if format == Format::Table {
+                    let row = Row::of(&record);
+                    columns.widen(&row);
+                    columns.line(&row, Paint::stdout(), output::width_of_stdout())
+                } else {
+                    serde_json::to_string(&record)?
+                };
                 let mut out = std::io::stdout().lock();
-                writeln!(out, "{}", text(&record, format)?)?;
+                writeln!(out, "{text}")?;
                 out.flush()?;
             }
             Reply::Missed(count) => {
@@ -133,81 +153,4 @@ fn follow(answer: client::Answer, format: Format) -> anyhow::Result<Outcome> {
         }
     }
     Ok(Outcome::Done)
-}
-
-/// A stream has no closing bracket: `json` is a document a line when following.
-fn text(record: &Record, format: Format) -> anyhow::Result<String> {
-    Ok(match format {
-        Format::Table => line(record, Paint::stdout()),
-        Format::Json | Format::Jsonl => serde_json::to_string(record)?,
-    })
-}
-
-/// A decision as a line: time, verdict, workload, identity, process, method, host and route, status, milliseconds, rule
-/// or reason.
-pub(super) fn line(record: &Record, paint: Paint) -> String {
-    let (name, colour) = match record.verdict {
-        Verdict::Allow => ("ALLOW", Colour::Green),
-        Verdict::Deny => ("DENY", Colour::Red),
-        Verdict::WouldDeny => ("WOULD-DENY", Colour::Yellow),
-        Verdict::Limit => ("LIMIT", Colour::Red),
-        Verdict::Error => ("ERROR", Colour::Yellow),
-    };
-    let or_dash = |text: Option<&str>| {
-        text.filter(|t| !t.is_empty())
-            .map_or("-".to_owned(), output::escape)
-    };
-    let process = record.process.as_ref().map(|p| {
-        let name = p.exe.rsplit('/').next().unwrap_or_default();
-        format!("{name}({})", p.pid)
-    });
-    let status = record.response.map(|r| r.status.to_string());
-    [
-        paint.paint(Colour::Dim, &output::local(record.time)),
-        paint.paint(colour, &format!("{name:<10}")),
-        or_dash(record.workload.as_deref()),
-        or_dash(record.identity.as_deref()),
-        or_dash(process.as_deref()),
-        or_dash(record.request.as_ref().map(|r| r.method.as_str())),
-        or_dash(record.request.as_ref().map(place).as_deref()),
-        or_dash(status.as_deref()),
-        format!(
-            "{}.{}ms",
-            record.timing.total_us / 1000,
-            record.timing.total_us % 1000 / 100
-        ),
-        outcome(record),
-    ]
-    .join(" ")
-}
-
-/// Host and route, or path where no route matched; protocol and address where the kernel refused.
-fn place(request: &audit::RequestRecord) -> String {
-    let port = match (request.scheme.as_str(), request.port) {
-        ("https", 443) | ("http", 80) | (_, 0) => String::new(),
-        (_, port) => format!(":{port}"),
-    };
-    let host = if request.host.contains(':') && !request.host.starts_with('[') {
-        format!("[{}]", request.host)
-    } else {
-        request.host.clone()
-    };
-    let route = request
-        .route
-        .as_deref()
-        .map(|r| r.split_once(' ').map_or(r, |(_, path)| path));
-    let scheme = match request.scheme.as_str() {
-        "https" => String::new(),
-        other => format!("{other}://"),
-    };
-    format!("{scheme}{host}{port}{}", route.unwrap_or(&request.path))
-}
-
-/// The rule that let it pass, or the reason that it did not.
-fn outcome(record: &Record) -> String {
-    match (&record.reason, &record.rule) {
-        (Some(reason), _) => output::escape(&format!("{}: {}", reason.code, reason.detail)),
-        (None, Some(rule)) => output::escape(rule),
-        (None, None) => "-".to_owned(),
-    }
 }

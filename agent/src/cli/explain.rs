@@ -192,7 +192,9 @@ fn show_decision(context: &Context, id: &str, format: Format) -> anyhow::Result<
         return Ok(Outcome::No);
     };
     if format == Format::Table {
-        show!("{}", decisions::line(&record, Paint::stdout()));
+        for line in decisions::lines([record.as_ref()], Paint::stdout(), None) {
+            show!("{line}");
+        }
     }
     output::print_json_one(format, &record)?;
     Ok(Outcome::Done)

@@ -1,10 +1,13 @@
 //! `tollgate launch`, the child of `run`: an ordered list of steps, each of which must succeed before the command runs.
 //!
 //! 1. Enter the cgroup: from here on everything is governed.
-//! 2. Become the user, and give up every capability for good.
-//! 3. Take what the kernel's fence does not see out of reach (seccomp).
-//! 4. Leave no descriptor open but 0, 1 and 2.
-//! 5. Become the command.
+//! 2. Take the ways out of it, and the agent's own files, out of sight (mount namespace).
+//! 3. Become the user, and give up every capability for good.
+//! 4. Take what the kernel's fence does not see out of reach (seccomp).
+//! 5. Leave no descriptor open but 0, 1 and 2.
+//! 6. Become the command.
+mod view;
+
 use super::Outcome;
 use anyhow::{Context, bail};
 use rustix::process::{Gid, Uid};
@@ -36,6 +39,9 @@ pub(super) struct Args {
     /// Must be readable to the user, or every TLS client would fail in its own way
     #[arg(long)]
     trust: Vec<PathBuf>,
+    /// Directories that the command finds empty
+    #[arg(long)]
+    hide: Vec<PathBuf>,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -54,6 +60,8 @@ fn prepare(args: &Args) -> anyhow::Result<()> {
     let procs = args.cgroup.join("cgroup.procs");
     std::fs::write(&procs, "0")
         .with_context(|| format!("cannot enter the cgroup: {}", procs.display()))?;
+    view::enter(&args.cgroup, args.uid == 0, &args.hide)
+        .context("cannot close off the host's mounts")?;
     become_user(args).context("cannot become the user")?;
     give_up_capabilities().context("cannot give up capabilities")?;
     trust_is_readable(args)?;

@@ -146,7 +146,8 @@ pub fn main() -> ExitCode {
     let context = Context {
         config: cli
             .config
-            .or_else(|| std::env::var_os("TOLLGATE_CONFIG").map(PathBuf::from)),
+            .or_else(|| std::env::var_os("TOLLGATE_CONFIG").map(PathBuf::from))
+            .filter(|path| !path.as_os_str().is_empty()),
         socket: cli.socket,
     };
     match dispatch(&context, cli.verb) {

@@ -98,6 +98,22 @@ impl Paint {
     }
 }
 
+/// Columns of the terminal that stdout is; `None` if it is none.
+pub(super) fn width_of_stdout() -> Option<usize> {
+    width(io::stdout())
+}
+
+/// Columns of the terminal that stderr is; `None` if it is none.
+pub(super) fn width_of_stderr() -> Option<usize> {
+    width(io::stderr())
+}
+
+fn width(stream: impl std::os::fd::AsFd) -> Option<usize> {
+    // One that was never told its size says 0.
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
+    Some(size.ws_col.into()).filter(|width| *width > 0)
+}
+
 fn wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
         && std::env::var_os("TERM").is_none_or(|t| t != "dumb")

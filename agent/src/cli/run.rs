@@ -23,27 +23,32 @@ use std::time::Duration;
 /// Where an agent runs, it governs the command by its policy. Otherwise, or with --policy, an agent is started for this
 /// command alone and ends with it. CMD finds the trust variables of common clients set (`tollgate trust env` lists
 /// them) and HTTP_PROXY, HTTPS_PROXY and ALL_PROXY unset: its connections are steered without them. It has no
-/// capabilities, cannot gain privileges, and inherits no descriptor but standard input, output and error.
+/// capabilities, cannot gain privileges, and inherits no descriptor but standard input, output and error. In its own
+/// mount namespace it sees no cgroup but its own, and neither the fence nor the agent's secrets and state.
 ///
-/// Exit codes besides the command's own: 125 it could not be set up, 126 it cannot be executed, 127 it was not found.
+/// Users and their groups are looked up in /etc/passwd and /etc/group alone; give the number of one that is elsewhere.
+///
+/// Exit codes besides the command's own: 2 policy, configuration or usage is at fault, 125 the command could not be set
+/// up, 126 it cannot be executed, 127 it was not found; 128 and a signal's number if that ended it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Policy file or directory; starts an agent for this command alone
     #[arg(long, value_name = "FILE")]
     policy: Vec<PathBuf>,
-    /// Where that agent finds `file:NAME` secrets [default: the configuration's]
+    /// Where `file:NAME` secrets are, for an agent for this command alone [default: the configuration's]
     #[arg(long, value_name = "DIR")]
     secrets_dir: Option<PathBuf>,
     /// Workload to govern the command as [default: the only one in the policy]
     #[arg(long, value_name = "NAME")]
     workload: Option<String>,
-    /// User to run the command as [default: who called sudo, else nobody]
+    /// User to run the command as, by a name in /etc/passwd or by number [default: who called sudo, else the caller,
+    /// root included]
     #[arg(long, value_name = "USER")]
     user: Option<String>,
     /// Record denials and let them pass; needs --policy or no running agent
     #[arg(long)]
     observe: bool,
-    /// Print no summary
+    /// Print no summary, and no warning of root
     #[arg(long, short)]
     quiet: bool,
     /// The command and its arguments
@@ -63,11 +68,13 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
         );
     }
     let user = Database::open().choose(args.user.as_deref(), users::sudo_caller()?)?;
-    announce(&user, &args);
     let started = jiff::Timestamp::now();
     let Some((host, enrolled)) = enrol(context, &args)? else {
         return Ok(Outcome::Fault);
     };
+    if !args.quiet {
+        warn_of_root(&user);
+    }
     let ended = wait::run(&mut command(&args, &user, &enrolled));
     let decided = decided(&host, &enrolled, started);
     let left = host.release(&enrolled);
@@ -78,20 +85,14 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
     Ok(Outcome::Command(ended?))
 }
 
-fn announce(user: &User, args: &Args) {
-    let warn = |text: &str| {
-        tell!(
-            "{}: {text}",
-            Paint::stderr().paint(Colour::Yellow, "tollgate")
-        )
-    };
+/// Root without capabilities still owns the host's files and may signal its processes.
+fn warn_of_root(user: &User) {
     if user.uid == 0 {
-        warn(
-            "the command runs as root: whatever root's files let it change, it can change, this fence included",
+        tell!(
+            "{}: the command runs as root: it can change what ungoverned programs run, and end the agent; \
+             choose another with --user",
+            Paint::stderr().paint(Colour::Yellow, "tollgate")
         );
-    } else if args.user.is_none() && !args.quiet && std::env::var_os("SUDO_UID").is_none() {
-        let name = user.name.as_deref().unwrap_or("nobody");
-        warn(&format!("the command runs as {name}; choose with --user"));
     }
 }
 
@@ -155,7 +156,11 @@ fn command(args: &Args, user: &User, enrolled: &Enrolled) -> Command {
         .arg("--trust")
         .arg(&enrolled.trust.bundle)
         .arg("--trust")
-        .arg(&enrolled.trust.ca)
+        .arg(&enrolled.trust.ca);
+    for directory in &enrolled.hidden {
+        command.arg("--hide").arg(directory);
+    }
+    command
         .arg("--")
         .args(&args.command)
         .envs(trust::variables(&enrolled.trust));
@@ -258,8 +263,11 @@ fn summarise(enrolled: &Enrolled, decided: Option<&Decided>, left: Option<usize>
         .iter()
         .filter(|r| r.verdict != Verdict::Allow)
         .collect();
-    for record in denials.iter().take(SHOWN) {
-        tell!("  {}", decisions::line(record, paint));
+    let shown = denials.iter().take(SHOWN).map(|record| record.as_ref());
+    // Indented by two.
+    let terminal = output::width_of_stderr().map(|width| width.saturating_sub(2));
+    for line in decisions::lines(shown, paint, terminal) {
+        tell!("  {line}");
     }
     if denials.len() > SHOWN {
         tell!(

@@ -190,30 +190,29 @@ fn short(fingerprint: &str) -> String {
     fingerprint.chars().take(16).collect()
 }
 
+/// Those in force on one line; of each other what it leaves open, which is what matters.
 fn layers(status: &Status, lines: &mut Lines, paint: Paint) {
     lines.0.push("layers".to_owned());
-    let width = status
-        .layers
-        .iter()
-        .map(|l| l.name.chars().count())
-        .max()
-        .unwrap_or_default();
-    for layer in &status.layers {
-        let name = format!("{:<width$}", output::escape(&layer.name));
-        lines.0.push(if layer.enforcing {
-            format!("  {name} {}", paint.paint(Colour::Green, "in force"))
-        } else {
-            let why = layer
-                .why
-                .as_deref()
-                .map(|w| format!(" ({})", output::escape(w)))
-                .unwrap_or_default();
-            let open = output::escape(&layer.leaves_open);
-            format!(
-                "  {name} {}{why}: leaves open: {open}",
-                paint.paint(Colour::Yellow, "missing")
-            )
-        });
+    let (on, off): (Vec<_>, Vec<_>) = status.layers.iter().partition(|l| l.enforcing);
+    let names: Vec<String> = on.iter().map(|l| output::escape(&l.name)).collect();
+    let state = |colour, text: &str| paint.paint(colour, &format!("{text:<10}"));
+    lines.0.push(format!(
+        "  {} {}",
+        state(Colour::Green, "in force"),
+        names.join(" ")
+    ));
+    for layer in off {
+        let why = layer
+            .why
+            .as_deref()
+            .map(|w| format!(" ({})", output::escape(w)));
+        lines.0.push(format!(
+            "  {} {}: {}{}",
+            state(Colour::Yellow, "missing"),
+            output::escape(&layer.name),
+            output::escape(&layer.leaves_open),
+            why.unwrap_or_default(),
+        ));
     }
 }
 

@@ -109,13 +109,34 @@ fn record() -> Record {
     }
 }
 
+fn line(record: &Record, terminal: Option<usize>) -> String {
+    decisions::lines([record], Paint::never(), terminal).remove(0)
+}
+
+#[test]
+fn columns_stand_under_each_other_and_reasons_end_with_the_terminal() {
+    let (short, mut long) = (record(), record());
+    long.workload = Some("a-longer-name".into());
+    long.verdict = Verdict::WouldDeny;
+    let lines = decisions::lines([&short, &long], Paint::never(), None);
+    let column = |line: &str| line.find("no_route").unwrap();
+    assert_eq!(column(&lines[0]), column(&lines[1]));
+    let whole = line(&short, None).chars().count();
+    assert_eq!(line(&short, Some(whole)), line(&short, None));
+    let mut wordy = record();
+    wordy.reason.as_mut().unwrap().detail = "word ".repeat(40);
+    let cut = line(&wordy, Some(120));
+    assert!(cut.ends_with('…') && cut.chars().count() == 120, "{cut}");
+    assert!(line(&wordy, Some(10)).contains("no_route: word word"));
+}
+
 #[test]
 fn a_decision_is_one_line_that_cannot_command_the_terminal() {
-    let line = decisions::line(&record(), Paint::never());
+    let line = &line(&record(), None);
     let (_, rest) = line.split_once(' ').unwrap();
     assert_eq!(
         rest,
-        "DENY       report - - GET api.example/a\\u{1b}[31m/\\u{202e}b\\n 403 12.3ms no_route: no rule"
+        "DENY report - - GET api.example/a\\u{1b}[31m/\\u{202e}b\\n 403 12.3ms no_route: no rule"
     );
     assert!(!line.contains(['\u{1b}', '\n', '\u{202e}']));
 }
@@ -131,7 +152,12 @@ fn a_kernel_refusal_shows_protocol_and_address() {
         port: 4433,
         ..RequestRecord::default()
     });
-    assert!(decisions::line(&record, Paint::never()).contains(" - udp://[2001:db8::1]:4433 - "));
+    assert!(line(&record, None).contains(" - UDP to [2001:db8::1]:4433 - - "));
+    let request = record.request.as_mut().unwrap();
+    (request.scheme, request.host, request.port) = ("262".to_owned(), String::new(), 0);
+    assert!(line(&record, None).contains(" MPTCP, not yet to anywhere "));
+    record.request.as_mut().unwrap().scheme = "89".to_owned();
+    assert!(line(&record, None).contains(" IP protocol 89, "));
 }
 
 #[test]

@@ -2,9 +2,6 @@
 use anyhow::{Context, bail};
 use std::path::PathBuf;
 
-/// The user that has nothing, where the system does not name one.
-const NOBODY: u32 = 65534;
-
 /// A user to become.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct User {
@@ -33,7 +30,7 @@ impl Database {
         }
     }
 
-    /// The user named by `--user`; else who called sudo; else nobody: never root unless it is said.
+    /// The user named by `--user`; else who called sudo; else root, who is the only one that can call.
     pub(super) fn choose(
         &self,
         asked: Option<&str>,
@@ -44,9 +41,7 @@ impl Database {
             (None, Some((uid, gid))) if uid != 0 => {
                 Ok(self.by_uid(uid).unwrap_or_else(|| Self::bare(uid, gid)))
             }
-            (None, _) => Ok(self
-                .by_name("nobody")
-                .unwrap_or_else(|| Self::bare(NOBODY, NOBODY))),
+            (None, _) => Ok(self.by_uid(0).unwrap_or_else(|| Self::bare(0, 0))),
         }
     }
 
@@ -149,11 +144,15 @@ mod tests {
     }
 
     #[test]
-    fn never_root_unless_it_is_said() {
+    fn root_stays_root_unless_another_is_named() {
         let users = database();
-        assert_eq!(users.choose(None, None).unwrap().uid, 65534);
-        assert_eq!(users.choose(None, Some((0, 0))).unwrap().uid, 65534);
-        assert_eq!(users.choose(Some("root"), None).unwrap().uid, 0);
+        assert_eq!(users.choose(None, None).unwrap().home, Some("/root".into()));
+        assert_eq!(users.choose(None, Some((0, 0))).unwrap().uid, 0);
+        assert_eq!(users.choose(Some("nobody"), None).unwrap().uid, 65534);
+        assert_eq!(
+            Database::default().choose(None, None).unwrap(),
+            Database::bare(0, 0)
+        );
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Keeps the kernel's list of governed cgroups true to the policy and to the host.
-use super::admin::wire::{Enrolled, Fault, FaultKind, Trust};
+use super::admin::wire::{Enrolled, Fault, FaultKind};
 use super::cgroups::{self, Match};
+use crate::config::Config;
 use crate::kernel::{self, Fence};
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tollgate_policy::Policy;
+use tollgate_policy::syntax::{nearest, quote};
 
 /// Where cgroups of `tollgate run` are, below the cgroup2 root.
 const RUNS: &str = "/tollgate";
@@ -147,7 +150,7 @@ impl Enrolments {
         policy: &Policy,
         workload: Option<&str>,
         pid: Option<i32>,
-        trust: Trust,
+        config: &Config,
     ) -> Result<Enrolled, Fault> {
         let workload = choose(policy, workload)?;
         if self.runs.len() >= RUNS_MAX {
@@ -173,7 +176,8 @@ impl Enrolments {
                     directory,
                     cgroup,
                     workload,
-                    trust,
+                    trust: super::trust(&config.runtime_dir),
+                    hidden: vec![config.secrets_dir.clone(), config.state_dir.clone()],
                 })
             }
             Err(e) => {
@@ -254,7 +258,9 @@ impl Enrolments {
 fn make_run(root: &Path, directory: &Path) -> std::io::Result<()> {
     let parent = root.join(RUNS.trim_start_matches('/'));
     let make = || std::fs::create_dir_all(&parent).and_then(|()| std::fs::create_dir(directory));
-    make().or_else(|_| make())
+    make().or_else(|_| make())?;
+    // Runtimes read their limits there, as whoever the command runs as.
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
 }
 
 /// Removes cgroups of runs that are over and whose agent was killed, whichever it was: empty ones that were made a while
@@ -292,11 +298,20 @@ fn choose(policy: &Policy, asked: Option<&str>) -> Result<String, Fault> {
     match (asked, names.as_slice()) {
         (Some(name), _) if names.contains(&name) => Ok(name.to_owned()),
         (None, [only]) => Ok((*only).to_owned()),
-        (_, []) => Err(usage("the policy has no workloads: define one".to_owned())),
-        (Some(name), _) => Err(usage(format!(
-            "no workload {name} in the policy: it has {}",
-            names.join(", ")
-        ))),
+        (_, []) => Err(usage(
+            "the policy has no workloads: define one, as in `workloads: { job: {} }`".to_owned(),
+        )),
+        (Some(name), _) => Err(usage(match nearest(name, names.iter().copied()) {
+            Some(near) => format!(
+                "no workload {} in the policy: did you mean `{near}`?",
+                quote(name)
+            ),
+            None => format!(
+                "no workload {} in the policy: it has {}",
+                quote(name),
+                names.join(", ")
+            ),
+        })),
         (None, _) => Err(usage(format!(
             "say which workload with --workload: {}",
             names.join(", ")

@@ -12,6 +12,7 @@ mod hooks;
 mod layers;
 mod load;
 mod maps;
+pub mod namespaces;
 mod pins;
 mod probe;
 mod sys;

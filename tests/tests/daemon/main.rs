@@ -8,6 +8,7 @@
 
 mod asking;
 mod changing;
+mod confined;
 mod living;
 mod running;
 mod starting;

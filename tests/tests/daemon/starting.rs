@@ -138,4 +138,11 @@ fn the_unit_is_sound() {
         "{}",
         text(&output.stderr)
     );
+    // Exposure in tenths, 0 to 100; at what it is: a directive that goes has to be noticed.
+    let output = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=37"])
+        .arg(&installed)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stdout));
 }

@@ -259,10 +259,10 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
         }
         Request::Enrol { workload } => {
             let snapshot = agent.shared.live.load_full();
-            let trust = trust(&agent.config.runtime_dir);
             let mut enrolments = lock(&agent.enrolments);
+            let workload = workload.as_deref();
             let run =
-                enrolments.start_run(&snapshot.policy, workload.as_deref(), caller.pid, trust)?;
+                enrolments.start_run(&snapshot.policy, workload, caller.pid, &agent.config)?;
             Ok(vec![Reply::Enrolled(run)])
         }
         Request::Release { cgroup_id } => {

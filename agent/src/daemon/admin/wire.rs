@@ -217,6 +217,9 @@ pub struct Enrolled {
     pub workload: String,
     /// Where the trust files are.
     pub trust: Trust,
+    /// Directories of the agent's own, secrets and state, that the command must not see.
+    #[serde(default)]
+    pub hidden: Vec<PathBuf>,
 }
 
 /// Files that clients are pointed at.

@@ -317,7 +317,7 @@ pub(crate) fn event_stream(stage: &mut Stage) -> Result<()> {
     let url = "https://api.orders.example/v1/events";
     stage
         .story
-        .types(&format!("tollgate run -- curl -sN {url} &"));
+        .types(&format!("tollgate run --user nobody -- curl -sN {url} &"));
     let mut command = stage
         .agent
         .governed(&stage.world, crate::stage::WORKLOAD, "curl");

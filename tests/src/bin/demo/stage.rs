@@ -79,8 +79,10 @@ impl Stage {
     /// Types a command under `tollgate run` and shows it; quotes words that a shell would split.
     pub(crate) fn governed(&mut self, program: &str, arguments: &[&str]) -> Result<Output> {
         let typed: Vec<_> = arguments.iter().map(|word| quoted(word)).collect();
-        self.story
-            .types(&format!("tollgate run -- {program} {}", typed.join(" ")));
+        self.story.types(&format!(
+            "tollgate run --user nobody -- {program} {}",
+            typed.join(" ")
+        ));
         let path = match program {
             "python3" => self.python.clone(),
             other => other.into(),
@@ -106,8 +108,9 @@ impl Stage {
         } else {
             ("node", PathBuf::from("node"))
         };
-        self.story
-            .types(&format!("tollgate run -- {name} tests/demo/{script} &"));
+        self.story.types(&format!(
+            "tollgate run --user nobody -- {name} tests/demo/{script} &"
+        ));
         let mut command = self.agent.governed(&self.world, WORKLOAD, program);
         command.arg(self.clients.join(script));
         Running::start(command)

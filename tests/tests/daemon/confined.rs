@@ -1,0 +1,200 @@
+//! What a command under `tollgate run` cannot undo, as root and from a user namespace of its own.
+use crate::support::*;
+use std::fs;
+use std::process::Output;
+
+/// Lines of `mountinfo` without the counters that change by themselves.
+fn host_mounts() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    // Other tests mount at the same time, but not these.
+    let kinds = [" - cgroup", " - bpf ", " - proc ", " - sysfs "];
+    table
+        .lines()
+        .filter(|line| kinds.iter().any(|kind| line.contains(kind)))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn run_as(place: &Place, user: &str, program: &[&str]) -> Output {
+    let mut command = place.tollgate(&["run", "-q", "--workload", "by-hand", "--user", user, "--"]);
+    // Where even nobody may write.
+    command.args(program).current_dir("/tmp").output().unwrap()
+}
+
+fn said(output: &Output) -> Vec<String> {
+    let text = text(&output.stdout);
+    assert!(output.status.success(), "{text}{output:?}");
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Prints a line for each attempt: its name and `refused`, or what came of it.
+const ATTEMPTS: &str = r#"
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+cgroups, pins, secrets, state = sys.argv[1:]
+def attempt(name, act):
+    try:
+        got = act()
+    except OSError:
+        got = None
+    print(name, "refused" if got is None else got)
+def call(function, *arguments):
+    return "done" if function(*arguments) >= 0 else None
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+    return "done"
+def clone_into(path):
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    arguments = ctypes.create_string_buffer(struct.pack("11Q", 1 << 33, 0, 0, 0, 17, 0, 0, 0, 0, 0, directory))
+    pid = libc.syscall(435, arguments, 88)
+    if pid == 0:
+        os._exit(0)
+    return None if pid < 0 else "done"
+REMOUNT = 4096 | 32
+def mounts():
+    attempt("remount", lambda: call(libc.mount, None, cgroups.encode(), None, REMOUNT, None))
+    attempt("uncover", lambda: call(libc.umount2, cgroups.encode(), 2))
+    attempt("unpin", lambda: call(libc.umount2, b"/sys/fs/bpf", 2))
+def namespace():
+    print("namespace", call(libc.unshare, 0x10000000 | 0x20000 | 0x02000000))
+"#;
+
+fn attempts(place: &Place, user: &str, then: &str) -> Vec<String> {
+    let (secrets, state) = (place.path("secrets"), place.path("state"));
+    let pins = format!("/sys/fs/bpf/{}", place.name);
+    let root = cgroup_root();
+    let program = format!("{ATTEMPTS}{then}");
+    let arguments = [
+        "python3",
+        "-c",
+        &program,
+        root.to_str().unwrap(),
+        &pins,
+        secrets.to_str().unwrap(),
+        state.to_str().unwrap(),
+    ];
+    said(&run_as(place, user, &arguments))
+}
+
+#[test]
+fn root_cannot_leave_its_cgroup_nor_touch_the_fence() {
+    let mut place = Place::new();
+    place.start();
+    let before = host_mounts();
+    let elsewhere = place.name.clone();
+    let then = format!(
+        r#"
+print(open("/proc/self/status").read().split("CapEff:")[1].split()[0], open("/proc/self/cgroup").read().split("\n")[-2])
+attempt("join another", lambda: write(cgroups + "/{elsewhere}/cgroup.procs", "0"))
+attempt("join own", lambda: write(cgroups + "/cgroup.procs", "0"))
+attempt("make one", lambda: os.mkdir(cgroups + "/sub"))
+attempt("clone into another", lambda: clone_into(cgroups + "/{elsewhere}"))
+attempt("clone into one above", lambda: clone_into(cgroups + "/../{elsewhere}"))
+attempt("by the agent's root", lambda: write("/proc/%d/root%s/cgroup.procs" % (os.getppid(), cgroups), "0"))
+mounts()
+attempt("pins", lambda: os.listdir(pins))
+attempt("remove a pin", lambda: os.unlink(pins + "/links/connect4"))
+attempt("secrets", lambda: open(secrets + "/key").read())
+attempt("state", lambda: os.listdir(state))
+attempt("core_pattern", lambda: write("/proc/sys/kernel/core_pattern", "|/bin/false"))
+attempt("uevent_helper", lambda: write("/sys/kernel/uevent_helper", "/bin/false"))
+"#
+    );
+    let lines = attempts(&place, "root", &then);
+    assert_eq!(lines[0], "0000000000000000 0::/");
+    assert_eq!(lines.len(), 16, "{lines:#?}");
+    for line in &lines[1..] {
+        assert!(line.ends_with(" refused"), "{line}");
+    }
+    assert_eq!(before, host_mounts(), "the host's mounts are as they were");
+    assert!(place.path("secrets/key").exists() && place.path("state/decisions").exists());
+    fs::create_dir(place.cgroup.join("still-writable")).unwrap();
+    fs::remove_dir(place.cgroup.join("still-writable")).unwrap();
+}
+
+/// In a user namespace a process has every capability over what the namespace owns, and may mount cgroup2.
+#[test]
+fn a_user_namespace_is_no_way_out() {
+    let mut place = Place::new();
+    place.start();
+    let then = format!(
+        r#"
+import subprocess, tempfile
+namespace()
+mounts()
+own = tempfile.mkdtemp()
+print("mount", call(libc.mount, b"none", own.encode(), b"cgroup2", 0, None))
+print("inside", os.path.exists(own + "/cgroup.procs"), os.path.exists(own + "/{}"))
+def deeper():
+    os.mkdir(own + "/deeper")
+    return write(own + "/deeper/cgroup.procs", "0")
+attempt("deeper", deeper)
+# Without exec: an exec would take what the namespace gave.
+if os.fork() == 0:
+    import socket
+    s = socket.create_connection(("198.51.100.7", 80), 5)
+    s.sendall(b"GET / HTTP/1.1\r\nhost: 198.51.100.7\r\nconnection: close\r\n\r\n")
+    print("request", s.recv(12).decode(), flush=True)
+    os._exit(0)
+os.wait()
+libc.umount2(own.encode(), 2)
+os.rmdir(own)
+"#,
+        place.name
+    );
+    for (user, deeper) in [("root", "done"), ("nobody", "refused")] {
+        let mut lines = attempts(&place, user, &then);
+        lines.sort();
+        let wanted = [
+            &format!("deeper {deeper}"),
+            "inside True False",
+            "mount done",
+            "namespace done",
+            "remount refused",
+            "request HTTP/1.1 403",
+            "uncover refused",
+            "unpin refused",
+        ];
+        assert_eq!(lines, wanted, "{user}");
+    }
+}
+
+#[test]
+fn root_is_told_and_a_working_directory_of_secrets_is_refused() {
+    let mut place = Place::new();
+    place.start();
+    let run = ["run", "--workload", "by-hand", "--", "id", "-u"];
+    let output = place
+        .tollgate(&run)
+        .env_remove("SUDO_UID")
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "0\n");
+    let told = text(&output.stderr);
+    assert!(
+        told.contains("runs as root") && told.contains("--user"),
+        "{told}"
+    );
+    let mut sudo = place.tollgate(&run);
+    let output = sudo
+        .envs([("SUDO_UID", "4242"), ("SUDO_GID", "4243")])
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "4242\n");
+    assert!(
+        !text(&output.stderr).contains("root"),
+        "{}",
+        text(&output.stderr)
+    );
+    let output = place
+        .tollgate(&run)
+        .current_dir(place.path("secrets"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output.stderr).contains("the working directory is in"));
+    let cgroup = cgroup_root().join(&place.name);
+    let output = place.tollgate(&run).current_dir(cgroup).output().unwrap();
+    assert_eq!(output.status.code(), Some(125), "{}", text(&output.stdout));
+}
