@@ -76,7 +76,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 /// Longest request target.
 pub const TARGET_BYTES: usize = 16 * 1024;
@@ -87,6 +87,8 @@ const KEPT_BUFFER: usize = 16 * 1024;
 /// How long at most what a client still sends is thrown away after its answer. Closing a socket with unread bytes
 /// resets it, the reset overtakes the answer, and a client that sends all before it reads would never see why.
 const LINGER: Duration = Duration::from_secs(10);
+/// A client that sends nothing for this long has had its answer, or will not read it.
+const LINGER_QUIET: Duration = Duration::from_secs(2);
 
 /// A client's stream from which hyper reads well-formed requests only. See the [module](self).
 #[derive(Debug)]
@@ -105,7 +107,10 @@ enum Closing {
     /// Not begun.
     No,
     /// The client was told that no more comes; what it still sends is thrown away.
-    Lingers(Pin<Box<Sleep>>),
+    Lingers {
+        whole: Pin<Box<Sleep>>,
+        quiet: Pin<Box<Sleep>>,
+    },
     /// Over.
     Done,
 }
@@ -349,13 +354,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
         if let Closing::No = gate.closing {
             ready!(Pin::new(&mut gate.io).poll_shutdown(context))?;
             gate.closing = match gate.framer.in_body() || gate.shared.is_refused() {
-                true => Closing::Lingers(Box::pin(tokio::time::sleep(LINGER))),
+                true => Closing::Lingers {
+                    whole: Box::pin(tokio::time::sleep(LINGER)),
+                    quiet: Box::pin(tokio::time::sleep(LINGER_QUIET)),
+                },
                 false => Closing::Done,
             };
         }
-        if let Closing::Lingers(limit) = &mut gate.closing {
-            if limit.as_mut().poll(context).is_pending() {
-                ready!(discard(&mut gate.io, context));
+        if let Closing::Lingers { whole, quiet } = &mut gate.closing {
+            if whole.as_mut().poll(context).is_pending() {
+                ready!(discard(&mut gate.io, quiet.as_mut(), context));
             }
             gate.closing = Closing::Done;
         }
@@ -364,13 +372,20 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
 }
 
 /// Reads to the end, however it comes, and keeps nothing.
-fn discard<IO: AsyncRead + Unpin>(io: &mut IO, context: &mut Context<'_>) -> Poll<()> {
+fn discard<IO: AsyncRead + Unpin>(
+    io: &mut IO,
+    mut quiet: Pin<&mut Sleep>,
+    context: &mut Context<'_>,
+) -> Poll<()> {
     let mut scratch = [0; 16 * 1024];
     loop {
         let mut waste = ReadBuf::new(&mut scratch);
-        match ready!(Pin::new(&mut *io).poll_read(context, &mut waste)) {
-            Ok(()) if !waste.filled().is_empty() => {}
-            _ => return Poll::Ready(()),
+        match Pin::new(&mut *io).poll_read(context, &mut waste) {
+            Poll::Ready(Ok(())) if !waste.filled().is_empty() => {
+                quiet.as_mut().reset(Instant::now() + LINGER_QUIET)
+            }
+            Poll::Ready(_) => return Poll::Ready(()),
+            Poll::Pending => return quiet.poll(context),
         }
     }
 }
