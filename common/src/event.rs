@@ -15,7 +15,7 @@ pub const REFUSED: u32 = 2;
 pub enum Reason {
     /// No listener of the agent where the connection would go.
     AgentDown = 1,
-    /// A datagram, or a datagram socket's peer, that is not a resolver on port 53.
+    /// A datagram to somewhere else than a resolver's port 53.
     Udp = 2,
     /// A raw socket.
     Raw = 3,
@@ -25,17 +25,20 @@ pub enum Reason {
     Direct = 5,
     /// The connection's owner could not be recorded.
     Unrecorded = 6,
+    /// A packet of a governed socket that no hook steered.
+    Unsteered = 7,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::AgentDown,
         Self::Udp,
         Self::Raw,
         Self::Protocol,
         Self::Direct,
         Self::Unrecorded,
+        Self::Unsteered,
     ];
 }
 
@@ -63,6 +66,21 @@ pub struct Refused {
     pub owner: Owner,
 }
 
+/// [`Pending::state`]: the refusal was told, and is not told again for the same destination.
+pub const TOLD: u64 = 1;
+
+/// A refusal that is due with the first packet that its socket sends: the value of `PENDING`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Pending {
+    /// Bits above.
+    pub state: u64,
+    /// The governed cgroup by which its owner was found: a key of `GOVERNED`.
+    pub governed: u64,
+    /// What is told then, all but its time.
+    pub refused: Refused,
+}
+
 /// Refusals of one workload for one reason: the key of `REFUSALS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,5 +92,6 @@ pub struct RefusalKey {
 }
 
 const _: () = assert!(size_of::<Refused>() == 56 + size_of::<Owner>());
+const _: () = assert!(size_of::<Pending>() == 16 + size_of::<Refused>());
 const _: () = assert!(size_of::<RefusalKey>() == 8);
-pod!(Refused, RefusalKey);
+pod!(Refused, Pending, RefusalKey);

@@ -16,6 +16,15 @@ pub struct Settings {
     pub port6: u16,
     /// Explicit padding to 16 bytes.
     pub reserved: u32,
+    /// [`filter`] of every cgroup governed, together: one whose bit is not set is not governed, and
+    /// need not be looked up. Bits are only ever added, as with `levels`.
+    pub filter: u64,
+}
+
+/// A cgroup's bit in [`Settings::filter`]. Ids are numbers that follow each other.
+#[inline(always)]
+pub const fn filter(cgroup: u64) -> u64 {
+    1 << (cgroup & 63)
 }
 
 /// A workload's name, padded with NUL: the value of `WORKLOADS`.
@@ -54,7 +63,7 @@ pub struct Offsets {
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == 16);
+const _: () = assert!(size_of::<Settings>() == 24);
 const _: () = assert!(size_of::<Name>() == 64);
 const _: () = assert!(size_of::<Offsets>() == 48);
 pod!(Settings, Name, Offsets);

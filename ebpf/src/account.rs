@@ -2,14 +2,12 @@
 //! too are added to atomically: a softirq may interrupt a task's hook on the same CPU.
 use crate::{
     atomic::add,
-    maps::{ACCOUNTS, CLIENTS, FLOWS, LOST, REFUSALS},
+    maps::{ACCOUNTS, FLOWS, LOST, REFUSALS},
 };
-use aya_ebpf::{
-    bindings::BPF_NOEXIST, helpers::generated::bpf_sk_fullsock, programs::SkBuffContext,
-};
+use aya_ebpf::{bindings::BPF_NOEXIST, programs::SkBuffContext};
 use tollgate_common::{
     event::{Reason, RefusalKey},
-    flow::Traffic,
+    flow::{Client, Traffic},
 };
 
 /// Which way a packet goes, seen from the workload.
@@ -21,25 +19,9 @@ pub(crate) enum Direction {
     In,
 }
 
-/// Counts a packet on a client's socket. Packets of other sockets fall out at the storage look-up,
-/// which for a socket without storage is one load.
+/// Counts a packet on a client's socket.
 #[inline(always)]
-pub(crate) fn packet(ctx: &SkBuffContext, direction: Direction) {
-    // SAFETY: needed to reach the packet's socket. The context is valid while the program runs, and
-    // the helper returns null or a full socket.
-    let socket = unsafe {
-        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
-        if socket.is_null() {
-            return;
-        }
-        bpf_sk_fullsock(socket)
-    };
-    if socket.is_null() {
-        return;
-    }
-    let Some(client) = CLIENTS.of(socket.cast()) else {
-        return;
-    };
+pub(crate) fn packet(ctx: &SkBuffContext, client: &Client, direction: Direction) {
     let bytes = u64::from(ctx.len());
     if let Some(account) = ACCOUNTS.get_ptr_mut(client.workload) {
         // SAFETY: `account` points to this CPU's live value.

@@ -1,14 +1,15 @@
 //! Refusing: what cannot be steered does not pass, and the agent is told.
 use crate::{
-    account, attribute,
-    maps::{CLIENTS, EVENTS, RESOLVERS, socket_of},
+    account, atomic, attribute,
+    maps::{CLIENTS, EVENTS, PENDING, RESOLVERS, socket_of},
 };
 use aya_ebpf::{
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_set_retval},
     programs::SockAddrContext,
 };
+use aya_log_ebpf::warn;
 use tollgate_common::{
-    event::{REFUSED, Reason, Refused},
+    event::{REFUSED, Reason, Refused, TOLD},
     flow::Address,
     rules::{DATAGRAM, DNS, UDP},
 };
@@ -17,6 +18,8 @@ use tollgate_common::{
 pub(crate) const PASS: i32 = 1;
 /// What a hook returns to refuse, after [`Attempt::refuse`] set the error.
 const REFUSE: i32 = 0;
+/// What a packet's hook returns to drop it; its sender, if still there, sees `EPERM`.
+pub(crate) const DROP: i32 = 0;
 
 /// What the caller of a refused system call sees.
 #[derive(Clone, Copy)]
@@ -33,6 +36,8 @@ pub(crate) enum Errno {
 pub(crate) struct Attempt {
     /// Whose task.
     pub(crate) workload: u32,
+    /// The governed cgroup that the task is in.
+    pub(crate) governed: u64,
     /// `IPPROTO_…`
     pub(crate) protocol: u32,
     /// `SOCK_…`
@@ -46,6 +51,18 @@ impl Attempt {
     #[inline(always)]
     pub(crate) fn refuse(&self, reason: Reason, errno: Errno) -> i32 {
         self.report(reason);
+        Self::fail(errno)
+    }
+
+    /// Refuses it as something that was told before.
+    #[inline(always)]
+    fn refuse_again(&self, reason: Reason, errno: Errno) -> i32 {
+        account::refusal(self.workload, reason);
+        Self::fail(errno)
+    }
+
+    #[inline(always)]
+    fn fail(errno: Errno) -> i32 {
         // SAFETY: needed to call a helper; available in every hook that refuses.
         unsafe { bpf_set_retval(-(errno as i32)) };
         REFUSE
@@ -86,18 +103,92 @@ impl Attempt {
     }
 }
 
-/// A datagram, or a datagram socket's peer: only DNS to a resolver.
+/// May a datagram go there: is it DNS to a resolver?
+#[inline(always)]
+pub(crate) fn is_dns(destination: &Address) -> bool {
+    destination.port == DNS && RESOLVERS.get_ptr(destination.ip).is_some()
+}
+
+/// A datagram with a destination of its own: only DNS.
 #[inline(always)]
 pub(crate) fn datagram(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> i32 {
     if attempt.protocol != UDP || attempt.socket_type != DATAGRAM {
         return attempt.refuse(Reason::Protocol, Errno::Eperm);
     }
-    if destination.port != DNS || RESOLVERS.get_ptr(destination.ip).is_none() {
-        return attempt.refuse(Reason::Udp, Errno::Eperm);
+    // Port 0 is nowhere: a connected socket that sends with control messages names no destination.
+    // `exit` looks at the packet.
+    if destination.port == 0 || is_dns(destination) {
+        note(ctx, attempt);
+        return PASS;
     }
-    // So that its packets are counted; without memory for that they pass uncounted.
-    if let Some(client) = CLIENTS.of_or_new(socket_of(ctx)) {
-        client.workload = attempt.workload;
+    if was_told(ctx, destination) {
+        return attempt.refuse_again(Reason::Udp, Errno::Eperm);
     }
-    PASS
+    attempt.refuse(Reason::Udp, Errno::Eperm)
+}
+
+/// Is this where the socket is connected to, and was its refusal told? If it was not, it is now: a
+/// socket that is connected to mapped IPv4 comes here with every datagram.
+#[inline(always)]
+fn was_told(ctx: &SockAddrContext, destination: &Address) -> bool {
+    let Some(pending) = PENDING.of(socket_of(ctx)) else {
+        return false;
+    };
+    // SAFETY: `state` is in the socket's own value, aligned to 8.
+    pending.refused.destination == *destination
+        && unsafe { atomic::fetch_or(&raw mut pending.state, TOLD) } & TOLD != 0
+}
+
+/// A datagram socket's peer. Programs connect to every address that a name has and send to none, to
+/// see which way each would go; so it is the first datagram that is refused, by `exit`.
+#[inline(always)]
+pub(crate) fn peer(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> i32 {
+    if attempt.socket_type != DATAGRAM {
+        return attempt.refuse(Reason::Protocol, Errno::Eperm);
+    }
+    if is_dns(destination) {
+        note(ctx, attempt);
+        return PASS;
+    }
+    match hold(ctx, attempt, destination) {
+        Some(()) => PASS,
+        None => {
+            warn!(
+                ctx,
+                "a datagram socket could not be marked, and its connect was refused: there is no memory"
+            );
+            attempt.refuse(Reason::Udp, Errno::Eperm)
+        }
+    }
+}
+
+/// So that its packets are counted; without memory for that they pass uncounted.
+#[inline(always)]
+fn note(ctx: &SockAddrContext, attempt: &Attempt) -> Option<()> {
+    CLIENTS.of_or_new(socket_of(ctx))?.workload = attempt.workload;
+    Some(())
+}
+
+/// Puts the refusal on the socket that its first datagram will be told as. It stays there until an
+/// ungoverned task connects the socket, also when a governed one connects it to a resolver: two
+/// threads that connect it at once could otherwise have one's mark and the other's peer.
+#[inline(always)]
+fn hold(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> Option<()> {
+    note(ctx, attempt)?;
+    let pending = PENDING.of_or_new(socket_of(ctx))?;
+    let refused: *mut Refused = &raw mut pending.refused;
+    pending.governed = attempt.governed;
+    // SAFETY: `pending` is the socket's own value.
+    unsafe {
+        if (*refused).destination != *destination {
+            (*refused).destination = *destination;
+            pending.state = 0;
+        }
+        (*refused).kind = REFUSED;
+        (*refused).protocol = attempt.protocol;
+        (*refused).socket_type = attempt.socket_type;
+        // A task without a program (a kernel thread) is held all the same and told as what it is.
+        let _ = attribute::current(&raw mut (*refused).owner, attempt.workload);
+    }
+    Some(())
 }

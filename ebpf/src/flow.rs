@@ -13,6 +13,7 @@ use aya_ebpf::{
     helpers::generated::bpf_get_netns_cookie,
     programs::SockOpsContext,
 };
+use aya_log_ebpf::warn;
 use tollgate_common::{
     event::Reason,
     flow::{
@@ -42,6 +43,7 @@ pub(crate) fn connecting(ctx: &SockOpsContext) {
     {
         // Too late to refuse here: the agent will find no record and reset the connection.
         account::refusal(client.workload, Reason::Unrecorded);
+        warn!(ctx, "PORTS is full: a connection will be reset");
     }
 }
 

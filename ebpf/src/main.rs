@@ -2,7 +2,7 @@
 //!
 //! This file is the list of hooks: each reads its context and asks one of the modules. `select` says
 //! whose task it is, `attribute` who it is, `steer` where it goes, `flow` how its record gets to the
-//! agent, `fence` what is refused, `account` what is counted.
+//! agent, `fence` what is refused, `exit` what leaves nevertheless, `account` what is counted.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)] // For `atomic`.
@@ -28,8 +28,10 @@ macro_rules! set_field {
 mod account;
 mod atomic;
 mod attribute;
+mod exit;
 mod fence;
 mod flow;
+mod listener;
 mod maps;
 mod select;
 mod steer;
@@ -44,8 +46,9 @@ use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, sock_ops},
     programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext},
 };
-use fence::{Attempt, Errno, PASS};
+use fence::{Attempt, DROP, Errno, PASS};
 use maps::{CLIENTS, socket_of};
+use select::Governed;
 use tollgate_common::{
     event::Reason,
     flow::Address,
@@ -54,11 +57,11 @@ use tollgate_common::{
 
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
-    let Some(workload) = select::workload() else {
+    let Some(governed) = select::task() else {
         return steer::ungoverned(&ctx);
     };
     let destination = destination4(&ctx);
-    let attempt = attempt(&ctx, workload, destination);
+    let attempt = attempt(&ctx, &governed, destination);
     match attempt.protocol {
         TCP if attempt.socket_type == STREAM => {
             match steer::connect(&ctx, &attempt, &destination) {
@@ -70,18 +73,18 @@ fn connect4(ctx: SockAddrContext) -> i32 {
                 Err(refused) => refused,
             }
         }
-        UDP => fence::datagram(&ctx, &attempt, &destination),
+        UDP => fence::peer(&ctx, &attempt, &destination),
         _ => attempt.refuse(Reason::Protocol, Errno::Eperm),
     }
 }
 
 #[cgroup_sock_addr(connect6)]
 fn connect6(ctx: SockAddrContext) -> i32 {
-    let Some(workload) = select::workload() else {
+    let Some(governed) = select::task() else {
         return steer::ungoverned(&ctx);
     };
     let destination = destination6(&ctx);
-    let attempt = attempt(&ctx, workload, destination);
+    let attempt = attempt(&ctx, &governed, destination);
     match attempt.protocol {
         TCP if attempt.socket_type == STREAM => {
             match steer::connect(&ctx, &attempt, &destination) {
@@ -92,27 +95,27 @@ fn connect6(ctx: SockAddrContext) -> i32 {
                 Err(refused) => refused,
             }
         }
-        UDP => fence::datagram(&ctx, &attempt, &destination),
+        UDP => fence::peer(&ctx, &attempt, &destination),
         _ => attempt.refuse(Reason::Protocol, Errno::Eperm),
     }
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    let Some(workload) = select::workload() else {
+    let Some(governed) = select::task() else {
         return PASS;
     };
     let destination = destination4(&ctx);
-    fence::datagram(&ctx, &attempt(&ctx, workload, destination), &destination)
+    fence::datagram(&ctx, &attempt(&ctx, &governed, destination), &destination)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    let Some(workload) = select::workload() else {
+    let Some(governed) = select::task() else {
         return PASS;
     };
     let destination = destination6(&ctx);
-    fence::datagram(&ctx, &attempt(&ctx, workload, destination), &destination)
+    fence::datagram(&ctx, &attempt(&ctx, &governed, destination), &destination)
 }
 
 #[cgroup_sock_addr(getpeername4)]
@@ -136,11 +139,12 @@ fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock(sock_create)]
 fn sock_create(ctx: SockContext) -> i32 {
-    let Some(workload) = select::workload() else {
+    let Some(governed) = select::task() else {
         return PASS;
     };
     let attempt = Attempt {
-        workload,
+        workload: governed.workload,
+        governed: governed.cgroup,
         protocol: field!(ctx.sock, protocol),
         socket_type: field!(ctx.sock, type_),
         destination: None,
@@ -176,21 +180,35 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
 
 #[cgroup_skb(ingress)]
 fn ingress(ctx: SkBuffContext) -> i32 {
-    account::packet(&ctx, Direction::In);
+    if let Some(socket) = exit::socket_of(&ctx)
+        && let Some(client) = CLIENTS.of(socket.cast())
+    {
+        account::packet(&ctx, client, Direction::In);
+    }
     PASS
 }
 
 #[cgroup_skb(egress)]
 fn egress(ctx: SkBuffContext) -> i32 {
-    account::packet(&ctx, Direction::Out);
+    let Some(socket) = exit::socket_of(&ctx) else {
+        return PASS;
+    };
+    let client = CLIENTS.of(socket.cast());
+    if !exit::is_open(&ctx, socket, client.as_deref()) {
+        return DROP;
+    }
+    if let Some(client) = client {
+        account::packet(&ctx, client, Direction::Out);
+    }
     PASS
 }
 
 /// What a governed task tried.
 #[inline(always)]
-fn attempt(ctx: &SockAddrContext, workload: u32, destination: Address) -> Attempt {
+fn attempt(ctx: &SockAddrContext, governed: &Governed, destination: Address) -> Attempt {
     Attempt {
-        workload,
+        workload: governed.workload,
+        governed: governed.cgroup,
         protocol: field!(ctx.sock_addr, protocol),
         socket_type: field!(ctx.sock_addr, type_),
         destination: Some(destination),

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use tollgate_common::{
-    event::{RefusalKey, Refused},
+    event::{Pending, RefusalKey, Refused},
     flow::{Account, AgentSocket, Client, Connection, Port, Record},
     limits::{EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_RESOLVERS, MAX_WORKLOADS},
     settings::{Name, Settings},
@@ -37,6 +37,13 @@ pub(crate) static CLIENTS: SocketStorage<Client, LAZY> = SocketStorage::new();
 /// What the agent's sockets carry; the kernel clones a listener's to each socket it accepts.
 #[btf_map]
 pub(crate) static AGENT_SOCKETS: SocketStorage<AgentSocket, CLONED> = SocketStorage::new();
+/// What a datagram socket carries that a governed task connected to somewhere it may not send to, or
+/// any socket of which a packet was dropped.
+#[btf_map]
+pub(crate) static PENDING: SocketStorage<Pending, LAZY> = SocketStorage::new();
+/// Marks governed TCP sockets that listen; the kernel clones it to each socket they accept.
+#[btf_map]
+pub(crate) static INBOUND: SocketStorage<u64, CLONED> = SocketStorage::new();
 /// The steered connections. Entries never vanish by themselves: full means refused.
 #[btf_map]
 pub(crate) static FLOWS: HashMap<Connection, Record, { MAX_FLOWS as usize }, LAZY> = HashMap::new();

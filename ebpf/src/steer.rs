@@ -2,20 +2,15 @@
 use crate::{
     account, attribute,
     fence::{Attempt, Errno, PASS},
-    flow,
-    maps::{AGENT_SOCKETS, BLANK, CLIENTS, FLOWS, cookie_of, socket_of},
+    flow, listener,
+    maps::{AGENT_SOCKETS, BLANK, CLIENTS, FLOWS, PENDING, cookie_of, socket_of},
     select,
 };
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{
-        BPF_F_CURRENT_NETNS, BPF_NOEXIST, BPF_TCP_LISTEN, bpf_sock_tuple,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
-    },
-    helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_release, bpf_skc_lookup_tcp},
+    EbpfContext as _, bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns,
     programs::SockAddrContext,
 };
+use aya_log_ebpf::warn;
 use tollgate_common::{
     event::{CLOSED, Reason},
     flow::{Address, COMPLETE, Client, Connection, LISTENER_TAG, Port},
@@ -38,7 +33,10 @@ pub(crate) fn connect(
         return Err(attempt.refuse(Reason::AgentDown, Errno::Econnrefused));
     }
     record(ctx, attempt, destination)
-        .ok_or_else(|| attempt.refuse(Reason::Unrecorded, Errno::Econnrefused))?;
+        .ok_or_else(|| {
+            warn!(ctx, "a connection could not be recorded and was refused: FLOWS is full, or there is no memory");
+            attempt.refuse(Reason::Unrecorded, Errno::Econnrefused)
+        })?;
     account::connection(attempt.workload);
     Ok(listener)
 }
@@ -66,46 +64,11 @@ fn listener_for(destination: &Address) -> Option<Address> {
 /// impostor on the same port has no tag.
 #[inline(always)]
 fn is_the_agents(ctx: &SockAddrContext, listener: &Address) -> bool {
-    // SAFETY: all zero is a valid tuple of integers.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let size = if is_mapped(listener.ip) {
-        tuple.__bindgen_anon_1.ipv4 = Tuple4 {
-            saddr: listener.ip[3],
-            daddr: listener.ip[3],
-            sport: 0,
-            dport: listener.port.to_be(),
-        };
-        size_of::<Tuple4>()
-    } else {
-        tuple.__bindgen_anon_1.ipv6 = Tuple6 {
-            saddr: listener.ip,
-            daddr: listener.ip,
-            sport: 0,
-            dport: listener.port.to_be(),
-        };
-        size_of::<Tuple6>()
-    };
-    // SAFETY: needed to look up a socket. The helper returns null or a socket that we hold until
-    // `bpf_sk_release`, which follows on every path; the verifier counts.
-    unsafe {
-        let socket = bpf_skc_lookup_tcp(
-            ctx.as_ptr(),
-            &raw mut tuple,
-            size as u32,
-            BPF_F_CURRENT_NETNS as u64,
-            0,
-        );
-        if socket.is_null() {
-            return false;
-        }
-        let listening = (*socket).state == BPF_TCP_LISTEN;
-        let tagged = match AGENT_SOCKETS.of(socket.cast()) {
-            Some(carried) => carried.tag == LISTENER_TAG,
-            None => false,
-        };
-        bpf_sk_release(socket.cast());
-        listening && tagged
-    }
+    listener::any(ctx.as_ptr(), listener, |socket| {
+        AGENT_SOCKETS
+            .of(socket.cast())
+            .is_some_and(|carried| carried.tag == LISTENER_TAG)
+    })
 }
 
 /// Records who connects where, in the map and on the socket. `None`: it could not be.
@@ -156,12 +119,13 @@ fn record(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> Op
     }
 }
 
-/// An ungoverned task connects: if the socket was steered before, it is no longer.
+/// An ungoverned task connects: what a governed one did with this socket before no longer holds.
 #[inline(always)]
 pub(crate) fn ungoverned(ctx: &SockAddrContext) -> i32 {
     if let Some(client) = CLIENTS.of(socket_of(ctx)) {
         flow::client_closed(client);
         CLIENTS.forget(ctx);
+        PENDING.forget(ctx);
     }
     PASS
 }

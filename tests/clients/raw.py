@@ -10,9 +10,9 @@ import sys
 stream = None
 
 
-def open_(host, port=443, sni=None, tls=True, alpn=None, wait=10):
+def open_(host, port=443, sni=None, tls=True, alpn=None, wait=10, address=None):
     global stream
-    plain = socket.create_connection((host, port), timeout=wait)
+    plain = socket.create_connection((address or host, port), timeout=wait)
     stream = plain
     if not tls:
         return {"peer": list(plain.getpeername()[:2])}

@@ -59,6 +59,11 @@ def answer(connection, target, request):
             ).encode()
         )
         return True
+    if path == "/last":
+        # Looks reusable, and the next request on this connection is read and not answered.
+        connection.sendall((OK + "content-length: 2\r\n\r\nok").encode())
+        head(connection, b"")
+        return False
     text = json.dumps(request).encode()
     connection.sendall((OK + f"content-length: {len(text)}\r\n\r\n").encode() + text)
     return True

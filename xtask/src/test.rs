@@ -57,7 +57,7 @@ const TIERS: &[Tier] = &[
     Tier {
         name: "pipeline",
         threads: 2,
-        programs: &[("tollgate-tests", "pipeline")],
+        programs: &[("tollgate-tests", "pipeline"), ("tollgate-tests", "http2")],
     },
     Tier {
         name: "daemon",
@@ -195,7 +195,9 @@ fn run_tier(
     let before = tally.passed + tally.failed;
     for program in programs {
         println!("      {} · {}", program.package, program.name);
-        let mut command = sh::command(&program.executable.to_string_lossy());
+        // In a mount namespace of its own: a BPF file system that a test mounts goes with it.
+        let mut command = sh::command("unshare");
+        command.args(["--mount", "--"]).arg(&program.executable);
         command
             .current_dir(&program.directory)
             .env("CARGO_MANIFEST_DIR", &program.directory)

@@ -26,15 +26,15 @@ enum What {
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
     let ca = ask(&context.socket()?)?;
     match &args.what {
-        What::Export => print!("{}", ca.certificate),
+        What::Export => show_text!("{}", ca.certificate),
         What::Show { form } if form.format != Format::Table => {
             output::print_json_one(form.format, &ca)?
         }
         What::Show { .. } => {
-            println!("SHA-256      {}", ca.fingerprint);
-            println!("expires      {}", output::local(ca.not_after));
-            println!("certificate  {}", ca.trust.ca.display());
-            println!("bundle       {}", ca.trust.bundle.display());
+            show!("SHA-256      {}", ca.fingerprint);
+            show!("expires      {}", output::local(ca.not_after));
+            show!("certificate  {}", ca.trust.ca.display());
+            show!("bundle       {}", ca.trust.bundle.display());
         }
     }
     Ok(Outcome::Done)

@@ -39,8 +39,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
 fn print_people(summary: &str, faults: &Faults, valid: bool) {
     let paint = Paint::stderr();
     if !faults.is_empty() {
-        eprint!("{}", output::escape_lines(&faults.to_string()));
-        eprintln!();
+        tell!("{}", output::escape_lines(&faults.to_string()));
     }
     let count = |severity| faults.iter().filter(|f| f.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
@@ -50,7 +49,7 @@ fn print_people(summary: &str, faults: &Faults, valid: bool) {
         } else {
             format!(", {}", plural(warnings, "warning"))
         };
-        println!(
+        show!(
             "{} {summary}{noted}",
             Paint::stdout().paint(Colour::Green, "valid:")
         );
@@ -61,7 +60,7 @@ fn print_people(summary: &str, faults: &Faults, valid: bool) {
             format!(" and {}", plural(warnings, "warning"))
         };
         let told = format!("{}{more}: refused", plural(errors, "error"));
-        eprintln!("{}", paint.paint(Colour::Red, &told));
+        tell!("{}", paint.paint(Colour::Red, &told));
     }
 }
 

@@ -7,7 +7,7 @@ use super::output::{self, Form, Format, Paint};
 use super::{Context, Outcome};
 use crate::audit::{Filter, Record};
 use crate::daemon::admin::client;
-use crate::daemon::admin::wire::{Reply, Request};
+use crate::daemon::admin::wire::{self, Reply, Request};
 use crate::{audit, daemon};
 use std::io::Write;
 use std::sync::Arc;
@@ -37,11 +37,22 @@ pub(super) struct Args {
     /// Only the last while, e.g. 30s, 10m, 2h, 1d
     #[arg(long, value_name = "TIME", value_parser = duration)]
     since: Option<Duration>,
-    /// The last so many at most [default: 1000, with --follow 10]
-    #[arg(long, value_name = "N")]
+    /// The last so many at most, up to 10000 [default: 1000, with --follow 10]
+    #[arg(long, value_name = "N", value_parser = limit)]
     limit: Option<usize>,
     #[command(flatten)]
     form: Form,
+}
+
+/// More than the agent sends at once would be cut without a word.
+fn limit(text: &str) -> Result<usize, String> {
+    let most = wire::DECISIONS;
+    text.parse()
+        .ok()
+        .filter(|limit| *limit <= most)
+        .ok_or_else(|| {
+            format!("write a number up to {most}; `--since` and the other filters narrow the rest")
+        })
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -70,7 +81,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
                 return Err(client::Error::NoAgent { path, source }.into());
             }
             let directory = daemon::decisions_dir(&context.config()?.state_dir);
-            eprintln!("tollgate: no agent runs: reading {}", directory.display());
+            tell!("tollgate: no agent runs: reading {}", directory.display());
             let mut records = audit::read(&directory, &filter)?;
             records.reverse();
             print(&records, args.form.format)
@@ -135,9 +146,9 @@ fn follow(answer: client::Answer, format: Format) -> anyhow::Result<Outcome> {
                 writeln!(out, "{text}")?;
                 out.flush()?;
             }
-            Reply::Missed(count) => eprintln!(
-                "tollgate: {count} decisions passed too fast to show; they are in the log"
-            ),
+            Reply::Missed(count) => {
+                tell!("tollgate: {count} decisions passed too fast to show; they are in the log")
+            }
             _ => {}
         }
     }

@@ -66,13 +66,13 @@ fn print(findings: &[Finding]) {
             State::Note => paint.paint(Colour::Yellow, "note"),
             State::Bad => paint.paint(Colour::Red, "bad "),
         };
-        println!(
+        show!(
             "{mark}  {:<10} {}",
             finding.check,
             output::escape(&finding.found)
         );
         if let Some(mend) = &finding.mend {
-            println!("      {:<10} → {}", "", output::escape(mend));
+            show!("      {:<10} → {}", "", output::escape(mend));
         }
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
         offline(&policy, &question)?
     };
     match format {
-        Format::Table => print!("{}", text(&explained, Paint::stdout())),
+        Format::Table => show_text!("{}", text(&explained, Paint::stdout())),
         format => output::print_json_one(format, &explained)?,
     }
     Ok(if passes(&explained) {
@@ -188,12 +188,12 @@ fn show_decision(context: &Context, id: &str, format: Format) -> anyhow::Result<
         Err(e) => return Err(e.into()),
     }
     let Some(record) = found else {
-        eprintln!("tollgate: no decision {id} in the log: it may be older than the segments kept");
+        tell!("tollgate: no decision {id} in the log: it may be older than the segments kept");
         return Ok(Outcome::No);
     };
     if format == Format::Table {
         for line in decisions::lines([record.as_ref()], Paint::stdout(), None) {
-            println!("{line}");
+            show!("{line}");
         }
     }
     output::print_json_one(format, &record)?;

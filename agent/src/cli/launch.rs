@@ -50,7 +50,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     match prepare(args) {
         Ok(()) => become_command(&args.command),
         Err(e) => {
-            eprintln!("tollgate: the command was not started: {e:#}");
+            tell!("tollgate: the command was not started: {e:#}");
             Outcome::Command(SETUP_FAILED)
         }
     }
@@ -175,7 +175,7 @@ fn become_command(command: &[OsString]) -> Outcome {
     } else {
         ("not found".to_owned(), NOT_FOUND)
     };
-    eprintln!(
+    tell!(
         "tollgate: {}: {what}",
         super::output::escape(&program.to_string_lossy())
     );

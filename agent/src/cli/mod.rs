@@ -1,4 +1,22 @@
 //! The command line: one file per verb. `main` parses, dispatches and turns the outcome into an exit code.
+
+/// A line on stderr. Unlike `eprintln!` it does not panic when its reader has left: the verb ends as it would have.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*)));
+    }};
+}
+/// A line on stdout, as [`tell`].
+macro_rules! show {
+    ($($text:tt)*) => { show_text!("{}\n", format_args!($($text)*)) };
+}
+/// Text on stdout, as [`tell`].
+macro_rules! show_text {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!($($text)*));
+    }};
+}
+
 mod agent;
 mod ca;
 mod check;
@@ -136,7 +154,7 @@ pub fn main() -> ExitCode {
         Ok(outcome) => outcome.into(),
         Err(e) if output::is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("tollgate: {}", output::escape_lines(&told(&e)));
+            tell!("tollgate: {}", output::escape_lines(&told(&e)));
             outcome_of(&e).into()
         }
     }

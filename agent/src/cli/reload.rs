@@ -12,7 +12,7 @@ pub(super) fn run(context: &Context) -> anyhow::Result<Outcome> {
             warnings,
         } => {
             for warning in warnings {
-                eprintln!(
+                tell!(
                     "{}: {}",
                     Paint::stderr().paint(Colour::Yellow, "warning"),
                     output::escape(&warning)
@@ -24,7 +24,7 @@ pub(super) fn run(context: &Context) -> anyhow::Result<Outcome> {
             } else {
                 "policy unchanged, secrets read again:"
             };
-            println!("{what} {short}");
+            show!("{what} {short}");
             Ok(Outcome::Done)
         }
         other => Err(client::Error::Broken(format!("unexpected reply {other:?}")).into()),

@@ -8,7 +8,7 @@ use super::users::{self, Database, User};
 use super::{Context, Outcome, decisions, trust};
 use crate::audit::{Filter, Record, Verdict};
 use crate::daemon::admin::client;
-use crate::daemon::admin::wire::{Enrolled, Reply, Request};
+use crate::daemon::admin::wire::{DECISIONS, Enrolled, Reply, Request};
 use anyhow::bail;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -76,10 +76,10 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
         warn_of_root(&user);
     }
     let ended = wait::run(&mut command(&args, &user, &enrolled));
-    let records = decided(&host, &enrolled, started);
+    let decided = decided(&host, &enrolled, started);
     let left = host.release(&enrolled);
     if !args.quiet {
-        summarise(&enrolled, records.as_deref(), left);
+        summarise(&enrolled, decided.as_ref(), left);
     }
     host.end(Some(&enrolled), left);
     Ok(Outcome::Command(ended?))
@@ -88,7 +88,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
 /// Root without capabilities still owns the host's files and may signal its processes.
 fn warn_of_root(user: &User) {
     if user.uid == 0 {
-        eprintln!(
+        tell!(
             "{}: the command runs as root: it can change what ungoverned programs run, and end the agent; \
              choose another with --user",
             Paint::stderr().paint(Colour::Yellow, "tollgate")
@@ -183,13 +183,20 @@ fn command(args: &Args, user: &User, enrolled: &Enrolled) -> Command {
     command
 }
 
-/// What was decided for processes of this run, oldest first.
-fn decided(host: &Host, enrolled: &Enrolled, started: jiff::Timestamp) -> Option<Vec<Arc<Record>>> {
+/// What was decided for processes of a run.
+struct Decided {
+    /// Oldest first.
+    records: Vec<Arc<Record>>,
+    /// There were more than the agent sends at once.
+    cut: bool,
+}
+
+fn decided(host: &Host, enrolled: &Enrolled, started: jiff::Timestamp) -> Option<Decided> {
     std::thread::sleep(REPORTED);
     let filter = Filter {
         since: Some(started),
         workload: Some(enrolled.workload.clone()),
-        limit: Some(10_000),
+        limit: Some(DECISIONS),
         ..Filter::default()
     };
     let answer = client::ask(
@@ -209,20 +216,28 @@ fn decided(host: &Host, enrolled: &Enrolled, started: jiff::Timestamp) -> Option
         let rest = cgroup.strip_prefix(enrolled.cgroup.trim_matches('/'));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
+    let mut sent = 0;
     let records = answer
         .filter_map(Result::ok)
         .filter_map(|reply| match reply {
-            Reply::Decision(record) if inside(&record) => Some(record),
+            Reply::Decision(record) => {
+                sent += 1;
+                inside(&record).then_some(record)
+            }
             _ => None,
-        });
-    Some(records.collect())
+        })
+        .collect();
+    Some(Decided {
+        records,
+        cut: sent >= DECISIONS,
+    })
 }
 
-fn summarise(enrolled: &Enrolled, records: Option<&[Arc<Record>]>, left: Option<usize>) {
+fn summarise(enrolled: &Enrolled, decided: Option<&Decided>, left: Option<usize>) {
     let paint = Paint::stderr();
     let workload = output::escape(&enrolled.workload);
-    let Some(records) = records else {
-        return eprintln!(
+    let Some(Decided { records, cut }) = decided else {
+        return tell!(
             "tollgate: the agent is gone: what {workload} tried since was refused by the kernel"
         );
     };
@@ -238,7 +253,12 @@ fn summarise(enrolled: &Enrolled, records: Option<&[Arc<Record>]>, left: Option<
             counts.push(format!("{} {noun}", count(verdict)));
         }
     }
-    eprintln!("tollgate: {workload}: {}", counts.join(", "));
+    let among = if *cut {
+        format!(" (among the newest {DECISIONS} decisions)")
+    } else {
+        String::new()
+    };
+    tell!("tollgate: {workload}: {}{among}", counts.join(", "));
     let denials: Vec<_> = records
         .iter()
         .filter(|r| r.verdict != Verdict::Allow)
@@ -247,16 +267,16 @@ fn summarise(enrolled: &Enrolled, records: Option<&[Arc<Record>]>, left: Option<
     // Indented by two.
     let terminal = output::width_of_stderr().map(|width| width.saturating_sub(2));
     for line in decisions::lines(shown, paint, terminal) {
-        eprintln!("  {line}");
+        tell!("  {line}");
     }
     if denials.len() > SHOWN {
-        eprintln!(
+        tell!(
             "  and {} more: `tollgate decisions --denied --workload {workload}`",
             denials.len() - SHOWN
         );
     }
     if let Some(left @ 1..) = left {
-        eprintln!(
+        tell!(
             "tollgate: {left} processes of the command still run; they stay governed until they end"
         );
     }

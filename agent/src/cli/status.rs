@@ -27,7 +27,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
         Err(e) => return Err(e.into()),
     };
     match args.form.format {
-        Format::Table => print!("{}", text(&status, Paint::stdout())),
+        Format::Table => show_text!("{}", text(&status, Paint::stdout())),
         format => output::print_json_one(format, &status)?,
     }
     Ok(if healthy(&status) {
@@ -69,18 +69,18 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
         return Ok(Outcome::NoAgent);
     }
     let paint = Paint::stdout();
-    println!("{}", paint.paint(Colour::Red, "NO AGENT"));
+    show!("{}", paint.paint(Colour::Red, "NO AGENT"));
     if fence {
-        println!(
+        show!(
             "  fence   stands ({pin_dir}): governed connections are refused at once until an agent runs"
         );
     } else {
-        println!(
+        show!(
             "  fence   {} ({pin_dir} has no pins): nothing is governed",
             paint.paint(Colour::Red, "none")
         );
     }
-    eprintln!("tollgate: {error}");
+    tell!("tollgate: {error}");
     Ok(Outcome::NoAgent)
 }
 

@@ -6,7 +6,7 @@ use crate::pipeline::Shared;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Ended flows kept for `tollgate flows`.
 const ENDED: usize = 1024;
@@ -39,13 +39,13 @@ impl Seen {
         self.unrecorded.load(Ordering::Relaxed)
     }
 
-    fn closed(&self, flow: Flow, counters: Counters) {
+    fn closed(&self, flow: Flow, opened: SystemTime, counters: Counters) {
         let flow = wire::Flow {
             cookie: flow.cookie,
             workload: flow.workload.to_string(),
             process: (*flow.process).clone(),
             destination: flow.destination,
-            opened: None,
+            opened: opened.try_into().ok(),
             ended: Some(jiff::Timestamp::now()),
             counters,
         };
@@ -77,7 +77,11 @@ impl Recorder {
     /// Takes one.
     pub(super) fn take(&mut self, event: Event) {
         match event {
-            Event::Closed { flow, counters } => self.seen.closed(flow, counters),
+            Event::Closed {
+                flow,
+                opened,
+                counters,
+            } => self.seen.closed(flow, opened, counters),
             Event::Refused(refusal) => self.refused(refusal),
         }
     }

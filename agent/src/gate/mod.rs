@@ -58,6 +58,7 @@ mod frame;
 pub mod fuzz;
 mod handle;
 mod head;
+mod names;
 #[cfg(test)]
 mod tests;
 mod violation;
@@ -73,7 +74,9 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
 
 /// Longest request target.
 pub const TARGET_BYTES: usize = 16 * 1024;
@@ -81,8 +84,11 @@ pub const TARGET_BYTES: usize = 16 * 1024;
 const FIRST_BUFFER: usize = 2048;
 /// Bytes it holds at most once a long head has passed.
 const KEPT_BUFFER: usize = 16 * 1024;
-/// Unread bytes thrown away at the end of a refused connection, so that closing it does not reset the answer.
-const DISCARD: usize = 256 * 1024;
+/// How long at most what a client still sends is thrown away after its answer. Closing a socket with unread bytes
+/// resets it, the reset overtakes the answer, and a client that sends all before it reads would never see why.
+const LINGER: Duration = Duration::from_secs(10);
+/// A client that sends nothing for this long has had its answer, or will not read it.
+const LINGER_QUIET: Duration = Duration::from_secs(2);
 
 /// A client's stream from which hyper reads well-formed requests only. See the [module](self).
 #[derive(Debug)]
@@ -92,6 +98,21 @@ pub struct Gate<IO> {
     buffer: Buffer,
     source: Source,
     shared: Rc<Shared>,
+    closing: Closing,
+}
+
+/// How far the end of a connection has come.
+#[derive(Debug)]
+enum Closing {
+    /// Not begun.
+    No,
+    /// The client was told that no more comes; what it still sends is thrown away.
+    Lingers {
+        whole: Pin<Box<Sleep>>,
+        quiet: Pin<Box<Sleep>>,
+    },
+    /// Over.
+    Done,
 }
 
 /// What hyper reads.
@@ -122,6 +143,7 @@ impl<IO> Gate<IO> {
             buffer: Buffer::new(bounds.bytes),
             source: Source::Client,
             shared: Shared::new(),
+            closing: Closing::No,
         }
     }
 
@@ -326,23 +348,45 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
         Pin::new(&mut self.io).poll_flush(context)
     }
 
-    /// After a violation, first throws away what the client has sent since: closing a socket with unread bytes resets
-    /// it, and the reset can overtake the answer. Does not wait for more.
+    /// Where the client may be sending still, waits for its end after telling it ours, up to [`LINGER`].
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.shared.is_refused() {
-            let mut discarded = 0;
-            let mut scratch = [0; 4096];
-            while discarded < DISCARD {
-                let mut waste = ReadBuf::new(&mut scratch);
-                match Pin::new(&mut self.io).poll_read(context, &mut waste) {
-                    Poll::Ready(Ok(())) if !waste.filled().is_empty() => {
-                        discarded += waste.filled().len()
-                    }
-                    _ => break,
-                }
-            }
+        let gate = &mut *self;
+        if let Closing::No = gate.closing {
+            ready!(Pin::new(&mut gate.io).poll_shutdown(context))?;
+            gate.closing = match gate.framer.in_body() || gate.shared.is_refused() {
+                true => Closing::Lingers {
+                    whole: Box::pin(tokio::time::sleep(LINGER)),
+                    quiet: Box::pin(tokio::time::sleep(LINGER_QUIET)),
+                },
+                false => Closing::Done,
+            };
         }
-        Pin::new(&mut self.io).poll_shutdown(context)
+        if let Closing::Lingers { whole, quiet } = &mut gate.closing {
+            if whole.as_mut().poll(context).is_pending() {
+                ready!(discard(&mut gate.io, quiet.as_mut(), context));
+            }
+            gate.closing = Closing::Done;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads to the end, however it comes, and keeps nothing.
+fn discard<IO: AsyncRead + Unpin>(
+    io: &mut IO,
+    mut quiet: Pin<&mut Sleep>,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    let mut scratch = [0; 16 * 1024];
+    loop {
+        let mut waste = ReadBuf::new(&mut scratch);
+        match Pin::new(&mut *io).poll_read(context, &mut waste) {
+            Poll::Ready(Ok(())) if !waste.filled().is_empty() => {
+                quiet.as_mut().reset(Instant::now() + LINGER_QUIET)
+            }
+            Poll::Ready(_) => return Poll::Ready(()),
+            Poll::Pending => return quiet.poll(context),
+        }
     }
 }
 

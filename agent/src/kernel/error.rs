@@ -105,12 +105,13 @@ pub enum Error {
         what: &'static str,
     },
     /// The kernel's verifier or loader refused a program.
-    #[error("the kernel refused the program `{program}`: {source}")]
+    #[error("the kernel refused the program `{program}`: {why}")]
     Refused {
         /// Which.
         program: &'static str,
-        /// Why, with the verifier's log.
-        source: Box<aya::programs::ProgramError>,
+        /// Why, with the end of the verifier's log. Text, so that whoever prints a chain of causes
+        /// prints it once.
+        why: String,
     },
     /// A program could not be attached or replaced.
     #[error("cannot attach `{hook}` to the cgroup root: {source}")]

@@ -82,6 +82,7 @@ impl Fence {
                 let record: Record = plain(bytes)?;
                 Some(Event::Closed {
                     flow: self.flow(&record),
+                    opened: time(record.connection.opened),
                     counters: counters(&record.traffic),
                 })
             }
@@ -135,6 +136,7 @@ pub(super) fn code(reason: Reason) -> &'static str {
         Reason::Protocol => "protocol",
         Reason::Direct => "direct",
         Reason::Unrecorded => "unrecorded",
+        Reason::Unsteered => "unsteered",
     }
 }
 
@@ -153,6 +155,9 @@ fn detail(reason: Reason) -> &'static str {
         }
         Reason::Unrecorded => {
             "the connection's owner could not be recorded, so it was refused: too many connections at once, or no memory"
+        }
+        Reason::Unsteered => {
+            "a packet of a socket that was not steered: one that was connected, or made raw, before the workload was governed; connect again"
         }
     }
 }

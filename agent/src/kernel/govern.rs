@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tollgate_common::ABI;
 use tollgate_common::flow::{Account, AgentSocket, Connection, LISTENER_TAG};
 use tollgate_common::limits::{MAX_RESOLVERS, MAX_WORKLOADS, NAME_BYTES};
-use tollgate_common::settings::{Name, Settings};
+use tollgate_common::settings::{Name, Settings, filter};
 
 /// `BPF_NOEXIST`
 const NOT_THERE: u64 = 1;
@@ -58,13 +58,14 @@ impl Fence {
             tag: LISTENER_TAG,
             connection: Connection::default(),
         };
-        for listener in listeners {
-            let listener = listener.as_fd().as_raw_fd();
-            let tagged = writers.agent_sockets.insert(&listener, tag, 0);
+        let listeners: Vec<_> = listeners.iter().map(|l| l.as_fd().as_raw_fd()).collect();
+        for listener in &listeners {
+            let tagged = writers.agent_sockets.insert(listener, tag, 0);
             tagged.map_err(|source| Error::Listener {
                 source: Box::new(source),
             })?;
         }
+        self.listeners.set(listeners);
         // Only now: a port without a tag behind it refuses.
         let settings = Settings {
             port4,
@@ -82,6 +83,7 @@ impl Fence {
         let settings = writers.settings()?;
         writers.set(Settings {
             levels: settings.levels | 1 << subtree.level,
+            filter: settings.filter | filter(subtree.id),
             ..settings
         })?;
         writers

@@ -11,17 +11,13 @@ pub(super) struct Hook {
     pub(super) leaves_open: &'static str,
 }
 
-/// All hooks, in the order in which they are attached: what records comes before what steers.
+/// All hooks, in the order in which they are attached: what records comes before what steers, and
+/// what drops whatever was not steered comes last.
 pub(super) const HOOKS: [Hook; 11] = [
     Hook {
         name: "ingress",
         attach: 0,
         leaves_open: "nothing passes that should not; bytes and packets received are not counted",
-    },
-    Hook {
-        name: "egress",
-        attach: 1,
-        leaves_open: "nothing passes that should not; bytes and packets sent are not counted",
     },
     Hook {
         name: "sock_release",
@@ -51,22 +47,27 @@ pub(super) const HOOKS: [Hook; 11] = [
     Hook {
         name: "sendmsg4",
         attach: 14,
-        leaves_open: "UDP over IPv4 by sendto and sendmsg. Even with it: sockets connected outside and passed in",
+        leaves_open: "UDP over IPv4 by sendto and sendmsg, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too",
     },
     Hook {
         name: "sendmsg6",
         attach: 15,
-        leaves_open: "UDP over IPv6 by sendto and sendmsg. Even with it: sockets connected outside and passed in",
+        leaves_open: "UDP over IPv6 by sendto and sendmsg, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too",
     },
     Hook {
         name: "connect4",
         attach: 10,
-        leaves_open: "all TCP over IPv4, and UDP over connected sockets. Even with it: connections made before the workload was governed, and processes that can move themselves to another cgroup",
+        leaves_open: "TCP and connected UDP over IPv4, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too. Even with it: processes that can move themselves to another cgroup",
     },
     Hook {
         name: "connect6",
         attach: 11,
-        leaves_open: "all TCP over IPv6, and UDP over connected sockets. Even with it: connections made before the workload was governed, and processes that can move themselves to another cgroup",
+        leaves_open: "TCP and connected UDP over IPv6, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too. Even with it: processes that can move themselves to another cgroup",
+    },
+    Hook {
+        name: "egress",
+        attach: 1,
+        leaves_open: "UDP over connected sockets, source routes, and connections and raw sockets from before the workload was governed; bytes and packets sent are not counted. Even with it: answers on connections that others made to the workload, and connected sockets that were made outside and passed in",
     },
 ];
 

@@ -5,6 +5,10 @@ use super::{
     load::Loaded,
     sys,
 };
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
+use tollgate_common::flow::LISTENER_TAG;
 
 impl Fence {
     pub(super) fn ask_layers(&self) -> Vec<Layer> {
@@ -59,14 +63,24 @@ impl Fence {
         }
     }
 
-    /// Is there a listener that connections are steered to? Without one they are refused.
+    /// Is there a listener that connections are steered to, at each port that the hooks know, open and
+    /// tagged? Without one they are refused.
     fn listener_layer(&self) -> Layer {
         let why = match self.maps.write().settings() {
             Err(error) => Some(error.to_string()),
             Ok(settings) if settings.port4 == 0 && settings.port6 == 0 => {
                 Some("no listener has been admitted: every connection is refused".to_owned())
             }
-            Ok(_) => None,
+            Ok(settings) => [
+                (Ipv4Addr::LOCALHOST.into(), settings.port4),
+                (Ipv6Addr::LOCALHOST.into(), settings.port6),
+            ]
+            .into_iter()
+            .map(|(ip, port): (IpAddr, u16)| SocketAddr::new(ip, port))
+            .find(|at| at.port() != 0 && !self.listens(*at))
+            .map(|at| {
+                format!("no tagged listener is open at {at}: connections that would go there are refused; restart the agent")
+            }),
         };
         Layer {
             name: "listener".to_owned(),
@@ -75,4 +89,48 @@ impl Fence {
             why,
         }
     }
+
+    /// Is one of the descriptors that were admitted still a listener for `at`, with the tag?
+    fn listens(&self, at: SocketAddr) -> bool {
+        self.listeners.all().into_iter().any(|fd| {
+            let carried = self.maps.agent_sockets.get(&fd, 0);
+            carried.is_ok_and(|carried| carried.tag == LISTENER_TAG) && is_listener(fd, at)
+        })
+    }
+}
+
+/// The numbers of the descriptors that were admitted. Not the descriptors: holding those would keep a
+/// listener open of which the agent has let go.
+#[derive(Debug, Default)]
+pub(super) struct Admitted(Mutex<Vec<RawFd>>);
+
+impl Admitted {
+    pub(super) fn set(&self, listeners: Vec<RawFd>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = listeners;
+    }
+
+    fn all(&self) -> Vec<RawFd> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// Does `fd` listen where a connection to `at` arrives?
+fn is_listener(fd: RawFd, at: SocketAddr) -> bool {
+    if fd < 0 {
+        return false;
+    }
+    // SAFETY: needed because only the number is known. It is asked two questions and neither kept nor
+    // closed; if it was closed or is another file by now, they fail or are answered with no.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let listens = rustix::net::sockopt::socket_acceptconn(fd).unwrap_or(false);
+    let bound = rustix::net::getsockname(fd)
+        .ok()
+        .and_then(|address| SocketAddr::try_from(address).ok());
+    listens
+        && bound.is_some_and(|bound| {
+            bound.port() == at.port() && (bound.ip() == at.ip() || bound.ip().is_unspecified())
+        })
 }

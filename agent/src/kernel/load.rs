@@ -2,6 +2,7 @@
 use super::{
     Error, btf,
     hooks::{HOOKS, Hook},
+    log::HookLog,
     pins::Pins,
     probe::CgroupRoot,
     sys,
@@ -23,8 +24,9 @@ pub(super) struct Loaded {
     fd: ProgramFd,
 }
 
-/// Makes or adopts the pinned maps and loads the programs. Nothing is attached yet.
-pub(super) fn programs(pins: &Pins) -> Result<Vec<Loaded>, Error> {
+/// Makes or adopts the pinned maps and loads the programs, with the log that these write to: it is
+/// not pinned, since each agent's programs have their own. Nothing is attached yet.
+pub(super) fn programs(pins: &Pins) -> Result<(Vec<Loaded>, HookLog), Error> {
     let offsets = btf::offsets()?;
     let paths: Vec<(&str, PathBuf)> = pins.maps().collect();
     let mut loader = EbpfLoader::new();
@@ -33,7 +35,9 @@ pub(super) fn programs(pins: &Pins) -> Result<Vec<Loaded>, Error> {
         loader.map_pin_path(name, path.as_path());
     }
     let mut ebpf = loader.load(OBJECT).map_err(|source| object(source, pins))?;
-    HOOKS.iter().map(|hook| load(&mut ebpf, hook)).collect()
+    let log = HookLog::of(&mut ebpf)?;
+    let programs: Result<_, _> = HOOKS.iter().map(|hook| load(&mut ebpf, hook)).collect();
+    Ok((programs?, log))
 }
 
 fn object(source: EbpfError, pins: &Pins) -> Error {
@@ -63,13 +67,48 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     None
 }
 
+/// Variable that asks for the whole of the verifier's log: `1`.
+const WHOLE_LOG: &str = "TOLLGATE_VERIFIER_LOG";
+/// Lines of it that are shown otherwise.
+const LAST_LINES: usize = 30;
+
+/// Why the kernel refused a program.
+fn refusal(error: &ProgramError) -> String {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return error.to_string();
+    };
+    let log = verifier_log.to_string();
+    let is_whole = std::env::var_os(WHOLE_LOG).is_some_and(|value| value == "1");
+    format!("{io_error}; {}", shown(&log, is_whole))
+}
+
+/// The verifier's log, or its end.
+fn shown(log: &str, is_whole: bool) -> String {
+    let lines: Vec<&str> = log.trim_end_matches(['\0', '\n']).lines().collect();
+    let left_out = match is_whole {
+        true => 0,
+        false => lines.len().saturating_sub(LAST_LINES),
+    };
+    let end = lines.get(left_out..).unwrap_or_default().join("\n");
+    match left_out {
+        0 => format!("the verifier's log:\n{end}"),
+        _ => format!(
+            "the end of the verifier's log ({WHOLE_LOG}=1 shows {left_out} lines more):\n{end}"
+        ),
+    }
+}
+
 fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
     let program = ebpf
         .program_mut(hook.name)
         .ok_or(Error::MissingPart { what: hook.name })?;
-    let refused = |source| Error::Refused {
+    let refused = |error: ProgramError| Error::Refused {
         program: hook.name,
-        source: Box::new(source),
+        why: refusal(&error),
     };
     match program {
         Program::CgroupSockAddr(program) => program.load(),
@@ -108,4 +147,26 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
             source,
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_log_is_shown_once() {
+        let log: String = (0..100).map(|n| format!("line {n}\n")).collect();
+        let end = shown(&log, false);
+        assert!(
+            end.contains("70 lines more") && end.contains(WHOLE_LOG),
+            "{end}"
+        );
+        assert!(end.ends_with("line 98\nline 99"), "{end}");
+        assert!(
+            !end.contains("line 69\n") && end.contains("line 70\n"),
+            "{end}"
+        );
+        assert_eq!(shown(&log, true).lines().count(), 101);
+        assert_eq!(shown("a\nb\n\0", false), "the verifier's log:\na\nb");
+    }
 }

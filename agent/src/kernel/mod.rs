@@ -11,6 +11,7 @@ mod govern;
 mod hooks;
 mod layers;
 mod load;
+mod log;
 mod maps;
 pub mod namespaces;
 mod pins;
@@ -44,6 +45,8 @@ pub struct Fence {
     maps: maps::Maps,
     programs: Vec<load::Loaded>,
     names: translate::Names,
+    listeners: layers::Admitted,
+    hook_log: log::HookLog,
 }
 
 /// A program as the kernel recorded it when it connected.
@@ -147,6 +150,8 @@ pub enum Event {
     Closed {
         /// The flow.
         flow: Flow,
+        /// When it was made, as the kernel saw it.
+        opened: SystemTime,
         /// Its final account.
         counters: Counters,
     },
@@ -165,7 +170,7 @@ pub struct Refusal {
     pub destination: Option<SocketAddr>,
     /// `tcp`, `udp`, `icmp`, `raw`, or the protocol's number.
     pub protocol: String,
-    /// Stable code: `agent_down`, `udp`, `raw`, `protocol`, `direct`, `unrecorded`.
+    /// Stable code: `agent_down`, `udp`, `raw`, `protocol`, `direct`, `unrecorded`, `unsteered`.
     pub reason: &'static str,
     /// The reason for a person, and what to do.
     pub detail: String,
@@ -198,7 +203,7 @@ impl Fence {
         let pins = pins::Pins::open(&options.pin_dir)?;
         let adopting = pins.are_in_force();
         match Self::stand_up(&pins, &root, &options.resolvers) {
-            Ok((maps, programs)) => {
+            Ok((maps, programs, hook_log)) => {
                 let names = translate::Names::new();
                 let fence = Self {
                     pins,
@@ -206,6 +211,8 @@ impl Fence {
                     maps,
                     programs,
                     names,
+                    listeners: layers::Admitted::default(),
+                    hook_log,
                 };
                 fence.read_workloads()?;
                 Ok(fence)
@@ -224,13 +231,13 @@ impl Fence {
         pins: &pins::Pins,
         root: &probe::CgroupRoot,
         resolvers: &[IpAddr],
-    ) -> Result<(maps::Maps, Vec<load::Loaded>), Error> {
+    ) -> Result<(maps::Maps, Vec<load::Loaded>, log::HookLog), Error> {
         pins.check()?;
-        let programs = load::programs(pins)?;
+        let (programs, hook_log) = load::programs(pins)?;
         let maps = maps::Maps::open(pins)?;
         govern::prepare(&maps, resolvers)?;
         load::attach(pins, root, &programs)?;
-        Ok((maps, programs))
+        Ok((maps, programs, hook_log))
     }
 
     /// Tags the agent's listeners and tells the hooks their ports: from here on governed connections
@@ -289,9 +296,13 @@ impl Fence {
         self.all_accounts()
     }
 
-    /// Waits for the kernel's events and hands each to `sink`, until cancelled. Call once.
+    /// Waits for the kernel's events and hands each to `sink`, until cancelled; what the hooks say in
+    /// words goes to `tracing`. Call once.
     pub async fn events(&self, sink: &mut (dyn FnMut(Event) + Send)) {
-        self.wait_for_events(sink).await;
+        tokio::select! {
+            () = self.wait_for_events(sink) => {}
+            () = self.hook_log.pass_on() => {}
+        }
     }
 
     /// Events lost because nobody drained them in time.

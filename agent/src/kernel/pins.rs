@@ -27,13 +27,15 @@ const fn shape<K, V>(name: &'static str, entries: u32) -> Shape {
 }
 
 /// Every map that is pinned. A ring and socket storage have no fixed count of entries.
-const MAPS: [Shape; 13] = [
+const MAPS: [Shape; 15] = [
     shape::<u32, settings::Settings>("SETTINGS", 1),
     shape::<u64, u32>("GOVERNED", limits::MAX_GOVERNED),
     shape::<u32, settings::Name>("WORKLOADS", limits::MAX_WORKLOADS),
     shape::<[u32; 4], u32>("RESOLVERS", limits::MAX_RESOLVERS),
     shape::<i32, flow::Client>("CLIENTS", 0),
     shape::<i32, flow::AgentSocket>("AGENT_SOCKETS", 0),
+    shape::<i32, event::Pending>("PENDING", 0),
+    shape::<i32, u64>("INBOUND", 0),
     shape::<flow::Connection, flow::Record>("FLOWS", limits::MAX_FLOWS),
     shape::<u32, flow::Record>("BLANK", 1),
     shape::<flow::Port, flow::Connection>("PORTS", limits::MAX_FLOWS),

@@ -123,6 +123,9 @@ fn device(kernel: u32) -> u64 {
 /// The executable's path for a person: what `/proc` says while that is still the recorded file, or
 /// else what the hook read, which knows nothing of mount points.
 fn label(owner: &Owner) -> String {
+    if owner.tgid == 0 {
+        return "unknown".to_owned(); // No hook saw who: a packet's socket tells its cgroup only.
+    }
     let link = format!("/proc/{}/exe", owner.tgid);
     let is_same = std::fs::metadata(&link)
         .is_ok_and(|found| (found.dev(), found.ino()) == (device(owner.exe_dev), owner.exe_inode));

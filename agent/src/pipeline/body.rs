@@ -70,6 +70,8 @@ impl Counted {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.inner).poll_frame(cx) {
+            // Trailers end a body, and go no further: they could carry the fields that are stripped from the head.
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => Poll::Ready(None),
             Poll::Ready(frame) => {
                 self.idle.progress();
                 if let Some(Ok(frame)) = &frame

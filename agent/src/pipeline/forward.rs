@@ -25,18 +25,28 @@ pub(super) async fn forward<'p>(
     tracker: &mut Tracker,
 ) -> Result<Responded<'p>, Refusal> {
     let mut lease = lease(worker, &rewritten, false).await?;
+    let mut spare = spare(&rewritten, &lease);
     let mut request = assemble(&mut rewritten, &lease.sender)?;
     let response = loop {
         tracker.sent(&lease.facts);
-        match send(worker, &rewritten, &mut lease.sender, request).await {
+        let failed = match send(worker, &rewritten, &mut lease.sender, request).await {
             Ok(response) => break response,
+            Err(failed) => failed,
+        };
+        // Once: the second connection is new.
+        request = match failed {
             // The idle connection was closed before a byte of this request went out: a new one is safe for any method.
-            Err((_, Some(unsent))) if lease.reused => {
-                lease = self::lease(worker, &rewritten, true).await?;
-                request = retarget(*unsent, &rewritten, &lease.sender)?;
-            }
-            Err((error, _)) => return Err(error.into()),
-        }
+            Failed::Unsent(unsent, _) if lease.reused => *unsent,
+            // It was closed while the request was on its way: doing it twice is doing it once.
+            Failed::Broken(error) => match spare.take() {
+                Some(spare) => spare,
+                None => return Err(error.into()),
+            },
+            Failed::Unsent(_, error) | Failed::Late(error) => return Err(error.into()),
+        };
+        lease = self::lease(worker, &rewritten, true).await?;
+        spare = None;
+        request = retarget(request, &rewritten, &lease.sender)?;
     };
     tracker.answered(response.status().as_u16());
     // Upgrades are not asked for, so one that is granted is a fault (RFC 9110, section 15.2.2).
@@ -74,14 +84,35 @@ async fn lease(worker: &Worker, rewritten: &Rewritten<'_>, fresh: bool) -> Resul
     Ok(lease.await?)
 }
 
-type Unsent = Option<Box<Request<RequestBody>>>;
+/// Why there is no response.
+enum Failed {
+    /// Nothing of the request went out; here it is.
+    Unsent(Box<Request<RequestBody>>, upstream::Error),
+    /// The connection ended, or what came is no response.
+    Broken(upstream::Error),
+    /// The upstream took too long.
+    Late(upstream::Error),
+}
+
+/// The same request again, where it may be sent twice (RFC 9110, section 9.2.2) and may have to be: an upstream closes
+/// idle connections when it likes, and only the failure of a request on one tells.
+fn spare(rewritten: &Rewritten<'_>, lease: &Lease) -> Option<Request<RequestBody>> {
+    let empty = matches!(rewritten.body, RequestBody::Empty);
+    if !(lease.reused && empty && rewritten.parsed.method.is_idempotent()) {
+        return None;
+    }
+    let mut spare = Request::new(RequestBody::Empty);
+    *spare.method_mut() = rewritten.parsed.method.clone();
+    *spare.headers_mut() = rewritten.headers.clone();
+    Some(spare)
+}
 
 async fn send(
     worker: &Worker,
     rewritten: &Rewritten<'_>,
     sender: &mut Sender,
     request: Request<RequestBody>,
-) -> Result<Response<Incoming>, (upstream::Error, Unsent)> {
+) -> Result<Response<Incoming>, Failed> {
     let limit = worker.shared.limits.response_head;
     let host = || rewritten.parsed.host.as_str().to_owned();
     let sent = async {
@@ -94,22 +125,20 @@ async fn send(
         Ok(Ok(response)) => Ok(response),
         Ok(Err(mut failed)) => {
             let unsent = failed.take_message().map(Box::new);
-            Err((
-                upstream::Error::Http {
-                    host: host(),
-                    what: describe(failed.error()),
-                },
-                unsent,
-            ))
-        }
-        Err(_) => Err((
-            upstream::Error::Timeout {
+            let error = upstream::Error::Http {
                 host: host(),
-                what: "answer",
-                after: limit,
-            },
-            None,
-        )),
+                what: describe(failed.error()),
+            };
+            Err(match unsent {
+                Some(unsent) => Failed::Unsent(unsent, error),
+                None => Failed::Broken(error),
+            })
+        }
+        Err(_) => Err(Failed::Late(upstream::Error::Timeout {
+            host: host(),
+            what: "answer",
+            after: limit,
+        })),
     }
 }
 

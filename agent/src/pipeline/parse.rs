@@ -1,8 +1,11 @@
 //! From a request as it came to its one canonical meaning, or a refusal.
 use super::refuse::Refusal;
 use super::serve::Peer;
+use crate::config::Limits;
+use crate::gate::{Kind, TARGET_BYTES};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use std::rc::Rc;
 use tollgate_policy::Scheme;
@@ -39,10 +42,15 @@ impl Parsed {
 /// Reads a request's meaning; the body stays unread beside it.
 pub(super) fn parse(
     peer: &Peer,
+    limits: &Limits,
     request: Request<Incoming>,
 ) -> Result<(Parsed, Incoming), Refusal> {
     let (parts, body) = request.into_parts();
     let h2 = parts.version == Version::HTTP_2;
+    if h2 {
+        bounded(&parts.uri, &parts.headers, limits)?;
+        bodiless(&parts.method, &body)?;
+    }
     method(&parts.method)?;
     let (host, port) = authority(peer, &parts.uri, &parts.headers, h2)?;
     let raw = match parts.uri.path_and_query() {
@@ -71,6 +79,64 @@ pub(super) fn parse(
         h2,
     };
     Ok((parsed, body))
+}
+
+/// HTTP/2 heads do not come through the gate, which bounds those of HTTP/1.1. Sizes as RFC 9113, section 6.5.2, counts them.
+fn bounded(uri: &Uri, headers: &HeaderMap, limits: &Limits) -> Result<(), Refusal> {
+    const PER_FIELD: usize = 32;
+    let target = uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    let (fields, bytes) = headers
+        .iter()
+        .fold((0, target), |(fields, bytes), (name, value)| {
+            (
+                fields + 1,
+                bytes + name.as_str().len() + value.len() + PER_FIELD,
+            )
+        });
+    let (kind, detail) = if target > TARGET_BYTES {
+        (
+            Kind::TargetTooLong,
+            format!("the request target has more than {TARGET_BYTES} bytes"),
+        )
+    } else if fields > limits.head_fields {
+        (
+            Kind::TooManyFields,
+            format!(
+                "the request has more than {} header fields",
+                limits.head_fields
+            ),
+        )
+    } else if bytes > limits.head_bytes {
+        (
+            Kind::HeadTooLarge,
+            format!(
+                "the request's header fields have more than {} bytes",
+                limits.head_bytes
+            ),
+        )
+    } else {
+        return Ok(());
+    };
+    let status = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::BAD_REQUEST);
+    Err(Refusal {
+        status,
+        ..Refusal::ambiguous(kind.code(), detail)
+    })
+}
+
+/// As the gate holds it over HTTP/1.1: a body that its method gives no meaning is one that the upstream may leave on the
+/// connection and read as the next request (RFC 9110, section 9.3.1).
+fn bodiless(method: &Method, body: &Incoming) -> Result<(), Refusal> {
+    let none = body.is_end_stream() || body.size_hint().exact() == Some(0);
+    if none || !(*method == Method::GET || *method == Method::HEAD) {
+        return Ok(());
+    }
+    Err(Refusal::ambiguous(
+        Kind::UnexpectedBody.code(),
+        format!("a body with {method}"),
+    ))
 }
 
 /// CONNECT would open a tunnel past every rule, and TRACE would show the credential that was put in.

@@ -28,6 +28,8 @@ pub(super) enum ResponseBody {
 /// An upstream's body under way. It holds what must last as long as it does: the record, the connection, the listing.
 pub(super) struct Relay {
     inner: Incoming,
+    /// What the rule takes out, of trailers too.
+    strip: Vec<String>,
     idle: Idle,
     tracker: Option<Tracker>,
     lease: Option<Lease>,
@@ -55,6 +57,7 @@ pub(super) fn respond(
     parts.version = http::Version::default();
     parts.extensions.clear();
     let mut relay = Relay {
+        strip: response_strip.to_vec(),
         idle: Idle::new(worker.shared.limits.response_idle),
         tracker: Some(tracker),
         lease: Some(lease),
@@ -98,8 +101,11 @@ fn strip(headers: &mut HeaderMap, named: &[String]) {
 impl Relay {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 self.idle.progress();
+                if let Some(trailers) = frame.trailers_mut() {
+                    strip(trailers, &self.strip);
+                }
                 if let (Some(data), Some(tracker)) = (frame.data_ref(), &mut self.tracker) {
                     tracker.passed(data.len());
                 }

@@ -215,7 +215,8 @@ async fn http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let connection = hyper::server::conn::http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(100)
-        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        // Twice what `parse` lets pass: what h2 refuses by itself leaves no record.
+        .max_header_list_size(u32::try_from(limits.head_bytes * 2).unwrap_or(u32::MAX))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(2 << 20)
         .max_pending_accept_reset_streams(20)
@@ -298,7 +299,7 @@ async fn stages<'p>(
     request: Request<Incoming>,
     tracker: &mut Tracker,
 ) -> Result<super::forward::Responded<'p>, Refusal> {
-    let (parsed, body) = parse(peer, request)?;
+    let (parsed, body) = parse(peer, &worker.shared.limits, request)?;
     tracker.asked(&parsed);
     let authorized = authorize(worker, peer, snapshot, (parsed, body), tracker).await?;
     let rewritten = rewrite(peer, snapshot, authorized, tracker)?;

@@ -141,3 +141,35 @@ fn check_prints_every_fault_with_its_place() {
     let faults: Vec<Value> = serde_json::from_slice(&json.stdout).unwrap();
     assert!(faults.iter().all(|f| f["at"]["line"].as_u64().is_some()));
 }
+
+/// A log that nobody reads any more (`tollgate agent 2>&1 | head -1`, a journal that restarts) ends nothing.
+#[test]
+fn nothing_depends_on_who_reads_stderr() {
+    let mut place = Place::new();
+    place.start();
+    drop(place.agent.as_mut().unwrap().stderr.take());
+    for _ in 0..3 {
+        let output = place.output(&["reload"]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    }
+    let gone = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    let mut run = place.tollgate(&["run", "--workload", "by-hand", "--", "sh", "-c", "exit 7"]);
+    assert_eq!(run.stderr(gone()).status().unwrap().code(), Some(7));
+    let mut faulty = place.tollgate(&["check"]);
+    faulty.arg(place.path("config.yaml")).stderr(gone());
+    assert_eq!(faulty.status().unwrap().code(), Some(2));
+    let mut status = place.tollgate(&["status"]);
+    assert_eq!(status.stdout(gone()).status().unwrap().code(), Some(0));
+}
+
+#[test]
+fn no_listing_is_cut_without_a_word() {
+    let place = Place::new();
+    let output = place.output(&["decisions", "--limit", "100000"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("10000"), "{output:?}");
+}

@@ -44,10 +44,22 @@ s.close()"
     let sent: u64 = sent.parse().unwrap();
 
     let events = events(stand.fence(), |events| !events.is_empty());
-    let [Event::Closed { flow, counters }] = events.as_slice() else {
+    let [
+        Event::Closed {
+            flow,
+            opened,
+            counters,
+        },
+    ] = events.as_slice()
+    else {
         panic!("{events:?}")
     };
     assert_eq!(flow.destination.to_string(), destination);
+    let earlier = live[0].opened.duration_since((*opened).try_into().unwrap());
+    assert!(
+        earlier.abs() < jiff::SignedDuration::from_millis(50),
+        "{earlier}"
+    );
     assert_eq!(&*flow.workload, stand.workload());
     let within = |bytes: u64, packets: u64, payload: u64| {
         let is_so = (payload..=payload + packets * HEADERS).contains(&bytes);

@@ -154,8 +154,8 @@ fn pins_of_another_version_are_refused_and_keep_enforcing() {
     let settings = stand.options.pin_dir.join("maps/SETTINGS");
     let abi = |value: &str| {
         let bytes = [value, "0", "0", "0"];
-        // ABI, then levels: every level, so that the cgroup stays governed; no ports.
-        let rest = ["255"; 4].into_iter().chain(["0"; 8]);
+        // ABI, then levels and filter, all set, so that the cgroup stays governed; no ports.
+        let rest = ["255"; 4].into_iter().chain(["0"; 8]).chain(["255"; 8]);
         let mut command = Command::new("bpftool");
         command
             .args(["map", "update", "pinned"])
@@ -168,7 +168,7 @@ fn pins_of_another_version_are_refused_and_keep_enforcing() {
     assert!(matches!(error, Error::Incompatible { .. }), "{error}");
     assert!(error.to_string().contains("ABI 99"), "{error}");
     assert_eq!(stand.run("say(tcp('198.51.100.7', 80)[1])"), "ECONNREFUSED");
-    abi("1");
+    abi("2");
     stand.fence = Some(open(&stand.options));
 }
 

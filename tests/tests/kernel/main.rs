@@ -11,6 +11,7 @@
 
 mod account;
 mod adopt;
+mod exit;
 mod refuse;
 mod steer;
 mod stress;

@@ -40,7 +40,7 @@ fn refusals(fence: &Fence, count: usize) -> Vec<Refusal> {
         .collect()
 }
 
-fn counted(stand: &Stand) -> BTreeMap<String, u64> {
+pub fn counted(stand: &Stand) -> BTreeMap<String, u64> {
     let accounts = stand.fence().accounts();
     accounts
         .into_iter()
@@ -95,6 +95,104 @@ fn without_a_listener_connections_are_refused_at_once() {
         assert!(refusal.time.elapsed().unwrap() < PATIENCE);
     }
     assert!(stand.fence().flows().is_empty());
+    let listener = layer(stand.fence(), "listener");
+    let why = listener.why.unwrap();
+    assert!(!listener.enforcing && why.contains("127.0.0.1"), "{why}");
+    stand.admit();
+    assert!(layer(stand.fence(), "listener").enforcing);
+    stand.agent6 = listen("[::1]:0");
+    let why = layer(stand.fence(), "listener").why.unwrap();
+    assert!(why.contains("[::1]"), "one of two is missing: {why}");
+}
+
+fn layer(fence: &Fence, name: &str) -> tollgate::kernel::Layer {
+    let all = fence.layers();
+    all.into_iter().find(|layer| layer.name == name).unwrap()
+}
+
+/// As many connections as the hooks can hold, written straight into their map.
+fn fill(stand: &Stand) {
+    let pin = stand.options.pin_dir.join("maps/FLOWS");
+    let script = format!(
+        "
+import ctypes, struct
+libc = ctypes.CDLL(None, use_errno=True)
+path = ctypes.create_string_buffer({:?}.encode())
+def bpf(command, *words):
+    attributes = ctypes.create_string_buffer(struct.pack('8Q', *words, *[0] * (8 - len(words))))
+    r = libc.syscall(321, command, attributes, 64)
+    return r if r >= 0 else -ctypes.get_errno()
+flows = bpf(7, ctypes.addressof(path))
+assert flows > 0, flows
+key = ctypes.create_string_buffer(16); value = ctypes.create_string_buffer(1024)
+n = 0
+while True:
+    struct.pack_into('QQ', key, 0, n + 1, 1)
+    r = bpf(2, flows, ctypes.addressof(key), ctypes.addressof(value), 0)
+    if r: break
+    n += 1
+say(n, errno.errorcode[-r])",
+        pin.to_str().unwrap()
+    );
+    assert_eq!(python_outside(&script), "131072 E2BIG");
+}
+
+/// What the agent logs while `during` runs.
+fn logged(during: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let to = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || to.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, during);
+    let bytes = lines.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Refused, counted, told, and said in words, by the first agent and by the one after it.
+#[test]
+fn what_cannot_be_recorded_is_refused() {
+    let mut stand = Stand::new();
+    fill(&stand);
+    for taken_over in 1..=2 {
+        for ip in ["198.51.100.7", "2001:db8::7"] {
+            assert_refused_at_once(&stand.run(&timed(ip, 443)));
+        }
+        assert_eq!(counted(&stand)["unrecorded"], 2 * taken_over);
+        let log = logged(|| {
+            let told = refusals(stand.fence(), 2);
+            assert!(told.iter().all(|refusal| refusal.reason == "unrecorded"));
+        });
+        let said = log.lines().filter(|line| line.contains("FLOWS is full"));
+        assert_eq!(said.count(), 2, "{log}");
+        assert!(log.contains("WARN tollgate::kernel::hooks"), "{log}");
+        assert_quiet(&stand.agent4);
+        drop(stand.fence.take());
+        stand.fence = Some(open(&stand.options));
+        stand.admit();
+    }
+    let mut map = std::process::Command::new("bpftool");
+    map.args(["map", "delete", "pinned"])
+        .arg(stand.options.pin_dir.join("maps/FLOWS"))
+        .args("key hex 01 00 00 00 00 00 00 00 01 00 00 00 00 00 00 00".split(' '));
+    assert!(map.status().unwrap().success());
+    assert_eq!(
+        stand.run("say(tcp('198.51.100.7', 443)[1])"),
+        "ok",
+        "with room for one it is steered"
+    );
 }
 
 #[test]

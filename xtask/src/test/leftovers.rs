@@ -54,7 +54,7 @@ fn mounts() -> Vec<String> {
     let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let points = table.lines().filter_map(|line| line.split(' ').nth(1));
     points
-        .filter(|point| point.contains("tollgate"))
+        .filter(|point| point.contains("tollgate") || *point == "/sys/fs/bpf")
         .map(|p| format!("mount {p}"))
         .collect()
 }

@@ -136,7 +136,7 @@ impl Private {
     fn end(mut self, cgroup: Option<&Path>, left: Option<usize>) {
         drop(self.child.stdin.take());
         if left.is_some_and(|left| left > 0) {
-            return eprintln!(
+            return tell!(
                 "tollgate: its agent (pid {}) ends when they do",
                 self.child.id()
             );
@@ -149,7 +149,7 @@ impl Private {
                 Ok(Some(_)) | Err(_) => return self.clean_up(cgroup),
             }
         }
-        eprintln!(
+        tell!(
             "tollgate: the private agent (pid {}) does not end; its fence stays up",
             self.child.id()
         );
@@ -162,7 +162,7 @@ impl Private {
             && let Err(e) = remove_cgroup(cgroup)
             && e.kind() != std::io::ErrorKind::NotFound
         {
-            eprintln!(
+            tell!(
                 "tollgate: the private agent was killed, and processes of the command still run: they can reach \
                  nothing. Once they ended, remove {} and {pins}",
                 cgroup.display()
@@ -170,7 +170,7 @@ impl Private {
             return;
         }
         if let Err(e) = Fence::open(&self.fence).and_then(Fence::lift) {
-            eprintln!(
+            tell!(
                 "tollgate: the private agent was killed and its fence stays up: {e}: remove {pins}"
             );
         }

@@ -3,7 +3,9 @@ use super::super::agent::{Agent, lock};
 use super::super::error::Error;
 use super::super::{explain, trust};
 use super::client::socket_path;
-use super::wire::{Ca, Envelope, Fault, FaultKind, Flow, REQUEST_BYTES, Reply, Request, VERSION};
+use super::wire::{
+    Ca, DECISIONS, Envelope, Fault, FaultKind, Flow, REQUEST_BYTES, Reply, Request, VERSION,
+};
 use crate::audit::{self, Filter};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -21,8 +23,7 @@ const CONNECTIONS: usize = 64;
 const REQUEST: Duration = Duration::from_secs(5);
 /// For a caller to take a reply.
 const TAKE: Duration = Duration::from_secs(10);
-/// Decisions sent at most, and where the caller gives no limit.
-const DECISIONS: usize = 10_000;
+/// Decisions sent where the caller gives no limit.
 const DECISIONS_UNASKED: usize = 1_000;
 
 type Out = BufWriter<OwnedWriteHalf>;

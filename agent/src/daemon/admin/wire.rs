@@ -16,6 +16,8 @@ pub const VERSION: u32 = 1;
 pub const REQUEST_BYTES: u64 = 2 << 20;
 /// Bytes of a reply line at most, its newline included.
 pub const REPLY_BYTES: u64 = 4 << 20;
+/// Decisions sent at most, the newest.
+pub const DECISIONS: usize = 10_000;
 
 /// One request and the version of the protocol it is written in.
 #[derive(Debug, Serialize, Deserialize)]
@@ -179,7 +181,7 @@ pub struct Flow {
     pub process: Process,
     /// Where to.
     pub destination: SocketAddr,
-    /// When it began; none for one that ended, of which the kernel tells only that.
+    /// When it began.
     pub opened: Option<jiff::Timestamp>,
     /// When it ended; none while it lives.
     pub ended: Option<jiff::Timestamp>,

@@ -1,0 +1,233 @@
+//! The last look at what leaves: whatever way a packet of a governed socket came about, it goes to the
+//! agent, to a resolver, or to whoever connected to the workload. Nothing else passes.
+//!
+//! What counts is where the packet itself goes: a socket's peer can change between two looks at it,
+//! and IP options or a routing header lead elsewhere than the peer.
+use crate::{
+    account, atomic, fence, listener,
+    maps::{EVENTS, INBOUND, PENDING},
+    select::{self, Governed},
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_TCP_LISTEN, bpf_sock},
+    helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_skb_cgroup_id},
+    programs::SkBuffContext,
+};
+use tollgate_common::{
+    event::{REFUSED, Reason, Refused, TOLD},
+    flow::{Address, Client},
+    rules::{DATAGRAM, STREAM, TCP, UDP, address4, leads_to_loopback},
+};
+
+/// A packet's socket; `None` for what has none, as answers of the kernel itself.
+#[inline(always)]
+pub(crate) fn socket_of(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
+    // SAFETY: needed to reach the packet's socket. The context is valid while the program runs, and
+    // the helper returns null or a full socket.
+    let socket = unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return None;
+        }
+        bpf_sk_fullsock(socket)
+    };
+    (!socket.is_null()).then_some(socket)
+}
+
+/// May this packet leave? If not, that was counted, and told where it is news.
+#[inline(always)]
+pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<&Client>) -> bool {
+    let Some(governed) = governed(ctx, socket, client) else {
+        return true;
+    };
+    let Some(packet) = Packet::read(ctx) else {
+        return false; // Not IP: the kernel does not make such packets here.
+    };
+    let (socket_type, protocol) = (field!(socket, type_), field!(socket, protocol));
+    let reason = match (socket_type, protocol) {
+        (STREAM, TCP) => {
+            if client.is_some_and(|client| client.connection.cookie != 0) {
+                if packet.is_plain && leads_to_loopback(packet.destination.ip) {
+                    return true;
+                }
+            } else if is_inbound(ctx, socket, &packet) {
+                return true;
+            }
+            Reason::Unsteered
+        }
+        (DATAGRAM, UDP) => {
+            if packet.is_plain && fence::is_dns(&packet.destination) {
+                return true;
+            }
+            Reason::Udp
+        }
+        _ => Reason::Unsteered,
+    };
+    account::refusal(governed.workload, reason);
+    tell(ctx, socket, &governed, reason, &packet.destination);
+    false
+}
+
+/// Who governs this packet's socket: the cgroup that it was made in, or else the task that connected
+/// it, for as long as that one's cgroup is governed.
+#[inline(always)]
+fn governed(
+    ctx: &SkBuffContext,
+    socket: *mut bpf_sock,
+    client: Option<&Client>,
+) -> Option<Governed> {
+    let Some(client) = client else {
+        return select::socket(ctx);
+    };
+    if client.connection.cookie != 0 {
+        return Some(Governed {
+            cgroup: 0,
+            workload: client.workload,
+        });
+    }
+    if let Some(governed) = select::socket(ctx) {
+        return Some(governed);
+    }
+    let cgroup = PENDING.of(socket.cast())?.governed;
+    let workload = select::workload_of(cgroup)?;
+    Some(Governed { cgroup, workload })
+}
+
+/// Does somebody listen here who was connected to? Such a connection is not the workload's own: it is
+/// not steered, and answers on it pass.
+#[inline(always)]
+fn is_inbound(ctx: &SkBuffContext, socket: *mut bpf_sock, packet: &Packet) -> bool {
+    if field!(socket, state) == BPF_TCP_LISTEN {
+        // About to answer the first packet of a connection, whose socket is cloned from this one.
+        let _ = INBOUND.of_or_new(socket.cast());
+        return true;
+    }
+    if INBOUND.of(socket.cast()).is_some() {
+        return true;
+    }
+    // Accepted before its workload was governed?
+    let mut here = packet.source;
+    here.port = field!(socket, src_port) as u16;
+    let was = listener::any(ctx.as_ptr(), &here, |_| true);
+    if was {
+        let _ = INBOUND.of_or_new(socket.cast());
+    }
+    was
+}
+
+/// Tells the agent of a refusal, once for each destination that follows another.
+#[inline(always)]
+fn tell(
+    ctx: &SkBuffContext,
+    socket: *mut bpf_sock,
+    governed: &Governed,
+    reason: Reason,
+    destination: &Address,
+) {
+    let Some(pending) = PENDING.of_or_new(socket.cast()) else {
+        return account::lost();
+    };
+    let refused: *mut Refused = &raw mut pending.refused;
+    let (socket_type, protocol) = (field!(socket, type_), field!(socket, protocol));
+    // SAFETY: `pending` is the socket's own value. Two packets of it at once may tell twice, or each
+    // other's destination; both were dropped.
+    unsafe {
+        if (*refused).destination != *destination {
+            (*refused).destination = *destination;
+            pending.state = 0;
+        }
+        if atomic::fetch_or(&raw mut pending.state, TOLD) & TOLD != 0 {
+            return;
+        }
+        if (*refused).kind != REFUSED {
+            // No hook saw who it was: what is known is whose cgroup it was made in.
+            (*refused).kind = REFUSED;
+            (*refused).protocol = protocol;
+            (*refused).socket_type = socket_type;
+            (*refused).owner.workload = governed.workload;
+            (*refused).owner.cgroup = bpf_skb_cgroup_id(ctx.skb.skb);
+            pending.governed = governed.cgroup;
+        }
+        (*refused).reason = reason as u32;
+        (*refused).has_destination = 1;
+        (*refused).time = bpf_ktime_get_boot_ns();
+        // By value it would pass over the stack, which has no room for it.
+        #[allow(clippy::needless_borrows_for_generic_args)]
+        if EVENTS.output(&*refused, 0).is_err() {
+            account::lost();
+        }
+    }
+}
+
+/// What a packet itself says.
+struct Packet {
+    /// From where; without the port.
+    source: Address,
+    /// Where to; with the port where `is_plain`.
+    destination: Address,
+    /// TCP or UDP follows an IP header without options and extensions, whose destination is the last.
+    is_plain: bool,
+}
+
+impl Packet {
+    #[inline(always)]
+    fn read(ctx: &SkBuffContext) -> Option<Self> {
+        let first: [u32; 5] = ctx.skb.load(0).ok()?;
+        let start = first[0].to_ne_bytes();
+        match start[0] >> 4 {
+            4 => {
+                let [_, protocol, ..] = first[2].to_ne_bytes();
+                let plain = start[0] & 0x0f == 5 && matches!(u32::from(protocol), TCP | UDP);
+                let (source, destination) = (address4(first[3], 0), address4(first[4], 0));
+                Some(Self::new(ctx, source, destination, plain.then_some(20)))
+            }
+            6 => {
+                let ips: [[u32; 4]; 2] = ctx.skb.load(8).ok()?;
+                let [length, more, next, _] = first[1].to_ne_bytes();
+                let transport = match u32::from(next) {
+                    UDP | TCP => Some(40),
+                    // Too long for its header: the kernel itself puts a hop-by-hop header before TCP.
+                    0 if length == 0 && more == 0 => jumbo(ctx),
+                    _ => None,
+                };
+                let (source, destination) = (address6(ips[0]), address6(ips[1]));
+                Some(Self::new(ctx, source, destination, transport))
+            }
+            _ => None,
+        }
+    }
+
+    /// `transport`: where its header begins, if right behind a plain IP header.
+    #[inline(always)]
+    fn new(
+        ctx: &SkBuffContext,
+        source: Address,
+        mut destination: Address,
+        transport: Option<usize>,
+    ) -> Self {
+        let port = transport.and_then(|at| ctx.skb.load::<u16>(at + 2).ok());
+        destination.port = u16::from_be(port.unwrap_or(0));
+        Self {
+            source,
+            destination,
+            is_plain: port.is_some(),
+        }
+    }
+}
+
+/// Where TCP begins behind a jumbogram's only extension header.
+#[inline(always)]
+fn jumbo(ctx: &SkBuffContext) -> Option<usize> {
+    let next = u32::from(ctx.skb.load::<u8>(40).ok()?);
+    (next == TCP).then_some(48)
+}
+
+#[inline(always)]
+fn address6(ip: [u32; 4]) -> Address {
+    Address {
+        ip,
+        port: 0,
+        reserved: [0; 3],
+    }
+}

@@ -1,0 +1,52 @@
+//! Who listens at an address?
+use aya_ebpf::{
+    bindings::{
+        BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
+    },
+    cty::c_void,
+    helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp},
+};
+use tollgate_common::{flow::Address, rules::is_mapped};
+
+/// Is there a listener at `address`, in the network namespace of the hook's socket, that `holds`?
+#[inline(always)]
+pub(crate) fn any(
+    ctx: *mut c_void,
+    address: &Address,
+    holds: impl Fn(*mut bpf_sock) -> bool,
+) -> bool {
+    // SAFETY: all zero is a valid tuple of integers.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    // From port 0, which no connection has: only a listener can be found.
+    let size = if is_mapped(address.ip) {
+        tuple.__bindgen_anon_1.ipv4 = Tuple4 {
+            saddr: address.ip[3],
+            daddr: address.ip[3],
+            sport: 0,
+            dport: address.port.to_be(),
+        };
+        size_of::<Tuple4>()
+    } else {
+        tuple.__bindgen_anon_1.ipv6 = Tuple6 {
+            saddr: address.ip,
+            daddr: address.ip,
+            sport: 0,
+            dport: address.port.to_be(),
+        };
+        size_of::<Tuple6>()
+    };
+    // SAFETY: needed to look up a socket. The helper returns null or a socket that we hold until
+    // `bpf_sk_release`, which follows on every path; the verifier counts.
+    unsafe {
+        let current = BPF_F_CURRENT_NETNS as u64;
+        let socket = bpf_skc_lookup_tcp(ctx, &raw mut tuple, size as u32, current, 0);
+        if socket.is_null() {
+            return false;
+        }
+        let found = (*socket).state == BPF_TCP_LISTEN && holds(socket);
+        bpf_sk_release(socket.cast());
+        found
+    }
+}

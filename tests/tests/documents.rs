@@ -1,0 +1,96 @@
+//! What the documents say is so: the README's policies compile and decide as it tells.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+use harness::repository;
+use tollgate_policy::canonical::{Host, Target};
+use tollgate_policy::syntax::Source;
+use tollgate_policy::{Body, Headers, Outcome, Request, Scheme, Subject, Verdict, compile};
+
+struct NoHeaders;
+
+impl Headers for NoHeaders {
+    fn each(&self, _: &str, _: &mut dyn FnMut(&[u8])) {}
+}
+
+/// The YAML blocks of the README, in order.
+fn blocks() -> Vec<String> {
+    let text = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    text.split("```yaml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap().to_owned())
+        .collect()
+}
+
+fn source(text: &str) -> Source {
+    Source {
+        name: "README.md".into(),
+        text: text.to_owned(),
+    }
+}
+
+fn verdict(policy: &tollgate_policy::Policy, method: &str, target: &str) -> Verdict {
+    let host = Host::parse("api.github.com").unwrap();
+    let target = Target::parse(target).unwrap();
+    let request = Request {
+        scheme: Scheme::Https,
+        host: &host,
+        port: 443,
+        method,
+        target: &target,
+        headers: &NoHeaders,
+        body: Body::Absent,
+    };
+    let subject = Subject {
+        workload: "triage",
+        identity: None,
+    };
+    match policy.decide(&subject, &request) {
+        Outcome::Decided(decision) => decision.verdict,
+        Outcome::NeedsBody { .. } => panic!("no rule reads a body"),
+    }
+}
+
+#[test]
+fn the_first_policy_decides_as_the_readme_says() {
+    let compiled = compile(&[source(&blocks()[0])]).unwrap();
+    assert!(compiled.warnings.0.is_empty(), "{}", compiled.warnings);
+    let policy = compiled.policy;
+    let issues = "/repos/rust-lang/rust/issues?state=open";
+    assert_eq!(verdict(&policy, "GET", issues), Verdict::Allow);
+    assert_eq!(verdict(&policy, "GET", "/user"), Verdict::Deny);
+    assert_eq!(
+        verdict(&policy, "DELETE", "/repos/rust-lang/rust"),
+        Verdict::Deny
+    );
+    assert_eq!(
+        verdict(&policy, "GET", &format!("{issues}&debug=1")),
+        Verdict::Deny
+    );
+}
+
+#[test]
+fn the_credential_fits_the_first_policy() {
+    let blocks = blocks();
+    let first = blocks[0].replace(
+        "- api: github\n",
+        "- api: github\n      credential: github-bot\n",
+    );
+    assert_ne!(first, blocks[0]);
+    let policy = compile(&[source(&format!("{first}\n{}", blocks[1]))])
+        .unwrap()
+        .policy;
+    assert_eq!(policy.credentials()[0].name, "github-bot");
+}
+
+#[test]
+fn the_workloads_of_the_service_compile() {
+    let blocks = blocks();
+    let merged = blocks[0].replace("workloads:\n", &blocks[2]);
+    let policy = compile(&[source(&merged)]).unwrap().policy;
+    assert_eq!(policy.workloads().len(), 3);
+}

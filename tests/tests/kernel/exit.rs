@@ -1,0 +1,304 @@
+//! What leaves nevertheless: datagrams of connected sockets, and packets that no hook steered.
+use crate::refuse::{counted, events};
+use crate::support::*;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::UdpSocket;
+use std::time::Duration;
+use tollgate::kernel::{Event, Refusal};
+
+/// Somebody else's, who should hear nothing.
+fn receiver(ip: &str) -> UdpSocket {
+    let receiver = UdpSocket::bind((ip, 0)).unwrap();
+    receiver.set_nonblocking(true).unwrap();
+    receiver
+}
+
+fn heard(receiver: &UdpSocket) -> usize {
+    std::thread::sleep(Duration::from_millis(20));
+    std::iter::from_fn(|| receiver.recv(&mut [0; 64]).ok()).count()
+}
+
+fn at(receiver: &UdpSocket) -> String {
+    let address = receiver.local_addr().unwrap();
+    format!("('{}', {})", address.ip(), address.port())
+}
+
+/// The refusals told, once all are that will be: `last` comes after them.
+fn told(stand: &Stand) -> Vec<Refusal> {
+    stand.run("name(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))");
+    let is_last = |event: &Event| matches!(event, Event::Refused(r) if r.reason == "raw");
+    let events = events(stand.fence(), |events| events.iter().any(is_last));
+    let refusals = events.into_iter().filter_map(|event| match event {
+        Event::Refused(refusal) if refusal.reason != "raw" => Some(refusal),
+        _ => None,
+    });
+    refusals.collect()
+}
+
+const DATAGRAM: &str = "
+import array
+def datagram(ip): return socket.socket(family(ip), socket.SOCK_DGRAM)
+UNSPEC = array.array('H', [0, 0, 0, 0, 0, 0, 0, 0]).tobytes()
+def disconnect(s):
+    import ctypes
+    assert ctypes.CDLL(None).connect(s.fileno(), UNSPEC, len(UNSPEC)) == 0
+";
+
+#[test]
+fn a_probe_that_sends_nothing_is_no_refusal() {
+    let stand = Stand::new();
+    let script = format!(
+        "{DATAGRAM}
+say(len(socket.getaddrinfo(None, 443, type=socket.SOCK_STREAM)))
+for ip in '127.0.0.9', '::1', '::ffff:127.0.0.9':
+    s = datagram(ip); say(name(lambda: s.connect((ip, 443))), s.getsockname()[0])"
+    );
+    assert_eq!(
+        stand.run(&script),
+        "2\nok 127.0.0.1\nok ::1\nok ::ffff:127.0.0.1"
+    );
+    assert!(told(&stand).is_empty());
+    assert_eq!(counted(&stand), BTreeMap::from([("raw".to_owned(), 1)]));
+}
+
+fn connected_datagrams_do_not_leave(ip: &str, dialled: &str) {
+    let mut stand = Stand::new();
+    let receiver = receiver(ip);
+    let port = receiver.local_addr().unwrap().port();
+    let script = format!(
+        "{DATAGRAM}
+s = datagram('{dialled}'); s.connect(('{dialled}', {port}))
+plain = [name(lambda: s.send(b'x')) for n in range(3)]
+gso = name(lambda: s.sendmsg([b'x' * 3000], [(socket.IPPROTO_UDP, 103, (1000).to_bytes(2, 'little'))]))
+more = name(lambda: (s.send(b'x', socket.MSG_MORE), s.send(b'y')))
+say(os.getpid(), *plain, gso, more)"
+    );
+    let said = stand.run(&script);
+    let (pid, said) = said.split_once(' ').unwrap();
+    assert_eq!(said, "EPERM EPERM EPERM EPERM EPERM");
+    assert_eq!(heard(&receiver), 0, "no packet left");
+    assert_eq!(counted(&stand)["udp"], 5, "all are counted");
+    let told = told(&stand);
+    let [refusal] = told.as_slice() else {
+        panic!("one is told: {told:?}")
+    };
+    assert_eq!((refusal.reason, &*refusal.protocol), ("udp", "udp"));
+    assert_eq!(refusal.destination, Some(receiver.local_addr().unwrap()));
+    assert_eq!(refusal.process.pid.to_string(), pid);
+    assert!(refusal.process.exe.contains("python3"));
+    assert_eq!(&*refusal.workload, stand.workload());
+    assert!(refusal.time.elapsed().unwrap() < PATIENCE);
+    stand.lift();
+    assert!(stand.run(&script).ends_with("ok ok ok ok ok"));
+    assert!(heard(&receiver) >= 5, "it is the fence that keeps them");
+}
+
+#[test]
+fn connected_datagrams_do_not_leave_over_ipv4() {
+    connected_datagrams_do_not_leave("127.0.0.9", "127.0.0.9");
+}
+
+#[test]
+fn connected_datagrams_do_not_leave_over_ipv6() {
+    connected_datagrams_do_not_leave("::1", "::1");
+}
+
+#[test]
+fn connected_datagrams_do_not_leave_over_mapped_ipv4() {
+    connected_datagrams_do_not_leave("127.0.0.9", "::ffff:127.0.0.9");
+}
+
+#[test]
+fn a_socket_that_is_connected_to_a_resolver_again_may_send() {
+    let stand = Stand::with_resolvers(&["127.77.7.9"]);
+    let resolver = UdpSocket::bind("127.77.7.9:53").unwrap();
+    resolver.set_nonblocking(true).unwrap();
+    let (first, second) = (receiver("127.0.0.9"), receiver("127.0.0.9"));
+    let script = format!(
+        "{DATAGRAM}
+resolver = ('127.77.7.9', 53)
+s = datagram('127.0.0.9')
+def to(peer): s.connect(peer); return name(lambda: s.send(b'x'))
+say(to({first}), to(resolver), to({first}), to({second}), to(resolver))
+s.connect({first}); disconnect(s)
+say(name(lambda: s.send(b'x')), name(lambda: s.sendto(b'x', resolver)), name(lambda: s.sendto(b'x', {first})))
+s.connect(resolver)
+tos = (socket.IPPROTO_IP, socket.IP_TOS, (16).to_bytes(4, 'little'))
+say(name(lambda: s.sendmsg([b'x'], [tos])))",
+        first = at(&first),
+        second = at(&second),
+    );
+    assert_eq!(
+        stand.run(&script),
+        "EPERM ok EPERM EPERM ok\nEDESTADDRREQ ok EPERM\nok"
+    );
+    assert_eq!((heard(&first), heard(&second), heard(&resolver)), (0, 0, 4));
+    let told: Vec<_> = told(&stand)
+        .iter()
+        .map(|refusal| refusal.destination.unwrap().port())
+        .collect();
+    let (first, second) = (
+        first.local_addr().unwrap().port(),
+        second.local_addr().unwrap().port(),
+    );
+    // Connected, told once for each that follows another; sent with a destination, told each time.
+    assert_eq!(told, [first, second, first]);
+    assert_eq!(counted(&stand)["udp"], 4);
+}
+
+/// The socket is not the cgroup's; it was connected there, and that holds until somebody ungoverned
+/// connects it.
+#[test]
+fn a_socket_made_outside_is_held_after_it_was_connected_inside() {
+    let stand = Stand::new();
+    let receiver = receiver("127.0.0.9");
+    let outside = stand.cgroup.root.to_str().unwrap();
+    let script = format!(
+        "{DATAGRAM}
+s = datagram('127.0.0.9'); free = datagram('127.0.0.9'); free.connect({to})
+enter('{inside}')
+s.connect({to}); say(name(lambda: s.send(b'x')))
+enter('{outside}')
+say(name(lambda: s.send(b'x')), name(lambda: free.send(b'f')))
+s.connect({to}); say(name(lambda: s.send(b'y')))
+enter('{inside}')
+s.connect({to}); say(name(lambda: s.send(b'z')))
+sys.stdin.readline(); say(name(lambda: s.send(b'z')))",
+        to = at(&receiver),
+        inside = stand.cgroup.path().to_str().unwrap(),
+    );
+    let mut client = Running::start_outside(&script);
+    assert_eq!(client.line(), "EPERM");
+    assert_eq!(client.line(), "EPERM ok");
+    assert_eq!(client.line(), "ok");
+    assert_eq!(client.line(), "EPERM");
+    assert_eq!(heard(&receiver), 2);
+    assert_eq!(counted(&stand)["udp"], 3);
+    stand.fence().release(stand.cgroup.id()).unwrap();
+    assert_eq!(client.finish(), "ok", "whom nobody governs may send");
+    assert_eq!(heard(&receiver), 1);
+}
+
+/// Everything that the cgroup had open when it was governed, but for what others opened to it.
+#[test]
+fn sockets_from_before_governance_send_nothing() {
+    let stand = Stand::new();
+    stand.fence().release(stand.cgroup.id()).unwrap();
+    let datagrams = [receiver("127.0.0.9"), receiver("::1")];
+    let streams = [Elsewhere::new("127.0.0.1"), Elsewhere::new("::1")];
+    let script = format!(
+        "{DATAGRAM}
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 253); raw.connect(('127.0.0.9', 0))
+udp = [datagram(ip) for ip in ('127.0.0.9', '::1')]
+udp[0].connect({}); udp[1].connect({})
+tcp4, r4 = tcp('127.0.0.1', {}); tcp6, r6 = tcp('::1', {})
+kept = socket.create_server(('127.0.0.1', 0)); gone = socket.create_server(('::1', 0), family=socket.AF_INET6)
+say(r4, r6, kept.getsockname()[1], gone.getsockname()[1])
+inbound = [kept.accept()[0], gone.accept()[0]]
+say('go')
+sys.stdin.readline()
+for s in [raw] + udp: say(name(lambda: s.send(b'x')))
+for s in (tcp4, tcp6): s.send(b'x')
+for s in inbound: s.send(b'x')
+late = [kept.accept()[0], gone.accept()[0]]
+kept.close(); gone.close()
+for s in late + inbound: s.send(b'y')
+sys.stdin.read()",
+        at(&datagrams[0]),
+        at(&datagrams[1]),
+        streams[0].address.port(),
+        streams[1].address.port(),
+    );
+    let mut process = Running::start(&stand.cgroup, &script);
+    let line = process.line();
+    let words: Vec<&str> = line.split(' ').collect();
+    assert_eq!(words[..2], ["ok", "ok"]);
+    let dial = |ip: &str, port: &str| {
+        let stream = std::net::TcpStream::connect((ip, port.parse().unwrap())).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    let mut callers = vec![dial("127.0.0.1", words[2]), dial("::1", words[3])];
+    assert_eq!(process.line(), "go");
+    let mut outbound: Vec<_> = streams.iter().map(|s| accept(&s.listener)).collect();
+
+    stand
+        .fence()
+        .govern(&stand.cgroup.name, stand.workload())
+        .unwrap();
+    callers.extend([dial("127.0.0.1", words[2]), dial("::1", words[3])]);
+    process.send("\n");
+    for _ in 0..3 {
+        assert_eq!(process.line(), "EPERM");
+    }
+    for (caller, expected) in callers.iter_mut().zip(["xy", "xy", "y", "y"]) {
+        let mut said = vec![0; expected.len()];
+        caller.read_exact(&mut said).unwrap();
+        assert_eq!(
+            said,
+            expected.as_bytes(),
+            "answers to whoever connected pass"
+        );
+        caller.write_all(b"thanks").unwrap();
+    }
+    for stream in &mut outbound {
+        stream
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+        assert!(stream.read(&mut [0; 8]).is_err(), "not a byte arrives");
+    }
+    assert_eq!(datagrams.iter().map(heard).sum::<usize>(), 0);
+    let counted = counted(&stand);
+    assert_eq!(counted["udp"], 2);
+    assert!(counted["unsteered"] >= 3, "{counted:?}");
+    let mut told: Vec<_> = told(&stand)
+        .iter()
+        .map(|r| format!("{} {}", r.reason, r.destination.unwrap()))
+        .collect();
+    told.sort();
+    let mut expected = vec!["unsteered 127.0.0.9:0".to_owned()];
+    expected.extend(
+        datagrams
+            .iter()
+            .map(|d| format!("udp {}", d.local_addr().unwrap())),
+    );
+    expected.extend(streams.iter().map(|s| format!("unsteered {}", s.address)));
+    expected.sort();
+    assert_eq!(told, expected);
+
+    // Governed no longer, the connection goes on with what it could not send.
+    stand.fence().release(stand.cgroup.id()).unwrap();
+    for stream in &mut outbound {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(stream.read(&mut [0; 8]).unwrap(), 1);
+    }
+    process.finish();
+}
+
+/// A source route leads a packet past the address that the hooks saw.
+#[test]
+fn source_routes_lead_nowhere() {
+    let stand = Stand::with_resolvers(&["127.77.7.8"]);
+    let script = format!(
+        "{DATAGRAM}
+import struct
+route = struct.pack('BBB4sB', 131, 7, 4, socket.inet_aton('127.0.0.9'), 0)
+def routed(kind):
+    s = socket.socket(socket.AF_INET, kind); s.settimeout(0.3)
+    s.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, route)
+    return s
+stream = routed(socket.SOCK_STREAM)
+try: stream.connect(('198.51.100.7', 443)); say('connected')
+except TimeoutError: say('timeout')
+except OSError as e: say(errno.errorcode[e.errno])
+udp = routed(socket.SOCK_DGRAM); udp.connect(('127.77.7.8', 53))
+say(name(lambda: udp.send(b'x')), name(lambda: udp.sendto(b'x', ('127.77.7.8', 53))))"
+    );
+    let said = stand.run(&script);
+    assert_eq!(said, "timeout\nEPERM EPERM");
+    let counted = counted(&stand);
+    assert!(counted["unsteered"] >= 1, "{counted:?}");
+    assert_eq!(counted["udp"], 2);
+    assert_quiet(&stand.agent4);
+}
