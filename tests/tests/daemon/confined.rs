@@ -130,7 +130,9 @@ def deeper():
     os.mkdir(own + "/deeper")
     return write(own + "/deeper/cgroup.procs", "0")
 attempt("deeper", deeper)
-# Without exec: an exec would take what the namespace gave.
+# Without exec: an exec would take what the namespace gave. The child must not inherit words not yet written.
+import sys
+sys.stdout.flush()
 if os.fork() == 0:
     import socket
     s = socket.create_connection(("198.51.100.7", 80), 5)

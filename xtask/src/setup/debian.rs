@@ -81,6 +81,12 @@ const PACKAGES: &[Package] = &[
         KnownBy::Program("nsenter"),
         "enters test networks",
     ),
+    package(
+        "bpftool",
+        Need::Everything,
+        KnownBy::Program("bpftool"),
+        "shows what is attached and pinned, to the kernel tests",
+    ),
     package("curl", Need::Demo, KnownBy::Program("curl"), "a client"),
     package(
         "ca-certificates",
