@@ -139,13 +139,8 @@ fn settle<'p>(
     tracker: &mut Tracker,
     took: std::time::Duration,
 ) -> Result<Decision<'p>, Refusal> {
-    let observed = decision.mode == Mode::Observe || snapshot.mode == Mode::Observe;
-    let mode = if observed {
-        Mode::Observe
-    } else {
-        Mode::Enforce
-    };
-    let stands = !observed || peer.scheme == Scheme::Http;
+    let mode = decision.effective_mode(snapshot.mode);
+    let stands = mode == Mode::Enforce || peer.scheme == Scheme::Http;
     let verdict = match (decision.verdict, stands) {
         (Verdict::Allow, _) => audit::Verdict::Allow,
         (Verdict::Deny, true) => audit::Verdict::Deny,

@@ -64,8 +64,7 @@ impl Exchange {
             Outcome::NeedsBody { .. } => true,
             Outcome::Decided(decision) => {
                 decision.verdict == Verdict::Allow
-                    || decision.mode == Mode::Observe
-                    || snapshot.mode == Mode::Observe
+                    || decision.effective_mode(snapshot.mode) == Mode::Observe
             }
         }
     }

@@ -9,6 +9,7 @@ mod authorize;
 mod body;
 mod exchange;
 mod forward;
+mod hop;
 mod listen;
 mod parse;
 mod plane;

@@ -3,6 +3,7 @@ use super::account::Tracker;
 use super::body::{BodyError, Idle};
 use super::exchange::{Exchange, Exchanges, Listed};
 use super::forward::Responded;
+use super::hop;
 use super::serve::Peer;
 use super::worker::Worker;
 use crate::audit::Verdict;
@@ -12,7 +13,6 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use smallvec::SmallVec;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -84,13 +84,7 @@ fn strip(headers: &mut HeaderMap, named: &[String]) {
         header::ALT_SVC,
         HeaderName::from_static("keep-alive"),
     ];
-    let listed: SmallVec<[HeaderName; 4]> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|value| value.to_str().unwrap_or_default().split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .collect();
-    for name in listed.iter().chain(&ALWAYS) {
+    for name in hop::listed(headers).iter().chain(&ALWAYS) {
         headers.remove(name);
     }
     for name in named {

@@ -3,6 +3,7 @@
 use super::account::Tracker;
 use super::authorize::Authorized;
 use super::body::RequestBody;
+use super::hop;
 use super::parse::Parsed;
 use super::refuse::Refusal;
 use super::serve::Peer;
@@ -11,7 +12,6 @@ use crate::upstream::{Destination, Key};
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use smallvec::SmallVec;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -121,11 +121,7 @@ fn hop_by_hop(name: &HeaderName) -> bool {
 
 /// Removes what may not pass; returns the names worth recording.
 fn strip(headers: &mut HeaderMap, rules: &HeaderRules<'_>) -> Vec<String> {
-    let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
-    for listed in headers.get_all(header::CONNECTION) {
-        let listed = listed.to_str().unwrap_or_default().split(',');
-        gone.extend(listed.filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()));
-    }
+    let mut gone = hop::listed(headers);
     gone.extend(
         headers
             .keys()
