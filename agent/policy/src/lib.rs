@@ -62,6 +62,7 @@ mod compile;
 mod corpora;
 mod decide;
 mod document;
+mod grants;
 mod headers;
 mod model;
 mod policy;
