@@ -80,7 +80,7 @@ pub struct Record {
     pub policy: Option<Arc<PolicyStamp>>,
     /// Name of the credential put in.
     pub credential: Option<Arc<str>>,
-    /// Names of headers and parameters taken out.
+    /// Names of headers taken out, of parameters as `?name`, places in the body as `body:/pointer`.
     pub stripped: Vec<String>,
     /// Names of headers put in.
     pub injected: Vec<String>,

@@ -18,6 +18,8 @@ use tollgate_policy::{Body, Decision, Headers, Mode, Outcome, Plan, Request, Sch
 pub(super) struct Authorized<'p> {
     pub(super) parsed: Parsed,
     pub(super) body: RequestBody,
+    /// The body is not what the client sent.
+    pub(super) edited: bool,
     pub(super) plan: Plan<'p>,
     _made_here: (),
 }
@@ -83,17 +85,18 @@ pub(super) async fn authorize<'p>(
             }
             // A rule that asks again for what it has: a fault of the policy crate, and a refusal.
             (Outcome::NeedsBody { .. }, _) => {
-                return Err(Refusal::failed(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "undecided",
-                    "the policy came to no decision".into(),
-                    "report this".into(),
-                ));
+                return Err(undecided());
             }
         }
     };
-    let decision = settle(peer, snapshot, decision, tracker, took)?;
+    let mut decision = settle(peer, snapshot, decision, tracker, took)?;
+    let edited = decision.plan.body.is_some();
     let body = match held {
+        // What was edited goes instead of what was read, never both: there is no rest that could follow.
+        Held::Read(_, None) if edited => {
+            RequestBody::Read(decision.plan.body.take().map(Bytes::from))
+        }
+        _ if edited => return Err(undecided()),
         Held::Nothing => RequestBody::Empty,
         Held::Read(bytes, None) => RequestBody::Read(Some(bytes)),
         Held::Read(head, Some(rest)) => RequestBody::Joined(Some(head), rest),
@@ -105,6 +108,7 @@ pub(super) async fn authorize<'p>(
     };
     Ok(Authorized {
         parsed,
+        edited,
         body,
         plan: decision.plan,
         _made_here: (),
@@ -157,6 +161,15 @@ fn settle<'p>(
         Some(reason) if verdict == audit::Verdict::Deny => Err(Refusal::denied(reason)),
         reason => Ok(Decision { reason, ..decision }),
     }
+}
+
+fn undecided() -> Refusal {
+    Refusal::failed(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "undecided",
+        "the policy came to no decision".into(),
+        "report this".into(),
+    )
 }
 
 fn unreadable(error: super::body::BodyError) -> Refusal {

@@ -20,8 +20,12 @@ pub(super) struct Refusal {
 impl Refusal {
     /// The policy does not allow it.
     pub(super) fn denied(reason: Reason) -> Self {
+        let status = match reason.code {
+            "identity_required" => StatusCode::UNAUTHORIZED,
+            _ => StatusCode::FORBIDDEN,
+        };
         Self {
-            status: StatusCode::FORBIDDEN,
+            status,
             verdict: Verdict::Deny,
             code: reason.code.into(),
             detail: reason.detail,
@@ -108,6 +112,11 @@ impl Refusal {
             HeaderValue::from_static("application/problem+json"),
         );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            // Asked for by RFC 9110, section 15.5.2.
+            let challenge = HeaderValue::from_static("Bearer realm=\"tollgate\"");
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
         if self.status == StatusCode::SERVICE_UNAVAILABLE
             || self.status == StatusCode::TOO_MANY_REQUESTS
         {

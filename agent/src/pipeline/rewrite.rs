@@ -57,13 +57,22 @@ pub(super) fn rewrite<'p>(
     let Authorized {
         mut parsed,
         body,
+        edited,
         plan,
         ..
     } = authorized;
     let mut headers = std::mem::take(&mut parsed.headers);
     let trailers = parsed.h2 && headers.get(header::TE).is_some_and(|te| te == "trailers");
     let mut stripped = strip(&mut headers, &plan.headers);
+    if edited {
+        stripped.extend(drop_digests(&mut headers));
+    }
     stripped.extend(plan.stripped_query.iter().map(|name| format!("?{name}")));
+    stripped.extend(
+        plan.stripped_body
+            .iter()
+            .map(|place| format!("body:{place}")),
+    );
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -135,6 +144,14 @@ fn strip(headers: &mut HeaderMap, rules: &HeaderRules<'_>) -> Vec<String> {
         }
     }
     recorded
+}
+
+/// Digests of a body that is no longer sent (RFC 9530, RFC 3230, RFC 1864); returns the names there were.
+fn drop_digests(headers: &mut HeaderMap) -> Vec<String> {
+    let there = hop::DIGESTS
+        .iter()
+        .filter(|name| headers.remove(**name).is_some());
+    there.map(|name| (*name).to_owned()).collect()
 }
 
 fn inject(
