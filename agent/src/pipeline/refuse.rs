@@ -71,6 +71,17 @@ impl Refusal {
         }
     }
 
+    /// No record could be kept of it.
+    pub(super) fn unlogged() -> Self {
+        Self::failed(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "audit_unavailable",
+            "decisions cannot be logged, so none are taken".into(),
+            "free space in the agent's state directory; `tollgate status` shows what is wrong"
+                .into(),
+        )
+    }
+
     /// For the log.
     pub(super) fn record(&self) -> ReasonRecord {
         ReasonRecord {
