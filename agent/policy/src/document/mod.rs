@@ -5,6 +5,7 @@
 mod credential;
 mod grant;
 mod identity;
+mod payload;
 mod place;
 mod role;
 mod route;
