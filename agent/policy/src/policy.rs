@@ -2,6 +2,8 @@
 use crate::body::BodySpec;
 use crate::canonical::Host;
 use crate::grants::{Grants, Guard, GuardId};
+use crate::payload::Payload;
+use crate::when::When;
 use crate::model::{Api, Credential, Identity, Rule, Workload};
 use crate::route::{Index, Methods, Template};
 use crate::shape::Shape;
@@ -38,7 +40,12 @@ pub(crate) struct RuleData {
     pub(crate) template: Template,
     pub(crate) query: Option<QuerySpec>,
     pub(crate) headers: HeaderSpec,
+    /// What is looked at of the body; there where `payload` or `when` look at it.
     pub(crate) body: Option<BodySpec>,
+    pub(crate) payload: Option<Payload>,
+    /// The request must be gRPC.
+    pub(crate) grpc: bool,
+    pub(crate) when: Option<When>,
     /// The entry of a role that it stands in.
     pub(crate) entry: u32,
 }

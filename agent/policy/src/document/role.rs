@@ -1,6 +1,6 @@
 //! Roles: what may be asked of an api, and with which credential. A role with parameters is a template,
 //! read anew for each list of arguments; a role may include others.
-use super::rule::{allow_rules, deny_rules};
+use super::rule::{allow_rules, deny_rule};
 use super::{Name, Named, Reading, Rule, check_name, header_names, reference, unsupported};
 use crate::syntax::{Decoder, Entry as YamlEntry, Key, Node, Scalar, Span, Value, nearest, quote};
 use std::borrow::Cow;
@@ -322,7 +322,7 @@ fn entry(reading: &mut Reading<'_>, node: &Node) -> Option<Entry> {
         .collect();
     let denied = denies
         .iter()
-        .flat_map(|item| deny_rules(reading, item))
+        .filter_map(|item| deny_rule(reading, item))
         .collect();
     let credential = credential.and_then(|entry| reference(reading, &entry.value));
     let (response_strip, response_max) = response
