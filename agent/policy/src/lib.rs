@@ -67,6 +67,7 @@ mod model;
 mod policy;
 mod route;
 mod shape;
+mod when;
 pub use compile::{Compiled, compile};
 pub use model::*;
 pub use policy::Policy;
