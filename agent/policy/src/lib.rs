@@ -70,6 +70,7 @@ mod payload;
 mod policy;
 mod route;
 mod shape;
+mod when;
 pub use compile::{Compiled, compile};
 pub use model::*;
 pub use policy::Policy;

@@ -201,3 +201,14 @@ pub(crate) fn is_uuid(text: &str) -> bool {
             .is_some_and(|group| hexadecimal(group, *length))
     }) && groups.next().is_none()
 }
+
+/// A pattern that is looked for anywhere in a text, under the bounds of [`Pattern`].
+pub(crate) fn search_pattern(text: &str) -> Result<Regex, String> {
+    if text.len() > Pattern::MAX_TEXT {
+        return Err(format!(
+            "the pattern is longer than {} bytes",
+            Pattern::MAX_TEXT
+        ));
+    }
+    build(text)
+}

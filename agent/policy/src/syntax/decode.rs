@@ -110,7 +110,7 @@ impl Decoder {
     /// does not stand in the source as it reads, because of escapes or line breaks.
     pub fn within(&self, span: Span, text: &str, at: usize, width: usize) -> Span {
         let line = self.line(span.file, span.line);
-        let before = usize::try_from(span.column).unwrap_or(usize::MAX) - 1;
+        let before = usize::try_from(span.column.saturating_sub(1)).unwrap_or(usize::MAX);
         let start = line.char_indices().nth(before).map(|(start, _)| start);
         let rest = start.and_then(|start| line.get(start..)).unwrap_or("");
         let quoted = usize::from(rest.starts_with(['"', '\'']));
