@@ -11,9 +11,7 @@ use harness::{agent, repository};
 use std::process::Command;
 use tollgate_policy::canonical::{Host, Target};
 use tollgate_policy::syntax::Source;
-use tollgate_policy::{
-    Body, Headers, Outcome, Policy, Request, Scheme, Subject, Verdict, compile,
-};
+use tollgate_policy::{Body, Headers, Outcome, Policy, Request, Scheme, Subject, Verdict, compile};
 
 /// 2026-06-01.
 const NOW: i64 = 1_780_272_000;
@@ -169,14 +167,19 @@ fn the_policies_decide_as_the_page_says() {
             }
         }
     }
-    assert!(policies >= 10 && calls >= 50, "{policies} policies, {calls} calls");
+    assert!(
+        policies >= 10 && calls >= 50,
+        "{policies} policies, {calls} calls"
+    );
 }
 
 /// The fragments that define things compile together, with a role and grant for them.
 #[test]
 fn the_fragments_are_one_policy() {
     let mut text = String::from("version: 1\n");
-    let fragments = blocks().into_iter().filter(|block| block.kind == "yaml fragment");
+    let fragments = blocks()
+        .into_iter()
+        .filter(|block| block.kind == "yaml fragment");
     for block in fragments {
         text.push_str(&block.text);
     }
@@ -208,7 +211,11 @@ fn the_commands_print_what_is_shown() {
         if !file.is_empty() {
             std::fs::write(directory.path().join(file), &block.text).unwrap();
         }
-        let Some(command) = block.text.strip_prefix("$ ").filter(|_| block.kind == "console") else {
+        let Some(command) = block
+            .text
+            .strip_prefix("$ ")
+            .filter(|_| block.kind == "console")
+        else {
             continue;
         };
         let (line, shown) = command.split_once('\n').unwrap();

@@ -1,12 +1,12 @@
 //! The compiled policy: rules in the order of how specific they are, and the ways to find them.
-use crate::body::BodySpec;
+use crate::body::{BodySpec, Redactor};
 use crate::canonical::Host;
 use crate::grants::{Grants, Guard, GuardId};
-use crate::payload::Payload;
-use crate::when::When;
 use crate::model::{Api, Credential, Identity, Rule, Workload};
+use crate::payload::Payload;
 use crate::route::{Index, Methods, Template};
 use crate::shape::Shape;
+use crate::when::When;
 use std::collections::HashMap;
 
 /// A compiled, immutable policy.
@@ -89,6 +89,7 @@ pub(crate) enum Extra {
 pub(crate) struct Entry {
     pub(crate) credential: CredentialUse,
     pub(crate) response_strip: Vec<String>,
+    pub(crate) response_redact: Option<Redactor>,
     pub(crate) response_max: Option<u64>,
 }
 

@@ -159,8 +159,9 @@ pub(super) fn build(
             drafts.extend(rules.chain(connects.map(|rule| (rule, false))).map(draft));
             ruled.entries.push(Entry {
                 credential,
-                response_strip: strings(&entry.response_strip),
-                response_max: entry.response_max,
+                response_strip: strings(&entry.response.strip),
+                response_redact: entry.response.redact,
+                response_max: entry.response.max,
             });
         }
     }
@@ -379,7 +380,11 @@ fn order(rule: &RuleData) -> Order {
             .map(|parameter| constrained(&parameter.shape))
             .sum::<usize>()
     });
-    let of_body = [rule.body.is_some(), rule.payload.is_some(), rule.when.is_some()];
+    let of_body = [
+        rule.body.is_some(),
+        rule.payload.is_some(),
+        rule.when.is_some(),
+    ];
     let of_body = of_body.into_iter().filter(|said| *said).count();
     let methods = match &rule.methods {
         Methods::These(methods) => methods.len(),

@@ -1,10 +1,11 @@
 //! The body and the conditions of a rule against a request.
 use super::{Ask, Failure};
-use crate::body::{BodyFault, BodySpec, Edited, Media, form_tree, tree};
+use crate::body::{BodyFault, BodySpec, Checked, Edited, Media, tree};
 use crate::model::{Body, Scheme};
 use crate::policy::{Policy, RuleData};
 use crate::when::{Facts, When};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::cell::OnceCell;
 
 /// What came of looking at a body.
@@ -15,51 +16,55 @@ pub(super) enum Looked {
     Good(Option<Edited>),
 }
 
-/// The body as a tree, made once for all rules that look at one.
+/// The body as a tree, made once for all rules that look at it as it came.
 #[derive(Default)]
-pub(super) struct Trees {
-    json: OnceCell<Result<Value, BodyFault>>,
-    form: OnceCell<Result<Value, BodyFault>>,
-}
+pub(super) struct Trees(OnceCell<Result<Value, BodyFault>>);
 
 impl Trees {
-    fn get(&self, media: Media, body: &[u8]) -> Result<&Value, BodyFault> {
-        let made = match media {
-            Media::Json => self.json.get_or_init(|| tree(body)),
-            Media::Form => self.form.get_or_init(|| form_tree(body)),
-        };
+    fn json(&self, body: &[u8]) -> Result<&Value, BodyFault> {
+        let made = self.0.get_or_init(|| tree(body));
         made.as_ref().map_err(Clone::clone)
     }
 }
 
 impl Policy {
-    /// Holds body, payload and condition of a rule against a request of which all else holds.
+    /// Holds body, payload and condition of a rule against a request of which all else holds. They look at
+    /// what is to be sent.
     pub(super) fn look<'a>(
         &self,
         rule: &'a RuleData,
         ask: &Ask<'_>,
     ) -> Result<Looked, Failure<'a>> {
-        let head = rule.when.as_ref().filter(|when| !when.needs_body());
-        if let Some(when) = head {
+        let when = rule.when.as_ref();
+        if let Some(when) = when.filter(|when| !when.needs_body()) {
             self.must_hold(rule, when, ask, None)?;
         }
         let Some(spec) = &rule.body else {
             return Ok(Looked::Good(None));
         };
-        let body = match begin(rule, spec, ask).map_err(Failure::Body)? {
+        let (media, bytes) = match begin(rule, spec, ask).map_err(Failure::Body)? {
             Begun::Needs(max) => return Ok(Looked::Needs(max)),
-            Begun::Read(media, body) => (media, body),
+            Begun::Read(media, bytes) => (media, bytes),
         };
-        let (media, bytes) = body;
-        let checked = spec.check(media, bytes).map_err(Failure::Body)?;
+        let Checked { edits, tree } = spec.check(media, bytes).map_err(Failure::Body)?;
+        let when = when.filter(|when| when.needs_body());
+        if rule.payload.is_none() && when.is_none() {
+            return Ok(Looked::Good(edits));
+        }
+        let tree = match (tree, &edits, media) {
+            (Some(tree), _, _) => Ok(Cow::Owned(tree)),
+            (None, None, Media::Json) => ask.trees.json(bytes).map(Cow::Borrowed),
+            (None, Some(edited), _) => spec.tree(media, &edited.body).map(Cow::Owned),
+            (None, None, Media::Form) => spec.tree(media, bytes).map(Cow::Owned),
+        };
+        let tree = tree.map_err(Failure::Body)?;
         if let Some(payload) = &rule.payload {
-            let tree = ask.trees.get(media, bytes).map_err(Failure::Body)?;
-            payload.check(tree).map_err(Failure::Payload)?;
+            payload.check(&tree).map_err(Failure::Payload)?;
         }
-        if let Some(when) = rule.when.as_ref().filter(|when| when.needs_body()) {
-            self.must_hold(rule, when, ask, Some(body))?;
+        if let Some(when) = when {
+            self.must_hold(rule, when, ask, Some((media, &tree)))?;
         }
-        Ok(Looked::Good(checked.edits))
+        Ok(Looked::Good(edits))
     }
 
     fn must_hold<'a>(
@@ -67,7 +72,7 @@ impl Policy {
         rule: &'a RuleData,
         when: &'a When,
         ask: &Ask<'_>,
-        body: Option<(Media, &[u8])>,
+        body: Option<(Media, &Value)>,
     ) -> Result<(), Failure<'a>> {
         match self.condition(rule, when, ask, body) {
             Ok(true) => Ok(()),
@@ -82,24 +87,15 @@ impl Policy {
         rule: &RuleData,
         when: &When,
         ask: &Ask<'_>,
-        body: Option<(Media, &[u8])>,
+        body: Option<(Media, &Value)>,
     ) -> Result<bool, String> {
         let request = ask.request;
-        let of = |media: Media, needed: bool| match body {
-            Some((is, bytes)) if is == media && needed => ask
-                .trees
-                .get(media, bytes)
-                .map(Some)
-                .map_err(|_| "the body cannot be read".to_owned()),
-            _ => Ok(None),
-        };
-        let groups: Vec<&str> = ask
+        let of = |media: Media| body.filter(|(is, _)| *is == media).map(|(_, tree)| tree);
+        let groups = ask
             .subject
             .identity
-            .map_or(&[][..], |identity| self.groups_of(identity))
-            .iter()
-            .map(String::as_str)
-            .collect();
+            .map_or(&[][..], |identity| self.groups_of(identity));
+        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
         when.holds(&Facts {
             method: request.method,
             scheme: match request.scheme {
@@ -112,8 +108,8 @@ impl Policy {
             parameters: &rule.template.parameters(&request.target.path),
             query: request.target,
             headers: request.headers,
-            json: of(Media::Json, when.needs_json())?,
-            form: of(Media::Form, when.needs_form())?,
+            json: of(Media::Json),
+            form: of(Media::Form),
             workload: ask.subject.workload,
             identity: ask.subject.identity,
             groups: &groups,
@@ -129,11 +125,7 @@ enum Begun<'a> {
 }
 
 /// What can be said of a body before looking into it.
-fn begin<'a>(
-    rule: &RuleData,
-    spec: &BodySpec,
-    ask: &Ask<'a>,
-) -> Result<Begun<'a>, BodyFault> {
+fn begin<'a>(rule: &RuleData, spec: &BodySpec, ask: &Ask<'a>) -> Result<Begun<'a>, BodyFault> {
     if matches!(ask.request.body, Body::Absent) {
         return Err(BodyFault::Absent);
     }

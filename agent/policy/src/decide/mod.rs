@@ -13,8 +13,8 @@ mod reason;
 use crate::body::{BodyFault, Edited};
 use crate::grants::{ALWAYS, Caller, Clause};
 use crate::model::{
-    Api, Coverage, Decision, HeaderRules, Mode, Outcome, Plan, Request, Rule, Scheme,
-    Subject, Verdict,
+    Api, Coverage, Decision, HeaderRules, Mode, Outcome, Plan, Request, Rule, Scheme, Subject,
+    Verdict,
 };
 use crate::payload::{PayloadFault, is_grpc};
 use crate::policy::{CredentialUse, Policy, RuleData, RuleSet};
@@ -197,9 +197,9 @@ impl Policy {
         let path = path.strip_suffix('/').unwrap_or(path);
         let matches = rules.deny.matches(path);
         let denying = |number: &u32| {
-            self.rule(*number)
-                .is_some_and(|rule| rule.methods.deny(ask.request.method) && self.forbids(rule, ask))
-                && self.has(rules, *number, ask.caller)
+            self.rule(*number).is_some_and(|rule| {
+                rule.methods.deny(ask.request.method) && self.forbids(rule, ask)
+            }) && self.has(rules, *number, ask.caller)
         };
         self.rule(matches.into_iter().filter(denying).min()?)
     }
@@ -342,6 +342,7 @@ impl Policy {
             body,
             stripped_body,
             response_strip: entry.map_or(&[], |entry| &entry.response_strip),
+            response_redact: entry.and_then(|entry| entry.response_redact.as_ref()),
             response_max: entry.and_then(|entry| entry.response_max),
             headers: HeaderRules {
                 client_credentials: client,
@@ -393,6 +394,7 @@ fn denial<'p>(
             body: None,
             stripped_body: Vec::new(),
             response_strip: &[],
+            response_redact: None,
             response_max: None,
             headers: HeaderRules {
                 client_credentials: true,

@@ -255,12 +255,20 @@ fn of_body(rule: &RuleData, fault: &BodyFault) -> Reason {
         BodyFault::Missing(name) => reason(
             "body_field",
             format!("field {name} is required by {route}"),
-            format!("send it, or drop it under `body: required:` at {at}"),
+            format!("send it, or drop it from `body: required:` at {at}"),
         ),
         BodyFault::Schema { pointer, keyword } => reason(
             "body_schema",
-            format!("the value at {pointer} is not what the schema of {route} takes: {keyword}"),
-            format!("send what it takes, or widen `body: schema:` at {at}"),
+            format!(
+                "the body of {route} is not of its schema: {} fails {}",
+                if pointer.is_empty() {
+                    "the whole".to_owned()
+                } else {
+                    quote(pointer)
+                },
+                quote(keyword)
+            ),
+            format!("send what the schema says, or widen `body: schema:` at {at}"),
         ),
         BodyFault::Twice(name) => reason(
             "body_field",

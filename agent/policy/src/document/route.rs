@@ -49,7 +49,7 @@ pub(super) fn of_text(reading: &mut Reading<'_>, span: Span, text: &str) -> Opti
     let methods = parse_methods(reading, span, methods);
     Some(Route {
         text: text.into(),
-        span: span,
+        span,
         methods: methods?,
         template: template?,
     })

@@ -54,7 +54,7 @@ pub(super) fn allow_rules(reading: &mut Reading<'_>, node: &Node) -> Vec<Rule> {
     check_extra(reading.decoder, query, extra);
     let extras = [("deny", Extra::Deny), ("strip", Extra::Strip)];
     let extra = extra.and_then(|entry| reading.decoder.word(&entry.value, &extras));
-    if let Some(entry) = grpc {
+    if grpc.is_some() {
         let inspects = body.into_iter().chain(payload.into_iter().flatten()).next();
         refuse_with_grpc(reading.decoder, route, inspects);
     }
@@ -100,7 +100,10 @@ fn refuse_with_grpc(decoder: &mut Decoder, route: Option<&Node>, inspects: Optio
         decoder
             .error(
                 entry.key.span,
-                format!("{} cannot be held for gRPC: its messages are not looked at", quote(&entry.key.text)),
+                format!(
+                    "{} cannot be held for gRPC: its messages are not looked at",
+                    quote(&entry.key.text)
+                ),
             )
             .help("service and method can be; take this out");
     }
@@ -187,7 +190,9 @@ pub(super) fn deny_rule(reading: &mut Reading<'_>, node: &Node) -> Option<Rule> 
     let mut fields = reading.decoder.fields(node, "the deny rule")?;
     let route = fields.require(reading.decoder, "route");
     let when = fields.take("when");
-    for key in ["query", "extra", "body", "headers", "graphql", "grpc", "mcp", "llm"] {
+    for key in [
+        "query", "extra", "body", "headers", "graphql", "grpc", "mcp", "llm",
+    ] {
         if let Some(entry) = fields.take_entry(key) {
             reading
                 .decoder
@@ -221,7 +226,9 @@ fn condition(
         Ok(when) => Some(when),
         Err(faults) => {
             for fault in faults {
-                let span = reading.decoder.within(node.span, text, fault.at, fault.width);
+                let span = reading
+                    .decoder
+                    .within(node.span, text, fault.at, fault.width);
                 let remark = reading.decoder.error(span, fault.message);
                 if let Some(help) = fault.help {
                     remark.help(help);

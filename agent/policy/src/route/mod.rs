@@ -181,7 +181,10 @@ impl Template {
             }
             let (segment, name) = parse_segment(part, pattern)?;
             if let Some(name) = name {
-                if names.iter().any(|(_, known): &(usize, Box<str>)| **known == *name) {
+                if names
+                    .iter()
+                    .any(|(_, known): &(usize, Box<str>)| **known == *name)
+                {
                     return Err((format!("`{{{name}}}` stands twice in the route"), None));
                 }
                 names.push((segments.len(), name.into()));

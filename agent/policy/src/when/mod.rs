@@ -30,11 +30,6 @@
 //!
 //! The interpreter is this crate's own: those to be had have no bound on their work, and nothing around them
 //! can add one. The tests hold it against one of them.
-#![cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the rules that hold conditions come next")
-)]
-
 use crate::canonical::Target;
 use crate::model::Headers;
 use crate::syntax::quote;
@@ -155,6 +150,11 @@ impl When {
     /// Whether it looks at `request.form`.
     pub(crate) fn needs_form(&self) -> bool {
         self.needs.form
+    }
+
+    /// Whether it looks at the body at all.
+    pub(crate) fn needs_body(&self) -> bool {
+        self.needs.json || self.needs.form
     }
 
     /// Whether it holds.
