@@ -192,6 +192,10 @@ pub enum Connection<'a> {
 
 /// What deciding came to.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box for each decision would be an allocation on the hot path"
+)]
 pub enum Outcome<'p> {
     /// Decided.
     Decided(Decision<'p>),

@@ -134,6 +134,11 @@ impl<'b> Reader<'b> {
     pub(crate) fn word(&mut self) -> Read<&'b str> {
         let kind = self.kind()?;
         let rest = self.rest();
+        // Most numbers are short integers; anything else is looked at in full.
+        if let Some(length) = short_integer(rest.as_bytes()) {
+            self.at += length;
+            return Ok(rest.get(..length).unwrap_or(""));
+        }
         let inside = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.');
         let length = rest.bytes().take_while(|byte| inside(*byte)).count();
         let word = rest.get(..length).unwrap_or("");
@@ -328,6 +333,17 @@ impl<'b> Reader<'b> {
             Err(JsonError::Trailing)
         }
     }
+}
+
+/// The length of an integer of few digits that ends where JSON lets a value end.
+fn short_integer(bytes: &[u8]) -> Option<usize> {
+    let sign = usize::from(bytes.first() == Some(&b'-'));
+    let digits = bytes.get(sign..)?.iter().take(20);
+    let count = digits.take_while(|byte| byte.is_ascii_digit()).count();
+    let end = bytes.get(sign + count);
+    let ends = matches!(end, Some(b',' | b']' | b'}' | b' ' | b'\t' | b'\n' | b'\r'));
+    let canonical = count == 1 || (count > 1 && bytes.get(sign) != Some(&b'0'));
+    (ends && canonical).then_some(sign + count)
 }
 
 /// How many bytes there are before a quote, a backslash or a control character.

@@ -207,6 +207,9 @@ impl Pointers {
 
     fn follow(&self, active: &[usize], named: impl Fn(&Node) -> Option<usize>) -> Followed<'_> {
         let mut next = Active::new();
+        if active.is_empty() {
+            return Followed::On(next);
+        }
         for node in active.iter().filter_map(|number| self.nodes.get(*number)) {
             for child in named(node).into_iter().chain(node.every) {
                 let end = self.nodes.get(child).and_then(|node| node.end);

@@ -6,7 +6,7 @@ mod body;
 mod credential;
 mod grant;
 mod identity;
-mod payload;
+pub(crate) mod payload;
 mod place;
 mod role;
 mod route;

@@ -2,7 +2,7 @@
 use super::route::{self, Route, refuse_tunnels};
 use super::{Name, Reading, header_name, header_names};
 use crate::body::BodySpec;
-use crate::payload::{GrpcMethods, Payload};
+use crate::payload::{Graphql, GrpcMethods, Payload};
 use crate::policy::{Extra, Parameter, QuerySpec};
 use crate::route::{Methods, Template};
 use crate::shape::Shape;
@@ -139,19 +139,46 @@ fn route_rule(
     };
     refuse_tunnels(reading.decoder, &route);
     let when = when.and_then(|node| condition(reading, node, &route.template, true));
-    let mut body = parts.body;
+    let (mut query, mut body) = (parts.query, parts.body);
+    if let Some(payload) = &parts.payload {
+        // Some servers take parts of the request from there.
+        let query = query.get_or_insert_with(|| QuerySpec {
+            parameters: Vec::new(),
+            extra: Extra::Deny,
+        });
+        check_parameters(reading.decoder, node.span, payload, query);
+    }
     let looked_at = parts.payload.is_some() || when.as_ref().is_some_and(|when| when.needs_body());
     if looked_at && body.is_none() {
         body = Some(super::body::any_body(parts.payload.is_some()));
     }
     vec![Rule {
-        query: parts.query,
+        query,
         headers: parts.headers,
         body,
         payload: parts.payload,
         when,
         ..bare(route)
     }]
+}
+
+/// What GraphQL servers take from the query is not looked at there.
+fn check_parameters(decoder: &mut Decoder, span: Span, payload: &Payload, query: &QuerySpec) {
+    let Payload::Graphql(_) = payload else {
+        return;
+    };
+    let known = |parameter: &&Parameter| Graphql::PARAMETERS.contains(&&*parameter.name);
+    if let Some(parameter) = query.parameters.iter().find(known) {
+        decoder
+            .error(
+                span,
+                format!(
+                    "{} in the query is part of a GraphQL request",
+                    quote(&parameter.name)
+                ),
+            )
+            .help("take it out of `query`: operations are only looked at in the body");
+    }
 }
 
 /// `POST /package.Service/Method` for each method.

@@ -163,7 +163,7 @@ impl Template {
     pub(crate) fn parse(
         text: &str,
         pattern: &mut dyn FnMut(&str) -> Result<Arc<Pattern>, String>,
-    ) -> Result<Self, (String, Option<String>)> {
+    ) -> Result<Self, Wrong> {
         let wrong = |message: &str| (message.to_owned(), None);
         let Some(rest) = text.strip_prefix('/') else {
             return Err((
@@ -219,11 +219,14 @@ fn split_segments(text: &str) -> Vec<&str> {
     parts
 }
 
+/// What is wrong, and help.
+type Wrong = (String, Option<String>);
+
 /// A segment and its name.
 fn parse_segment<'t>(
     part: &'t str,
     pattern: &mut dyn FnMut(&str) -> Result<Arc<Pattern>, String>,
-) -> Result<(Segment, Option<&'t str>), (String, Option<String>)> {
+) -> Result<(Segment, Option<&'t str>), Wrong> {
     match part {
         "*" => return Ok((Segment::One, None)),
         "**" => return Ok((Segment::Rest, None)),
@@ -263,7 +266,7 @@ fn parse_segment<'t>(
     Ok((segment, Some(name)))
 }
 
-fn parse_literal(part: &str) -> Result<Segment, (String, Option<String>)> {
+fn parse_literal(part: &str) -> Result<Segment, Wrong> {
     if part.contains(['{', '}', '*']) {
         return Err((
             format!(

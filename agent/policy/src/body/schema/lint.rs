@@ -113,6 +113,10 @@ pub(super) fn lint(root: &Value) -> Result<bool, Vec<SchemaFault>> {
     let mut walk = Walk::default();
     walk.schema(root, &Path::Root);
     if walk.faults.is_empty() {
+        // What was read last has not been counted yet.
+        walk.bounded(&Path::Root);
+    }
+    if walk.faults.is_empty() {
         walk.resolve(root);
     }
     let mut recursive = false;
@@ -186,7 +190,7 @@ impl<'v> Walk<'v> {
     fn bounded(&mut self, path: &Path<'_>) -> bool {
         let message = if path.length() > MAX_POINTER {
             "the names in the schema are too long"
-        } else if self.schemas.len() >= MAX_SCHEMAS {
+        } else if self.schemas.len() > MAX_SCHEMAS {
             "the schema has more than 2048 schemas in it"
         } else if self.text > MAX_TEXT {
             "the schema is larger than 64 KiB"

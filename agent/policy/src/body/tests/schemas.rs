@@ -140,8 +140,8 @@ fn schemas_that_would_take_long_are_refused() {
 fn a_schema_that_refers_to_itself_takes_no_time_and_no_stack() {
     // Each of three branches goes down into the same member; the last level fails in all of them.
     let spec = spec(
-        "{ schema: { anyOf: [ { properties: { c: { $ref: '#' } }, required: [x] }, \
-         { properties: { c: { $ref: '#' } }, required: [y] }, { properties: { c: { $ref: '#' } }, maxProperties: 1, type: object } ] } }",
+        "{ schema: { anyOf: [ { properties: { c: { $ref: '#' } }, required: [x], type: object }, \
+         { properties: { c: { $ref: '#' } }, required: [y], type: object }, { properties: { c: { $ref: '#' } }, maxProperties: 1, type: object } ] } }",
     );
     let nested = |inner: &str| {
         let levels = json::MAX_DEPTH - 2;
@@ -161,4 +161,43 @@ fn a_schema_that_refers_to_itself_takes_no_time_and_no_stack() {
     assert_eq!(fails(&spec, &nested("1")).1, "schema");
     let deeper = "{ schema: { $ref: '#/$defs/a', $defs: { a: { allOf: [{ allOf: [{ allOf: [{ allOf: [{ allOf: [{ allOf: [{ allOf: [{ items: { $ref: '#' } }] }] }] }] }] }] }] } } } }";
     assert_eq!(faults(deeper).len(), 1);
+}
+
+#[test]
+fn every_way_to_refer_to_itself_twice_takes_no_time() {
+    let down = "{ properties: { c: { $ref: '#' } } }";
+    let twice = [
+        format!("oneOf: [{down}, {{ type: string }}], anyOf: [{down}, {down}]"),
+        format!("if: {down}, then: {down}, else: {down}"),
+        format!("not: {{ not: {down} }}, allOf: [{down}, {down}]"),
+        format!("dependentSchemas: {{ c: {down}, d: {down} }}, anyOf: [{down}, {down}]"),
+        format!("unevaluatedProperties: {{ $ref: '#' }}, anyOf: [{down}, {down}, {{ not: {down} }}]"),
+        format!("unevaluatedProperties: {{ $ref: '#' }}, additionalProperties: {{ $ref: '#' }}, patternProperties: {{ c: {{ $ref: '#' }} }}, {}", &down[2..down.len() - 2]),
+        "items: { $ref: '#' }, contains: { $ref: '#' }, anyOf: [{ items: { $ref: '#' } }, { prefixItems: [{ $ref: '#' }] }], unevaluatedItems: { $ref: '#' }".to_owned(),
+    ];
+    let levels = json::MAX_DEPTH - 2;
+    let bodies: Vec<String> = ["{}", "[]", "1"]
+        .iter()
+        .flat_map(|inner| {
+            let objects = format!("{}{inner}{}", "{\"c\":".repeat(levels), "}".repeat(levels));
+            [
+                objects,
+                format!("{}{inner}{}", "[".repeat(levels), "]".repeat(levels)),
+            ]
+        })
+        .collect();
+    for schema in twice {
+        for wrong in ["", ", type: [object, array]"] {
+            let spec = spec(&format!("{{ schema: {{ {schema}{wrong} }} }}"));
+            for body in &bodies {
+                let started = std::time::Instant::now();
+                let _ = spec.check(Media::Json, body.as_bytes());
+                assert!(
+                    started.elapsed().as_secs() < 5,
+                    "{schema}: {:?}",
+                    started.elapsed()
+                );
+            }
+        }
+    }
 }
