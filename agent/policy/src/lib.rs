@@ -62,6 +62,8 @@ mod compile;
 mod corpora;
 mod decide;
 mod document;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod headers;
 mod model;
 mod policy;
