@@ -44,6 +44,7 @@ fn verdict(policy: &tollgate_policy::Policy, method: &str, target: &str) -> Verd
         target: &target,
         headers: &NoHeaders,
         body: Body::Absent,
+        now: 0,
     };
     let subject = Subject {
         workload: "triage",

@@ -64,8 +64,11 @@ mod decide;
 mod document;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod grants;
 mod headers;
 mod model;
+#[cfg_attr(not(test), expect(dead_code, reason = "rules name payloads next"))]
+mod payload;
 mod policy;
 mod route;
 mod shape;

@@ -14,13 +14,52 @@ pub struct Workload {
     pub at: Location,
 }
 
-/// How a workload is recognised by the kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Selector {
+/// How a workload is recognised by the kernel: every condition that is there must hold, and one is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Selector {
     /// Cgroup path glob below the cgroup2 root, e.g. `/user.slice/**`. `*` is one segment, `**` any rest.
-    Cgroup(String),
+    pub cgroup: Option<String>,
     /// A systemd unit name; matches the cgroup directory of that name below a slice.
-    Unit(String),
+    pub unit: Option<String>,
+    /// A container's name, with `*` for any text.
+    pub container: Option<String>,
+    /// A user's name, or a numeric id.
+    pub user: Option<String>,
+    /// Absolute path of the executable.
+    pub exe: Option<String>,
+    /// SHA-256 of the executable: 64 lower-case hexadecimal digits.
+    pub sha256: Option<String>,
+    /// Where it stands.
+    pub at: Location,
+}
+
+/// Someone or something that calls, and how it proves that.
+#[derive(Debug)]
+pub struct Identity {
+    /// Its name in the policy.
+    pub name: String,
+    /// What it shows to the agent.
+    pub proof: Proof,
+    /// Where it is defined.
+    pub at: Location,
+}
+
+/// How an identity is proven.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Proof {
+    /// The public half of a token that the agent issued: `tgi_…`.
+    Token(String),
+    /// A signed JWT (RFC 7519).
+    Jwt {
+        /// `iss`, exactly.
+        issuer: String,
+        /// Among `aud`.
+        audience: String,
+        /// Further claims and their values, exactly; in order of name.
+        claims: Vec<(String, String)>,
+        /// Own keys instead of the issuer's published ones.
+        keys: Option<SecretRef>,
+    },
 }
 
 /// A reference to a secret: `file:github-bot` is source `file`, key `github-bot`.
@@ -45,8 +84,23 @@ pub struct Api {
     pub ca: Option<SecretRef>,
     /// Address ranges that are allowed though they are not public.
     pub addresses: Vec<ipnet::IpNet>,
+    /// How much of a connection to it is seen.
+    pub coverage: Coverage,
+    /// Addresses and ports of an api that is known by them ([`Coverage::Tcp`]).
+    pub tcp: Vec<(ipnet::IpNet, u16)>,
     /// Where it is defined.
     pub at: Location,
+}
+
+/// How much of the traffic to an api is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coverage {
+    /// Every request: TLS ends at the agent.
+    Inspected,
+    /// The name in the TLS hello, and bytes. `hosts` are the names.
+    Sni,
+    /// The address, and bytes.
+    Tcp,
 }
 
 /// A secret, the header it goes into, and the apis it may be sent to.
@@ -122,6 +176,17 @@ pub struct Request<'a> {
     pub headers: &'a dyn Headers,
     /// Body.
     pub body: Body<'a>,
+    /// The time of the decision, in seconds since 1970 (UTC).
+    pub now: i64,
+}
+
+/// A connection that is not inspected.
+#[derive(Debug, Clone, Copy)]
+pub enum Connection<'a> {
+    /// To this address, whatever is spoken.
+    Address(std::net::SocketAddr),
+    /// With this name in the TLS hello, to this port.
+    Name(&'a Host, u16),
 }
 
 /// What deciding came to.
@@ -148,7 +213,9 @@ pub enum Verdict {
 }
 
 /// Whether a verdict stands or is only recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// It stands.
@@ -205,8 +272,10 @@ impl Decision<'_> {
 /// Why a request was denied.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Reason {
-    /// Stable code: `unknown_host`, `no_grant`, `no_route`, `method`, `denied_by_rule`, `query_extra`, `query_value`,
-    /// `query_duplicate`, `query_missing`, `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `cleartext`.
+    /// Stable code: `unknown_host`, `no_grant`, `identity_required`, `identity`, `expired`, `uninspected`, `no_route`, `method`,
+    /// `denied_by_rule`, `query_extra`, `query_value`, `query_duplicate`, `query_missing`, `header_missing`, `header_value`,
+    /// `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `condition`, `cleartext`; of payloads
+    /// `graphql_…`, `grpc_type`, `mcp_…`, `llm_…`.
     pub code: &'static str,
     /// What was missing, for a person. Names may appear, values never.
     pub detail: String,
@@ -227,8 +296,14 @@ pub struct Plan<'p> {
     pub query: Option<Option<String>>,
     /// Names of the parameters that were dropped.
     pub stripped_query: Vec<String>,
+    /// Body to send where it differs from the request's (`strip`, `extra: strip`).
+    pub body: Option<Vec<u8>>,
+    /// What was cut out of the body: fields and JSON pointers.
+    pub stripped_body: Vec<String>,
     /// Response headers to drop, lower-case, besides those always dropped.
     pub response_strip: &'p [String],
+    /// Bytes of the response's body at most.
+    pub response_max: Option<u64>,
     /// Which request headers pass.
     pub headers: HeaderRules<'p>,
 }
@@ -242,6 +317,8 @@ pub struct HeaderRules<'p> {
     pub unlisted: bool,
     /// More headers that the rule lets pass, lower-case.
     pub allow: &'p [String],
+    /// Headers that the rule drops, lower-case.
+    pub strip: &'p [String],
 }
 
 impl HeaderRules<'_> {
@@ -251,7 +328,7 @@ impl HeaderRules<'_> {
     /// its own), headers that ask for another method, host or path, and names with `_`. `content-length`
     /// passes: making it true is the sender's business.
     pub fn passes(&self, name: &str) -> bool {
-        if headers::never_passes(name) {
+        if headers::never_passes(name) || self.strip.iter().any(|dropped| dropped == name) {
             return false;
         }
         if headers::is_credential_header(name) {

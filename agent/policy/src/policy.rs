@@ -1,11 +1,11 @@
 //! The compiled policy: rules in the order of how specific they are, and the ways to find them.
 use crate::body::BodySpec;
 use crate::canonical::Host;
-use crate::model::{Api, Credential, Mode, Rule, Workload};
+use crate::grants::{Grants, Guard, GuardId};
+use crate::model::{Api, Credential, Identity, Rule, Workload};
 use crate::route::{Index, Methods, Template};
 use crate::shape::Shape;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// A compiled, immutable policy.
 #[derive(Debug)]
@@ -13,13 +13,21 @@ pub struct Policy {
     pub(crate) hash: String,
     pub(crate) version: u32,
     pub(crate) workloads: Vec<Workload>,
+    pub(crate) identities: Vec<Identity>,
+    /// Names of the groups of each identity, by its number.
+    pub(crate) groups: Vec<Vec<String>>,
+    pub(crate) identity_numbers: HashMap<Box<str>, u32>,
     pub(crate) apis: Vec<Api>,
     pub(crate) credentials: Vec<Credential>,
     /// Most specific first: a rule's place is its precedence.
     pub(crate) rules: Vec<RuleData>,
     pub(crate) entries: Vec<Entry>,
     pub(crate) hosts: Hosts,
+    /// Numbers of apis that are known by address.
+    pub(crate) tcp: Vec<usize>,
     pub(crate) subjects: HashMap<Box<str>, Grants>,
+    /// By [`GuardId`].
+    pub(crate) guards: Vec<Guard>,
 }
 
 /// One rule, allow or deny.
@@ -29,9 +37,8 @@ pub(crate) struct RuleData {
     pub(crate) methods: Methods,
     pub(crate) template: Template,
     pub(crate) query: Option<QuerySpec>,
+    pub(crate) headers: HeaderSpec,
     pub(crate) body: Option<BodySpec>,
-    /// Request headers that pass besides the default ones, lower-case.
-    pub(crate) headers: Vec<String>,
     /// The entry of a role that it stands in.
     pub(crate) entry: u32,
 }
@@ -42,6 +49,17 @@ pub(crate) struct QuerySpec {
     /// By name.
     pub(crate) parameters: Vec<Parameter>,
     pub(crate) extra: Extra,
+}
+
+/// What a rule says of the request's headers; names are lower-case.
+#[derive(Debug, Default)]
+pub(crate) struct HeaderSpec {
+    /// These pass besides the default ones; the required ones are among them.
+    pub(crate) allow: Vec<String>,
+    /// These must be there, once and of this shape.
+    pub(crate) require: Vec<(String, Shape)>,
+    /// These do not pass.
+    pub(crate) strip: Vec<String>,
 }
 
 /// A declared parameter.
@@ -64,6 +82,7 @@ pub(crate) enum Extra {
 pub(crate) struct Entry {
     pub(crate) credential: CredentialUse,
     pub(crate) response_strip: Vec<String>,
+    pub(crate) response_max: Option<u64>,
 }
 
 /// Whose credential a request carries.
@@ -83,27 +102,11 @@ pub(crate) struct Hosts {
     pub(crate) wildcard: HashMap<Box<str>, Vec<(u16, usize)>>,
 }
 
-/// What is granted to one workload.
-#[derive(Debug)]
-pub(crate) struct Grants {
-    /// Observe if all of its grants are.
-    pub(crate) mode: Mode,
-    /// By number of the api.
-    pub(crate) apis: HashMap<usize, ApiGrants>,
-}
-
-/// What is granted to one workload on one api.
-#[derive(Debug)]
-pub(crate) struct ApiGrants {
-    /// Observe if all grants that concern the api are.
-    pub(crate) mode: Mode,
-    /// Shared by all workloads with the same roles.
-    pub(crate) rules: Arc<RuleSet>,
-}
-
 /// The rules of some roles on one api.
 #[derive(Debug, Default)]
 pub(crate) struct RuleSet {
+    /// Where a rule is not granted unconditionally: its number and under which guard, in order.
+    pub(crate) guarded: Vec<(u32, GuardId)>,
     /// Numbers of the allow rules.
     pub(crate) allows: Vec<u32>,
     pub(crate) allow: Index,
@@ -137,6 +140,22 @@ impl Policy {
     /// All workloads, in the order of their names.
     pub fn workloads(&self) -> &[Workload] {
         &self.workloads
+    }
+
+    /// All identities, in the order of their names.
+    pub fn identities(&self) -> &[Identity] {
+        &self.identities
+    }
+
+    /// The groups that an identity is in.
+    pub fn groups_of(&self, identity: &str) -> &[String] {
+        self.identity_number(identity)
+            .and_then(|number| self.groups.get(usize::try_from(number).ok()?))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn identity_number(&self, identity: &str) -> Option<u32> {
+        self.identity_numbers.get(identity).copied()
     }
 
     /// All apis, in the order of their names.

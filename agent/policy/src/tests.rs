@@ -77,6 +77,9 @@ fn policy() -> Policy {
     compiled(POLICY).policy
 }
 
+/// The clock of tests: 2026-06-01.
+const NOW: i64 = 1_780_272_000;
+
 /// Header fields in a list.
 struct Fields<'a>(&'a [(&'a str, &'a str)]);
 
@@ -137,6 +140,7 @@ impl<'a> Call<'a> {
             target: &target,
             headers: &Fields(self.headers),
             body: self.body,
+            now: NOW,
         };
         ask(
             &Subject {

@@ -42,6 +42,7 @@ fn the_allow_path_allocates_nothing() {
             target: &target,
             headers: &None,
             body: Body::Absent,
+            now: 0,
         };
         let subject = Subject {
             workload: "w",

@@ -87,21 +87,38 @@ pub(super) fn workload_of(policy: &Policy, cgroup: &str) -> Option<String> {
         .map(|w| w.name.clone())
 }
 
-/// Whether `selector` means this cgroup (path below the root, starting with `/`).
+/// Whether `selector` means this cgroup (path below the root, starting with `/`). One with a condition that a
+/// cgroup does not tell is refused when the policy is loaded, and means none.
 pub(super) fn selects(selector: &Selector, cgroup: &str) -> bool {
+    let unit = selector.unit.as_deref().map(|unit| is_unit(unit, cgroup));
+    let glob = selector.cgroup.as_deref().map(|glob| {
+        let pattern: Vec<&str> = glob.trim_start_matches('/').split('/').collect();
+        let path: Vec<&str> = cgroup.trim_start_matches('/').split('/').collect();
+        glob_matches(&pattern, &path)
+    });
+    unrecognised(selector).is_none()
+        && (unit.is_some() || glob.is_some())
+        && unit.unwrap_or(true)
+        && glob.unwrap_or(true)
+}
+
+/// The first condition of a selector that the kernel half does not recognise.
+pub(super) fn unrecognised(selector: &Selector) -> Option<&'static str> {
+    let conditions = [
+        ("container", &selector.container),
+        ("user", &selector.user),
+        ("exe", &selector.exe),
+        ("sha256", &selector.sha256),
+    ];
+    let given = conditions.into_iter().find(|(_, value)| value.is_some());
+    given.map(|(name, _)| name)
+}
+
+/// Only the system manager's units: below a slice of slices. A user's own manager is a delegated service, and
+/// anybody can have a unit of any name there.
+fn is_unit(unit: &str, cgroup: &str) -> bool {
     let mut segments = cgroup.trim_start_matches('/').split('/');
-    match selector {
-        // Only the system manager's units: below a slice of slices. A user's own manager is a delegated service, and
-        // anybody can have a unit of any name there.
-        Selector::Unit(unit) => {
-            segments.next_back() == Some(unit) && segments.all(|s| s.ends_with(".slice"))
-        }
-        Selector::Cgroup(glob) => {
-            let pattern: Vec<&str> = glob.trim_start_matches('/').split('/').collect();
-            let path: Vec<&str> = segments.collect();
-            glob_matches(&pattern, &path)
-        }
-    }
+    segments.next_back() == Some(unit) && segments.all(|s| s.ends_with(".slice"))
 }
 
 /// `**` is any rest, the directory it stands in included, so that its future children are governed before they exist.
@@ -147,7 +164,10 @@ mod tests {
 
     #[test]
     fn units_are_the_system_managers_only() {
-        let unit = Selector::Unit("report.service".to_owned());
+        let unit = Selector {
+            unit: Some("report.service".to_owned()),
+            ..Selector::default()
+        };
         for (cgroup, expected) in [
             ("/system.slice/report.service", true),
             ("/report.service", true),
@@ -162,6 +182,30 @@ mod tests {
         ] {
             assert_eq!(selects(&unit, cgroup), expected, "{cgroup}");
         }
+    }
+
+    fn below(glob: &str) -> Selector {
+        Selector {
+            cgroup: Some(glob.to_owned()),
+            ..Selector::default()
+        }
+    }
+
+    #[test]
+    fn every_condition_must_hold() {
+        let both = Selector {
+            unit: Some("report.service".to_owned()),
+            ..below("/system.slice/**")
+        };
+        assert!(selects(&both, "/system.slice/report.service"));
+        assert!(!selects(&both, "/other.slice/report.service"));
+        assert!(!selects(&both, "/system.slice/other.service"));
+        let owned = Selector {
+            user: Some("intern".to_owned()),
+            ..both
+        };
+        assert_eq!(unrecognised(&owned), Some("user"));
+        assert!(!selects(&owned, "/system.slice/report.service"));
     }
 
     #[test]
@@ -182,11 +226,7 @@ mod tests {
             ("/*", "/a/b", false),
             ("/**", "/anything/at/all", true),
         ] {
-            assert_eq!(
-                selects(&Selector::Cgroup(glob.to_owned()), cgroup),
-                expected,
-                "{glob} {cgroup}"
-            );
+            assert_eq!(selects(&below(glob), cgroup), expected, "{glob} {cgroup}");
         }
     }
 }

@@ -86,6 +86,7 @@ pub fn explain(policy: &Policy, question: &Question) -> Result<Explained, Error>
             .body
             .as_deref()
             .map_or(Body::Absent, |b| Body::Read(b.as_bytes())),
+        now: jiff::Timestamp::now().as_second(),
     };
     let subject = Subject {
         workload: &question.workload,

@@ -111,6 +111,11 @@ pub(super) async fn authorize<'p>(
     })
 }
 
+/// Seconds since 1970 (UTC).
+pub(super) fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
 fn decide<'p>(peer: &Peer, snapshot: &'p Snapshot, parsed: &Parsed, held: &Held) -> Outcome<'p> {
     let target = parsed.target();
     snapshot.policy.decide(
@@ -127,6 +132,7 @@ fn decide<'p>(peer: &Peer, snapshot: &'p Snapshot, parsed: &Parsed, held: &Held)
                 Held::Waiting(body) => Body::Unread(body.size_hint().exact()),
                 Held::Read(bytes, _) => Body::Read(bytes),
             },
+            now: now(),
         },
     )
 }

@@ -59,6 +59,7 @@ impl Exchange {
             target: &target,
             headers: &super::authorize::HeaderView(&self.parsed.headers),
             body: Body::Unread(None),
+            now: super::authorize::now(),
         };
         match snapshot.policy.decide(&self.peer.subject(), &request) {
             Outcome::NeedsBody { .. } => true,

@@ -1,12 +1,14 @@
 //! From documents to a policy: names resolved, rules ordered, lookups built.
+mod instances;
 mod names;
 mod place;
 mod rules;
 mod subjects;
 
-use crate::document::{Document, Patterns, Reading, VERSION};
+use crate::document::{Document, Named, Patterns, Reading, VERSION};
 use crate::policy::Policy;
-use crate::syntax::{Decoder, Faults, Source};
+use crate::syntax::{Decoder, Faults, Node, Source};
+use instances::Instances;
 use names::Names;
 use sha2::{Digest, Sha256};
 
@@ -61,56 +63,67 @@ pub struct Compiled {
 /// Every fault of every document.
 pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
     let mut decoder = Decoder::new();
+    let roots: Vec<Node> = sources
+        .iter()
+        .filter_map(|source| decoder.parse(source))
+        .collect();
     let mut patterns = Patterns::default();
+    let mut reading = Reading {
+        decoder: &mut decoder,
+        patterns: &mut patterns,
+    };
     let mut document = Document::default();
-    for source in sources {
-        let Some(root) = decoder.parse(source) else {
-            continue;
-        };
-        let mut reading = Reading {
-            decoder: &mut decoder,
-            patterns: &mut patterns,
-        };
-        document.add(&mut reading, &root);
+    for root in &roots {
+        document.add(&mut reading, root);
     }
-    let policy = assemble(&mut decoder, document, hash(sources));
+    let policy = assemble(&mut reading, document, hash(sources));
     let warnings = decoder.finish()?;
     Ok(Compiled { policy, warnings })
 }
 
 /// Resolves and builds. Where there are faults, the policy is not used; building it finds the rest of them.
-fn assemble(decoder: &mut Decoder, mut document: Document, hash: String) -> Policy {
+fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String) -> Policy {
     // By name, so that nothing depends on the order of files.
-    document
-        .workloads
-        .sort_by(|one, other| one.name.text.cmp(&other.name.text));
-    document
-        .apis
-        .sort_by(|one, other| one.name.text.cmp(&other.name.text));
-    document
-        .credentials
-        .sort_by(|one, other| one.name.text.cmp(&other.name.text));
-    document
-        .roles
-        .sort_by(|one, other| one.name.text.cmp(&other.name.text));
-    let names = Names::collect(decoder, &document);
-    let hosts = place::hosts(decoder, &document.apis);
-    place::check_selectors(decoder, &document.workloads);
-    let bindings = rules::Bindings::resolve(decoder, &names, &document.credentials);
-    let grants = subjects::resolve(decoder, &names, &document);
-    let ruled = rules::build(decoder, &names, &bindings, document.roles);
-    let subjects = subjects::build(decoder, &ruled, &document.workloads, &grants);
+    by_name(&mut document.workloads);
+    by_name(&mut document.identities);
+    by_name(&mut document.groups);
+    by_name(&mut document.apis);
+    by_name(&mut document.credentials);
+    by_name(&mut document.roles);
+    let names = Names::collect(reading.decoder, &document);
+    let hosts = place::hosts(reading.decoder, &document.apis);
+    let tcp = place::tcp(reading.decoder, &document.apis);
+    place::check_selectors(reading.decoder, &document.workloads);
+    place::check_proofs(reading.decoder, &document.identities);
+    let mut instances = Instances::new(reading, &names, &document.roles);
+    let granted = subjects::resolve(reading, &names, &document, &mut instances);
+    let instances = instances.into_made();
+    let decoder = &mut *reading.decoder;
+    let bindings = rules::Bindings::resolve(decoder, &names, &document.credentials, &document.apis);
+    let ruled = rules::build(decoder, &names, &bindings, &document.apis, instances);
+    let subjects = subjects::build(decoder, &ruled, &document.workloads, &granted);
+    let groups = subjects::groups_of(&names, &document);
+    let identities = place::identities(decoder, document.identities);
     Policy {
         hash,
         version: VERSION,
         workloads: place::workloads(decoder, document.workloads),
+        identity_numbers: place::numbers(&identities),
+        identities,
+        groups,
         apis: place::apis(decoder, document.apis),
         credentials: rules::credentials(decoder, document.credentials),
         rules: ruled.rules,
         entries: ruled.entries,
         hosts,
-        subjects,
+        tcp,
+        subjects: subjects.grants,
+        guards: subjects.guards,
     }
+}
+
+fn by_name<T>(things: &mut [Named<T>]) {
+    things.sort_by(|one, other| one.name.text.cmp(&other.name.text));
 }
 
 /// The digest of the sorted digests of the texts.

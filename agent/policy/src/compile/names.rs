@@ -14,15 +14,19 @@ pub(super) struct Table {
 #[derive(Debug)]
 pub(super) struct Names {
     pub(super) workloads: Table,
+    pub(super) identities: Table,
+    pub(super) groups: Table,
     pub(super) apis: Table,
     pub(super) credentials: Table,
     pub(super) roles: Table,
 }
 
 impl Names {
-    pub(super) fn collect(decoder: &mut Decoder, document: &Document) -> Self {
+    pub(super) fn collect(decoder: &mut Decoder, document: &Document<'_>) -> Self {
         Self {
             workloads: Table::collect(decoder, "workload", &document.workloads),
+            identities: Table::collect(decoder, "identity", &document.identities),
+            groups: Table::collect(decoder, "group", &document.groups),
             apis: Table::collect(decoder, "api", &document.apis),
             credentials: Table::collect(decoder, "credential", &document.credentials),
             roles: Table::collect(decoder, "role", &document.roles),
@@ -69,8 +73,14 @@ impl Table {
     fn help(&self, name: &str) -> String {
         match nearest(name, self.by_name.keys().map(|known| &**known)) {
             Some(near) => format!("did you mean `{near}`?"),
+            None if self.kind == "identity" => "define it under `identities:`".to_owned(),
             None => format!("define it under `{}s:`", self.kind),
         }
+    }
+
+    /// The number of what is defined first under `name`.
+    pub(super) fn number(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).map(|(number, _)| *number)
     }
 
     pub(super) fn span(&self, name: &str) -> Option<Span> {

@@ -1,6 +1,6 @@
 //! Workloads and apis: what claims what.
-use crate::document::{Api, HostPattern, Named, Workload};
-use crate::model;
+use crate::document::{Api, HostPattern, Identity, Named, Workload};
+use crate::model::{self, Coverage};
 use crate::policy::Hosts;
 use crate::syntax::{Decoder, Span, quote};
 use std::collections::HashMap;
@@ -43,12 +43,77 @@ pub(super) fn hosts(decoder: &mut Decoder, apis: &[Named<Api>]) -> Hosts {
     hosts
 }
 
+/// The numbers of the apis that are known by address; the same address range and port twice is a fault.
+pub(super) fn tcp(decoder: &mut Decoder, apis: &[Named<Api>]) -> Vec<usize> {
+    let mut claimed: HashMap<(ipnet::IpNet, u16), Span> = HashMap::new();
+    for (endpoint, span) in apis.iter().flat_map(|api| &api.value.tcp) {
+        match claimed.get(endpoint) {
+            Some(first) => {
+                let place = decoder.location((*first).min(*span));
+                decoder
+                    .error(
+                        (*first).max(*span),
+                        format!("`{}:{}` stands twice", endpoint.0, endpoint.1),
+                    )
+                    .help(format!(
+                        "the other stands at {place}; an address and port is one api's"
+                    ));
+            }
+            None => {
+                claimed.insert(*endpoint, *span);
+            }
+        }
+    }
+    let uninspected = |(number, api): (usize, &Named<Api>)| {
+        (api.value.coverage == Coverage::Tcp).then_some(number)
+    };
+    apis.iter().enumerate().filter_map(uninspected).collect()
+}
+
+/// The same proof for two identities would make it chance which of them calls.
+pub(super) fn check_proofs(decoder: &mut Decoder, identities: &[Named<Identity>]) {
+    let mut claimed: HashMap<&model::Proof, Span> = HashMap::new();
+    for identity in identities {
+        let Some(proof) = &identity.value.proof else {
+            continue;
+        };
+        let span = identity.name.span;
+        match claimed.get(proof) {
+            Some(first) => {
+                let place = decoder.location((*first).min(span));
+                decoder
+                    .error((*first).max(span), "two identities are proven by the same")
+                    .help(format!("the other stands at {place}"));
+            }
+            None => {
+                claimed.insert(proof, span);
+            }
+        }
+    }
+}
+
+pub(super) fn identities(
+    decoder: &Decoder,
+    identities: Vec<Named<Identity>>,
+) -> Vec<model::Identity> {
+    let public = |identity: Named<Identity>| {
+        Some(model::Identity {
+            at: decoder.location(identity.name.span),
+            name: identity.name.text.into(),
+            // Missing only where there is a fault.
+            proof: identity.value.proof?,
+        })
+    };
+    identities.into_iter().filter_map(public).collect()
+}
+
 /// The same selector in two workloads would make it chance which of them a process is.
 pub(super) fn check_selectors(decoder: &mut Decoder, workloads: &[Named<Workload>]) {
-    let mut claimed: HashMap<String, Span> = HashMap::new();
+    let mut claimed: HashMap<model::Selector, Span> = HashMap::new();
     for workload in workloads {
         for (selector, span) in &workload.value.selectors {
-            let key = format!("{selector:?}");
+            let mut key = selector.clone();
+            key.at = crate::syntax::Location::default();
             if let Some(first) = claimed.get(&key) {
                 let place = decoder.location((*first).min(*span));
                 decoder
@@ -94,6 +159,21 @@ pub(super) fn apis(decoder: &Decoder, apis: Vec<Named<Api>>) -> Vec<model::Api> 
         port: api.value.port,
         ca: api.value.ca,
         addresses: api.value.addresses,
+        coverage: api.value.coverage,
+        tcp: api
+            .value
+            .tcp
+            .into_iter()
+            .map(|(endpoint, _)| endpoint)
+            .collect(),
     };
     apis.into_iter().map(public).collect()
+}
+
+/// The numbers of identities by their names.
+pub(super) fn numbers(identities: &[model::Identity]) -> HashMap<Box<str>, u32> {
+    let numbered = identities.iter().zip(0..);
+    numbered
+        .map(|(identity, number)| (identity.name.as_str().into(), number))
+        .collect()
 }

@@ -1,9 +1,10 @@
 //! Roles become rules, in the order of how specific they are.
+use super::instances::Instance;
 use super::names::Names;
-use crate::document::{self, Credential, Name, Named, Role};
-use crate::model::{self, Rule};
-use crate::policy::{CredentialUse, Entry, RuleData};
-use crate::route::Methods;
+use crate::document::{self, Api, Credential, Name, Named};
+use crate::model::{self, Coverage, Rule};
+use crate::policy::{CredentialUse, Entry, HeaderSpec, RuleData};
+use crate::route::{Methods, Segment, Template};
 use crate::syntax::{Decoder, quote};
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ impl Bindings {
         decoder: &mut Decoder,
         names: &Names,
         credentials: &[Named<Credential>],
+        apis: &[Named<Api>],
     ) -> Self {
         let mut bindings = Vec::with_capacity(credentials.len());
         for credential in credentials {
@@ -51,10 +53,12 @@ impl Bindings {
                     .help("`credential: client` lets the client's own credential pass");
             }
             let to = &credential.value.to;
-            let apis = to
-                .iter()
-                .filter_map(|name| names.apis.resolve(decoder, name))
-                .collect();
+            let mut bound = |name| {
+                let number = names.apis.resolve(decoder, name)?;
+                refuse_uninspected(decoder, apis.get(number)?, name);
+                Some(number)
+            };
+            let apis = to.iter().filter_map(&mut bound).collect();
             let headers = credential
                 .value
                 .headers
@@ -64,6 +68,19 @@ impl Bindings {
             bindings.push(Binding { apis, headers });
         }
         Self(bindings)
+    }
+}
+
+/// Nothing can be put into what is not seen.
+fn refuse_uninspected(decoder: &mut Decoder, api: &Named<Api>, name: &Name) {
+    if api.value.coverage != Coverage::Inspected {
+        let message = format!(
+            "api {} is not inspected: no credential can be put in there",
+            quote(&name.text)
+        );
+        decoder
+            .error(name.span, message)
+            .help("give the api `hosts` instead, or take it out of `to:`");
     }
 }
 
@@ -103,7 +120,8 @@ pub(super) fn build(
     decoder: &mut Decoder,
     names: &Names,
     bindings: &Bindings,
-    roles: Vec<Named<Role>>,
+    apis: &[Named<Api>],
+    roles: Vec<Instance>,
 ) -> Ruled {
     let mut ruled = Ruled {
         rules: Vec::new(),
@@ -113,32 +131,37 @@ pub(super) fn build(
     ruled.roles.resize_with(roles.len(), Vec::new);
     let mut drafts = Vec::new();
     for (number, role) in roles.into_iter().enumerate() {
-        for entry in role.value.entries {
+        for entry in role.entries {
             let api = names.apis.resolve(decoder, &entry.api);
             let credential = credential_use(decoder, names, bindings, &entry, api);
             check_headers(decoder, bindings, credential, &entry);
-            let Some(api) = api else { continue };
+            let Some((api, coverage)) =
+                api.and_then(|api| Some((api, apis.get(api)?.value.coverage)))
+            else {
+                continue;
+            };
+            check_coverage(decoder, coverage, &entry);
             let of = u32::try_from(ruled.entries.len()).unwrap_or(u32::MAX);
-            ruled.entries.push(Entry {
-                credential,
-                response_strip: entry
-                    .response_strip
-                    .iter()
-                    .map(|name| name.text.to_string())
-                    .collect(),
-            });
+            let connects = (coverage != Coverage::Inspected)
+                .then(|| connect_rule(decoder, &role.name, &entry, of));
             let allow = entry.allow.into_iter().map(|rule| (rule, false));
             let deny = entry.deny.into_iter().map(|rule| (rule, true));
-            for (rule, deny) in allow.chain(deny) {
-                let data = rule_data(decoder, &role.name, rule, of, deny);
-                drafts.push(Draft {
-                    order: order(&data),
-                    role: number,
-                    api,
-                    deny,
-                    data,
-                });
-            }
+            let rules = allow
+                .chain(deny)
+                .map(|(rule, deny)| (rule_data(decoder, &role.name, rule, of, deny), deny));
+            let draft = |(data, deny)| Draft {
+                order: order(&data),
+                role: number,
+                api,
+                deny,
+                data,
+            };
+            drafts.extend(rules.chain(connects.map(|rule| (rule, false))).map(draft));
+            ruled.entries.push(Entry {
+                credential,
+                response_strip: strings(&entry.response_strip),
+                response_max: entry.response_max,
+            });
         }
     }
     drafts.sort_by(|one, other| {
@@ -157,6 +180,48 @@ pub(super) fn build(
         ruled.rules.push(draft.data);
     }
     ruled
+}
+
+fn strings(names: &[Name]) -> Vec<String> {
+    names.iter().map(|name| name.text.to_string()).collect()
+}
+
+/// Rules are for requests that are seen; to be let connect is all that a role can give otherwise.
+fn check_coverage(decoder: &mut Decoder, coverage: Coverage, entry: &document::Entry) {
+    let api = quote(&entry.api.text);
+    match (coverage, entry.inspects) {
+        (Coverage::Inspected, _) if !entry.ruled => {
+            decoder.error(entry.span, "the role's entry needs `allow` or `deny`");
+        }
+        (Coverage::Sni | Coverage::Tcp, Some(span)) => {
+            decoder
+                .error(
+                    span,
+                    format!("api {api} is not inspected: this cannot be held there"),
+                )
+                .help("an entry that has only `api:` lets connect; or give the api `hosts`");
+        }
+        _ => {}
+    }
+}
+
+/// What stands for a connection that is not inspected.
+fn connect_rule(decoder: &Decoder, role: &str, entry: &document::Entry, of: u32) -> RuleData {
+    RuleData {
+        public: Rule {
+            label: format!("role:{role} connect {}", entry.api.text).into(),
+            route: "connect".into(),
+            at: decoder.location(entry.span),
+        },
+        methods: Methods::Any,
+        template: Template {
+            segments: vec![Segment::Rest],
+        },
+        query: None,
+        headers: HeaderSpec::default(),
+        body: None,
+        entry: of,
+    }
 }
 
 fn place(role: &mut Vec<Placed>, api: usize, deny: bool, rule: u32) {
@@ -238,8 +303,12 @@ fn check_headers(
     let Some(binding) = bindings.0.get(number) else {
         return;
     };
-    let names: Vec<&Name> = entry.allow.iter().flat_map(|rule| &rule.headers).collect();
-    for name in names {
+    let headers = entry.allow.iter().map(|rule| &rule.headers);
+    let passing = headers.flat_map(|headers| {
+        let required = headers.require.iter().map(|(name, _)| name);
+        headers.allow.iter().chain(required)
+    });
+    for name in passing {
         if binding.headers.iter().any(|header| **header == *name.text) {
             let message = format!(
                 "the header {} is set by the rule's credential",
@@ -252,14 +321,14 @@ fn check_headers(
 
 fn rule_data(
     decoder: &Decoder,
-    role: &Name,
+    role: &str,
     rule: document::Rule,
     entry: u32,
     deny: bool,
 ) -> RuleData {
     let effect = if deny { "deny" } else { "allow" };
     let public = Rule {
-        label: format!("role:{} {effect} {}", role.text, rule.route).into(),
+        label: format!("role:{role} {effect} {}", rule.route).into(),
         route: (&*rule.route).into(),
         at: decoder.location(rule.span),
     };
@@ -268,13 +337,32 @@ fn rule_data(
         methods: rule.methods,
         template: rule.template,
         query: rule.query,
+        headers: header_spec(rule.headers),
         body: rule.body,
-        headers: rule
-            .headers
-            .iter()
-            .map(|name| name.text.to_string())
-            .collect(),
         entry,
+    }
+}
+
+fn header_spec(headers: document::Headers) -> HeaderSpec {
+    let required = headers.require.iter().map(|(name, _)| name);
+    let mut allow: Vec<String> = headers
+        .allow
+        .iter()
+        .chain(required)
+        .map(|name| name.text.to_string())
+        .collect();
+    allow.sort_unstable();
+    allow.dedup();
+    let mut require: Vec<_> = headers
+        .require
+        .into_iter()
+        .map(|(name, shape)| (name.text.to_string(), shape))
+        .collect();
+    require.sort_by(|(one, _), (other, _)| one.cmp(other));
+    HeaderSpec {
+        allow,
+        require,
+        strip: strings(&headers.strip),
     }
 }
 
@@ -293,7 +381,7 @@ fn order(rule: &RuleData) -> Order {
     };
     (
         rule.template.ranks(),
-        Reverse(parameters + usize::from(rule.body.is_some())),
+        Reverse(parameters + rule.headers.require.len() + usize::from(rule.body.is_some())),
         methods,
         rule.public.route.clone(),
         rule.public.label.clone(),

@@ -1,5 +1,5 @@
 //! A decision with every rule that came near.
-use super::{Failure, Held, reason};
+use super::{Ask, Failure, Held, reason};
 use crate::model::{Body, Explanation, NearMiss, Outcome, Request, Subject};
 use crate::policy::{Policy, RuleData};
 use std::cmp::Reverse;
@@ -13,6 +13,7 @@ impl Policy {
             known => known,
         };
         let request = Request { body, ..*request };
+        let ask = self.ask(subject, &request);
         let decision = match self.decide(subject, &request) {
             Outcome::Decided(decision) => decision,
             // Not reached: only an unread body is asked for.
@@ -25,35 +26,32 @@ impl Policy {
         };
         Explanation {
             decision,
-            near: self.near_misses(subject, &request),
+            near: self.near_misses(&ask),
         }
     }
 
-    fn near_misses<'p>(
-        &'p self,
-        subject: &Subject<'_>,
-        request: &Request<'_>,
-    ) -> Vec<NearMiss<'p>> {
-        let Ok(scope) = self.scope(subject, request) else {
+    fn near_misses<'p>(&'p self, ask: &Ask<'_>) -> Vec<NearMiss<'p>> {
+        let Ok(scope) = self.scope(ask) else {
             return Vec::new();
         };
-        let matching = scope.rules.allow.matches(&request.target.path);
+        let path = &ask.request.target.path;
+        let matching = scope.rules.allow.matches(path);
         let mut near: Vec<(Nearness, NearMiss<'p>)> = Vec::new();
         for number in &scope.rules.allows {
             let Some(rule) = self.rule(*number) else {
                 continue;
             };
-            let failure = if matching.contains(number) {
-                match self.hold(rule, request) {
-                    Held::No(failure) => failure,
-                    Held::Yes(_) | Held::NeedsBody(_) => continue,
-                }
-            } else {
-                Failure::Route
+            let lack = self.lack(scope.rules, *number, ask.caller);
+            let held = matching.contains(number).then(|| self.hold(rule, ask));
+            let failure = match (held, lack) {
+                (None, _) => Failure::Route,
+                (Some(Held::No(failure)), _) => failure,
+                (Some(_), Some(lack)) => Failure::Guard(lack),
+                (Some(_), None) => continue,
             };
-            let failed = reason::of_failure(rule, &failure, request);
+            let failed = reason::of_failure(rule, &failure, ask);
             near.push((
-                nearness(rule, &failure, request),
+                nearness(rule, &failure, ask.request),
                 NearMiss {
                     rule: &rule.public,
                     failed,

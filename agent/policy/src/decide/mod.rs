@@ -3,17 +3,28 @@
 //! Deny is the default. Of the workload's grants on the api, a deny rule that matches wins; else the
 //! most specific allow rule of which everything holds decides, and says how the request is forwarded.
 //! A rule is found by walking a tree over path segments; no rule is looked at whose route does not match.
+mod connection;
 mod explain;
+mod header;
 mod query;
 mod reason;
 
 use crate::body::{BodyFault, Media};
+use crate::grants::{ALWAYS, Caller, Clause};
 use crate::model::{
-    Api, Body, Decision, HeaderRules, Mode, Outcome, Plan, Request, Rule, Scheme, Subject, Verdict,
+    Api, Body, Coverage, Decision, HeaderRules, Mode, Outcome, Plan, Request, Rule, Scheme,
+    Subject, Verdict,
 };
 use crate::policy::{CredentialUse, Policy, RuleData, RuleSet};
 use query::Stripped;
 use std::borrow::Cow;
+
+/// A question: what is asked, by whom, and when.
+struct Ask<'a> {
+    subject: &'a Subject<'a>,
+    request: &'a Request<'a>,
+    caller: Caller,
+}
 
 /// The first thing of a rule that does not hold, in the order of checking.
 #[derive(Debug)]
@@ -21,10 +32,31 @@ enum Failure<'a> {
     Route,
     Method,
     QueryExtra(Cow<'a, str>),
-    QueryValue { name: &'a str, expected: String },
+    QueryValue {
+        name: &'a str,
+        expected: String,
+    },
     QueryDuplicate(&'a str),
     QueryMissing(&'a str),
+    HeaderMissing(&'a str),
+    HeaderValue {
+        name: &'a str,
+        expected: String,
+    },
     Body(BodyFault),
+    /// All of the rule holds, and nobody who calls now has it.
+    Guard(Lack),
+}
+
+/// Why a grant does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// It names identities, and none was proven.
+    Proof,
+    /// It names other identities.
+    Identity,
+    /// It has expired.
+    Time,
 }
 
 impl Failure<'_> {
@@ -37,15 +69,23 @@ impl Failure<'_> {
             | Self::QueryValue { .. }
             | Self::QueryDuplicate(_)
             | Self::QueryMissing(_) => 2,
-            Self::Body(_) => 3,
+            Self::HeaderMissing(_) | Self::HeaderValue { .. } => 3,
+            Self::Body(_) => 4,
+            Self::Guard(_) => 5,
         }
     }
 }
 
+/// What of a request is not sent as it came.
+#[derive(Debug, Default)]
+struct Changes {
+    query: Option<Stripped>,
+}
+
 /// What comes of holding one rule against a request.
 enum Held<'a> {
-    /// Everything holds; what is stripped of the query.
-    Yes(Option<Stripped>),
+    /// Everything holds.
+    Yes(Changes),
     /// All but the body holds, which must be read.
     NeedsBody(usize),
     No(Failure<'a>),
@@ -61,114 +101,157 @@ struct Scope<'p> {
 impl Policy {
     /// Decides one request. With [`Body::Unread`] and a rule that must see the body, asks for it.
     pub fn decide<'p>(&'p self, subject: &Subject<'_>, request: &Request<'_>) -> Outcome<'p> {
-        let scope = match self.scope(subject, request) {
+        let ask = self.ask(subject, request);
+        let scope = match self.scope(&ask) {
             Ok(scope) => scope,
             Err(denial) => return Outcome::Decided(*denial),
         };
-        if let Some(rule) = self.denied(scope.rules, request) {
+        if let Some(rule) = self.denied(scope.rules, &ask) {
             return Outcome::Decided(deny(
                 &scope,
                 Some(&rule.public),
                 reason::denied_by_rule(rule),
             ));
         }
-        self.weigh(&scope, subject, request)
+        self.weigh(&scope, &ask)
+    }
+
+    fn ask<'a>(&self, subject: &'a Subject<'a>, request: &'a Request<'a>) -> Ask<'a> {
+        Ask {
+            subject,
+            request,
+            caller: self.caller(subject, request.now),
+        }
+    }
+
+    fn caller(&self, subject: &Subject<'_>, now: i64) -> Caller {
+        Caller {
+            identity: subject.identity.and_then(|name| self.identity_number(name)),
+            now,
+        }
     }
 
     /// The api and the grants on it, or the denial for want of either.
-    fn scope<'p>(
-        &'p self,
-        subject: &Subject<'_>,
-        request: &Request<'_>,
-    ) -> Result<Scope<'p>, Box<Decision<'p>>> {
-        let grants = self.subjects.get(subject.workload);
-        let whole = grants.map_or(Mode::Enforce, |grants| grants.mode);
-        let Some(index) = self.api_index(request.host, request.port) else {
-            let reason = reason::unknown_host(self, request);
-            return Err(Box::new(denial(None, whole, None, reason)));
+    fn scope<'p>(&'p self, ask: &Ask<'_>) -> Result<Scope<'p>, Box<Decision<'p>>> {
+        let grants = self.subjects.get(ask.subject.workload);
+        let mode = grants.and_then(|grants| grants.modes.mode(ask.caller));
+        let mode = mode.unwrap_or(Mode::Enforce);
+        let Some(index) = self.api_index(ask.request.host, ask.request.port) else {
+            let reason = reason::unknown_host(self, ask.request);
+            return Err(Box::new(denial(None, mode, None, reason)));
         };
         let api = self.apis.get(index);
-        match (api, grants.and_then(|grants| grants.apis.get(&index))) {
-            (Some(api), Some(granted)) => Ok(Scope {
-                api,
-                rules: &granted.rules,
-                mode: granted.mode,
-            }),
-            _ => {
-                let reason = reason::no_grant(subject, api, grants.is_some());
-                Err(Box::new(denial(api, whole, None, reason)))
-            }
+        let granted = grants.and_then(|grants| grants.apis.get(&index));
+        let (Some(api), Some(granted)) = (api, granted) else {
+            let reason = reason::no_grant(ask.subject, api, grants.is_some());
+            return Err(Box::new(denial(api, mode, None, reason)));
+        };
+        let Some(held) = granted.modes.mode(ask.caller) else {
+            let lack = lack(granted.modes.clauses(), ask.caller);
+            let reason = reason::of_lack(lack, ask.subject, &format!("api {}", api.name));
+            return Err(Box::new(denial(Some(api), mode, None, reason)));
+        };
+        if api.coverage != Coverage::Inspected {
+            let reason = reason::uninspected(api);
+            return Err(Box::new(denial(Some(api), held, None, reason)));
         }
+        Ok(Scope {
+            api,
+            rules: &granted.rules,
+            mode: held,
+        })
+    }
+
+    /// Whether the caller has the rule, which is in the set.
+    fn has(&self, rules: &RuleSet, rule: u32, caller: Caller) -> bool {
+        self.lack(rules, rule, caller).is_none()
+    }
+
+    /// Why the caller does not have the rule, which is in the set.
+    fn lack(&self, rules: &RuleSet, rule: u32, caller: Caller) -> Option<Lack> {
+        let place = rules
+            .guarded
+            .binary_search_by_key(&rule, |(number, _)| *number);
+        let number = place.ok().and_then(|place| rules.guarded.get(place));
+        let number = number.map_or(ALWAYS, |(_, guard)| *guard);
+        let guard = self.guards.get(usize::try_from(number).ok()?)?;
+        (!guard.holds(caller)).then(|| lack(&guard.0, caller))
     }
 
     /// The most specific deny rule that matches. A trailing slash makes no difference to it: to many
     /// servers it makes none.
-    fn denied<'p>(&'p self, rules: &RuleSet, request: &Request<'_>) -> Option<&'p RuleData> {
-        let path = request
-            .target
-            .path
-            .strip_suffix('/')
-            .unwrap_or(&request.target.path);
+    fn denied<'p>(&'p self, rules: &RuleSet, ask: &Ask<'_>) -> Option<&'p RuleData> {
+        let path = &ask.request.target.path;
+        let path = path.strip_suffix('/').unwrap_or(path);
         let matches = rules.deny.matches(path);
         let denying = |number: &u32| {
             self.rule(*number)
-                .is_some_and(|rule| rule.methods.deny(request.method))
+                .is_some_and(|rule| rule.methods.deny(ask.request.method))
+                && self.has(rules, *number, ask.caller)
         };
         self.rule(matches.into_iter().filter(denying).min()?)
     }
 
     /// Holds every allow rule whose route matches against the request, the most specific first.
-    fn weigh<'p>(
-        &'p self,
-        scope: &Scope<'p>,
-        subject: &Subject<'_>,
-        request: &Request<'_>,
-    ) -> Outcome<'p> {
-        let mut matches = scope.rules.allow.matches(&request.target.path);
+    fn weigh<'p>(&'p self, scope: &Scope<'p>, ask: &Ask<'_>) -> Outcome<'p> {
+        let mut matches = scope.rules.allow.matches(&ask.request.target.path);
         matches.sort_unstable();
-        let candidates = || matches.iter().filter_map(|number| self.rule(*number));
+        let numbered = || {
+            let all = matches.iter();
+            all.filter_map(|number| Some((*number, self.rule(*number)?)))
+        };
         let mut nearest: Option<(&RuleData, Failure<'_>)> = None;
-        for rule in candidates() {
-            match self.hold(rule, request) {
-                Held::Yes(stripped) => {
-                    return Outcome::Decided(self.allow(scope, rule, request, stripped));
+        for (number, rule) in numbered() {
+            let lack = self.lack(scope.rules, number, ask.caller);
+            let failure = match (self.hold(rule, ask), lack) {
+                (Held::No(failure), _) => failure,
+                (_, Some(lack)) => Failure::Guard(lack),
+                (Held::Yes(changes), None) => {
+                    return Outcome::Decided(self.allow(scope, rule, ask.request, changes));
                 }
-                Held::NeedsBody(_) => {
-                    let wanted = candidates().filter_map(|rule| match self.hold(rule, request) {
-                        Held::NeedsBody(max) => Some(max),
-                        _ => None,
+                (Held::NeedsBody(_), None) => {
+                    let wanted = numbered().filter_map(|(number, rule)| {
+                        match (
+                            self.hold(rule, ask),
+                            self.has(scope.rules, number, ask.caller),
+                        ) {
+                            (Held::NeedsBody(max), true) => Some(max),
+                            _ => None,
+                        }
                     });
                     return Outcome::NeedsBody {
                         max: wanted.max().unwrap_or(0),
                     };
                 }
-                Held::No(failure) => {
-                    let further = |(_, known): &(_, Failure<'_>)| failure.stage() > known.stage();
-                    if nearest.as_ref().is_none_or(further) {
-                        nearest = Some((rule, failure));
-                    }
-                }
+            };
+            let further = |(_, known): &(_, Failure<'_>)| failure.stage() > known.stage();
+            if nearest.as_ref().is_none_or(further) {
+                nearest = Some((rule, failure));
             }
         }
         let reason = match &nearest {
-            Some((rule, failure)) => reason::of_failure(rule, failure, request),
-            None => reason::no_route(subject, scope.api, request),
+            Some((rule, failure)) => reason::of_failure(rule, failure, ask),
+            None => reason::no_route(ask.subject, scope.api, ask.request),
         };
         Outcome::Decided(deny(scope, None, reason))
     }
 
     /// Holds one rule, whose route matches, against a request.
-    fn hold<'a>(&'a self, rule: &'a RuleData, request: &'a Request<'_>) -> Held<'a> {
+    fn hold<'a>(&'a self, rule: &'a RuleData, ask: &'a Ask<'_>) -> Held<'a> {
+        let request = ask.request;
         if !rule.methods.allow(request.method) {
             return Held::No(Failure::Method);
         }
         let client = self.credential_use(rule) == CredentialUse::Client;
-        let stripped = match query::check(rule.query.as_ref(), client, request.target) {
+        let query = match query::check(rule.query.as_ref(), client, request.target) {
             Ok(stripped) => stripped,
             Err(failure) => return Held::No(failure),
         };
+        if let Err(failure) = header::check(&rule.headers, request.headers) {
+            return Held::No(failure);
+        }
         match check_body(rule, request) {
-            Ok(None) => Held::Yes(stripped),
+            Ok(None) => Held::Yes(Changes { query }),
             Ok(Some(max)) => Held::NeedsBody(max),
             Err(fault) => Held::No(Failure::Body(fault)),
         }
@@ -185,7 +268,7 @@ impl Policy {
         scope: &Scope<'p>,
         rule: &'p RuleData,
         request: &Request<'_>,
-        stripped: Option<Stripped>,
+        changes: Changes,
     ) -> Decision<'p> {
         let credential = self.credential_use(rule);
         if request.scheme == Scheme::Http {
@@ -195,8 +278,25 @@ impl Policy {
             }
             return refused;
         }
+        Decision {
+            verdict: Verdict::Allow,
+            mode: scope.mode,
+            rule: Some(&rule.public),
+            reason: None,
+            plan: self.plan(scope.api, rule, request, changes),
+        }
+    }
+
+    fn plan<'p>(
+        &'p self,
+        api: &'p Api,
+        rule: &'p RuleData,
+        request: &Request<'_>,
+        changes: Changes,
+    ) -> Plan<'p> {
+        let credential = self.credential_use(rule);
         let client = credential == CredentialUse::Client;
-        let (query, stripped_query) = match stripped {
+        let (query, stripped_query) = match changes.query {
             Some(stripped) => (Some(stripped.query), stripped.names),
             None => (None, Vec::new()),
         };
@@ -207,25 +307,35 @@ impl Policy {
             }
             _ => None,
         };
-        Decision {
-            verdict: Verdict::Allow,
-            mode: scope.mode,
-            rule: Some(&rule.public),
-            reason: None,
-            plan: Plan {
-                api: Some(scope.api),
-                credential: injected,
+        let entry = self.entry(rule);
+        Plan {
+            api: Some(api),
+            credential: injected,
+            client_credentials: client,
+            query,
+            stripped_query,
+            body: None,
+            stripped_body: Vec::new(),
+            response_strip: entry.map_or(&[], |entry| &entry.response_strip),
+            response_max: entry.and_then(|entry| entry.response_max),
+            headers: HeaderRules {
                 client_credentials: client,
-                query,
-                stripped_query,
-                response_strip: self.entry(rule).map_or(&[], |entry| &entry.response_strip),
-                headers: HeaderRules {
-                    client_credentials: client,
-                    unlisted: false,
-                    allow: &rule.headers,
-                },
+                unlisted: false,
+                allow: &rule.headers.allow,
+                strip: &rule.headers.strip,
             },
         }
+    }
+}
+
+/// Why none of these clauses, of which none holds, does: what would be easiest to mend comes first.
+fn lack(clauses: &[Clause], caller: Caller) -> Lack {
+    if !clauses.iter().any(|clause| clause.lasts(caller.now)) {
+        return Lack::Time;
+    }
+    match caller.identity {
+        None => Lack::Proof,
+        Some(_) => Lack::Identity,
     }
 }
 
@@ -277,11 +387,15 @@ fn denial<'p>(
             client_credentials: true,
             query: None,
             stripped_query: Vec::new(),
+            body: None,
+            stripped_body: Vec::new(),
             response_strip: &[],
+            response_max: None,
             headers: HeaderRules {
                 client_credentials: true,
                 unlisted: true,
                 allow: &[],
+                strip: &[],
             },
         },
     }

@@ -1,5 +1,5 @@
 //! Denials in words: what was missing and what to do next. Names may appear, values never.
-use super::Failure;
+use super::{Ask, Failure, Lack};
 use crate::body::BodyFault;
 use crate::model::{Api, Reason, Request, Subject};
 use crate::policy::{Policy, RuleData};
@@ -63,6 +63,42 @@ pub(super) fn no_grant(subject: &Subject<'_>, api: Option<&Api>, known: bool) ->
     )
 }
 
+/// `what` would be allowed if the grant held.
+pub(super) fn of_lack(lack: Lack, subject: &Subject<'_>, what: &str) -> Reason {
+    let workload = quote(subject.workload);
+    match (lack, subject.identity) {
+        (Lack::Time, _) => reason(
+            "expired",
+            format!("what gave workload {workload} {what} has expired"),
+            "renew the grant: its `until` has passed",
+        ),
+        (Lack::Proof, None) => reason(
+            "identity_required",
+            format!("{what} is granted to identities, and none was proven"),
+            "call with the token of an identity that has the grant",
+        ),
+        (_, identity) => reason(
+            "identity",
+            format!(
+                "{what} is granted to other identities than {}",
+                quote(identity.unwrap_or(""))
+            ),
+            "add the identity to the grant's `to:`, or to a group there",
+        ),
+    }
+}
+
+pub(super) fn uninspected(api: &Api) -> Reason {
+    reason(
+        "uninspected",
+        format!(
+            "api {} is not inspected, and this request would have to be",
+            quote(&api.name)
+        ),
+        "connect with TLS and the api's own name, or give the api `hosts`",
+    )
+}
+
 pub(super) fn denied_by_rule(rule: &RuleData) -> Reason {
     let detail = format!("{} forbids it", rule.public.label);
     reason(
@@ -103,8 +139,9 @@ pub(super) fn body_unread() -> Reason {
 }
 
 /// Why a rule did not take the request.
-pub(super) fn of_failure(rule: &RuleData, failure: &Failure<'_>, request: &Request<'_>) -> Reason {
+pub(super) fn of_failure(rule: &RuleData, failure: &Failure<'_>, ask: &Ask<'_>) -> Reason {
     let (route, at) = (&rule.public.route, place(rule));
+    let request = ask.request;
     match failure {
         Failure::Route => reason(
             "no_route",
@@ -142,7 +179,18 @@ pub(super) fn of_failure(rule: &RuleData, failure: &Failure<'_>, request: &Reque
             format!("parameter {} is required by {route}", quote(name)),
             format!("send it, or drop `required` under `query:` at {at}"),
         ),
+        Failure::HeaderMissing(name) => reason(
+            "header_missing",
+            format!("header {} is required by {route}", quote(name)),
+            format!("send it, or drop it under `headers: require:` at {at}"),
+        ),
+        Failure::HeaderValue { name, expected } => reason(
+            "header_value",
+            format!("header {} of {route} must be {expected}, once", quote(name)),
+            format!("send a declared value, or widen it under `headers: require:` at {at}"),
+        ),
         Failure::Body(fault) => of_body(rule, fault),
+        Failure::Guard(lack) => of_lack(*lack, ask.subject, route),
     }
 }
 

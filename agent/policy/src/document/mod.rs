@@ -3,19 +3,27 @@
 //! A value that is wrong leaves a fault in the decoder and a gap here; names are kept in any case, so
 //! that one fault is not followed by others about a name that is missing.
 mod credential;
+mod grant;
+mod identity;
+mod payload;
 mod place;
 mod role;
+mod route;
+mod rule;
 mod shape;
 
-use crate::model::Mode;
 use crate::shape::Pattern;
 use crate::syntax::{Decoder, Fields, Node, Span, quote};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 pub(crate) use credential::Credential;
+pub(crate) use grant::Grant;
+pub(crate) use identity::{Group, Identity};
 pub(crate) use place::{Api, HostPattern, Workload};
-pub(crate) use role::{Entry, Role, Rule};
+use role::role_ref;
+pub(crate) use role::{Entry, RoleRef, Template, instantiate};
+pub(crate) use rule::{Headers, Rule};
 
 /// A name where it is defined or referred to.
 #[derive(Debug, Clone)]
@@ -33,20 +41,14 @@ pub(crate) struct Named<T> {
 
 /// All documents, one after the other.
 #[derive(Debug, Default)]
-pub(crate) struct Document {
+pub(crate) struct Document<'n> {
     pub(crate) workloads: Vec<Named<Workload>>,
+    pub(crate) identities: Vec<Named<Identity>>,
+    pub(crate) groups: Vec<Named<Group>>,
     pub(crate) apis: Vec<Named<Api>>,
     pub(crate) credentials: Vec<Named<Credential>>,
-    pub(crate) roles: Vec<Named<Role>>,
+    pub(crate) roles: Vec<Named<Template<'n>>>,
     pub(crate) grants: Vec<Grant>,
-}
-
-/// A role given to a workload.
-#[derive(Debug)]
-pub(crate) struct Grant {
-    pub(crate) role: Name,
-    pub(crate) workload: Name,
-    pub(crate) mode: Mode,
 }
 
 /// What reading a document needs.
@@ -81,9 +83,9 @@ impl Patterns {
     }
 }
 
-impl Document {
+impl<'n> Document<'n> {
     /// Reads one document and adds what it defines.
-    pub(crate) fn add(&mut self, reading: &mut Reading<'_>, root: &Node) {
+    pub(crate) fn add(&mut self, reading: &mut Reading<'_>, root: &'n Node) {
         let Some(mut fields) = reading.decoder.fields(root, "the policy") else {
             return;
         };
@@ -91,24 +93,29 @@ impl Document {
             reading.decoder.integer(node, VERSION..=VERSION);
         }
         let workloads = fields.take("workloads");
+        let identities = fields.take("identities");
+        let groups = fields.take("groups");
         let apis = fields.take("apis");
         let credentials = fields.take("credentials");
         let roles = fields.take("roles");
         let grants = fields.take("grants");
-        fields.unsupported(reading.decoder, "identities");
         fields.unsupported(reading.decoder, "budgets");
         fields.finish(reading.decoder);
         self.workloads
             .extend(definitions(reading, workloads, place::workload));
+        self.identities
+            .extend(definitions(reading, identities, identity::identity));
+        self.groups
+            .extend(definitions(reading, groups, identity::group));
         self.apis.extend(definitions(reading, apis, place::api));
         self.credentials
             .extend(definitions(reading, credentials, credential::credential));
-        self.roles.extend(definitions(reading, roles, role::role));
+        self.roles.extend(role::templates(reading, roles));
         let grants = grants
             .and_then(|node| reading.decoder.list(node))
             .unwrap_or_default();
         self.grants
-            .extend(grants.iter().filter_map(|node| grant(reading, node)));
+            .extend(grants.iter().filter_map(|node| grant::grant(reading, node)));
     }
 }
 
@@ -144,10 +151,6 @@ fn check_name(reading: &mut Reading<'_>, text: &str, span: Span) -> bool {
     if good {
         return true;
     }
-    if text.contains('(') {
-        reading.decoder.unsupported(span, "a role with parameters");
-        return false;
-    }
     reading
         .decoder
         .error(span, format!("{} is not a name", quote(text)))
@@ -165,38 +168,6 @@ fn reference(reading: &mut Reading<'_>, node: &Node) -> Option<Name> {
         text: text.into(),
         span: node.span,
     })
-}
-
-fn grant(reading: &mut Reading<'_>, node: &Node) -> Option<Grant> {
-    let mut fields = reading.decoder.fields(node, "the grant")?;
-    let role = fields.require(reading.decoder, "role");
-    let to = fields.require(reading.decoder, "to");
-    let mode = fields.take("mode");
-    fields.unsupported(reading.decoder, "until");
-    fields.finish(reading.decoder);
-    let modes = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
-    let role = role.and_then(|node| reference(reading, node));
-    let workload = to.and_then(|node| grantee(reading, node));
-    let mode = match mode {
-        Some(node) => reading.decoder.word(node, &modes)?,
-        None => Mode::Enforce,
-    };
-    Some(Grant {
-        role: role?,
-        workload: workload?,
-        mode,
-    })
-}
-
-fn grantee(reading: &mut Reading<'_>, node: &Node) -> Option<Name> {
-    let mut fields = reading.decoder.fields(node, "the grantee")?;
-    let unsupported = unsupported(reading, &mut fields, &["identity", "group", "groups"]);
-    let workload = match unsupported {
-        true => fields.take("workload"),
-        false => fields.require(reading.decoder, "workload"),
-    };
-    fields.finish(reading.decoder);
-    reference(reading, workload?)
 }
 
 /// Notes keys of the language that are not of this version; whether there were any.
@@ -246,21 +217,23 @@ fn header_names(reading: &mut Reading<'_>, node: &Node) -> Vec<Name> {
     let items = reading.decoder.nonempty_list(node).unwrap_or_default();
     items
         .iter()
-        .filter_map(|item| header_name(reading, item))
+        .filter_map(|item| {
+            let text = reading.decoder.string(item)?;
+            header_name(reading, text, item.span)
+        })
         .collect()
 }
 
-fn header_name(reading: &mut Reading<'_>, node: &Node) -> Option<Name> {
-    let text = reading.decoder.string(node)?.to_ascii_lowercase();
+fn header_name(reading: &mut Reading<'_>, text: &str, span: Span) -> Option<Name> {
+    let text = text.to_ascii_lowercase();
     if !crate::headers::is_lower_token(&text) {
-        reading.decoder.error(
-            node.span,
-            format!("{} is not a header's name", quote(&text)),
-        );
+        reading
+            .decoder
+            .error(span, format!("{} is not a header's name", quote(&text)));
         return None;
     }
     Some(Name {
         text: text.into(),
-        span: node.span,
+        span,
     })
 }

@@ -1,9 +1,10 @@
 //! Where requests come from and where they go: workloads and apis.
 use super::{Reading, secret_ref, unsupported};
 use crate::canonical::Host;
-use crate::model::{SecretRef, Selector};
-use crate::syntax::{Node, Span, quote};
+use crate::model::{Coverage, SecretRef, Selector};
+use crate::syntax::{Fields, Node, Span, quote};
 use ipnet::IpNet;
+use std::net::IpAddr;
 
 #[derive(Debug)]
 pub(crate) struct Workload {
@@ -16,6 +17,8 @@ pub(crate) struct Api {
     pub(crate) port: u16,
     pub(crate) ca: Option<SecretRef>,
     pub(crate) addresses: Vec<IpNet>,
+    pub(crate) coverage: Coverage,
+    pub(crate) tcp: Vec<((IpNet, u16), Span)>,
 }
 
 /// A host of an api.
@@ -52,79 +55,163 @@ pub(super) fn workload(reading: &mut Reading<'_>, node: &Node) -> Workload {
     Workload { selectors }
 }
 
-/// One alternative of `match`. In this version it has one condition.
+/// One alternative of `match`: all of its conditions must hold.
 fn selector(reading: &mut Reading<'_>, node: &Node) -> Option<Selector> {
     let mut fields = reading.decoder.fields(node, "the selector")?;
     let span = fields.span();
-    let refused = unsupported(
-        reading,
-        &mut fields,
-        &["user", "exe", "sha256", "container"],
-    );
-    let cgroup = fields.take_entry("cgroup");
-    let unit = fields.take_entry("unit");
+    let keys = ["cgroup", "unit", "container", "user", "exe", "sha256"];
+    let given = keys.map(|key| fields.take(key));
     fields.finish(reading.decoder);
-    match (cgroup, unit) {
-        (Some(entry), None) => cgroup_glob(reading, &entry.value),
-        (None, Some(entry)) => unit_name(reading, &entry.value),
-        (Some(_), Some(entry)) => {
-            reading
-                .decoder
-                .unsupported(entry.key.span, "`cgroup` and `unit` in one selector");
-            None
-        }
-        (None, None) => {
-            if !refused {
-                reading
-                    .decoder
-                    .error(span, "the selector needs `cgroup` or `unit`");
-            }
-            None
-        }
+    if given.iter().all(Option::is_none) {
+        reading
+            .decoder
+            .error(span, "the selector has no condition")
+            .help("give one or more of `unit`, `cgroup`, `container`, `user`, `exe` and `sha256`; all must hold");
+        return None;
     }
+    let readers = [
+        cgroup_glob,
+        unit_name,
+        container_name,
+        user_name,
+        exe_path,
+        digest,
+    ];
+    let mut wrong = false;
+    let values = std::array::from_fn::<_, 6, _>(|index| {
+        let (node, read) = (given.get(index).copied().flatten()?, readers.get(index)?);
+        let value = read(reading, node);
+        wrong |= value.is_none();
+        value
+    });
+    let [cgroup, unit, container, user, exe, sha256] = values;
+    let at = reading.decoder.location(span);
+    (!wrong).then_some(Selector {
+        cgroup,
+        unit,
+        container,
+        user,
+        exe,
+        sha256,
+        at,
+    })
 }
 
-fn cgroup_glob(reading: &mut Reading<'_>, node: &Node) -> Option<Selector> {
+/// A string that `good` accepts.
+fn checked(
+    reading: &mut Reading<'_>,
+    node: &Node,
+    good: impl Fn(&str) -> bool,
+    [what, help]: [&str; 2],
+) -> Option<String> {
+    // A number is a name too where it is one.
+    let text = &*reading.decoder.scalar(node, what)?.text;
+    if good(text) {
+        return Some(text.into());
+    }
+    reading
+        .decoder
+        .error(node.span, format!("{} is not {what}", quote(text)))
+        .help(help);
+    None
+}
+
+fn container_name(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:*@".contains(&byte);
+    let good = |text: &str| (1..=255).contains(&text.len()) && text.bytes().all(allowed);
+    let what = [
+        "a container's name",
+        "for example `report-builder` or `worker-*`",
+    ];
+    checked(reading, node, good, what)
+}
+
+fn user_name(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
+    let good = |text: &str| {
+        (1..=64).contains(&text.len())
+            && !text.starts_with('-')
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-$@\\".contains(&byte))
+    };
+    let what = [
+        "a user's name or number",
+        "as in `/etc/passwd`, e.g. `intern` or `1001`",
+    ];
+    checked(reading, node, good, what)
+}
+
+fn exe_path(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
+    let good = |text: &str| {
+        text.len() <= 4_095
+            && !text.chars().any(char::is_control)
+            && text.strip_prefix('/').is_some_and(|rest| {
+                rest.split('/')
+                    .all(|segment| !matches!(segment, "" | "." | ".."))
+            })
+    };
+    let what = [
+        "the path of an executable",
+        "write it whole and resolved, e.g. `/usr/bin/python3.11`: what runs is compared, not a link to it",
+    ];
+    checked(reading, node, good, what)
+}
+
+fn digest(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
+    let good = |text: &str| {
+        text.len() == 64
+            && text
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let what = [
+        "a SHA-256 digest",
+        "64 lower-case hexadecimal digits, as `sha256sum` prints them, in quotes",
+    ];
+    checked(reading, node, good, what)
+}
+
+/// The path without a slash at its end.
+fn cgroup_glob(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
     let text = reading.decoder.string(node)?;
     let path = text.strip_suffix('/').unwrap_or(text);
-    let mut wrong = None;
-    if text.len() > 4_096 || text.chars().any(char::is_control) {
-        wrong = Some("the cgroup path is too long or has control characters");
-    }
-    match path.strip_prefix('/') {
-        None => {
-            wrong =
-                Some("a cgroup path begins with `/`, the cgroup2 root, and names a group below it")
-        }
-        Some(rest) => {
-            let segments: Vec<&str> = rest.split('/').collect();
-            if segments
-                .iter()
-                .any(|segment| matches!(*segment, "" | "." | ".."))
-            {
-                wrong = Some("a cgroup path has no empty, `.` or `..` segment");
-            }
-            let inner = segments.split_last().map_or(&[][..], |(_, inner)| inner);
-            if inner.contains(&"**") {
-                wrong = Some("`**` may only stand last in a cgroup path");
-            }
-            let mixed = |segment: &&&str| segment.contains('*') && !matches!(**segment, "*" | "**");
-            if segments.iter().find(mixed).is_some() {
-                wrong = Some("`*` is a whole segment of a cgroup path");
-            }
-        }
-    }
-    if let Some(wrong) = wrong {
+    if let Some(wrong) = cgroup_fault(path) {
         reading
             .decoder
             .error(node.span, wrong)
             .help("for example `/system.slice/report-builder.service` or `/user.slice/**`");
         return None;
     }
-    Some(Selector::Cgroup(path.into()))
+    Some(path.into())
 }
 
-fn unit_name(reading: &mut Reading<'_>, node: &Node) -> Option<Selector> {
+fn cgroup_fault(path: &str) -> Option<&'static str> {
+    if path.len() > 4_096 || path.chars().any(char::is_control) {
+        return Some("the cgroup path is too long or has control characters");
+    }
+    let Some(rest) = path.strip_prefix('/') else {
+        return Some("a cgroup path begins with `/`, the cgroup2 root, and names a group below it");
+    };
+    let mut segments: Vec<&str> = rest.split('/').collect();
+    if segments
+        .iter()
+        .any(|segment| matches!(*segment, "" | "." | ".."))
+    {
+        return Some("a cgroup path has no empty, `.` or `..` segment");
+    }
+    if segments
+        .iter()
+        .any(|segment| segment.contains('*') && !matches!(*segment, "*" | "**"))
+    {
+        return Some("`*` is a whole segment of a cgroup path");
+    }
+    segments.pop();
+    segments
+        .contains(&"**")
+        .then_some("`**` may only stand last in a cgroup path")
+}
+
+fn unit_name(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
     let text = reading.decoder.string(node)?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.@\\".contains(&byte);
     let kinds = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
@@ -144,29 +231,76 @@ fn unit_name(reading: &mut Reading<'_>, node: &Node) -> Option<Selector> {
             .help("write it in full, e.g. `report-builder.service`");
         return None;
     }
-    Some(Selector::Unit(text.into()))
+    Some(text.into())
 }
 
+/// Hosts, names that are only seen in the TLS hello, or addresses: one of the three.
 pub(super) fn api(reading: &mut Reading<'_>, node: &Node) -> Api {
     let mut api = Api {
         hosts: Vec::new(),
         port: 443,
         ca: None,
         addresses: Vec::new(),
+        coverage: Coverage::Inspected,
+        tcp: Vec::new(),
     };
     let Some(mut fields) = reading.decoder.fields(node, "the api") else {
         return api;
     };
-    let refused = unsupported(reading, &mut fields, &["tcp", "sni"]);
     unsupported(reading, &mut fields, &["meter"]);
-    let hosts = match refused {
-        true => fields.take("hosts"),
-        false => fields.require(reading.decoder, "hosts"),
-    };
-    let port = fields.take("port");
-    let tls = fields.take("tls");
-    let addresses = fields.take("addresses");
+    let [hosts, sni, tcp] = ["hosts", "sni", "tcp"].map(|key| fields.take_entry(key));
+    let given: Vec<_> = [hosts, sni, tcp].into_iter().flatten().collect();
+    match given.as_slice() {
+        [_] => {}
+        [] => {
+            reading
+                .decoder
+                .error(fields.span(), "the api needs `hosts`")
+                .help("or `sni` or `tcp`, where connections are not to be inspected");
+        }
+        [_, second, ..] => {
+            reading
+                .decoder
+                .error(
+                    second.key.span,
+                    "an api has one of `hosts`, `sni` and `tcp`",
+                )
+                .help("make an api of each");
+        }
+    }
+    if let Some(entry) = tcp {
+        api.coverage = Coverage::Tcp;
+        let items = reading
+            .decoder
+            .nonempty_list(&entry.value)
+            .unwrap_or_default();
+        let endpoints = items
+            .iter()
+            .filter_map(|item| Some((endpoint(reading, item)?, item.span)));
+        api.tcp.extend(endpoints);
+        refuse_keys(reading, &mut fields, &["port", "addresses", "tls"], "tcp");
+    } else if sni.is_some() {
+        api.coverage = Coverage::Sni;
+        refuse_keys(reading, &mut fields, &["tls"], "sni");
+    }
+    rest_of_api(
+        reading,
+        &mut api,
+        &mut fields,
+        hosts.or(sni).map(|entry| &entry.value),
+    );
     fields.finish(reading.decoder);
+    api
+}
+
+fn rest_of_api(
+    reading: &mut Reading<'_>,
+    api: &mut Api,
+    fields: &mut Fields<'_>,
+    hosts: Option<&Node>,
+) {
+    let (port, tls) = (fields.take("port"), fields.take("tls"));
+    let addresses = fields.take("addresses");
     let hosts = hosts
         .and_then(|node| reading.decoder.nonempty_list(node))
         .unwrap_or_default();
@@ -175,10 +309,15 @@ pub(super) fn api(reading: &mut Reading<'_>, node: &Node) -> Api {
             .iter()
             .filter_map(|item| Some((host_pattern(reading, item)?, item.span))),
     );
+    if api.coverage == Coverage::Tcp {
+        return;
+    }
     if let Some(port) = port.and_then(|node| reading.decoder.integer(node, 1..=u16::MAX)) {
         api.port = port;
     }
-    api.ca = tls.and_then(|node| tls_ca(reading, node));
+    api.ca = tls
+        .filter(|_| api.coverage == Coverage::Inspected)
+        .and_then(|node| tls_ca(reading, node));
     let addresses = addresses
         .and_then(|node| reading.decoder.nonempty_list(node))
         .unwrap_or_default();
@@ -187,7 +326,53 @@ pub(super) fn api(reading: &mut Reading<'_>, node: &Node) -> Api {
             .iter()
             .filter_map(|item| address_range(reading, item)),
     );
-    api
+}
+
+/// Notes keys that have no meaning for this kind of api.
+fn refuse_keys(
+    reading: &mut Reading<'_>,
+    fields: &mut Fields<'_>,
+    keys: &[&'static str],
+    kind: &str,
+) {
+    for key in keys {
+        if let Some(entry) = fields.take_entry(key) {
+            reading.decoder.error(
+                entry.key.span,
+                format!("`{key}` means nothing for an api with `{kind}`"),
+            );
+        }
+    }
+}
+
+/// `10.0.0.7:6379`, `10.1.0.0/16:5432` or `[2001:db8::1]:5432`.
+fn endpoint(reading: &mut Reading<'_>, node: &Node) -> Option<(IpNet, u16)> {
+    let parse = |text: &str| {
+        let (address, port) = text.rsplit_once(':')?;
+        let port = port
+            .parse()
+            .ok()
+            .filter(|_| !port.starts_with(['0', '+']))?;
+        let bare = address
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        let range: IpNet = match (bare, address.contains(':')) {
+            (Some(bare), _) if bare.contains(':') => parse_range(bare)?,
+            (None, false) => parse_range(address)?,
+            _ => return None,
+        };
+        Some((range, port))
+    };
+    let what =
+        "an address and port such as `10.0.0.7:6379`, `10.1.0.0/16:5432` or `[2001:db8::1]:5432`";
+    let (range, port) = reading.decoder.parsed(node, what, parse)?;
+    exact_range(reading, node, range).map(|range| (range, port))
+}
+
+fn parse_range(text: &str) -> Option<IpNet> {
+    text.parse::<IpNet>()
+        .ok()
+        .or_else(|| text.parse().ok().map(|ip: IpAddr| ip.into()))
 }
 
 fn tls_ca(reading: &mut Reading<'_>, node: &Node) -> Option<SecretRef> {
@@ -199,24 +384,21 @@ fn tls_ca(reading: &mut Reading<'_>, node: &Node) -> Option<SecretRef> {
 
 /// A range such as `10.1.0.0/16`, or a single address.
 fn address_range(reading: &mut Reading<'_>, node: &Node) -> Option<IpNet> {
-    let parse = |text: &str| {
-        text.parse::<IpNet>()
-            .ok()
-            .or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| ip.into()))
-    };
-    let range: IpNet =
-        reading
-            .decoder
-            .parsed(node, "an address range such as `10.1.0.0/16`", parse)?;
-    if range.trunc() != range {
-        let message = format!(
-            "the range has bits set behind its prefix; it would be `{}`",
-            range.trunc()
-        );
-        reading.decoder.error(node.span, message);
-        return None;
+    let what = "an address range such as `10.1.0.0/16`";
+    let range = reading.decoder.parsed(node, what, parse_range)?;
+    exact_range(reading, node, range)
+}
+
+fn exact_range(reading: &mut Reading<'_>, node: &Node, range: IpNet) -> Option<IpNet> {
+    if range.trunc() == range {
+        return Some(range);
     }
-    Some(range)
+    let message = format!(
+        "the range has bits set behind its prefix; it would be `{}`",
+        range.trunc()
+    );
+    reading.decoder.error(node.span, message);
+    None
 }
 
 fn host_pattern(reading: &mut Reading<'_>, node: &Node) -> Option<HostPattern> {

@@ -1,13 +1,28 @@
-//! Roles: what may be asked of an api, and with which credential.
-use super::{Name, Reading, header_names, reference, unsupported};
-use crate::body::BodySpec;
-use crate::policy::{Extra, Parameter, QuerySpec};
-use crate::route::{Methods, Template};
-use crate::shape::Field;
-use crate::syntax::{Decoder, Fields, Node, Span, quote};
+//! Roles: what may be asked of an api, and with which credential. A role with parameters is a template,
+//! read anew for each list of arguments; a role may include others.
+use super::rule::{allow_rules, deny_rules};
+use super::{Name, Named, Reading, Rule, check_name, header_names, reference, unsupported};
+use crate::syntax::{Decoder, Entry as YamlEntry, Key, Node, Scalar, Span, Value, nearest, quote};
+use std::borrow::Cow;
 
+/// A role as it is written.
 #[derive(Debug)]
+pub(crate) struct Template<'n> {
+    pub(crate) parameters: Vec<Name>,
+    node: &'n Node,
+}
+
+/// A role, named with its arguments.
+#[derive(Debug, Clone)]
+pub(crate) struct RoleRef {
+    pub(crate) name: Name,
+    pub(crate) arguments: Vec<(Box<str>, Box<str>)>,
+}
+
+/// A role with its parameters filled in.
+#[derive(Debug, Default)]
 pub(crate) struct Role {
+    pub(crate) includes: Vec<RoleRef>,
     pub(crate) entries: Vec<Entry>,
 }
 
@@ -18,314 +33,324 @@ pub(crate) struct Entry {
     pub(crate) credential: Option<Name>,
     pub(crate) allow: Vec<Rule>,
     pub(crate) deny: Vec<Rule>,
+    /// Where `allow`, `deny`, `credential` or `response` stands, whichever is first: none may for an api that is not inspected.
+    pub(crate) inspects: Option<Span>,
+    /// Whether there are rules, also wrong ones.
+    pub(crate) ruled: bool,
     pub(crate) response_strip: Vec<Name>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Rule {
-    pub(crate) route: Box<str>,
+    pub(crate) response_max: Option<u64>,
     pub(crate) span: Span,
-    pub(crate) methods: Methods,
-    pub(crate) template: Template,
-    pub(crate) query: Option<QuerySpec>,
-    pub(crate) body: Option<BodySpec>,
-    pub(crate) headers: Vec<Name>,
 }
 
-/// Bytes of a body that is looked at, unless said.
-const DEFAULT_BODY: usize = 64 << 10;
-/// Bytes of a body that can be looked at.
-const MAX_BODY: u64 = 16 << 20;
+/// Characters of an argument at most.
+const MAX_ARGUMENT: usize = 256;
 
-pub(super) fn role(reading: &mut Reading<'_>, node: &Node) -> Role {
-    let items = reading.decoder.nonempty_list(node).unwrap_or_default();
-    Role {
-        entries: items
-            .iter()
-            .filter_map(|item| entry(reading, item))
-            .collect(),
+/// The roles of a document, not yet read further than their names.
+pub(super) fn templates<'n>(
+    reading: &mut Reading<'_>,
+    node: Option<&'n Node>,
+) -> Vec<Named<Template<'n>>> {
+    let entries = node
+        .and_then(|node| reading.decoder.mapping(node))
+        .unwrap_or_default();
+    let mut template = |entry: &'n YamlEntry| {
+        let span = entry.key.span;
+        let (name, list) = split_call(&entry.key.text);
+        check_name(reading, name, span);
+        let mut parameters: Vec<Name> = Vec::new();
+        for text in list.into_iter().flat_map(|list| list.split(',')) {
+            let text = text.trim();
+            if !is_parameter(text) || parameters.iter().any(|known| &*known.text == text) {
+                reading
+                    .decoder
+                    .error(span, format!("{} is no parameter's name here", quote(text)))
+                    .help("write each once, in letters, digits or `_`: `repo-reader(owner, repo)`");
+                continue;
+            }
+            parameters.push(Name {
+                text: text.into(),
+                span,
+            });
+        }
+        Named {
+            name: Name {
+                text: name.into(),
+                span,
+            },
+            value: Template {
+                parameters,
+                node: &entry.value,
+            },
+        }
+    };
+    entries.iter().map(&mut template).collect()
+}
+
+/// `name(list)` in its two parts.
+fn split_call(text: &str) -> (&str, Option<&str>) {
+    match text.strip_suffix(')').and_then(|rest| rest.split_once('(')) {
+        Some((name, list)) => (name.trim_end(), Some(list)),
+        None => (text, None),
     }
+}
+
+fn is_parameter(text: &str) -> bool {
+    text.len() <= 63
+        && text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// `name`, `name(repo: acme/app)`, or `name(repo=acme/app)`, which YAML takes without quotes.
+pub(super) fn role_ref(reading: &mut Reading<'_>, node: &Node) -> Option<RoleRef> {
+    let text = reading.decoder.string(node)?;
+    let (name, list) = split_call(text);
+    if !check_name(reading, name, node.span) {
+        return None;
+    }
+    let mut arguments: Vec<(Box<str>, Box<str>)> = Vec::new();
+    for text in list.into_iter().flat_map(|list| list.split(',')) {
+        let Some((parameter, value)) = text.split_once([':', '=']) else {
+            reading
+                .decoder
+                .error(
+                    node.span,
+                    format!("{} is no argument of a role", quote(text)),
+                )
+                .help("write `role(name: value)`, in quotes, or `role(name=value)`");
+            return None;
+        };
+        let (parameter, value) = (parameter.trim(), value.trim());
+        if !is_argument(value) {
+            reading
+                .decoder
+                .error(node.span, format!("{} is no argument of a role", quote(value)))
+                .help("an argument is 1 to 256 letters, digits or `._~/@:+=-`: it fills a place and widens nothing");
+            return None;
+        }
+        arguments.push((parameter.into(), value.into()));
+    }
+    arguments.sort();
+    Some(RoleRef {
+        name: Name {
+            text: name.into(),
+            span: node.span,
+        },
+        arguments,
+    })
+}
+
+/// Nothing that is a wildcard, a quote or a bracket where it is filled in. An argument of the including
+/// role, `${name}`, is filled in before this is asked.
+fn is_argument(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= MAX_ARGUMENT
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._~/@:+=-".contains(&byte))
+}
+
+impl std::fmt::Display for RoleRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name.text)?;
+        for (index, (parameter, value)) in self.arguments.iter().enumerate() {
+            f.write_str(if index == 0 { "(" } else { ", " })?;
+            write!(f, "{parameter}: {value}")?;
+        }
+        f.write_str(if self.arguments.is_empty() { "" } else { ")" })
+    }
+}
+
+/// Reads a role with these arguments filled in.
+pub(crate) fn instantiate(
+    reading: &mut Reading<'_>,
+    template: &Template<'_>,
+    arguments: &[(Box<str>, Box<str>)],
+) -> Role {
+    let filled = fill(reading.decoder, template.node, arguments);
+    let items = reading.decoder.nonempty_list(&filled).unwrap_or_default();
+    let mut role = Role::default();
+    for item in items {
+        match include(reading, item) {
+            Some(included) => role.includes.extend(included),
+            None => role.entries.extend(entry(reading, item)),
+        }
+    }
+    role
+}
+
+/// The node with every `${name}` replaced; borrowed where there is none.
+fn fill<'n>(
+    decoder: &mut Decoder,
+    node: &'n Node,
+    arguments: &[(Box<str>, Box<str>)],
+) -> Cow<'n, Node> {
+    if !mentions(node) {
+        return Cow::Borrowed(node);
+    }
+    let span = node.span;
+    let value = match &node.value {
+        Value::Scalar(scalar) => Value::Scalar(Scalar {
+            text: fill_text(decoder, span, &scalar.text, arguments),
+            plain: scalar.plain,
+        }),
+        Value::Sequence(items) => Value::Sequence(
+            items
+                .iter()
+                .map(|item| fill(decoder, item, arguments).into_owned())
+                .collect(),
+        ),
+        Value::Mapping(entries) => Value::Mapping(fill_entries(decoder, entries, arguments)),
+    };
+    Cow::Owned(Node { value, span })
+}
+
+fn fill_entries(
+    decoder: &mut Decoder,
+    entries: &[YamlEntry],
+    arguments: &[(Box<str>, Box<str>)],
+) -> Vec<YamlEntry> {
+    let mut filled: Vec<YamlEntry> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let key = Key {
+            text: fill_text(decoder, entry.key.span, &entry.key.text, arguments),
+            span: entry.key.span,
+        };
+        if filled.iter().any(|known| known.key.text == key.text) && key.text != entry.key.text {
+            decoder.error(
+                key.span,
+                format!(
+                    "the key {} stands twice, with its argument",
+                    quote(&key.text)
+                ),
+            );
+        }
+        filled.push(YamlEntry {
+            key,
+            value: fill(decoder, &entry.value, arguments).into_owned(),
+        });
+    }
+    filled
+}
+
+/// Whether `${` stands anywhere in it.
+fn mentions(node: &Node) -> bool {
+    match &node.value {
+        Value::Scalar(scalar) => scalar.text.contains("${"),
+        Value::Sequence(items) => items.iter().any(mentions),
+        Value::Mapping(entries) => entries
+            .iter()
+            .any(|entry| entry.key.text.contains("${") || mentions(&entry.value)),
+    }
+}
+
+fn fill_text(
+    decoder: &mut Decoder,
+    span: Span,
+    text: &str,
+    arguments: &[(Box<str>, Box<str>)],
+) -> Box<str> {
+    let (mut filled, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some((before, after)) = rest.split_once("${") {
+        filled.push_str(before);
+        let Some((name, tail)) = after.split_once('}') else {
+            decoder
+                .error(span, "`${` has no closing brace")
+                .help("write `${name}`, where `name` is a parameter of the role");
+            return text.into();
+        };
+        match arguments.iter().find(|(parameter, _)| **parameter == *name) {
+            Some((_, value)) => filled.push_str(value),
+            None => {
+                let known = arguments.iter().map(|(parameter, _)| &**parameter);
+                let help = match nearest(name, known) {
+                    Some(near) => format!("did you mean `${{{near}}}`?"),
+                    None => format!(
+                        "name it in the role's key: `role({})`",
+                        name.escape_default()
+                    ),
+                };
+                decoder
+                    .error(
+                        span,
+                        format!("{} is no parameter of this role", quote(name)),
+                    )
+                    .help(help);
+            }
+        }
+        rest = tail;
+    }
+    filled.push_str(rest);
+    filled.into()
+}
+
+/// `None` where the item is no `include`; an empty answer where it is a wrong one.
+fn include(reading: &mut Reading<'_>, node: &Node) -> Option<Option<RoleRef>> {
+    let Value::Mapping(entries) = &node.value else {
+        return None;
+    };
+    entries.iter().find(|entry| &*entry.key.text == "include")?;
+    let mut fields = reading.decoder.fields(node, "the inclusion")?;
+    let role = fields.take("include");
+    fields.finish(reading.decoder);
+    Some(role.and_then(|node| role_ref(reading, node)))
 }
 
 fn entry(reading: &mut Reading<'_>, node: &Node) -> Option<Entry> {
     let mut fields = reading.decoder.fields(node, "the role's entry")?;
     let api = fields.require(reading.decoder, "api");
-    let credential = fields.take("credential");
-    let (allow, deny) = (fields.take("allow"), fields.take("deny"));
-    let response = fields.take("response");
-    if allow.is_none() && deny.is_none() {
-        reading
-            .decoder
-            .error(fields.span(), "the role's entry needs `allow` or `deny`");
-    }
+    let credential = fields.take_entry("credential");
+    let (allow, deny) = (fields.take_entry("allow"), fields.take_entry("deny"));
+    let response = fields.take_entry("response");
+    let span = fields.span();
     fields.finish(reading.decoder);
-    let allow = allow
-        .and_then(|node| reading.decoder.nonempty_list(node))
-        .unwrap_or_default();
-    let deny = deny
-        .and_then(|node| reading.decoder.nonempty_list(node))
-        .unwrap_or_default();
-    let allow = allow
+    let inspects = [credential, allow, deny, response]
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.key.span)
+        .min();
+    let rules = [allow, deny].map(|entry| {
+        entry
+            .and_then(|entry| reading.decoder.nonempty_list(&entry.value))
+            .unwrap_or_default()
+    });
+    let [allows, denies] = rules;
+    let allowed = allows
         .iter()
-        .filter_map(|item| allow_rule(reading, item))
+        .flat_map(|item| allow_rules(reading, item))
         .collect();
-    let deny = deny
+    let denied = denies
         .iter()
-        .filter_map(|item| deny_rule(reading, item))
+        .flat_map(|item| deny_rules(reading, item))
         .collect();
-    let credential = credential.and_then(|node| reference(reading, node));
-    let response_strip = response
-        .map(|node| response_strip(reading, node))
+    let credential = credential.and_then(|entry| reference(reading, &entry.value));
+    let (response_strip, response_max) = response
+        .map(|entry| response_rules(reading, &entry.value))
         .unwrap_or_default();
     let api = api.and_then(|node| reference(reading, node))?;
     Some(Entry {
         api,
         credential,
-        allow,
-        deny,
+        allow: allowed,
+        deny: denied,
+        inspects,
+        ruled: allow.is_some() || deny.is_some(),
         response_strip,
+        response_max,
+        span,
     })
 }
 
-fn response_strip(reading: &mut Reading<'_>, node: &Node) -> Vec<Name> {
+fn response_rules(reading: &mut Reading<'_>, node: &Node) -> (Vec<Name>, Option<u64>) {
     let Some(mut fields) = reading.decoder.fields(node, "`response`") else {
-        return Vec::new();
+        return (Vec::new(), None);
     };
-    unsupported(reading, &mut fields, &["redact", "max"]);
-    let strip = fields.take("strip");
+    unsupported(reading, &mut fields, &["redact"]);
+    let (strip, max) = (fields.take("strip"), fields.take("max"));
     fields.finish(reading.decoder);
-    strip
-        .map(|node| header_names(reading, node))
-        .unwrap_or_default()
-}
-
-/// Keys of an allow rule that this version does not know how to hold.
-const LATER: [&str; 7] = ["when", "strip", "graphql", "grpc", "mcp", "llm", "models"];
-
-fn allow_rule(reading: &mut Reading<'_>, node: &Node) -> Option<Rule> {
-    let mut fields = reading.decoder.fields(node, "the rule")?;
-    let route = fields.require(reading.decoder, "route");
-    let query = fields.take("query");
-    let extra = fields.take_entry("extra");
-    let body = fields.take("body");
-    let headers = fields.take("headers");
-    unsupported(reading, &mut fields, &LATER);
-    fields.finish(reading.decoder);
-    if let (Some(extra), None) = (extra, query) {
-        reading
-            .decoder
-            .error(
-                extra.key.span,
-                "`extra` says what becomes of parameters that `query` does not declare",
-            )
-            .help("add `query: {}` to declare that there are none");
-    }
-    let extras = [("deny", Extra::Deny), ("strip", Extra::Strip)];
-    let extra = extra.and_then(|entry| reading.decoder.word(&entry.value, &extras));
-    let query = query.and_then(|node| query_spec(reading, node, extra.unwrap_or(Extra::Deny)));
-    let body = body.and_then(|node| body_spec(reading, node));
-    let headers = headers
-        .map(|node| allowed_headers(reading, node))
-        .unwrap_or_default();
-    let rule = parse_route(reading, route?)?;
-    refuse_tunnels(reading.decoder, &rule);
-    Some(Rule {
-        query,
-        body,
-        headers,
-        ..rule
-    })
-}
-
-fn deny_rule(reading: &mut Reading<'_>, node: &Node) -> Option<Rule> {
-    let mut fields = reading.decoder.fields(node, "the deny rule")?;
-    let route = fields.require(reading.decoder, "route");
-    for key in ["query", "extra", "body", "headers"] {
-        if let Some(entry) = fields.take_entry(key) {
-            reading
-                .decoder
-                .unsupported(entry.key.span, &format!("`{key}` in a deny rule"));
-        }
-    }
-    unsupported(reading, &mut fields, &LATER);
-    fields.finish(reading.decoder);
-    parse_route(reading, route?)
-}
-
-/// `METHOD /path`, `GET|HEAD /path`, `* /path`.
-fn parse_route(reading: &mut Reading<'_>, node: &Node) -> Option<Rule> {
-    let text = reading.decoder.string(node)?;
-    let help = "write `METHOD /path`, e.g. `GET /repos/{owner}/{repo}` or `GET|HEAD /v1/**`";
-    if text.len() > 4_096 {
-        reading
-            .decoder
-            .error(node.span, "the route is longer than 4096 bytes");
-        return None;
-    }
-    let Some((methods, path)) = text.split_once(' ') else {
-        reading
-            .decoder
-            .error(node.span, "the route needs a method and a path")
-            .help(help);
-        return None;
-    };
-    let patterns = &mut *reading.patterns;
-    let template = Template::parse(path.trim_start(), &mut |text| patterns.get(text));
-    let template = match template {
-        Ok(template) => Some(template),
-        Err((message, suggestion)) => {
-            let remark = reading.decoder.error(node.span, message);
-            if let Some(suggestion) = suggestion {
-                remark.help(suggestion);
-            }
-            None
-        }
-    };
-    let methods = parse_methods(reading, node.span, methods);
-    Some(Rule {
-        route: text.into(),
-        span: node.span,
-        methods: methods?,
-        template: template?,
-        query: None,
-        body: None,
-        headers: Vec::new(),
-    })
-}
-
-fn parse_methods(reading: &mut Reading<'_>, span: Span, text: &str) -> Option<Methods> {
-    if text == "*" {
-        return Some(Methods::Any);
-    }
-    if text == "read-only" {
-        reading
-            .decoder
-            .unsupported(span, "`read-only`")
-            .help("write `GET|HEAD`");
-        return None;
-    }
-    let mut methods = smallvec::SmallVec::new();
-    for method in text.split('|') {
-        let allowed =
-            |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
-        let named = method.starts_with(|first: char| first.is_ascii_uppercase());
-        if !named || method.len() > 32 || !method.bytes().all(allowed) {
-            let upper = method.to_ascii_uppercase();
-            let remark = reading
-                .decoder
-                .error(span, format!("{} is not a method", quote(method)));
-            if upper != method && upper.bytes().all(allowed) {
-                remark.help(format!(
-                    "methods are compared exactly: write {}",
-                    quote(&upper)
-                ));
-            } else {
-                remark.help("write `GET`, `GET|HEAD`, or `*` for all");
-            }
-            return None;
-        }
-        let method: Box<str> = method.into();
-        if methods.contains(&method) {
-            reading.decoder.error(
-                span,
-                format!("{} stands twice in the route", quote(&method)),
-            );
-            return None;
-        }
-        methods.push(method);
-    }
-    Some(Methods::These(methods))
-}
-
-/// CONNECT makes a tunnel that nobody looks into, TRACE returns the request with its credential.
-fn refuse_tunnels(decoder: &mut Decoder, rule: &Rule) {
-    let Methods::These(methods) = &rule.methods else {
-        return;
-    };
-    for method in methods {
-        if matches!(&**method, "CONNECT" | "TRACE") {
-            decoder.error(rule.span, format!("{} cannot be allowed", quote(method)));
-        }
-    }
-}
-
-fn query_spec(reading: &mut Reading<'_>, node: &Node, extra: Extra) -> Option<QuerySpec> {
-    let entries = reading.decoder.mapping(node)?;
-    let mut parameters: Vec<Parameter> = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let name = entry.key.text.clone();
-        if name.is_empty() || name.chars().any(char::is_control) {
-            reading
-                .decoder
-                .error(entry.key.span, "this cannot be a parameter's name");
-        }
-        if let Some((shape, required)) = super::shape::parameter(reading, &entry.value) {
-            parameters.push(Parameter {
-                name,
-                shape,
-                required,
-            });
-        }
-    }
-    parameters.sort_by(|one, other| one.name.cmp(&other.name));
-    Some(QuerySpec { parameters, extra })
-}
-
-fn body_spec(reading: &mut Reading<'_>, node: &Node) -> Option<BodySpec> {
-    let mut fields = reading.decoder.fields(node, "`body`")?;
-    let refused = unsupported(reading, &mut fields, &["schema", "strip"]);
-    let declared = match refused {
-        true => fields.take("fields"),
-        false => fields.require(reading.decoder, "fields"),
-    };
-    let max = fields.take("max");
-    fields.finish(reading.decoder);
-    let max = match max {
-        Some(node) => body_max(reading, node)?,
-        None => DEFAULT_BODY,
-    };
-    let fields: Vec<Field> = super::shape::object(reading, declared?);
-    Some(BodySpec { fields, max })
-}
-
-fn body_max(reading: &mut Reading<'_>, node: &Node) -> Option<usize> {
-    let size = reading.decoder.byte_size(node)?;
-    if size == 0 || size > MAX_BODY {
-        reading.decoder.error(
-            node.span,
-            "a body that is looked at has between 1 byte and 16MiB",
-        );
-        return None;
-    }
-    usize::try_from(size).ok()
-}
-
-fn allowed_headers(reading: &mut Reading<'_>, node: &Node) -> Vec<Name> {
-    let Some(mut fields): Option<Fields<'_>> = reading.decoder.fields(node, "`headers`") else {
-        return Vec::new();
-    };
-    unsupported(reading, &mut fields, &["require", "strip"]);
-    let allow = fields.take("allow");
-    fields.finish(reading.decoder);
-    let names = allow
+    let strip = strip
         .map(|node| header_names(reading, node))
         .unwrap_or_default();
-    for name in &names {
-        if crate::headers::never_passes(&name.text) {
-            let message = format!("the header {} never passes", quote(&name.text));
-            reading.decoder.error(name.span, message);
-        } else if crate::headers::is_credential_header(&name.text) {
-            reading
-                .decoder
-                .error(
-                    name.span,
-                    format!(
-                        "the header {} is a slot for a credential",
-                        quote(&name.text)
-                    ),
-                )
-                .help("let the client's own credentials pass with `credential: client`");
-        }
-    }
-    names
+    (strip, max.and_then(|node| reading.decoder.byte_size(node)))
 }

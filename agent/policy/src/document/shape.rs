@@ -35,6 +35,18 @@ pub(super) fn parameter(reading: &mut Reading<'_>, node: &Node) -> Option<(Shape
     Some((shape(reading, kind?, Side::Query)?, required))
 }
 
+/// A header's one value: like a parameter, and no list.
+pub(super) fn header(reading: &mut Reading<'_>, node: &Node) -> Option<Shape> {
+    let shape = shape(reading, node, Side::Query)?;
+    if matches!(shape, Shape::List(_)) {
+        reading
+            .decoder
+            .error(node.span, "a required header has one value, and not a list");
+        return None;
+    }
+    Some(shape)
+}
+
 /// The fields of an object, by name.
 pub(super) fn object(reading: &mut Reading<'_>, node: &Node) -> Vec<Field> {
     let entries = reading.decoder.mapping(node).unwrap_or_default();

@@ -11,7 +11,7 @@ pub struct Source {
 }
 
 /// A place in a [`Source`]: one-based line and column (in characters).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub struct Location {
     /// The source's name.
     pub file: Arc<str>,

@@ -1,0 +1,140 @@
+//! Grants as they are decided by: who must call, until when, and which rules that gives.
+use crate::model::Mode;
+use crate::policy::RuleSet;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What one grant asks for besides the workload.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Clause {
+    /// The numbers of those who may call, in order; `None` is anybody, also who has proven nothing.
+    pub(crate) identities: Option<Arc<[u32]>>,
+    /// The last second at which it holds (since 1970, UTC).
+    pub(crate) until: Option<i64>,
+    pub(crate) mode: Mode,
+}
+
+/// Who calls, when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller {
+    pub(crate) identity: Option<u32>,
+    pub(crate) now: i64,
+}
+
+impl Clause {
+    pub(crate) fn holds(&self, caller: Caller) -> bool {
+        self.lasts(caller.now) && self.names(caller.identity)
+    }
+
+    pub(crate) fn lasts(&self, now: i64) -> bool {
+        self.until.is_none_or(|until| now <= until)
+    }
+
+    fn names(&self, identity: Option<u32>) -> bool {
+        let Some(identities) = &self.identities else {
+            return true;
+        };
+        identity.is_some_and(|identity| identities.binary_search(&identity).is_ok())
+    }
+
+    fn is_unconditional(&self) -> bool {
+        self.identities.is_none() && self.until.is_none()
+    }
+}
+
+/// Number of a [`Guard`].
+pub(crate) type GuardId = u32;
+/// The number of the guard that always holds.
+pub(crate) const ALWAYS: GuardId = 0;
+
+/// Under which of several grants a rule is had: any of them will do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Guard(pub(crate) Vec<Clause>);
+
+impl Guard {
+    /// The clauses in order, each once; only the unconditional one where there is such.
+    pub(crate) fn new(mut clauses: Vec<Clause>) -> Self {
+        // The mode is no matter of the rule, and guards that differ in it alone are one.
+        for clause in &mut clauses {
+            clause.mode = Mode::Enforce;
+        }
+        if clauses.iter().any(Clause::is_unconditional) {
+            clauses.retain(Clause::is_unconditional);
+        }
+        clauses.sort_unstable();
+        clauses.dedup();
+        Self(clauses)
+    }
+
+    /// The one that asks for nothing.
+    pub(crate) fn always() -> Self {
+        Self(vec![Clause {
+            identities: None,
+            until: None,
+            mode: Mode::Enforce,
+        }])
+    }
+
+    pub(crate) fn holds(&self, caller: Caller) -> bool {
+        self.0.iter().any(|clause| clause.holds(caller))
+    }
+}
+
+/// The clauses of some grants, and the mode that they have together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Modes {
+    clauses: Vec<Clause>,
+    /// The answer where no clause has a condition.
+    fixed: Option<Mode>,
+}
+
+impl Modes {
+    pub(crate) fn new(mut clauses: Vec<Clause>) -> Self {
+        clauses.sort_unstable();
+        clauses.dedup();
+        let free = clauses.iter().all(Clause::is_unconditional);
+        let fixed = clauses.iter().map(|clause| clause.mode).reduce(stricter);
+        Self {
+            fixed: fixed.filter(|_| free),
+            clauses,
+        }
+    }
+
+    /// Observe where all that hold are; `None` where none holds.
+    pub(crate) fn mode(&self, caller: Caller) -> Option<Mode> {
+        self.fixed.or_else(|| {
+            self.clauses
+                .iter()
+                .filter(|clause| clause.holds(caller))
+                .map(|clause| clause.mode)
+                .reduce(stricter)
+        })
+    }
+
+    pub(crate) fn clauses(&self) -> &[Clause] {
+        &self.clauses
+    }
+}
+
+/// Something granted in both modes is enforced.
+fn stricter(one: Mode, other: Mode) -> Mode {
+    if one == Mode::Observe { other } else { one }
+}
+
+/// What is granted to one workload.
+#[derive(Debug)]
+pub(crate) struct Grants {
+    /// Of all its grants.
+    pub(crate) modes: Modes,
+    /// By number of the api.
+    pub(crate) apis: HashMap<usize, ApiGrants>,
+}
+
+/// What is granted to one workload on one api.
+#[derive(Debug)]
+pub(crate) struct ApiGrants {
+    /// Of the grants that say something of the api.
+    pub(crate) modes: Modes,
+    /// Shared by all workloads with the same roles under the same guards.
+    pub(crate) rules: Arc<RuleSet>,
+}
