@@ -54,6 +54,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 pub(crate) const APART: &[&str] = &[
     "tollgate-ebpf",
     "tollgate-policy-bench",
+    "tollgate-policy-bench",
     "tollgate-policy-fuzz",
 ];
 
