@@ -75,6 +75,8 @@ mod compile;
 mod corpora;
 mod decide;
 mod document;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod grants;
 mod headers;
 mod model;

@@ -130,6 +130,11 @@ impl Decoder {
         }
     }
 
+    /// How many lines a file has, at least 1.
+    pub(super) fn lines(&self, file: u32) -> u32 {
+        self.file(file).map_or(1, File::lines)
+    }
+
     /// Whether another error would only be counted. Costly help need not be worked out then.
     pub fn is_full(&self) -> bool {
         self.faults.len() >= MAX_FAULTS

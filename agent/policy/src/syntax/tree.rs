@@ -195,6 +195,17 @@ impl<'d> Builder<'d> {
 
     fn span(&self, span: saphyr_parser::Span) -> Span {
         let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let last = self.decoder.lines(self.file);
+        if number(span.start.line()) > last {
+            // The scanner counts a line end where a text ends without one.
+            let end = self.decoder.line(self.file, last).chars().count();
+            return Span {
+                file: self.file,
+                line: last,
+                column: number(end).saturating_add(1),
+                width: 1,
+            };
+        }
         let width = if span.start.line() == span.end.line() {
             span.end.col().saturating_sub(span.start.col())
         } else {
