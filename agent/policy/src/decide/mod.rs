@@ -240,7 +240,11 @@ fn check_body(rule: &RuleData, request: &Request<'_>) -> Result<Option<usize>, B
     let media: Media = spec.media(request.headers)?;
     match request.body {
         Body::Absent => Err(BodyFault::Absent),
-        Body::Read(body) => spec.check(media, body).map(|()| None),
+        Body::Read(body) => match spec.check(media, body)?.edits {
+            None => Ok(None),
+            // A plan cannot say yet that another body is sent.
+            Some(_) => Err(BodyFault::Undeclared("to be cut out".into())),
+        },
         Body::Unread(length) => {
             let max = u64::try_from(spec.max).unwrap_or(u64::MAX);
             match length {

@@ -184,6 +184,24 @@ fn of_body(rule: &RuleData, fault: &BodyFault) -> Reason {
             format!("field {field} of {route} must be {expected}"),
             format!("send a declared value, or widen it under `body: fields:` at {at}"),
         ),
+        BodyFault::Missing(name) => reason(
+            "body_field",
+            format!("field {name} is required by {route}"),
+            format!("send it, or drop it from `body: required:` at {at}"),
+        ),
+        BodyFault::Schema { pointer, keyword } => reason(
+            "body_schema",
+            format!(
+                "the body of {route} is not of its schema: {} fails {}",
+                if pointer.is_empty() {
+                    "the whole".to_owned()
+                } else {
+                    quote(pointer)
+                },
+                quote(keyword)
+            ),
+            format!("send what the schema says, or widen `body: schema:` at {at}"),
+        ),
         BodyFault::Twice(name) => reason(
             "body_field",
             format!("field {name} of {route} is sent more than once"),

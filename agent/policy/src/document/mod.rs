@@ -2,6 +2,7 @@
 //!
 //! A value that is wrong leaves a fault in the decoder and a gap here; names are kept in any case, so
 //! that one fault is not followed by others about a name that is missing.
+mod body;
 mod credential;
 mod place;
 mod role;

@@ -3,7 +3,6 @@ use super::{Name, Reading, header_names, reference, unsupported};
 use crate::body::BodySpec;
 use crate::policy::{Extra, Parameter, QuerySpec};
 use crate::route::{Methods, Template};
-use crate::shape::Field;
 use crate::syntax::{Decoder, Fields, Node, Span, quote};
 
 #[derive(Debug)]
@@ -31,11 +30,6 @@ pub(crate) struct Rule {
     pub(crate) body: Option<BodySpec>,
     pub(crate) headers: Vec<Name>,
 }
-
-/// Bytes of a body that is looked at, unless said.
-const DEFAULT_BODY: usize = 64 << 10;
-/// Bytes of a body that can be looked at.
-const MAX_BODY: u64 = 16 << 20;
 
 pub(super) fn role(reading: &mut Reading<'_>, node: &Node) -> Role {
     let items = reading.decoder.nonempty_list(node).unwrap_or_default();
@@ -123,7 +117,7 @@ fn allow_rule(reading: &mut Reading<'_>, node: &Node) -> Option<Rule> {
     let extras = [("deny", Extra::Deny), ("strip", Extra::Strip)];
     let extra = extra.and_then(|entry| reading.decoder.word(&entry.value, &extras));
     let query = query.and_then(|node| query_spec(reading, node, extra.unwrap_or(Extra::Deny)));
-    let body = body.and_then(|node| body_spec(reading, node));
+    let body = body.and_then(|node| super::body::body_spec(reading, node));
     let headers = headers
         .map(|node| allowed_headers(reading, node))
         .unwrap_or_default();
@@ -269,35 +263,6 @@ fn query_spec(reading: &mut Reading<'_>, node: &Node, extra: Extra) -> Option<Qu
     }
     parameters.sort_by(|one, other| one.name.cmp(&other.name));
     Some(QuerySpec { parameters, extra })
-}
-
-fn body_spec(reading: &mut Reading<'_>, node: &Node) -> Option<BodySpec> {
-    let mut fields = reading.decoder.fields(node, "`body`")?;
-    let refused = unsupported(reading, &mut fields, &["schema", "strip"]);
-    let declared = match refused {
-        true => fields.take("fields"),
-        false => fields.require(reading.decoder, "fields"),
-    };
-    let max = fields.take("max");
-    fields.finish(reading.decoder);
-    let max = match max {
-        Some(node) => body_max(reading, node)?,
-        None => DEFAULT_BODY,
-    };
-    let fields: Vec<Field> = super::shape::object(reading, declared?);
-    Some(BodySpec { fields, max })
-}
-
-fn body_max(reading: &mut Reading<'_>, node: &Node) -> Option<usize> {
-    let size = reading.decoder.byte_size(node)?;
-    if size == 0 || size > MAX_BODY {
-        reading.decoder.error(
-            node.span,
-            "a body that is looked at has between 1 byte and 16MiB",
-        );
-        return None;
-    }
-    usize::try_from(size).ok()
 }
 
 fn allowed_headers(reading: &mut Reading<'_>, node: &Node) -> Vec<Name> {

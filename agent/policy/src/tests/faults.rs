@@ -51,7 +51,7 @@ roles:
       credential: github-bot
       allow:
         - route: PATCH /repos/acme/{repo}/issues/{number:int}
-          body: { fields: { state: [open, closed] }, max: 16KiB, schema: {} }
+          body: { fields: { state: [open, closed] }, max: 16KiB }
           when: "!('secret' in request.json.labels)"
         - route: read-only /x
       deny:
@@ -76,7 +76,6 @@ budgets:
         "14:13: `tcp` is not supported by this version",
         "17:25: the secret source `vault` is not supported by this version",
         "18:17: `aws-sigv4` is not supported by this version",
-        "25:66: `schema` is not supported by this version",
         "26:11: `when` is not supported by this version",
         "27:18: `read-only` is not supported by this version",
         "30:11: `query` in a deny rule is not supported by this version",
@@ -313,11 +312,7 @@ fn one_fault_at_a_time() {
             "GET /x, query: { a: { b: int } }",
             "5:76: the parameter needs `type`",
         ),
-        (
-            "GET /x",
-            "GET /x, body: { max: 1KiB }",
-            "5:70: `body` needs `fields`",
-        ),
+        ("GET /x", "GET /x, body: {}", "5:70: `body` says nothing"),
         (
             "GET /x",
             "GET /x, body: { fields: {}, max: 1GiB }",
