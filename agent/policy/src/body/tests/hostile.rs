@@ -159,19 +159,17 @@ fn speed() {
     for (name, text) in &specs {
         let spec = spec(text);
         for body in [&body, &listed] {
-            let rounds = 20_000_u32;
-            let started = Instant::now();
-            for _ in 0..rounds {
-                std::hint::black_box(
-                    spec.check(Media::Json, std::hint::black_box(body.as_bytes()))
-                        .unwrap(),
-                );
-            }
-            println!(
-                "{name}: {} bytes in {:?}",
-                body.len(),
-                started.elapsed() / rounds
-            );
+            // The quickest of many short runs is the one that nobody else disturbed.
+            let quickest = (0..500).map(|_| {
+                let started = Instant::now();
+                for _ in 0..20 {
+                    let body = std::hint::black_box(body.as_bytes());
+                    std::hint::black_box(spec.check(Media::Json, body).unwrap());
+                }
+                started.elapsed() / 20
+            });
+            let quickest = quickest.min().unwrap();
+            println!("{name}: {} bytes in {quickest:?}", body.len());
             let counted =
                 allocation_counter::measure(|| drop(spec.check(Media::Json, body.as_bytes())));
             println!("    {} allocations", counted.count_total);
