@@ -6,6 +6,7 @@
     clippy::panic
 )]
 mod decisions;
+mod doubts;
 mod faults;
 mod laws;
 mod naive;

@@ -1,6 +1,6 @@
 //! Roles with their parameters filled in and their inclusions resolved.
 use super::names::Names;
-use crate::document::{Entry, Named, Reading, RoleRef, Template, instantiate};
+use crate::document::{Arguments, Entry, Named, Reading, RoleRef, Template, instantiate, weight};
 use crate::syntax::{Span, nearest, quote};
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,6 +10,8 @@ const MAX_INSTANCES: usize = 10_000;
 const MAX_DEPTH: usize = 32;
 /// Inclusions of all roles together, also indirect ones, at most.
 const MAX_INCLUDED: usize = 1_000_000;
+/// Keys and values of all roles together, read anew for each list of arguments, at most.
+const MAX_FILLED: usize = 1_000_000;
 
 /// A role as it is granted or included.
 #[derive(Debug)]
@@ -21,8 +23,6 @@ pub(super) struct Instance {
     pub(super) all: BTreeSet<usize>,
 }
 
-type Arguments = Vec<(Box<str>, Box<str>)>;
-
 /// Makes instances as they are asked for, each once.
 pub(super) struct Instances<'d> {
     roles: &'d [Named<Template<'d>>],
@@ -32,6 +32,8 @@ pub(super) struct Instances<'d> {
     /// Roles that are being made, the outermost first.
     making: Vec<usize>,
     included: usize,
+    /// Keys and values that were filled in.
+    filled: usize,
     /// Roles that were asked for at all, by number.
     used: BTreeSet<usize>,
 }
@@ -49,6 +51,7 @@ impl<'d> Instances<'d> {
             known: HashMap::new(),
             making: Vec::new(),
             included: 0,
+            filled: 0,
             used: BTreeSet::new(),
         };
         for (number, role) in roles.iter().enumerate() {
@@ -121,6 +124,12 @@ impl<'d> Instances<'d> {
             return None;
         }
         let template = self.roles.get(number)?;
+        if !key.1.is_empty() {
+            self.filled = self.filled.saturating_add(weight(template.value.node));
+            if self.is_endless(reading, number, span) {
+                return None;
+            }
+        }
         let role = instantiate(reading, &template.value, &key.1);
         self.making.push(number);
         let mut all = BTreeSet::new();
@@ -171,7 +180,10 @@ impl<'d> Instances<'d> {
                 .error(span, "roles include each other more than 32 levels deep");
             return true;
         }
-        if self.made.len() >= MAX_INSTANCES || self.included >= MAX_INCLUDED {
+        if self.made.len() >= MAX_INSTANCES
+            || self.included >= MAX_INCLUDED
+            || self.filled >= MAX_FILLED
+        {
             reading
                 .decoder
                 .error(
@@ -179,7 +191,7 @@ impl<'d> Instances<'d> {
                     "the policy has too many roles with different arguments, or inclusions",
                 )
                 .help(
-                    "more than 10000 roles or 1000000 inclusions are a policy that nobody can read",
+                    "more than 10000 roles, or 1000000 inclusions or values of roles with arguments, are a policy that nobody can read",
                 );
             return true;
         }

@@ -4,6 +4,7 @@
 //! that one fault is not followed by others about a name that is missing.
 mod body;
 mod credential;
+mod fill;
 mod grant;
 mod identity;
 pub(crate) mod payload;
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub(crate) use credential::Credential;
+pub(crate) use fill::{Arguments, weight};
 pub(crate) use grant::Grant;
 pub(crate) use identity::{Group, Identity};
 pub(crate) use place::{Api, HostPattern, Workload};

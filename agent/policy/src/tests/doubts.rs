@@ -1,0 +1,171 @@
+//! Policies and requests that read as one thing and could be taken as another.
+use super::*;
+use crate::{Connection, Mode};
+
+/// One workload `w` with the role `r` on the api `a` (a.com).
+fn with(role: &str, grant: &str) -> String {
+    format!(
+        "version: 1\nworkloads: {{ w: {{}} }}\napis: {{ a: {{ hosts: [a.com] }} }}\nroles:\n{role}\ngrants:\n  - {{ role: \"{grant}\", to: {{ workload: w }} }}\n"
+    )
+}
+
+fn asked(policy: &Policy, method: &str, target: &str) -> String {
+    call("w", method, &format!("https://a.com{target}")).outcome(policy)
+}
+
+fn posted(policy: &Policy, body: &str) -> String {
+    call("w", "POST", "https://a.com/x")
+        .json(body)
+        .outcome(policy)
+}
+
+fn form(policy: &Policy, body: &str) -> String {
+    let headers = &[("content-type", "application/x-www-form-urlencoded")];
+    let call = Call {
+        headers,
+        body: Body::Read(body.as_bytes()),
+        ..call("w", "POST", "https://a.com/x")
+    };
+    call.outcome(policy)
+}
+
+/// A policy whose one rule is `POST /x` with this, which is indented by ten.
+fn post(rule: &str) -> Policy {
+    let role = format!("  r:\n    - api: a\n      allow:\n        - route: POST /x\n{rule}");
+    compiled(&with(&role, "r")).policy
+}
+
+fn faults(text: &str) -> String {
+    match compile(&[source("policy.yaml", text)]) {
+        Ok(_) => String::new(),
+        Err(faults) => faults.to_string(),
+    }
+}
+
+#[test]
+fn a_parameter_that_is_not_used_is_a_fault() {
+    let role = "  r(repo):\n    - api: a\n      allow: [{ route: \"GET /repos/{repo}/**\" }]";
+    let faults = faults(&with(role, "r(repo=acme)"));
+    assert!(
+        faults.contains("the parameter `repo` is not used"),
+        "{faults}"
+    );
+}
+
+#[test]
+fn a_key_twice_with_its_argument_is_a_fault_in_either_order() {
+    for keys in ["\"${k}\": any, q: int", "q: int, \"${k}\": any"] {
+        let role = format!(
+            "  r(k):\n    - api: a\n      allow: [{{ route: GET /x, query: {{ {keys} }} }}]"
+        );
+        let faults = faults(&with(&role, "r(k=q)"));
+        assert!(
+            faults.contains("the key `q` stands twice"),
+            "{keys}: {faults}"
+        );
+    }
+}
+
+#[test]
+fn an_argument_among_values_is_a_value() {
+    let role = "  r(state):\n    - api: a\n      allow:\n        - route: GET /x\n          query:\n            state:\n              - ${state}";
+    for argument in ["any", "string", "1..9", "/.+/"] {
+        let policy = compiled(&with(role, &format!("r(state={argument})"))).policy;
+        assert_eq!(
+            asked(&policy, "GET", "/x?state=7"),
+            "query_value",
+            "{argument}"
+        );
+    }
+    let policy = compiled(&with(role, "r(state=7)")).policy;
+    assert_eq!(asked(&policy, "GET", "/x?state=7"), "GET /x");
+}
+
+#[test]
+fn an_argument_in_a_pattern_is_text() {
+    let roles = [
+        "  r(host):\n    - api: a\n      allow: [{ route: GET /x, query: { h: \"/.*@${host}/\" } }]",
+        "  r(host):\n    - api: a\n      allow: [{ route: GET /x, query: { h: [\"/.*@${host}/\"] } }]",
+    ];
+    let list = compiled(&with(roles[1], "r(host=a.b)")).policy;
+    assert_eq!(
+        asked(&list, "GET", "/x?h=x@a.b"),
+        "query_value",
+        "a quoted value"
+    );
+    let policy = compiled(&with(roles[0], "r(host=a.b)")).policy;
+    assert_eq!(asked(&policy, "GET", "/x?h=x@a.b"), "GET /x");
+    assert_eq!(asked(&policy, "GET", "/x?h=x@aXb"), "query_value");
+    let route = "  r(n):\n    - api: a\n      allow: [{ route: \"GET /{id:v-${n}}/y\" }]";
+    let policy = compiled(&with(route, "r(n=.+)")).policy;
+    assert_eq!(asked(&policy, "GET", "/v-1/y"), "no_route");
+    assert_eq!(asked(&policy, "GET", "/v-.+/y"), "GET /{id:v-\\.\\+}/y");
+    let schema = "  r(n):\n    - api: a\n      allow:\n        - route: POST /x\n          body: { schema: { properties: { v: { pattern: \"^[${n}]$\" } } } }";
+    let policy = compiled(&with(schema, "r(n=a-z)")).policy;
+    assert_eq!(posted(&policy, r#"{"v":"-"}"#), "POST /x");
+    assert_eq!(posted(&policy, r#"{"v":"m"}"#), "body_schema");
+}
+
+#[test]
+fn an_argument_in_a_condition_is_text_or_a_number() {
+    let role = |when: &str| {
+        format!(
+            "  r(v):\n    - api: a\n      allow: [{{ route: \"GET /{{id}}\", when: \"{when}\" }}]"
+        )
+    };
+    let policy = compiled(&with(&role("path.id == '${v}'"), "r(v=path.id)")).policy;
+    assert_eq!(asked(&policy, "GET", "/x"), "condition");
+    let policy = compiled(&with(&role("int(path.id) == ${v}"), "r(v=7)")).policy;
+    assert_eq!(asked(&policy, "GET", "/7"), "GET /{id}");
+    for when in [
+        "path.id == ${v}",
+        "'it\\\\'s' != path.id && path.id == ${v}",
+    ] {
+        let faults = faults(&with(&role(when), "r(v=path.id)"));
+        assert!(faults.contains("in quotes"), "{when}: {faults}");
+    }
+}
+
+#[test]
+fn filling_in_is_bounded() {
+    let mut text = String::from(
+        "version: 1\nworkloads: { w: {} }\napis: { a: { hosts: [a.com] } }\nroles:\n  r(p):\n    - api: a\n      allow:\n",
+    );
+    for number in 0..20_000 {
+        text.push_str(&format!("        - route: GET /${{p}}/{number}\n"));
+    }
+    text.push_str("grants:\n");
+    for number in 0..9_000 {
+        text.push_str(&format!(
+            "  - {{ role: r(p={number}), to: {{ workload: w }} }}\n"
+        ));
+    }
+    assert!(faults(&text).contains("too many roles with different arguments"));
+}
+
+#[test]
+fn many_keys_with_an_argument_among_them_take_no_square_time() {
+    let mut text = String::from(
+        "  r(p):\n    - api: a\n      allow:\n        - route: GET /${p}\n          query:\n            \"${p}\": any\n",
+    );
+    for number in 0..100_000 {
+        text.push_str(&format!("            k{number}: any\n"));
+    }
+    let before = std::time::Instant::now();
+    assert_eq!(faults(&with(&text, "r(p=x)")), "");
+    assert!(before.elapsed().as_secs() < 60);
+}
+
+#[test]
+fn mapped_ranges_and_empty_claims_are_faults() {
+    let text = "version: 1\napis: { c: { tcp: [\"[::ffff:10.0.0.7]:6379\"] } }";
+    assert!(faults(text).contains("IPv4"), "{}", faults(text));
+    let text = "version: 1\napis: { c: { hosts: [a.com], addresses: [\"::ffff:10.0.0.0/104\"] } }";
+    assert!(faults(text).contains("IPv4"), "{}", faults(text));
+    let text = "version: 1\nidentities: { i: { jwt: { issuer: https://a.b, audience: t, claims: { repo: } } } }";
+    assert!(
+        faults(text).contains("the claim's one value"),
+        "{}",
+        faults(text)
+    );
+}
