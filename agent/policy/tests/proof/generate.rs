@@ -123,9 +123,12 @@ fn role(chance: &mut Chance, model: &Model, number: usize) -> Role {
             items.push(Item::Entry(entry(chance, model, &parameters)));
         }
     }
+    // One that is not used is a fault.
+    let text = format!("{items:?}");
+    let used = |name: &String| text.contains(&format!("${{{name}}}"));
     Role {
         name: format!("r{number}"),
-        parameters,
+        parameters: parameters.into_iter().filter(used).collect(),
         items,
     }
 }

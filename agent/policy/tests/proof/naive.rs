@@ -151,11 +151,15 @@ impl<'m> Naive<'m> {
                     || (workloads.is_empty() && !self.has(Flaw::AnyWorkloadIsNone)))
         };
         let grants: Vec<&Granted<'_>> = self.granted.iter().filter(fits).collect();
+        // The mode is that of all grants, if any of them holds.
         let holding = |grants: &[&Granted<'_>]| -> Vec<bool> {
-            let counts = |grant: &Grant| {
-                self.holds(grant, asked) || self.has(Flaw::ModeOfGrantsThatDoNotHold)
+            let holds = |granted: &&&Granted<'_>| self.holds(granted.grant, asked);
+            let any = grants.iter().any(|granted| holds(&granted));
+            let counts = |granted: &&&Granted<'_>| match self.has(Flaw::ModeOfGrantsThatHold) {
+                true => holds(granted),
+                false => any,
             };
-            let grants = grants.iter().filter(|granted| counts(granted.grant));
+            let grants = grants.iter().filter(counts);
             grants.map(|granted| granted.grant.observe).collect()
         };
         let observe = |modes: &[bool]| {
@@ -286,7 +290,7 @@ impl<'m> Naive<'m> {
         let (mut taking, mut failures) = (Vec::new(), Vec::new());
         for (_, placed) in all.iter().filter(|(_, placed)| !placed.deny) {
             let rule = placed.rule.as_ref().unwrap();
-            if !self.path_fits(&rule.path, &asked.path) {
+            if !self.path_fits(&rule.path, &asked.path, false) {
                 continue;
             }
             match self.check(placed, asked) {
@@ -352,7 +356,7 @@ impl<'m> Naive<'m> {
         let template = &rule.path[..without_slash(ends, rule.path.len())];
         let ends = asked.path.last().is_some_and(String::is_empty);
         let path = &asked.path[..without_slash(ends, asked.path.len())];
-        method && self.path_fits(template, path) && self.condition_holds(rule, asked)
+        method && self.path_fits(template, path, true) && self.condition_holds(rule, asked)
     }
 
     fn condition_holds(&self, rule: &Rule, asked: &Asked) -> bool {
@@ -370,23 +374,36 @@ impl<'m> Naive<'m> {
         })
     }
 
-    fn path_fits(&self, template: &[Segment], path: &[String]) -> bool {
+    fn path_fits(&self, template: &[Segment], path: &[String], deny: bool) -> bool {
         let slash = self.has(Flaw::AllowIgnoresTrailingSlash);
         match (template, path) {
             ([Segment::Rest], _) | ([], []) => true,
             ([], [last]) if slash && last.is_empty() => true,
             ([first, template @ ..], [segment, path @ ..]) => {
                 let fits = match first {
+                    Segment::Text(text) if deny => {
+                        decoded(text).to_lowercase() == segment.to_lowercase()
+                    }
                     Segment::Text(text) => decoded(text) == *segment,
                     Segment::Star | Segment::Named(_) => !segment.is_empty(),
+                    Segment::Int(_) if deny => {
+                        let text = segment.trim();
+                        let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+                        !digits.is_empty() && digits.chars().all(|one| one.is_ascii_digit())
+                    }
                     Segment::Int(_) => integer(segment).is_some(),
+                    Segment::Uuid(_) if deny => {
+                        let text = segment.trim().trim_matches(['{', '}', '(', ')']);
+                        let digits = text.replace('-', "");
+                        digits.len() == 32 && digits.chars().all(|one| one.is_ascii_hexdigit())
+                    }
                     Segment::Uuid(_) => is_uuid(segment),
                     Segment::Pattern(_, number) => {
                         !segment.is_empty() && (PATTERNS[*number].means)(segment)
                     }
                     Segment::Rest => false,
                 };
-                fits && self.path_fits(template, path)
+                fits && self.path_fits(template, path, deny)
             }
             _ => false,
         }
