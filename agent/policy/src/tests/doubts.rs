@@ -197,6 +197,79 @@ fn a_deny_rule_takes_numbers_as_servers_do() {
 }
 
 #[test]
+fn a_key_in_two_cases_is_a_key_twice() {
+    let policy = post("          when: \"request.json.role == 'user'\"\n");
+    assert_eq!(posted(&policy, r#"{"role":"user"}"#), "POST /x");
+    assert_eq!(
+        posted(&policy, r#"{"role":"user","Role":"admin"}"#),
+        "body_invalid"
+    );
+    assert_eq!(
+        posted(&policy, r#"{"role":"user","a":{"k":1,"\u212a":2}}"#),
+        "body_invalid"
+    );
+    assert_eq!(
+        posted(&policy, r#"{"role":"user","s":1,"\u017f":2}"#),
+        "body_invalid"
+    );
+}
+
+#[test]
+fn what_is_cut_out_is_cut_out_in_any_case() {
+    let policy = post("          body: { strip: [/internal] }\n");
+    let json = call("w", "POST", "https://a.com/x").json(r#"{"a":1,"Internal":true}"#);
+    let plan = json.decide(&policy).plan;
+    assert_eq!(plan.body.as_deref(), Some(&br#"{"a":1}"#[..]));
+    for body in ["a=1&internal[]=1", "internal[a]=1&a=1", "a=1&%20Internal=2"] {
+        let headers = &[("content-type", "application/x-www-form-urlencoded")];
+        let body = Body::Read(body.as_bytes());
+        let call = Call {
+            headers,
+            body,
+            ..call("w", "POST", "https://a.com/x")
+        };
+        let plan = call.decide(&policy).plan;
+        assert_eq!(plan.body.as_deref(), Some(&b"a=1"[..]), "{body:?}");
+    }
+    let nested = post("          body: { strip: [/user/role] }\n");
+    assert_eq!(form(&nested, "user[role]=admin"), "body_invalid");
+    assert_eq!(form(&policy, "a[]=1"), "POST /x");
+}
+
+#[test]
+fn models_and_tools_are_named_in_one_case() {
+    let policy =
+        post("          llm: { models: [small], max_tokens: 9, tools: [], stream: false }\n");
+    let good = r#""model":"small","max_tokens":9,"messages":[{"Model":"x"}]"#;
+    assert_eq!(posted(&policy, &format!("{{{good}}}")), "POST /x");
+    for more in [
+        r#""N":7"#,
+        r#""Tools":[{"type":"web_search"}]"#,
+        r#""Stream":true"#,
+        r#""max_Completion_tokens":99"#,
+        r#""generationConfig":{"MaxOutputTokens":99}"#,
+        r#""GenerationConfig":{"maxOutputTokens":99}"#,
+        r#""options":{"num_predict":99}"#,
+        r#""max_new_tokens":99"#,
+        r#""parameters":{"max_new_tokens":99}"#,
+    ] {
+        assert_ne!(
+            posted(&policy, &format!("{{{good},{more}}}")),
+            "POST /x",
+            "{more}"
+        );
+    }
+}
+
+#[test]
+fn a_form_names_a_field_once() {
+    let policy = post("          when: \"request.form.role == 'user'\"\n");
+    assert_eq!(form(&policy, "role=user&tags[]=a&tags[]=b"), "POST /x");
+    assert_eq!(form(&policy, "role=user&role[]=admin"), "body_invalid");
+    assert_eq!(form(&policy, "role=user&role%5B0%5D=admin"), "body_invalid");
+}
+
+#[test]
 fn mapped_ranges_and_empty_claims_are_faults() {
     let text = "version: 1\napis: { c: { tcp: [\"[::ffff:10.0.0.7]:6379\"] } }";
     assert!(faults(text).contains("IPv4"), "{}", faults(text));
@@ -215,6 +288,18 @@ fn a_grant_to_every_workload_of_none_is_warned_of() {
     let text = "version: 1\nidentities: { i: { token: tgi_a } }\napis: { a: { hosts: [a.com] } }\nroles: { r: [{ api: a, allow: [{ route: GET / }] }] }\ngrants: [{ role: r, to: { identity: i } }]";
     let warnings = compiled(text).warnings.to_string();
     assert!(warnings.contains("no workload"), "{warnings}");
+}
+
+#[test]
+fn a_content_type_with_odd_blanks_is_none() {
+    let policy = post("          body: { fields: { a: int } }\n");
+    let headers = &[("content-type", "\u{a0}application/json")];
+    let call = Call {
+        headers,
+        body: Body::Read(b"{}"),
+        ..call("w", "POST", "https://a.com/x")
+    };
+    assert_eq!(call.outcome(&policy), "body_type");
 }
 
 #[test]
