@@ -270,6 +270,57 @@ fn a_form_names_a_field_once() {
 }
 
 #[test]
+fn headers_that_name_another_resource_do_not_pass_unasked() {
+    let rules = |extra: &str| {
+        let role = format!("  r:\n    - api: a\n      allow: [{{ route: PUT /x{extra} }}]");
+        compiled(&with(&role, "r")).policy
+    };
+    let policy = rules("");
+    let plan = call("w", "PUT", "https://a.com/x").decide(&policy).plan;
+    for name in [
+        "x-amz-copy-source",
+        "x-amz-copy-source-if-match",
+        "x-goog-copy-source",
+        "x-ms-copy-source",
+        "x-ms-rename-source",
+        "x-amz-acl",
+        "x-amz-grant-read",
+        "x-goog-acl",
+    ] {
+        assert!(!plan.headers.passes(name), "{name}");
+    }
+    for name in [
+        "x-amz-content-sha256",
+        "x-amz-date",
+        "x-amz-target",
+        "x-ms-version",
+        "x-goog-api-client",
+    ] {
+        assert!(plan.headers.passes(name), "{name}");
+    }
+    let policy = rules(", headers: { allow: [x-amz-copy-source] }");
+    let plan = call("w", "PUT", "https://a.com/x").decide(&policy).plan;
+    assert!(plan.headers.passes("x-amz-copy-source"));
+}
+
+#[test]
+fn method_parameters_are_known_as_php_names_them() {
+    let role = "  r:\n    - api: a\n      allow: [{ route: GET /x }]";
+    let policy = compiled(&with(role, "r")).policy;
+    for query in [
+        ".method=DELETE",
+        "%20_method=DELETE",
+        "_method[]=DELETE",
+        "access.token=t",
+        "api%20key=t",
+    ] {
+        let url = format!("https://a.com/x?{query}");
+        let plan = call("w", "GET", &url).decide(&policy).plan;
+        assert_eq!(plan.query, Some(None), "{query}");
+    }
+}
+
+#[test]
 fn mapped_ranges_and_empty_claims_are_faults() {
     let text = "version: 1\napis: { c: { tcp: [\"[::ffff:10.0.0.7]:6379\"] } }";
     assert!(faults(text).contains("IPv4"), "{}", faults(text));
@@ -300,6 +351,14 @@ fn a_content_type_with_odd_blanks_is_none() {
         ..call("w", "POST", "https://a.com/x")
     };
     assert_eq!(call.outcome(&policy), "body_type");
+}
+
+#[test]
+fn sessions_of_mcp_can_pass() {
+    let role = "  r:\n    - api: a\n      allow: [{ route: POST /x, headers: { allow: [mcp-session-id] } }]";
+    let policy = compiled(&with(role, "r")).policy;
+    let plan = call("w", "POST", "https://a.com/x").decide(&policy).plan;
+    assert!(plan.headers.passes("mcp-session-id"));
 }
 
 #[test]
