@@ -1,10 +1,12 @@
 //! The compiled policy: rules in the order of how specific they are, and the ways to find them.
-use crate::body::BodySpec;
+use crate::body::{BodySpec, Redactor};
 use crate::canonical::Host;
 use crate::grants::{Grants, Guard, GuardId};
 use crate::model::{Api, Credential, Identity, Rule, Workload};
+use crate::payload::Payload;
 use crate::route::{Index, Methods, Template};
 use crate::shape::Shape;
+use crate::when::When;
 use std::collections::HashMap;
 
 /// A compiled, immutable policy.
@@ -38,7 +40,12 @@ pub(crate) struct RuleData {
     pub(crate) template: Template,
     pub(crate) query: Option<QuerySpec>,
     pub(crate) headers: HeaderSpec,
+    /// What is looked at of the body; there where `payload` or `when` look at it.
     pub(crate) body: Option<BodySpec>,
+    pub(crate) payload: Option<Payload>,
+    /// The request must be gRPC.
+    pub(crate) grpc: bool,
+    pub(crate) when: Option<When>,
     /// The entry of a role that it stands in.
     pub(crate) entry: u32,
 }
@@ -82,6 +89,7 @@ pub(crate) enum Extra {
 pub(crate) struct Entry {
     pub(crate) credential: CredentialUse,
     pub(crate) response_strip: Vec<String>,
+    pub(crate) response_redact: Option<Redactor>,
     pub(crate) response_max: Option<u64>,
 }
 

@@ -7,7 +7,7 @@ use crate::payload::{
 use crate::syntax::{Node, Value, nearest, quote};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Names of one list at most: more are a table, not a rule.
 const MAX_NAMES: usize = 1_000;

@@ -18,11 +18,15 @@ static POLICY: LazyLock<Option<Policy>> = LazyLock::new(|| {
 const NOW: i64 = 1_800_000_000;
 
 /// Which role each workload has, said a second time.
-const GRANTED: [(&str, &str); 4] = [
-    ("builder", "triage"),
-    ("builder", "own"),
-    ("notebooks", "chat"),
-    ("notebooks", "own"),
+const GRANTED: [(&str, Option<&str>, &str); 8] = [
+    ("builder", None, "triage"),
+    ("builder", None, "own"),
+    ("builder", None, "rich"),
+    ("builder", None, "reader(part: open/data)"),
+    ("builder", Some("bob"), "personal"),
+    ("notebooks", None, "chat"),
+    ("notebooks", None, "own"),
+    ("notebooks", Some("bob"), "personal"),
 ];
 
 /// What nobody may do: part of the host, method or `*`, and how the path begins.
@@ -195,11 +199,27 @@ fn check(policy: &Policy, ask: &Ask<'_>, body: Body<'_>, decision: &Decision<'_>
         assert!(decision.rule.is_some(), "allowed by no rule");
         return;
     };
-    let granted = GRANTED.iter().any(|(workload, role)| {
-        *workload == ask.workload && rule.label.starts_with(&format!("role:{role} allow "))
+    let granted = GRANTED.iter().any(|(workload, identity, role)| {
+        *workload == ask.workload
+            && identity.is_none_or(|identity| ask.identity == Some(identity))
+            && rule.label.starts_with(&format!("role:{role} allow "))
     });
     assert!(granted, "{} is not granted to {}", rule.label, ask.workload);
     assert!(route_matches(&rule.route, ask.method, &ask.target.path));
+    check_edited(policy, ask, decision);
+}
+
+/// What is sent instead of a body is allowed itself, by the same rule, and nothing more is cut out of it.
+fn check_edited(policy: &Policy, ask: &Ask<'_>, decision: &Decision<'_>) {
+    let Some(edited) = &decision.plan.body else {
+        assert!(decision.plan.stripped_body.is_empty());
+        return;
+    };
+    assert!(edited.len() < ask.body.len(), "nothing was cut out");
+    let again = policy.decide(&ask.subject(), &ask.request(Body::Read(edited)));
+    let again = decided(again);
+    assert_eq!(again.as_ref().map(same_words), Some(same_words(decision)));
+    assert!(again.is_some_and(|again| again.plan.body.is_none()));
 }
 
 /// What is sent of the query is a part of it, and canonical.
@@ -237,6 +257,10 @@ fn check_explained(policy: &Policy, ask: &Ask<'_>, body: Body<'_>, decision: &De
 fn route_matches(route: &str, method: &str, path: &str) -> bool {
     let Some((methods, template)) = route.split_once(' ') else {
         return false;
+    };
+    let methods = match methods {
+        "read-only" => "GET|HEAD",
+        methods => methods,
     };
     let any = methods == "*" && !matches!(method, "CONNECT" | "TRACE");
     let template: Vec<&str> = template.split('/').skip(1).collect();

@@ -15,7 +15,6 @@ use crate::syntax::quote;
 use serde_json::{Map, Value};
 
 pub(crate) use graphql::{FieldPaths, Graphql, Listed};
-#[cfg_attr(not(test), expect(unused_imports, reason = "rules name payloads next"))]
 pub(crate) use grpc::is_grpc;
 pub(crate) use grpc::{GrpcMethods, GrpcRoute};
 pub(crate) use llm::Llm;

@@ -3,8 +3,8 @@
 //! The grammar is the library's; a document with any error is not taken. Text that two lexers could cut in two
 //! ways is refused before.
 use crate::syntax::quote;
-use apollo_parser::Parser;
-use apollo_parser::cst;
+use apollo_parser::cst::{self, CstNode};
+use apollo_parser::{Parser, SyntaxKind};
 use std::collections::HashMap;
 
 /// Tokens of a document at most, blanks and comments among them.
@@ -83,8 +83,10 @@ pub(super) fn read(text: &str) -> Read<Document> {
             false => format!("the document is not GraphQL (byte {})", error.index()),
         });
     }
+    let root = tree.document();
+    refuse_lenient(&root)?;
     let (mut operations, mut fragments) = (Vec::new(), Vec::new());
-    for definition in tree.document().definitions() {
+    for definition in root.definitions() {
         match definition {
             cst::Definition::OperationDefinition(operation) => operations.push(operation),
             cst::Definition::FragmentDefinition(fragment) => fragments.push(fragment),
@@ -128,6 +130,31 @@ fn refuse_ambiguous(text: &str) -> Read<()> {
             return Err(format!(
                 "the document has the character U+{code:04X}, which servers read differently"
             ));
+        }
+    }
+    Ok(())
+}
+
+/// The library takes arguments and members without a value, as in `(a b: 1)`, and a string whose first
+/// character ends the line; the grammar does not.
+fn refuse_lenient(root: &cst::Document) -> Read<()> {
+    for node in root.syntax().descendants() {
+        let good = match node.kind() {
+            SyntaxKind::ARGUMENT => {
+                cst::Argument::cast(node).is_some_and(|argument| argument.value().is_some())
+            }
+            SyntaxKind::OBJECT_FIELD => {
+                cst::ObjectField::cast(node).is_some_and(|field| field.value().is_some())
+            }
+            SyntaxKind::STRING_VALUE => node.first_token().is_some_and(|token| {
+                let text = token.text();
+                text.starts_with("\"\"\"") || !text.contains(['\n', '\r'])
+            }),
+            SyntaxKind::ERROR => false,
+            _ => true,
+        };
+        if !good {
+            return part(None);
         }
     }
     Ok(())
