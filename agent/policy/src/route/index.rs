@@ -29,6 +29,10 @@ struct Node {
 
 /// Children by literal segment.
 #[derive(Debug, Default)]
+#[expect(
+    clippy::box_collection,
+    reason = "few nodes have many: the others stay small"
+)]
 enum Literals {
     #[default]
     None,
@@ -41,6 +45,10 @@ enum Literals {
 struct Kinds(Box<[(SegmentKind, u32)]>);
 
 #[derive(Debug, Default)]
+#[expect(
+    clippy::box_collection,
+    reason = "few nodes have many: the others stay small"
+)]
 enum Rules {
     #[default]
     None,
