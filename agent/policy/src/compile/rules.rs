@@ -173,6 +173,8 @@ pub(super) fn build(
             .then_with(|| detail(one).cmp(&detail(other)))
             .then_with(|| place(one).cmp(&place(other)))
     });
+    // To measure: they stay as long as the policy.
+    ruled.rules.reserve_exact(drafts.len());
     for (number, draft) in drafts.into_iter().enumerate() {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
         if let Some(role) = ruled.roles.get_mut(draft.role) {
@@ -340,10 +342,10 @@ fn rule_data(
         template: rule.template,
         query: rule.query,
         headers: header_spec(rule.headers),
-        body: rule.body,
-        payload: rule.payload,
+        body: rule.body.map(Box::new),
+        payload: rule.payload.map(Box::new),
         grpc: rule.grpc,
-        when: rule.when,
+        when: rule.when.map(Box::new),
         entry,
     }
 }

@@ -333,6 +333,9 @@ impl Sets<'_> {
                 set.guarded.extend(rules.map(|number| (*number, *guard)));
             }
         }
+        set.allow.shrink();
+        set.deny.shrink();
+        set.allows.shrink_to_fit();
         set.allows.sort_unstable();
         set.guarded.sort_unstable();
         set
