@@ -20,22 +20,10 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
-use tollgate_policy::Plan;
+use tollgate_policy::{Plan, Pointer, RedactError, Redactor};
 
 /// Bytes of a response at most that is read whole; a rule's `max` can only be less.
 const HELD: u64 = 16 << 20;
-
-/// Takes values out of a JSON text.
-pub(super) trait Redact {
-    /// The new text; `None` where there was nothing to take out.
-    ///
-    /// # Errors
-    /// Why the text cannot be read without doubt; no value of it.
-    fn redact(&self, text: &[u8]) -> Result<Option<Vec<u8>>, String>;
-
-    /// The JSON pointers to what is taken out.
-    fn pointers(&self) -> Vec<String>;
-}
 
 /// What the rule says of the response.
 #[derive(Clone, Copy)]
@@ -44,7 +32,8 @@ pub(super) struct ResponseRules<'p> {
     pub(super) strip: &'p [String],
     /// Bytes of the body at most.
     pub(super) max: Option<u64>,
-    redact: Option<&'p dyn Redact>,
+    /// Takes values out of the body.
+    redact: Option<&'p Redactor>,
 }
 
 impl<'p> ResponseRules<'p> {
@@ -52,7 +41,7 @@ impl<'p> ResponseRules<'p> {
         Self {
             strip: plan.response_strip,
             max: plan.response_max,
-            redact: None,
+            redact: plan.response_redact,
         }
     }
 
@@ -133,14 +122,17 @@ pub(super) async fn screen<'p>(
     })
 }
 
-fn redacted(redact: &dyn Redact, read: Bytes, tracker: &mut Tracker) -> Result<Bytes, Refusal> {
+fn redacted(redact: &Redactor, read: Bytes, tracker: &mut Tracker) -> Result<Bytes, Refusal> {
     match redact.redact(&read) {
-        Ok(None) => Ok(read),
-        Ok(Some(changed)) => {
-            tracker.redacted(redact.pointers());
-            Ok(changed.into())
+        Ok(redacted) => Ok(redacted.body.map_or(read, |changed| {
+            let pointers = redact.pointers().iter().map(Pointer::to_string);
+            tracker.redacted(pointers.collect());
+            changed.into()
+        })),
+        Err(RedactError::Ambiguous(why)) => {
+            Err(unreadable(&format!("its body is not plain JSON: {why}")))
         }
-        Err(why) => Err(unreadable(&format!("its body is not plain JSON: {why}"))),
+        Err(other) => Err(unreadable(&other.to_string())),
     }
 }
 
@@ -295,19 +287,7 @@ mod tests {
     use super::*;
     use http::Response;
 
-    struct Email;
-
-    impl Redact for Email {
-        fn redact(&self, _: &[u8]) -> Result<Option<Vec<u8>>, String> {
-            Ok(None)
-        }
-
-        fn pointers(&self) -> Vec<String> {
-            vec!["/email".to_owned()]
-        }
-    }
-
-    fn rules(redact: Option<&dyn Redact>) -> ResponseRules<'_> {
+    fn rules(redact: Option<&Redactor>) -> ResponseRules<'_> {
         ResponseRules {
             strip: &[],
             max: None,
@@ -331,10 +311,11 @@ mod tests {
             });
             HeaderMap::from_iter(typed)
         };
+        let email = Redactor::new(&[Pointer::parse("/email").unwrap()]).unwrap();
         let mut headers = sent();
         assert!(rules(None).ask_plainly(&mut headers).is_empty());
         assert_eq!(headers, sent());
-        let dropped = rules(Some(&Email)).ask_plainly(&mut headers);
+        let dropped = rules(Some(&email)).ask_plainly(&mut headers);
         assert_eq!(dropped, ["range", "if-range"]);
         let plain = [(
             header::ACCEPT_ENCODING,
