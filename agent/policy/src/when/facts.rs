@@ -2,7 +2,9 @@
 use super::Facts;
 use super::run::Meter;
 use crate::syntax::quote;
-use cel::common::types::{CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt};
+use cel::common::types::{
+    CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt,
+};
 use cel::common::value::Val;
 use serde_json::Value as Json;
 use std::borrow::Cow;

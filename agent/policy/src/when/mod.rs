@@ -29,7 +29,6 @@
 //! What takes more is an error like any other, and no `||` hides it.
 use crate::canonical::Target;
 use crate::model::Headers;
-use crate::syntax::quote;
 use std::borrow::Cow;
 use std::fmt;
 

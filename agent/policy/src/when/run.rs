@@ -8,9 +8,11 @@
 use super::facts::{Boxed, Fact, no_field};
 use super::{Facts, When};
 use crate::syntax::quote;
-use cel::common::types::{CelBool, CelInt, CelList, CelMap, CelString, DYN_TYPE, INT_TYPE, MAP_TYPE, Type};
-use cel::common::value::{CowVal, StaticVal, Val};
 use cel::common::ast::IdedExpr;
+use cel::common::types::{
+    CelBool, CelInt, CelList, CelMap, CelString, DYN_TYPE, INT_TYPE, MAP_TYPE, Type,
+};
+use cel::common::value::{CowVal, StaticVal, Val};
 use cel::context::VariableResolver;
 use cel::{Context, Env, ExecutionError, Value};
 use regex::Regex;
@@ -20,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
 
 /// Steps of one evaluation at most.
-pub(super) const MAX_STEPS: u64 = 200_000;
+pub(super) const MAX_STEPS: u64 = 1_000_000;
 /// Bytes of text that are read or copied in a step.
 const STEP_BYTES: usize = 64;
 /// Steps for a byte that a pattern reads.
@@ -93,18 +95,26 @@ fn steps(bytes: usize) -> u64 {
 static LIBRARY: LazyLock<Option<Arc<Env>>> = LazyLock::new(|| {
     let mut env = Env::default().with_optional_support(false).with_stdlib();
     let dynamic = || vec![DYN_TYPE, INT_TYPE];
-    env.add_overload(COST, COST, dynamic(), |args| cost(args, false)).ok()?;
-    env.add_overload(ORDERED, ORDERED, dynamic(), |args| cost(args, true)).ok()?;
-    env.add_overload(MATCHES, MATCHES, vec![DYN_TYPE, DYN_TYPE], matches).ok()?;
+    env.add_overload(COST, COST, dynamic(), |args| cost(args, false))
+        .ok()?;
+    env.add_overload(ORDERED, ORDERED, dynamic(), |args| cost(args, true))
+        .ok()?;
+    env.add_overload(MATCHES, MATCHES, vec![DYN_TYPE, DYN_TYPE], matches)
+        .ok()?;
     Some(Arc::new(env))
 });
 
-fn cost<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>, ordered: bool) -> Result<CowVal<'b, 'v>, ExecutionError> {
+fn cost<'b, 'v>(
+    mut args: Vec<CowVal<'b, 'v>>,
+    ordered: bool,
+) -> Result<CowVal<'b, 'v>, ExecutionError> {
     let weight = args.pop();
     let (Some(value), Some(weight)) = (args.pop(), weight) else {
         return Err(ExecutionError::MissingArgumentOrTarget);
     };
-    let weight = weight.downcast_ref::<CelInt>().map_or(0, |weight| *weight.inner());
+    let weight = weight
+        .downcast_ref::<CelInt>()
+        .map_or(0, |weight| *weight.inner());
     let weight = u64::try_from(weight).unwrap_or(u64::MAX);
     if ordered && value.get_type() == &MAP_TYPE {
         return Err(ExecutionError::InternalError(UNORDERED.to_owned()));
@@ -129,7 +139,10 @@ fn matches<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, Executio
         let found = text.get_type().name().to_owned();
         ExecutionError::no_such_overload("matches", vec![found])
     };
-    let text = text.downcast_ref::<CelString<'_>>().ok_or_else(kind)?.inner();
+    let text = text
+        .downcast_ref::<CelString<'_>>()
+        .ok_or_else(kind)?
+        .inner();
     let pattern = pattern.downcast_ref::<Pattern>().ok_or_else(kind)?;
     let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
     if !Meter.take(bytes.saturating_mul(PATTERN_STEPS)) {
@@ -176,6 +189,15 @@ pub(super) enum Slot {
     Constant(Boxed<'static>),
 }
 
+impl Slot {
+    fn value<'v>(&'v self, facts: &Facts<'v>, meter: &Meter) -> Result<CowVal<'v, 'v>, String> {
+        match self {
+            Self::Fact(fact) => fact.value(facts, meter).map(CowVal::Owned),
+            Self::Constant(value) => Ok(CowVal::Borrowed(&**value)),
+        }
+    }
+}
+
 /// The values of the slots.
 struct Values<'v>(Vec<Result<CowVal<'v, 'v>, String>>);
 
@@ -215,11 +237,8 @@ pub(super) fn holds(when: &When, facts: &Facts<'_>) -> Result<bool, String> {
 fn evaluate(when: &When, facts: &Facts<'_>) -> Result<bool, String> {
     let library = LIBRARY.as_ref().ok_or("it cannot be evaluated")?;
     let meter = Meter::start();
-    let value = |slot: &Slot| match slot {
-        Slot::Fact(fact) => fact.value(facts, &meter).map(CowVal::Owned),
-        Slot::Constant(value) => Ok(CowVal::Owned(value.clone_as_boxed())),
-    };
-    let values = Values(when.slots.iter().map(value).collect());
+    let slots = when.slots.iter();
+    let values = Values(slots.map(|slot| slot.value(facts, &meter)).collect());
     let mut context = Context::with_env(Arc::clone(library));
     context.set_variable_resolver(&values);
     let found = Value::resolve_val(&when.root, &context);
@@ -240,7 +259,6 @@ const NOT_BOOL: &str = "a value stands where true or false is needed";
 /// An error without the values that the library puts into it.
 fn said(error: &ExecutionError, when: &When, values: &Values<'_>) -> String {
     use ExecutionError as E;
-    let kind = "a value is of a type that its operator or function does not take";
     match error {
         E::UndeclaredReference(name) => {
             let slot = number(name).and_then(|number| values.0.get(number));
@@ -250,21 +268,37 @@ fn said(error: &ExecutionError, when: &When, values: &Values<'_>) -> String {
             }
         }
         // Only a name that stands in the condition is no value.
-        E::NoSuchKey(name) if when.text.contains(name.as_str()) => no_field(name),
+        E::NoSuchKey(name) if is_written(&when.text, name) => no_field(name),
         E::NoSuchKey(_) => "a map lacks the key that is looked up".to_owned(),
         E::IndexOutOfBounds(_) => "a list is shorter than the index".to_owned(),
         E::UnexpectedType { want, .. } if want == "bool" => NOT_BOOL.to_owned(),
         E::NoSuchOverload(overload) => match overload.function() {
             "_&&_" | "_||_" | "!_" => NOT_BOOL.to_owned(),
-            function => format!("{} met a value of a type it does not take", operator(function)),
+            function => format!(
+                "{} met a value of a type it does not take",
+                operator(function)
+            ),
         },
         E::DivisionByZero(_) | E::RemainderByZero(_) => "a number is divided by zero".to_owned(),
         E::Overflow(..) => "the result of an operator is too large".to_owned(),
-        E::FunctionError { function, .. } => format!("{} cannot convert the value", operator(function)),
+        E::FunctionError { function, .. } => {
+            format!("{} cannot convert the value", operator(function))
+        }
         E::DuplicateKey(_) => "a map has one key twice".to_owned(),
-        E::InternalError(why) if why == UNORDERED => "`map` and `filter` go through lists, not maps".to_owned(),
-        _ => kind.to_owned(),
+        E::InternalError(why) if why == UNORDERED => {
+            "`map` and `filter` go through lists, not maps".to_owned()
+        }
+        _ => "an operator met a value of a type it does not take".to_owned(),
     }
+}
+
+fn is_written(text: &str, name: &str) -> bool {
+    let forms = [
+        format!(".{name}"),
+        format!("'{name}'"),
+        format!("\"{name}\""),
+    ];
+    forms.iter().any(|form| text.contains(form.as_str()))
 }
 
 /// `_+_` as `+`.
