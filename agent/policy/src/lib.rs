@@ -64,13 +64,18 @@ mod decide;
 mod document;
 mod grants;
 mod headers;
+mod meaning;
 mod model;
 mod policy;
 mod route;
+mod sample;
+mod schema;
 mod shape;
+pub mod tools;
 pub use compile::{Compiled, compile};
 pub use model::*;
 pub use policy::Policy;
+pub use schema::SCHEMA;
 
 #[cfg(test)]
 mod tests;

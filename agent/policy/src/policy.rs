@@ -78,7 +78,7 @@ pub(crate) enum Extra {
 }
 
 /// What the rules of one entry of a role share.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) credential: CredentialUse,
     pub(crate) response_strip: Vec<String>,

@@ -9,6 +9,7 @@ mod decisions;
 mod faults;
 mod laws;
 mod naive;
+mod warnings;
 
 use crate::canonical::{Host, Target};
 use crate::syntax::Source;

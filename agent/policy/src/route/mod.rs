@@ -1,4 +1,5 @@
 //! Routes: methods and path templates.
+mod cover;
 mod index;
 
 use crate::canonical::{Target, decode};
@@ -6,6 +7,7 @@ use crate::shape::{Pattern, integer, is_uuid};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
+pub(crate) use cover::{covers, meaning, meet, path_of};
 pub(crate) use index::Index;
 
 /// Segments of a template at most.

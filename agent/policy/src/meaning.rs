@@ -1,0 +1,129 @@
+//! What a rule says, by its meaning: in the notation of the language, without the names it was given.
+use crate::body::BodySpec;
+use crate::policy::{Extra, RuleData};
+use crate::shape::{Literal, LiteralKind, Shape};
+use crate::syntax::quote;
+
+impl RuleData {
+    /// Whether it asks for nothing but its route.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.query.is_none() && self.headers.require.is_empty() && self.body.is_none()
+    }
+
+    /// What it asks for besides its route, each in words.
+    pub(crate) fn asks(&self) -> Vec<String> {
+        let mut asks = Vec::new();
+        if let Some(query) = &self.query {
+            let parameters = query.parameters.iter().map(|parameter| {
+                let must = if parameter.required {
+                    " (required)"
+                } else {
+                    ""
+                };
+                format!("{}: {}{must}", parameter.name, notation(&parameter.shape))
+            });
+            let parameters: Vec<String> = parameters.collect();
+            let extra = match query.extra {
+                Extra::Deny => "",
+                Extra::Strip => ", others are dropped",
+            };
+            asks.push(format!("query {{ {} }}{extra}", parameters.join(", ")));
+        }
+        for (name, shape) in &self.headers.require {
+            asks.push(format!("header {name}: {}", notation(shape)));
+        }
+        asks.extend(self.body.as_ref().map(asks_of_body));
+        asks
+    }
+
+    /// What it does to a request that it allows, besides its credential: headers that pass or do not.
+    pub(crate) fn does(&self) -> Vec<String> {
+        let mut does = Vec::new();
+        if !self.headers.allow.is_empty() {
+            does.push(format!("lets pass {}", self.headers.allow.join(", ")));
+        }
+        if !self.headers.strip.is_empty() {
+            let mut strip = self.headers.strip.clone();
+            strip.sort_unstable();
+            does.push(format!("drops {}", strip.join(", ")));
+        }
+        does
+    }
+
+    /// What it asks of the body, in words.
+    pub(crate) fn asks_of_body(&self) -> Option<String> {
+        self.body.as_ref().map(asks_of_body)
+    }
+}
+
+fn asks_of_body(body: &BodySpec) -> String {
+    let fields: Vec<String> = body
+        .fields
+        .iter()
+        .map(|field| format!("{}: {}", field.name, notation(&field.shape)))
+        .collect();
+    format!(
+        "body {{ {} }} of at most {} bytes",
+        fields.join(", "),
+        body.max
+    )
+}
+
+/// A shape as the language writes it.
+pub(crate) fn notation(shape: &Shape) -> String {
+    match shape {
+        Shape::Any => "any".to_owned(),
+        Shape::Text => "string".to_owned(),
+        Shape::Int => "int".to_owned(),
+        Shape::Number => "number".to_owned(),
+        Shape::Bool => "bool".to_owned(),
+        Shape::Uuid => "uuid".to_owned(),
+        Shape::Range(low, high) => format!("{low}..{high}"),
+        Shape::Pattern(pattern) => format!("/{}/", pattern.text()),
+        Shape::OneOf(literals) => {
+            let mut values: Vec<String> = literals.iter().map(value).collect();
+            values.sort_unstable();
+            format!("[{}]", values.join(", "))
+        }
+        Shape::List(item) => format!("[{}]", notation(item)),
+        Shape::Object(fields) => {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|field| format!("{}: {}", field.name, notation(&field.shape)))
+                .collect();
+            format!("{{ {} }}", fields.join(", "))
+        }
+    }
+}
+
+/// A value, in quotes where it would be read as something else without.
+fn value(literal: &Literal) -> String {
+    let plain = literal
+        .text
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    let number = literal
+        .text
+        .starts_with(|first: char| !first.is_ascii_alphabetic());
+    let word = matches!(
+        &*literal.text,
+        "any" | "bool" | "int" | "number" | "string" | "uuid" | "true" | "false" | "null"
+    );
+    match literal.kind {
+        LiteralKind::Text if !plain || number || word || literal.text.contains("..") => {
+            format!("{:?}", literal.text)
+        }
+        _ => literal.text.to_string(),
+    }
+}
+
+/// Names in a sentence: the first few, and how many more.
+pub(crate) fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
+    const SHOWN: usize = 5;
+    let mut names = names.into_iter();
+    let shown: Vec<String> = names.by_ref().take(SHOWN).map(quote).collect();
+    match names.count() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}

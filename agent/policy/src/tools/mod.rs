@@ -1,0 +1,1 @@
+//! Tools for people who write policies: cases that must hold, what a change does, who can make a call.
