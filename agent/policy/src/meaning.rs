@@ -1,6 +1,7 @@
 //! What a rule says, by its meaning: in the notation of the language, without the names it was given.
 use crate::body::BodySpec;
-use crate::policy::{Extra, RuleData};
+use crate::model::Credential;
+use crate::policy::{CredentialUse, Entry, Extra, RuleData};
 use crate::shape::{Literal, LiteralKind, Shape};
 use crate::syntax::quote;
 
@@ -49,11 +50,6 @@ impl RuleData {
         }
         does
     }
-
-    /// What it asks of the body, in words.
-    pub(crate) fn asks_of_body(&self) -> Option<String> {
-        self.body.as_ref().map(asks_of_body)
-    }
 }
 
 fn asks_of_body(body: &BodySpec) -> String {
@@ -67,6 +63,43 @@ fn asks_of_body(body: &BodySpec) -> String {
         fields.join(", "),
         body.max
     )
+}
+
+/// What an entry does to requests and responses, in words; a credential by what it is, and not by its name.
+pub(crate) fn of_entry(entry: &Entry, credentials: &[Credential]) -> Vec<String> {
+    let mut does = Vec::new();
+    match entry.credential {
+        CredentialUse::None => {}
+        CredentialUse::Client => does.push("lets the client's own credential pass".to_owned()),
+        CredentialUse::Inject(number) => {
+            does.extend(
+                credentials
+                    .get(number)
+                    .map(|known| format!("puts in {}", of_credential(known))),
+            );
+        }
+    }
+    if !entry.response_strip.is_empty() {
+        let mut names = entry.response_strip.clone();
+        names.sort_unstable();
+        does.push(format!("drops {} of responses", names.join(", ")));
+    }
+    if let Some(max) = entry.response_max {
+        does.push(format!("lets responses have {max} bytes"));
+    }
+    does
+}
+
+/// A credential by where its secret is and which headers it sets.
+pub(crate) fn of_credential(credential: &Credential) -> String {
+    let mut headers: Vec<String> = credential
+        .headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {}{{secret}}{}", value.before, value.after))
+        .collect();
+    headers.sort_unstable();
+    let secret = &credential.secret;
+    format!("{}:{} as {}", secret.source, secret.key, headers.join(", "))
 }
 
 /// A shape as the language writes it.

@@ -5,7 +5,9 @@
     clippy::indexing_slicing,
     clippy::panic
 )]
+mod cases;
 mod decisions;
+mod diff;
 mod faults;
 mod laws;
 mod naive;

@@ -25,14 +25,14 @@ impl Segment {
         }
     }
 
-    /// A decoded segment that it matches.
-    fn sample(&self) -> Option<String> {
+    /// A decoded segment that it matches; `filler` where anything goes.
+    fn sample(&self, filler: &str) -> Option<String> {
         let text = match self {
             Self::Literal(text) => text.to_string(),
             Self::Kind(SegmentKind::Int) => "7".to_owned(),
             Self::Kind(SegmentKind::Uuid) => sample::UUID.to_owned(),
             Self::Kind(SegmentKind::Pattern(pattern)) => sample::of_pattern(pattern)?,
-            Self::One | Self::Rest => "x".to_owned(),
+            Self::One | Self::Rest => filler.to_owned(),
         };
         self.matches(&text).then_some(text)
     }
@@ -44,7 +44,7 @@ impl Segment {
         if other.covers(self) {
             return Some(self.clone());
         }
-        let shared = |one: &Self, other: &Self| one.sample().filter(|text| other.matches(text));
+        let shared = |one: &Self, other: &Self| one.sample("x").filter(|text| other.matches(text));
         let text = shared(self, other).or_else(|| shared(other, self))?;
         Some(Self::Literal(text.into()))
     }
@@ -83,12 +83,12 @@ pub(crate) fn meet(one: &[Segment], other: &[Segment]) -> Option<Vec<Segment>> {
     }
 }
 
-/// A canonical path that a template takes.
-pub(crate) fn path_of(segments: &[Segment]) -> Option<String> {
+/// A canonical path that a template takes; `filler` where anything goes. Where any rest goes, one more segment.
+pub(crate) fn path_of(segments: &[Segment], filler: &str) -> Option<String> {
     let mut path = String::new();
     for segment in segments {
         path.push('/');
-        sample::escape(&segment.sample()?, &mut path);
+        sample::escape(&segment.sample(filler)?, &mut path);
     }
     if path.is_empty() {
         path.push('/');
