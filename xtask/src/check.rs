@@ -93,6 +93,10 @@ const RULES: &[Rule] = &[
         holds: tools::clippy_host,
     },
     Rule {
+        name: "clippy, fuzz targets and policy bench",
+        holds: tools::clippy_apart,
+    },
+    Rule {
         name: "clippy, BPF",
         holds: tools::clippy_bpf,
     },

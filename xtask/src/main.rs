@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod setup;
 mod sh;
 mod test;
@@ -27,6 +28,8 @@ enum Verb {
     Demo(demo::Args),
     /// Load through the agent and beside it, in one run.
     Bench(bench::Args),
+    /// Looks for inputs that break the policy crate, with coverage to guide it.
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

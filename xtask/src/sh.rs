@@ -50,6 +50,22 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|p| p.is_file())
 }
 
+/// Members that most work leaves out: the programs for BPF, and what only fuzzing and the policy's bench build.
+pub(crate) const APART: &[&str] = &[
+    "tollgate-ebpf",
+    "tollgate-policy-bench",
+    "tollgate-policy-bench",
+    "tollgate-policy-fuzz",
+];
+
+/// Chooses all members but those [`APART`].
+pub(crate) fn most_members(cargo: &mut Command) {
+    cargo.arg("--workspace");
+    for member in APART {
+        cargo.args(["--exclude", member]);
+    }
+}
+
 /// Runs to the end with the terminal as output; failure is an error that names the command.
 pub(crate) fn run(mut command: Command) -> Result<()> {
     stop_if_interrupted()?;

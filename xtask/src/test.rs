@@ -142,14 +142,8 @@ impl Tier {
 /// Builds every test program of the host and lists them in the order of their names.
 fn compile() -> Result<Vec<Program>> {
     let mut cargo = sh::command("cargo");
-    cargo.args([
-        "test",
-        "--no-run",
-        "--locked",
-        "--workspace",
-        "--exclude",
-        "tollgate-ebpf",
-    ]);
+    cargo.args(["test", "--no-run", "--locked"]);
+    sh::most_members(&mut cargo);
     cargo.arg("--message-format=json-render-diagnostics");
     let mut programs = Vec::new();
     let built = sh::lines(cargo, |line| programs.extend(program(line)))?;
@@ -248,8 +242,9 @@ fn run_program(program: &Program, command: std::process::Command, tally: &mut Ta
 
 fn run_doctests(tally: &mut Tally) -> Result<()> {
     let mut cargo = sh::command("cargo");
-    cargo.args(["test", "--doc", "--quiet", "--locked", "--workspace"]);
-    cargo.args(["--exclude", "tollgate-ebpf", "--exclude", "xtask"]);
+    cargo.args(["test", "--doc", "--quiet", "--locked"]);
+    sh::most_members(&mut cargo);
+    cargo.args(["--exclude", "xtask"]);
     let succeeded = sh::lines(cargo, |line| {
         if let Some(summary) = line.strip_prefix("test result: ") {
             tally.passed += count(summary, "passed");

@@ -49,8 +49,21 @@
 //! stripped unless declared, or the entry says `credential: client`; those that some servers take for the
 //! method (`_method`) are stripped unless declared.
 //!
-//! A rule with `body` takes JSON objects and forms with the declared fields at most, of at most `max` bytes
-//! (64 KiB unless said, 16 MiB at most). A missing body is denied. The body is never rewritten.
+//! # Bodies
+//! A rule with `body` takes strict JSON and strict forms, of at most `max` bytes. A missing body is denied.
+//!
+//! | written | means |
+//! | --- | --- |
+//! | `fields: { state: [open, closed] }` | an object with these fields at most, each as declared |
+//! | `required: [state]` | which of the fields must be there; unless said, none |
+//! | `extra: strip` | what `fields` does not declare is cut out, at every level, instead of denied |
+//! | `strip: [/debug, /items/*/note]` | JSON pointers to what is cut out, declared or not; `*` is every element or member |
+//! | `schema: { type: object }` | JSON Schema, draft 2020-12, held against what is sent; a keyword that would be ignored is a fault |
+//! | `max: 16KiB` | 64 KiB unless said, 16 MiB at most |
+//!
+//! Strict JSON has no key twice, no byte order mark, no half surrogates, no number beyond a double, and at
+//! most 64 levels; where `schema` looks at it, no integer beyond 64 bits. Nothing is rewritten: cut members go
+//! with their comma, and all else is sent byte for byte as it came.
 #![forbid(unsafe_code)]
 
 pub mod canonical;
@@ -62,16 +75,21 @@ mod compile;
 mod corpora;
 mod decide;
 mod document;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod grants;
 mod headers;
 mod meaning;
 mod model;
+mod payload;
 mod policy;
 mod route;
 mod sample;
 mod schema;
 mod shape;
 pub mod tools;
+mod when;
+pub use body::{JsonError, Pointer, RedactError, Redacted, Redactor, redact};
 pub use compile::{Compiled, compile};
 pub use model::*;
 pub use policy::Policy;

@@ -1,14 +1,15 @@
 //! What a rule says, by its meaning: in the notation of the language, without the names it was given.
-use crate::body::BodySpec;
+use crate::body::{BodySpec, Pointer};
 use crate::model::Credential;
 use crate::policy::{CredentialUse, Entry, Extra, RuleData};
-use crate::shape::{Literal, LiteralKind, Shape};
+use crate::shape::{Field, Literal, LiteralKind, Shape};
 use crate::syntax::quote;
 
 impl RuleData {
     /// Whether it asks for nothing but its route.
     pub(crate) fn is_bare(&self) -> bool {
-        self.query.is_none() && self.headers.require.is_empty() && self.body.is_none()
+        let free = self.query.is_none() && self.headers.require.is_empty() && !self.grpc;
+        free && self.body.is_none() && self.payload.is_none() && self.when.is_none()
     }
 
     /// What it asks for besides its route, each in words.
@@ -33,8 +34,22 @@ impl RuleData {
         for (name, shape) in &self.headers.require {
             asks.push(format!("header {name}: {}", notation(shape)));
         }
+        if self.grpc {
+            asks.push("content type of gRPC".to_owned());
+        }
         asks.extend(self.body.as_ref().map(asks_of_body));
+        asks.extend(self.payload.as_ref().map(|payload| format!("{payload:?}")));
+        asks.extend(self.when.as_ref().map(|when| self.asks_when(when.text())));
         asks
+    }
+
+    /// The condition; with the names of the path's places, where it looks at them.
+    fn asks_when(&self, text: &str) -> String {
+        if !text.contains("path") {
+            return format!("when {text}");
+        }
+        let names: Vec<&str> = self.template.names().collect();
+        format!("when {text} (path: {})", names.join(", "))
     }
 
     /// What it does to a request that it allows, besides its credential: headers that pass or do not.
@@ -48,21 +63,34 @@ impl RuleData {
             strip.sort_unstable();
             does.push(format!("drops {}", strip.join(", ")));
         }
+        if let Some(body) = &self.body {
+            let mut cut: Vec<&str> = body.strip.texts().collect();
+            cut.sort_unstable();
+            if !cut.is_empty() {
+                does.push(format!("cuts {} out of the body", cut.join(", ")));
+            }
+            if body.fields.is_some() && body.extra == Extra::Strip {
+                does.push("cuts undeclared fields out of the body".to_owned());
+            }
+        }
         does
     }
 }
 
 fn asks_of_body(body: &BodySpec) -> String {
-    let fields: Vec<String> = body
-        .fields
-        .iter()
-        .map(|field| format!("{}: {}", field.name, notation(&field.shape)))
-        .collect();
-    format!(
-        "body {{ {} }} of at most {} bytes",
-        fields.join(", "),
-        body.max
-    )
+    let mut parts = Vec::new();
+    if let Some(fields) = &body.fields {
+        let field = |(index, field): (usize, &Field)| {
+            let required = body.required.contains(&index);
+            let must = if required { " (required)" } else { "" };
+            format!("{}: {}{must}", field.name, notation(&field.shape))
+        };
+        let fields: Vec<String> = fields.iter().enumerate().map(field).collect();
+        parts.push(format!("{{ {} }}", fields.join(", ")));
+    }
+    parts.extend(body.schema.as_ref().map(|schema| format!("{schema:?}")));
+    parts.push(format!("of at most {} bytes", body.max));
+    format!("body {}", parts.join(" "))
 }
 
 /// What an entry does to requests and responses, in words; a credential by what it is, and not by its name.
@@ -83,6 +111,11 @@ pub(crate) fn of_entry(entry: &Entry, credentials: &[Credential]) -> Vec<String>
         let mut names = entry.response_strip.clone();
         names.sort_unstable();
         does.push(format!("drops {} of responses", names.join(", ")));
+    }
+    if let Some(redactor) = &entry.response_redact {
+        let mut pointers: Vec<&str> = redactor.pointers().iter().map(Pointer::as_str).collect();
+        pointers.sort_unstable();
+        does.push(format!("redacts {} of responses", pointers.join(", ")));
     }
     if let Some(max) = entry.response_max {
         does.push(format!("lets responses have {max} bytes"));

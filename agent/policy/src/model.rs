@@ -1,4 +1,5 @@
 //! The types at the crate's border: what a compiled policy offers, what a request looks like, what a decision says.
+use crate::body::Redactor;
 use crate::canonical::{Host, Target};
 use crate::headers;
 use crate::syntax::Location;
@@ -191,6 +192,10 @@ pub enum Connection<'a> {
 
 /// What deciding came to.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box for each decision would be an allocation on the hot path"
+)]
 pub enum Outcome<'p> {
     /// Decided.
     Decided(Decision<'p>),
@@ -302,6 +307,8 @@ pub struct Plan<'p> {
     pub stripped_body: Vec<String>,
     /// Response headers to drop, lower-case, besides those always dropped.
     pub response_strip: &'p [String],
+    /// What to take out of the response's body, which then must be JSON.
+    pub response_redact: Option<&'p Redactor>,
     /// Bytes of the response's body at most.
     pub response_max: Option<u64>,
     /// Which request headers pass.

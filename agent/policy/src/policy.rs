@@ -1,10 +1,12 @@
 //! The compiled policy: rules in the order of how specific they are, and the ways to find them.
-use crate::body::BodySpec;
+use crate::body::{BodySpec, Redactor};
 use crate::canonical::Host;
 use crate::grants::{Grants, Guard, GuardId};
 use crate::model::{Api, Credential, Identity, Rule, Workload};
+use crate::payload::Payload;
 use crate::route::{Index, Methods, Template};
 use crate::shape::Shape;
+use crate::when::When;
 use std::collections::HashMap;
 
 /// A compiled, immutable policy.
@@ -28,6 +30,8 @@ pub struct Policy {
     pub(crate) subjects: HashMap<Box<str>, Grants>,
     /// By [`GuardId`].
     pub(crate) guards: Vec<Guard>,
+    /// Names of the headers that rules look at, sorted, each once.
+    pub(crate) headers_read: Vec<String>,
 }
 
 /// One rule, allow or deny.
@@ -38,7 +42,12 @@ pub(crate) struct RuleData {
     pub(crate) template: Template,
     pub(crate) query: Option<QuerySpec>,
     pub(crate) headers: HeaderSpec,
+    /// What is looked at of the body; there where `payload` or `when` look at it.
     pub(crate) body: Option<BodySpec>,
+    pub(crate) payload: Option<Payload>,
+    /// The request must be gRPC.
+    pub(crate) grpc: bool,
+    pub(crate) when: Option<When>,
     /// The entry of a role that it stands in.
     pub(crate) entry: u32,
 }
@@ -78,10 +87,11 @@ pub(crate) enum Extra {
 }
 
 /// What the rules of one entry of a role share.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) credential: CredentialUse,
     pub(crate) response_strip: Vec<String>,
+    pub(crate) response_redact: Option<Redactor>,
     pub(crate) response_max: Option<u64>,
 }
 
@@ -180,6 +190,21 @@ impl Policy {
             .find(host)
             .find(|(on, _)| *on == port)
             .map(|(_, api)| api)
+    }
+
+    /// The request headers that rules look at, lower-case, in order: whoever decides again later has to keep them.
+    pub fn headers_read(&self) -> &[String] {
+        &self.headers_read
+    }
+
+    /// The first second after `now` at which a grant that holds now no longer does; `None` where none has an end.
+    pub fn next_expiry(&self, now: i64) -> Option<i64> {
+        let clauses = self
+            .subjects
+            .values()
+            .flat_map(|grants| grants.modes.clauses());
+        let ends = clauses.filter_map(|clause| clause.until.filter(|until| now <= *until));
+        ends.min().map(|until| until.saturating_add(1))
     }
 
     pub(crate) fn rule(&self, number: u32) -> Option<&RuleData> {

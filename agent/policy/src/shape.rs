@@ -176,6 +176,8 @@ pub(crate) fn is_json_number(text: &str) -> bool {
         }
         rest = tail.get(count..).unwrap_or(&[]);
     }
+    // Without an exponent fewer digits than these are finite in any case.
+    let finite = text.len() <= 300 && rest.is_empty();
     if let [b'e' | b'E', tail @ ..] = rest {
         let tail = match tail {
             [b'+' | b'-', unsigned @ ..] => unsigned,
@@ -186,7 +188,7 @@ pub(crate) fn is_json_number(text: &str) -> bool {
         }
         rest = &[];
     }
-    rest.is_empty() && text.parse::<f64>().is_ok_and(f64::is_finite)
+    rest.is_empty() && (finite || text.parse::<f64>().is_ok_and(f64::is_finite))
 }
 
 /// Eight, four, four, four and twelve hexadecimal digits.
@@ -200,4 +202,15 @@ pub(crate) fn is_uuid(text: &str) -> bool {
             .next()
             .is_some_and(|group| hexadecimal(group, *length))
     }) && groups.next().is_none()
+}
+
+/// A pattern that is looked for anywhere in a text, under the bounds of [`Pattern`].
+pub(crate) fn search_pattern(text: &str) -> Result<Regex, String> {
+    if text.len() > Pattern::MAX_TEXT {
+        return Err(format!(
+            "the pattern is longer than {} bytes",
+            Pattern::MAX_TEXT
+        ));
+    }
+    build(text)
 }

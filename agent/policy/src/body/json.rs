@@ -3,31 +3,55 @@
 //! Besides the grammar it refuses what readers differ on: a byte order mark, invalid UTF-8, a key twice
 //! in one object (compared unescaped), lone surrogates, numbers beyond a double, deep nesting, and
 //! anything behind the value.
+use super::edit::Edits;
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ops::Range;
 
 /// Nesting at most.
 pub(crate) const MAX_DEPTH: usize = 64;
 
 /// Why a text is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum JsonError {
+pub enum JsonError {
+    /// Some bytes are not UTF-8.
     #[error("it is not UTF-8")]
     NotUtf8,
+    /// A byte order mark, which some readers skip.
     #[error("it begins with a byte order mark")]
     ByteOrderMark,
+    /// Not JSON's grammar, from this byte on.
     #[error("it is not JSON (byte {0})")]
     Syntax(usize),
+    /// Nested too deep.
     #[error("it is nested more than 64 levels deep")]
     Depth,
+    /// A key twice in one object, also where one of them is written with escapes.
     #[error("the key {0} stands twice in one object")]
     DuplicateKey(String),
+    /// A number that is infinite as a double.
     #[error("a number in it is too large")]
     NumberTooLarge,
+    /// An integer that readers round; only told where the values are looked at.
+    #[error("an integer in it has more than 64 bits")]
+    IntegerTooLarge,
+    /// Half of a surrogate pair.
     #[error("a string in it has half of a surrogate pair")]
     Surrogate,
+    /// Something behind the value.
     #[error("something follows the JSON value")]
     Trailing,
+    /// More values than are kept in memory at once.
+    #[error("it has too many values to be looked at as a whole")]
+    TooManyValues,
+}
+
+/// What becomes of a member or an element that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Keep,
+    /// It disappears, with its comma.
+    Cut,
 }
 
 /// What comes next.
@@ -47,9 +71,10 @@ pub(crate) struct Reader<'b> {
     text: &'b str,
     at: usize,
     depth: usize,
+    edits: Edits,
 }
 
-type Read<T> = Result<T, JsonError>;
+pub(super) type Read<T> = Result<T, JsonError>;
 
 impl<'b> Reader<'b> {
     pub(crate) fn new(bytes: &'b [u8]) -> Read<Self> {
@@ -61,6 +86,7 @@ impl<'b> Reader<'b> {
             text,
             at: 0,
             depth: 0,
+            edits: Edits::default(),
         })
     }
 
@@ -108,6 +134,11 @@ impl<'b> Reader<'b> {
     pub(crate) fn word(&mut self) -> Read<&'b str> {
         let kind = self.kind()?;
         let rest = self.rest();
+        // Most numbers are short integers; anything else is looked at in full.
+        if let Some(length) = short_integer(rest.as_bytes()) {
+            self.at += length;
+            return Ok(rest.get(..length).unwrap_or(""));
+        }
         let inside = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.');
         let length = rest.bytes().take_while(|byte| inside(*byte)).count();
         let word = rest.get(..length).unwrap_or("");
@@ -130,10 +161,7 @@ impl<'b> Reader<'b> {
         let mut unescaped: Option<String> = None;
         loop {
             let rest = self.rest();
-            let plain = rest
-                .bytes()
-                .take_while(|byte| !matches!(byte, b'"' | b'\\' | 0..=0x1f))
-                .count();
+            let plain = plain_length(rest.as_bytes());
             let run = rest.get(..plain).unwrap_or("");
             self.at += plain;
             match self.peek() {
@@ -199,27 +227,28 @@ impl<'b> Reader<'b> {
         u32::from_str_radix(digits, 16).or(Err(JsonError::Syntax(self.at)))
     }
 
-    /// Reads an object; `field` must read the value of each key.
-    pub(crate) fn object<E: From<JsonError>>(
+    /// Reads an object; `field` must read the value of each key, and says what becomes of the member.
+    pub(super) fn object<E: From<JsonError>>(
         &mut self,
-        mut field: impl FnMut(&mut Self, &str) -> Result<(), E>,
+        mut field: impl FnMut(&mut Self, &str) -> Result<Fate, E>,
     ) -> Result<(), E> {
         let mut keys = Keys::default();
         self.items(b'{', b'}', |reader| {
             let key = reader.string()?;
             reader.skip_space();
             reader.expect(b':')?;
-            if !keys.insert(&key) {
+            // The clone of a key without escapes is two words.
+            if !keys.insert(key.clone()) {
                 return Err(JsonError::DuplicateKey(crate::syntax::quote(&key)).into());
             }
             field(reader, &key)
         })
     }
 
-    /// Reads an array; `item` must read each value.
-    pub(crate) fn array<E: From<JsonError>>(
+    /// Reads an array; `item` must read each value, and says what becomes of it.
+    pub(super) fn array<E: From<JsonError>>(
         &mut self,
-        item: impl FnMut(&mut Self) -> Result<(), E>,
+        item: impl FnMut(&mut Self) -> Result<Fate, E>,
     ) -> Result<(), E> {
         self.items(b'[', b']', item)
     }
@@ -229,7 +258,7 @@ impl<'b> Reader<'b> {
         &mut self,
         open: u8,
         close: u8,
-        mut item: impl FnMut(&mut Self) -> Result<(), E>,
+        mut item: impl FnMut(&mut Self) -> Result<Fate, E>,
     ) -> Result<(), E> {
         self.skip_space();
         self.expect(open)?;
@@ -239,13 +268,28 @@ impl<'b> Reader<'b> {
         }
         self.skip_space();
         if self.peek() != Some(close) {
+            let mut kept_one = false;
+            let mut before = self.at;
             loop {
-                item(self)?;
                 self.skip_space();
-                match self.peek() {
-                    Some(b',') => self.at += 1,
-                    _ => break,
+                let start = self.at;
+                let fate = item(self)?;
+                let end = self.at;
+                self.skip_space();
+                let comma = self.at;
+                let more = self.peek() == Some(b',');
+                match (fate, kept_one, more) {
+                    (Fate::Keep, _, _) => kept_one = true,
+                    // Behind one that is kept goes the comma before it, else the comma behind it.
+                    (Fate::Cut, true, _) => self.replace(before..end, ""),
+                    (Fate::Cut, false, true) => self.replace(start..comma + 1, ""),
+                    (Fate::Cut, false, false) => self.replace(start..end, ""),
                 }
+                if !more {
+                    break;
+                }
+                before = comma;
+                self.at = comma + 1;
             }
         }
         self.expect(close)?;
@@ -253,181 +297,100 @@ impl<'b> Reader<'b> {
         Ok(())
     }
 
+    /// Puts something else in the place of what was read. Places must come in the order of the text.
+    fn replace(&mut self, range: Range<usize>, with: &str) {
+        self.edits
+            .replace(self.text.as_bytes(), range, with.as_bytes());
+    }
+
+    /// Puts something else in the place of all from `start` to here.
+    pub(super) fn replace_from(&mut self, start: usize, with: &str) {
+        self.replace(start..self.at, with);
+    }
+
+    /// Where the next value begins.
+    pub(super) fn position(&mut self) -> usize {
+        self.skip_space();
+        self.at
+    }
+
     /// Reads any value, as strictly as one that is looked at.
     pub(crate) fn skip(&mut self) -> Read<()> {
         match self.kind()? {
-            Kind::Object => self.object(|reader, _| reader.skip()),
-            Kind::Array => self.array(Self::skip),
+            Kind::Object => self.object(|reader, _| reader.skip().map(|()| Fate::Keep)),
+            Kind::Array => self.array(|reader| reader.skip().map(|()| Fate::Keep)),
             Kind::Text => self.string().map(drop),
             Kind::Number | Kind::Bool | Kind::Null => self.word().map(drop),
         }
     }
 
-    /// Nothing but white space may follow.
-    pub(crate) fn end(mut self) -> Read<()> {
+    /// Nothing but white space may follow. The text with what was cut and replaced, if anything was.
+    pub(crate) fn end(mut self) -> Read<Option<Vec<u8>>> {
         self.skip_space();
         if self.at == self.text.len() {
-            Ok(())
+            Ok(self.edits.finish(self.text.as_bytes()))
         } else {
             Err(JsonError::Trailing)
         }
     }
 }
 
-/// The keys of one object: a list while they are few.
-#[derive(Default)]
-struct Keys {
-    few: smallvec::SmallVec<[String; 8]>,
-    many: HashSet<String>,
+/// The length of an integer of few digits that ends where JSON lets a value end.
+fn short_integer(bytes: &[u8]) -> Option<usize> {
+    let sign = usize::from(bytes.first() == Some(&b'-'));
+    let digits = bytes.get(sign..)?.iter().take(20);
+    let count = digits.take_while(|byte| byte.is_ascii_digit()).count();
+    let end = bytes.get(sign + count);
+    let ends = matches!(end, Some(b',' | b']' | b'}' | b' ' | b'\t' | b'\n' | b'\r'));
+    let canonical = count == 1 || (count > 1 && bytes.get(sign) != Some(&b'0'));
+    (ends && canonical).then_some(sign + count)
 }
 
-impl Keys {
+/// How many bytes there are before a quote, a backslash or a control character.
+fn plain_length(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    // The lowest marked byte is the first below `limit`; what is marked above it may be wrong.
+    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGH;
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let quote = below(word ^ (ONES * u64::from(b'"')), 1);
+        let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
+        let found = quote | backslash | below(word, 0x20);
+        if found != 0 {
+            return index * 8 + usize::from(found.trailing_zeros() as u8 / 8);
+        }
+    }
+    let special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..=0x1f);
+    words.len() * 8 + rest.iter().take_while(|byte| !special(byte)).count()
+}
+
+/// The keys of one object: a list while they are few.
+#[derive(Default)]
+struct Keys<'b> {
+    few: smallvec::SmallVec<[Cow<'b, str>; Keys::FEW]>,
+    many: HashSet<Cow<'b, str>>,
+}
+
+impl<'b> Keys<'b> {
     const FEW: usize = 32;
 
     /// Whether the key is new.
-    fn insert(&mut self, key: &str) -> bool {
+    fn insert(&mut self, key: Cow<'b, str>) -> bool {
         if self.many.is_empty() && self.few.len() < Self::FEW {
-            let new = !self.few.iter().any(|seen| seen == key);
+            let new = !self.few.contains(&key);
             if new {
-                self.few.push(key.to_owned());
+                self.few.push(key);
             }
             return new;
         }
         if self.many.is_empty() {
             self.many.extend(self.few.drain(..));
         }
-        self.many.insert(key.to_owned())
+        self.many.insert(key)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
-    use super::*;
-    use crate::corpora::corpus;
-    use proptest::prelude::*;
-
-    fn read(bytes: &[u8]) -> Read<()> {
-        let mut reader = Reader::new(bytes)?;
-        reader.skip()?;
-        reader.end()
-    }
-
-    #[test]
-    fn what_readers_differ_on_is_refused() {
-        let cases: [(&[u8], JsonError); 12] = [
-            (b"\xef\xbb\xbf{}", JsonError::ByteOrderMark),
-            (b"\"\xff\"", JsonError::NotUtf8),
-            (br#"{"a":1,"a":2}"#, JsonError::DuplicateKey("`a`".into())),
-            (
-                br#"{"a":1,"\u0061":2}"#,
-                JsonError::DuplicateKey("`a`".into()),
-            ),
-            (
-                br#"[{"x":{"a":1,"a":2}}]"#,
-                JsonError::DuplicateKey("`a`".into()),
-            ),
-            (b"1e999", JsonError::NumberTooLarge),
-            (br#""\ud800""#, JsonError::Surrogate),
-            (br#""\ud800\u0041""#, JsonError::Surrogate),
-            (br#""\udc00""#, JsonError::Surrogate),
-            (b"{} {}", JsonError::Trailing),
-            (b"{}\n{}", JsonError::Trailing),
-            (b"NaN", JsonError::Syntax(0)),
-        ];
-        for (bytes, error) in cases {
-            assert_eq!(
-                read(bytes),
-                Err(error),
-                "{}",
-                String::from_utf8_lossy(bytes)
-            );
-        }
-        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
-        assert_eq!(read(nested(MAX_DEPTH).as_bytes()), Ok(()));
-        assert_eq!(
-            read(nested(MAX_DEPTH + 1).as_bytes()),
-            Err(JsonError::Depth)
-        );
-        assert_eq!(
-            read("[".repeat(1_000_000).as_bytes()),
-            Err(JsonError::Depth)
-        );
-        let many: Vec<String> = (0..5_000)
-            .map(|n| format!("\"k{}\":0", n % 4_999))
-            .collect();
-        let many = format!("{{{}}}", many.join(","));
-        assert_eq!(
-            read(many.as_bytes()),
-            Err(JsonError::DuplicateKey("`k0`".into()))
-        );
-    }
-
-    #[test]
-    fn json_test_suite() {
-        let Some(folder) = corpus("JSONTestSuite/test_parsing") else {
-            return;
-        };
-        // Valid by the grammar, and refused because two readers take two values from it.
-        let refused_by_policy = [
-            "y_object_duplicated_key.json",
-            "y_object_duplicated_key_and_value.json",
-        ];
-        let (mut good, mut bad) = (0, 0);
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            let result = read(&std::fs::read(&path).unwrap());
-            match name.get(..2) {
-                Some("y_") if refused_by_policy.contains(&name.as_str()) => {
-                    assert!(matches!(result, Err(JsonError::DuplicateKey(_))), "{name}");
-                    good += 1;
-                }
-                Some("y_") => {
-                    assert_eq!(result, Ok(()), "{name}");
-                    good += 1;
-                }
-                Some("n_") => {
-                    assert!(result.is_err(), "{name}");
-                    bad += 1;
-                }
-                // What is taken though either is right must be what another strict reader takes.
-                _ => {
-                    let text = std::fs::read(&path).unwrap();
-                    assert!(
-                        result.is_err()
-                            || serde_json::from_slice::<serde_json::Value>(&text).is_ok(),
-                        "{name}"
-                    );
-                }
-            }
-        }
-        assert!(good >= 90 && bad >= 180, "{good} y_, {bad} n_");
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 2_048, ..ProptestConfig::default() })]
-
-        /// What is taken is what another reader takes, and strings come out the same.
-        #[test]
-        fn agrees_with_serde_json(text in "[\\[\\]{},:\"\\\\a-fu0-9eE+. \n-]{0,24}|\"(\\\\u[dD][89cC]00|\\\\u00[0-9a-f]{2}|[a-z]|\\\\[nrtbf/\"\\\\]){0,6}\"") {
-            let ours = read(text.as_bytes()).is_ok();
-            let theirs = serde_json::from_str::<serde_json::Value>(&text);
-            prop_assert!(!ours || theirs.is_ok(), "{text}");
-            if let (Ok(serde_json::Value::String(theirs)), true) = (theirs, ours) {
-                let mut reader = Reader::new(text.as_bytes()).unwrap();
-                prop_assert_eq!(reader.string().unwrap(), theirs);
-            }
-        }
-
-        #[test]
-        fn any_bytes_are_taken_or_refused(bytes in any::<Vec<u8>>()) {
-            let _ = read(&bytes);
-        }
-    }
-}
+mod tests;

@@ -1,20 +1,62 @@
-//! Request bodies: what a rule declares, and whether a body is that.
+//! Bodies: what a rule declares of a request's, whether it is that, and what is cut out of it; and
+//! what is taken out of a response's.
 //!
-//! A body is only ever looked at: what was decided on is byte for byte what is sent.
+//! What was decided on is byte for byte what is sent, but for the members that the rule cuts out.
+mod check;
+mod edit;
 mod form;
 mod json;
+mod pointer;
+mod redact;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod tree;
 
 use crate::model::Headers;
-use crate::shape::{Field, LiteralKind, Shape, integer};
-use crate::syntax::quote;
-use json::{JsonError, Kind, Reader};
+use crate::policy::Extra;
+use crate::shape::Field;
+use serde_json::Value;
+
+pub use json::JsonError;
+pub use pointer::Pointer;
+pub use redact::{RedactError, Redacted, Redactor, redact};
+
+pub(crate) use pointer::{Pointers, Token, element_number};
+pub(crate) use schema::{Schema, SchemaFault};
 
 /// What a rule says of the body.
 #[derive(Debug)]
 pub(crate) struct BodySpec {
-    pub(crate) fields: Vec<Field>,
+    /// The members at most, by name; `None` where any may be there.
+    pub(crate) fields: Option<Vec<Field>>,
+    /// Places in `fields` of those that must be there, in order.
+    pub(crate) required: Vec<usize>,
+    /// What becomes of members that `fields` does not declare.
+    pub(crate) extra: Extra,
+    /// What is cut out.
+    pub(crate) strip: Pointers,
+    pub(crate) schema: Option<Schema>,
     /// Bytes at most.
     pub(crate) max: usize,
+}
+
+/// What came of a check that holds.
+#[derive(Debug, Default)]
+pub(crate) struct Checked {
+    /// What is to be sent instead; `None` where the body is sent as it came.
+    pub(crate) edits: Option<Edited>,
+    /// What is sent, as a tree, where the check had to make one.
+    pub(crate) tree: Option<Value>,
+}
+
+/// A body that something was cut out of.
+#[derive(Debug)]
+pub(crate) struct Edited {
+    pub(crate) body: Vec<u8>,
+    /// The pointers that cut something, as the rule has them, and undeclared members, as pointers with `*` for
+    /// elements. Sorted, none twice, not more than [`check::MAX_STRIPPED`].
+    pub(crate) stripped: Vec<String>,
 }
 
 /// How a body is written.
@@ -33,8 +75,17 @@ pub(crate) enum BodyFault {
     TooLarge(usize),
     Invalid(String),
     Undeclared(String),
-    Value { field: String, expected: String },
+    Value {
+        field: String,
+        expected: String,
+    },
     Twice(String),
+    Missing(String),
+    /// A pointer to a value that the schema does not take, and the keyword that it fails.
+    Schema {
+        pointer: String,
+        keyword: String,
+    },
 }
 
 impl From<JsonError> for BodyFault {
@@ -61,23 +112,47 @@ impl BodySpec {
         media.filter(|_| count == 1).ok_or(BodyFault::Type)
     }
 
-    /// Checks a body that was read whole, or one byte further than `max`.
-    pub(crate) fn check(&self, media: Media, body: &[u8]) -> Result<(), BodyFault> {
+    /// Checks a body that was read whole, or one byte further than `max`. What is to be sent has passed all of
+    /// the check, and would again with nothing more to cut.
+    pub(crate) fn check(&self, media: Media, body: &[u8]) -> Result<Checked, BodyFault> {
         if body.len() > self.max {
             return Err(BodyFault::TooLarge(self.max));
         }
+        let edits = match media {
+            Media::Json => check::json(self, body)?,
+            Media::Form => form::check(self, body)?,
+        };
+        let Some(schema) = &self.schema else {
+            return Ok(Checked { edits, tree: None });
+        };
+        let sent = edits.as_ref().map_or(body, |edited| &edited.body);
+        let tree = self.tree(media, sent)?;
+        schema.check(&tree)?;
+        Ok(Checked {
+            edits,
+            tree: Some(tree),
+        })
+    }
+
+    /// A body as a tree. A form is an object of strings, and of lists of strings where a field is declared as
+    /// a list or stands more than once.
+    pub(crate) fn tree(&self, media: Media, body: &[u8]) -> Result<Value, BodyFault> {
         match media {
-            Media::Json => {
-                let mut reader = Reader::new(body)?;
-                if reader.kind()? != Kind::Object {
-                    return Err(BodyFault::Invalid("it is not a JSON object".into()));
-                }
-                check_object(&mut reader, &self.fields, &mut Vec::new())?;
-                Ok(reader.end()?)
-            }
-            Media::Form => form::check(body, &self.fields),
+            Media::Json => Ok(tree::json(body)?),
+            Media::Form => form::tree(body, self.fields.as_deref()),
         }
     }
+}
+
+/// A JSON text as a tree, read as strictly as a body is checked. Integers must fit 64 bits.
+pub(crate) fn tree(bytes: &[u8]) -> Result<Value, BodyFault> {
+    Ok(tree::json(bytes)?)
+}
+
+/// A word of JSON as a number, e.g. of a schema: `None` if it is none, or not one that all readers take alike.
+pub(crate) fn json_number(word: &str) -> Option<serde_json::Number> {
+    let good = crate::shape::is_json_number(word);
+    good.then(|| tree::number(word).ok()).flatten()
 }
 
 /// The two media types whose fields are known here, with no parameter but UTF-8.
@@ -94,90 +169,5 @@ fn parse_media(value: &[u8]) -> Option<Media> {
         "application/json" => Some(Media::Json),
         "application/x-www-form-urlencoded" => Some(Media::Form),
         _ => None,
-    }
-}
-
-fn find<'f>(fields: &'f [Field], name: &str) -> Option<&'f Shape> {
-    let index = fields
-        .binary_search_by(|field| (*field.name).cmp(name))
-        .ok()?;
-    fields.get(index).map(|field| &field.shape)
-}
-
-/// The keys that led to where the reader stands.
-type Path = Vec<String>;
-
-fn check_object(
-    reader: &mut Reader<'_>,
-    fields: &[Field],
-    path: &mut Path,
-) -> Result<(), BodyFault> {
-    reader.object(|reader, key| {
-        path.push(key.to_owned());
-        let shape = find(fields, key).ok_or_else(|| BodyFault::Undeclared(name_of(path)))?;
-        check_value(reader, shape, path)?;
-        path.pop();
-        Ok(())
-    })
-}
-
-fn name_of(path: &[String]) -> String {
-    quote(&path.join("."))
-}
-
-fn check_value(reader: &mut Reader<'_>, shape: &Shape, path: &mut Path) -> Result<(), BodyFault> {
-    let kind = reader.kind()?;
-    let fits = match (shape, kind) {
-        (Shape::Any, _) => reader.skip().map(|()| true)?,
-        (Shape::Object(fields), Kind::Object) => {
-            check_object(reader, fields, path)?;
-            true
-        }
-        (Shape::List(item), Kind::Array) => {
-            reader.array(|reader| check_value(reader, item, path))?;
-            true
-        }
-        (_, Kind::Object | Kind::Array) => false,
-        (_, Kind::Text) => accepts_string(shape, &reader.string()?),
-        (_, Kind::Number | Kind::Bool | Kind::Null) => accepts_word(shape, kind, reader.word()?),
-    };
-    if fits {
-        return Ok(());
-    }
-    Err(BodyFault::Value {
-        field: name_of(path),
-        expected: shape.to_string(),
-    })
-}
-
-fn accepts_string(shape: &Shape, text: &str) -> bool {
-    match shape {
-        Shape::Text | Shape::Pattern(_) | Shape::Uuid => shape.accepts_text(text),
-        Shape::OneOf(literals) => literals
-            .iter()
-            .any(|literal| literal.kind == LiteralKind::Text && &*literal.text == text),
-        _ => false,
-    }
-}
-
-fn accepts_word(shape: &Shape, kind: Kind, word: &str) -> bool {
-    match (shape, kind) {
-        (Shape::Number, Kind::Number) | (Shape::Bool, Kind::Bool) => true,
-        // `1.0` and `1e0` are integers to some readers and not to others.
-        (Shape::Int, Kind::Number) => integer(word).is_some(),
-        (Shape::Range(low, high), Kind::Number) => {
-            integer(word).is_some_and(|value| (*low..=*high).contains(&value))
-        }
-        (Shape::OneOf(literals), _) => literals.iter().any(|literal| {
-            let kinds = (literal.kind, kind);
-            let same = matches!(
-                kinds,
-                (LiteralKind::Int, Kind::Number)
-                    | (LiteralKind::Bool, Kind::Bool)
-                    | (LiteralKind::Null, Kind::Null)
-            );
-            same && &*literal.text == word
-        }),
-        _ => false,
     }
 }

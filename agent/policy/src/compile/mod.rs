@@ -7,11 +7,12 @@ mod subjects;
 mod warn;
 
 use crate::document::{Document, Named, Patterns, Reading, VERSION};
-use crate::policy::Policy;
+use crate::policy::{Policy, RuleData};
 use crate::syntax::{Decoder, Faults, Node, Source};
 use instances::Instances;
 use names::Names;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 
 /// A compiled policy and what its compiler warned of.
 #[derive(Debug)]
@@ -128,6 +129,7 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         groups,
         apis: place::apis(decoder, document.apis),
         credentials: rules::credentials(decoder, document.credentials),
+        headers_read: headers_read(&ruled.rules),
         rules: ruled.rules,
         entries: ruled.entries,
         hosts,
@@ -135,6 +137,12 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         subjects: subjects.grants,
         guards: subjects.guards,
     }
+}
+
+fn headers_read(rules: &[RuleData]) -> Vec<String> {
+    let required = rules.iter().flat_map(|rule| &rule.headers.require);
+    let names: BTreeSet<&String> = required.map(|(name, _)| name).collect();
+    names.into_iter().cloned().collect()
 }
 
 fn by_name<T>(things: &mut [Named<T>]) {

@@ -4,7 +4,7 @@ use super::names::Names;
 use crate::document::{self, Api, Credential, Name, Named};
 use crate::model::{self, Coverage, Rule};
 use crate::policy::{CredentialUse, Entry, HeaderSpec, RuleData};
-use crate::route::{Methods, Segment, Template};
+use crate::route::{Methods, Template};
 use crate::syntax::{Decoder, Span, quote};
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -175,8 +175,9 @@ pub(super) fn build(
             drafts.extend(rules.chain(connects).map(draft));
             ruled.entries.push(Entry {
                 credential,
-                response_strip: strings(&entry.response_strip),
-                response_max: entry.response_max,
+                response_strip: strings(&entry.response.strip),
+                response_redact: entry.response.redact,
+                response_max: entry.response.max,
             });
         }
     }
@@ -231,12 +232,13 @@ fn connect_rule(decoder: &Decoder, role: &str, entry: &document::Entry, of: u32)
             at: decoder.location(entry.span),
         },
         methods: Methods::Any,
-        template: Template {
-            segments: vec![Segment::Rest],
-        },
+        template: Template::any(),
         query: None,
         headers: HeaderSpec::default(),
         body: None,
+        payload: None,
+        grpc: false,
+        when: None,
         entry: of,
     }
 }
@@ -356,6 +358,9 @@ fn rule_data(
         query: rule.query,
         headers: header_spec(rule.headers),
         body: rule.body,
+        payload: rule.payload,
+        grpc: rule.grpc,
+        when: rule.when,
         entry,
     }
 }
@@ -392,13 +397,19 @@ fn order(rule: &RuleData) -> Order {
             .map(|parameter| constrained(&parameter.shape))
             .sum::<usize>()
     });
+    let of_body = [
+        rule.body.is_some(),
+        rule.payload.is_some(),
+        rule.when.is_some(),
+    ];
+    let of_body = of_body.into_iter().filter(|said| *said).count();
     let methods = match &rule.methods {
         Methods::These(methods) => methods.len(),
         Methods::Any => usize::MAX,
     };
     (
         rule.template.ranks(),
-        Reverse(parameters + rule.headers.require.len() + usize::from(rule.body.is_some())),
+        Reverse(parameters + rule.headers.require.len() + of_body),
         methods,
         rule.public.route.clone(),
         rule.public.label.clone(),
@@ -411,7 +422,7 @@ fn detail(rule: &RuleData, entries: &[Entry]) -> String {
         .ok()
         .and_then(|number| entries.get(number));
     format!(
-        "{entry:?} {:?} {:?} {:?}",
-        rule.query, rule.body, rule.headers
+        "{entry:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+        rule.query, rule.headers, rule.body, rule.payload, rule.grpc, rule.when
     )
 }

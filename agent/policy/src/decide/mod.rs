@@ -3,19 +3,22 @@
 //! Deny is the default. Of the workload's grants on the api, a deny rule that matches wins; else the
 //! most specific allow rule of which everything holds decides, and says how the request is forwarded.
 //! A rule is found by walking a tree over path segments; no rule is looked at whose route does not match.
+mod body;
 mod connection;
 mod explain;
 mod header;
 mod query;
 mod reason;
 
-use crate::body::{BodyFault, Media};
+use crate::body::{BodyFault, Edited};
 use crate::grants::{ALWAYS, Caller, Clause};
 use crate::model::{
-    Api, Body, Coverage, Decision, HeaderRules, Mode, Outcome, Plan, Request, Rule, Scheme,
-    Subject, Verdict,
+    Api, Coverage, Decision, HeaderRules, Mode, Outcome, Plan, Request, Rule, Scheme, Subject,
+    Verdict,
 };
+use crate::payload::{PayloadFault, is_grpc};
 use crate::policy::{CredentialUse, Policy, RuleData, RuleSet};
+use body::{Looked, Trees};
 use query::Stripped;
 use std::borrow::Cow;
 
@@ -24,6 +27,7 @@ struct Ask<'a> {
     subject: &'a Subject<'a>,
     request: &'a Request<'a>,
     caller: Caller,
+    trees: Trees,
 }
 
 /// The first thing of a rule that does not hold, in the order of checking.
@@ -43,7 +47,11 @@ enum Failure<'a> {
         name: &'a str,
         expected: String,
     },
+    GrpcType,
     Body(BodyFault),
+    Payload(PayloadFault),
+    /// The condition, and why it could not be evaluated, if so.
+    Condition(&'a str, Option<String>),
     /// All of the rule holds, and nobody who calls now has it.
     Guard(Lack),
 }
@@ -69,9 +77,11 @@ impl Failure<'_> {
             | Self::QueryValue { .. }
             | Self::QueryDuplicate(_)
             | Self::QueryMissing(_) => 2,
-            Self::HeaderMissing(_) | Self::HeaderValue { .. } => 3,
+            Self::HeaderMissing(_) | Self::HeaderValue { .. } | Self::GrpcType => 3,
             Self::Body(_) => 4,
-            Self::Guard(_) => 5,
+            Self::Payload(_) => 5,
+            Self::Condition(..) => 6,
+            Self::Guard(_) => 7,
         }
     }
 }
@@ -80,6 +90,7 @@ impl Failure<'_> {
 #[derive(Debug, Default)]
 struct Changes {
     query: Option<Stripped>,
+    body: Option<Edited>,
 }
 
 /// What comes of holding one rule against a request.
@@ -121,6 +132,7 @@ impl Policy {
             subject,
             request,
             caller: self.caller(subject, request.now),
+            trees: Trees::default(),
         }
     }
 
@@ -185,11 +197,17 @@ impl Policy {
         let path = path.strip_suffix('/').unwrap_or(path);
         let matches = rules.deny.matches(path);
         let denying = |number: &u32| {
-            self.rule(*number)
-                .is_some_and(|rule| rule.methods.deny(ask.request.method))
-                && self.has(rules, *number, ask.caller)
+            self.rule(*number).is_some_and(|rule| {
+                rule.methods.deny(ask.request.method) && self.forbids(rule, ask)
+            }) && self.has(rules, *number, ask.caller)
         };
         self.rule(matches.into_iter().filter(denying).min()?)
+    }
+
+    /// Whether the condition of a deny rule holds. One that cannot be evaluated does.
+    fn forbids(&self, rule: &RuleData, ask: &Ask<'_>) -> bool {
+        let when = rule.when.as_ref();
+        when.is_none_or(|when| self.condition(rule, when, ask, None) != Ok(false))
     }
 
     /// Holds every allow rule whose route matches against the request, the most specific first.
@@ -250,10 +268,13 @@ impl Policy {
         if let Err(failure) = header::check(&rule.headers, request.headers) {
             return Held::No(failure);
         }
-        match check_body(rule, request) {
-            Ok(None) => Held::Yes(Changes { query }),
-            Ok(Some(max)) => Held::NeedsBody(max),
-            Err(fault) => Held::No(Failure::Body(fault)),
+        if rule.grpc && !is_grpc(request.headers) {
+            return Held::No(Failure::GrpcType);
+        }
+        match self.look(rule, ask) {
+            Ok(Looked::Good(body)) => Held::Yes(Changes { query, body }),
+            Ok(Looked::Needs(max)) => Held::NeedsBody(max),
+            Err(failure) => Held::No(failure),
         }
     }
 
@@ -300,6 +321,10 @@ impl Policy {
             Some(stripped) => (Some(stripped.query), stripped.names),
             None => (None, Vec::new()),
         };
+        let (body, stripped_body) = match changes.body {
+            Some(edited) => (Some(edited.body), edited.stripped),
+            None => (None, Vec::new()),
+        };
         // OPTIONS may be answered with the request's own headers.
         let injected = match credential {
             CredentialUse::Inject(number) if request.method != "OPTIONS" => {
@@ -314,9 +339,10 @@ impl Policy {
             client_credentials: client,
             query,
             stripped_query,
-            body: None,
-            stripped_body: Vec::new(),
+            body,
+            stripped_body,
             response_strip: entry.map_or(&[], |entry| &entry.response_strip),
+            response_redact: entry.and_then(|entry| entry.response_redact.as_ref()),
             response_max: entry.and_then(|entry| entry.response_max),
             headers: HeaderRules {
                 client_credentials: client,
@@ -336,28 +362,6 @@ fn lack(clauses: &[Clause], caller: Caller) -> Lack {
     match caller.identity {
         None => Lack::Proof,
         Some(_) => Lack::Identity,
-    }
-}
-
-/// Checks the body where a rule declares one; `Some` is how much of it must be read first.
-fn check_body(rule: &RuleData, request: &Request<'_>) -> Result<Option<usize>, BodyFault> {
-    let Some(spec) = &rule.body else {
-        return Ok(None);
-    };
-    if matches!(request.body, Body::Absent) {
-        return Err(BodyFault::Absent);
-    }
-    let media: Media = spec.media(request.headers)?;
-    match request.body {
-        Body::Absent => Err(BodyFault::Absent),
-        Body::Read(body) => spec.check(media, body).map(|()| None),
-        Body::Unread(length) => {
-            let max = u64::try_from(spec.max).unwrap_or(u64::MAX);
-            match length {
-                Some(length) if length > max => Err(BodyFault::TooLarge(spec.max)),
-                _ => Ok(Some(spec.max)),
-            }
-        }
     }
 }
 
@@ -390,6 +394,7 @@ fn denial<'p>(
             body: None,
             stripped_body: Vec::new(),
             response_strip: &[],
+            response_redact: None,
             response_max: None,
             headers: HeaderRules {
                 client_credentials: true,

@@ -189,7 +189,27 @@ pub(super) fn of_failure(rule: &RuleData, failure: &Failure<'_>, ask: &Ask<'_>) 
             format!("header {} of {route} must be {expected}, once", quote(name)),
             format!("send a declared value, or widen it under `headers: require:` at {at}"),
         ),
+        Failure::GrpcType => reason(
+            "grpc_type",
+            format!("{route} takes gRPC: one `Content-Type: application/grpc`"),
+            format!("call it with a gRPC client, or give `route` instead of `grpc` at {at}"),
+        ),
         Failure::Body(fault) => of_body(rule, fault),
+        Failure::Payload(fault) => reason(
+            fault.code,
+            format!("{route}: {}", fault.detail),
+            format!("{} (the rule stands at {at})", fault.hint),
+        ),
+        Failure::Condition(text, None) => reason(
+            "condition",
+            format!("the condition of {route} does not hold"),
+            format!("it is {}, at {at}", quote(text)),
+        ),
+        Failure::Condition(text, Some(trouble)) => reason(
+            "condition",
+            format!("the condition of {route} cannot be evaluated: {trouble}"),
+            format!("it is {}, at {at}", quote(text)),
+        ),
         Failure::Guard(lack) => of_lack(*lack, ask.subject, route),
     }
 }
@@ -231,6 +251,24 @@ fn of_body(rule: &RuleData, fault: &BodyFault) -> Reason {
             "body_field",
             format!("field {field} of {route} must be {expected}"),
             format!("send a declared value, or widen it under `body: fields:` at {at}"),
+        ),
+        BodyFault::Missing(name) => reason(
+            "body_field",
+            format!("field {name} is required by {route}"),
+            format!("send it, or drop it from `body: required:` at {at}"),
+        ),
+        BodyFault::Schema { pointer, keyword } => reason(
+            "body_schema",
+            format!(
+                "the body of {route} is not of its schema: {} fails {}",
+                if pointer.is_empty() {
+                    "the whole".to_owned()
+                } else {
+                    quote(pointer)
+                },
+                quote(keyword)
+            ),
+            format!("send what the schema says, or widen `body: schema:` at {at}"),
         ),
         BodyFault::Twice(name) => reason(
             "body_field",

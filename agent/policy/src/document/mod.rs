@@ -2,9 +2,11 @@
 //!
 //! A value that is wrong leaves a fault in the decoder and a gap here; names are kept in any case, so
 //! that one fault is not followed by others about a name that is missing.
+mod body;
 mod credential;
 mod grant;
 mod identity;
+pub(crate) mod payload;
 mod place;
 mod role;
 mod route;

@@ -1,7 +1,8 @@
 //! Roles: what may be asked of an api, and with which credential. A role with parameters is a template,
 //! read anew for each list of arguments; a role may include others.
-use super::rule::{allow_rules, deny_rules};
-use super::{Name, Named, Reading, Rule, check_name, header_names, reference, unsupported};
+use super::rule::{allow_rules, deny_rule};
+use super::{Name, Named, Reading, Rule, check_name, header_names, reference};
+use crate::body::Redactor;
 use crate::syntax::{Decoder, Entry as YamlEntry, Key, Node, Scalar, Span, Value, nearest, quote};
 use std::borrow::Cow;
 
@@ -54,9 +55,16 @@ pub(crate) struct Entry {
     pub(crate) inspects: Option<Span>,
     /// Whether there are rules, also wrong ones.
     pub(crate) ruled: bool,
-    pub(crate) response_strip: Vec<Name>,
-    pub(crate) response_max: Option<u64>,
+    pub(crate) response: Response,
     pub(crate) span: Span,
+}
+
+/// What a role says of an api's responses.
+#[derive(Debug, Default)]
+pub(crate) struct Response {
+    pub(crate) strip: Vec<Name>,
+    pub(crate) redact: Option<Redactor>,
+    pub(crate) max: Option<u64>,
 }
 
 /// Characters of an argument at most.
@@ -339,10 +347,10 @@ fn entry(reading: &mut Reading<'_>, node: &Node) -> Option<Entry> {
         .collect();
     let denied = denies
         .iter()
-        .flat_map(|item| deny_rules(reading, item))
+        .filter_map(|item| deny_rule(reading, item))
         .collect();
     let credential = credential.and_then(|entry| reference(reading, &entry.value));
-    let (response_strip, response_max) = response
+    let response = response
         .map(|entry| response_rules(reading, &entry.value))
         .unwrap_or_default();
     let api = api.and_then(|node| reference(reading, node))?;
@@ -353,21 +361,22 @@ fn entry(reading: &mut Reading<'_>, node: &Node) -> Option<Entry> {
         deny: denied,
         inspects,
         ruled: allow.is_some() || deny.is_some(),
-        response_strip,
-        response_max,
+        response,
         span,
     })
 }
 
-fn response_rules(reading: &mut Reading<'_>, node: &Node) -> (Vec<Name>, Option<u64>) {
+fn response_rules(reading: &mut Reading<'_>, node: &Node) -> Response {
     let Some(mut fields) = reading.decoder.fields(node, "`response`") else {
-        return (Vec::new(), None);
+        return Response::default();
     };
-    unsupported(reading, &mut fields, &["redact"]);
-    let (strip, max) = (fields.take("strip"), fields.take("max"));
+    let [strip, redact, max] = ["strip", "redact", "max"].map(|key| fields.take(key));
     fields.finish(reading.decoder);
-    let strip = strip
-        .map(|node| header_names(reading, node))
-        .unwrap_or_default();
-    (strip, max.and_then(|node| reading.decoder.byte_size(node)))
+    Response {
+        strip: strip
+            .map(|node| header_names(reading, node))
+            .unwrap_or_default(),
+        redact: redact.and_then(|node| super::body::redactor(reading.decoder, node)),
+        max: max.and_then(|node| reading.decoder.byte_size(node)),
+    }
 }

@@ -15,17 +15,22 @@ pub(super) struct Route {
 /// `METHOD /path`, `GET|HEAD /path`, `* /path`.
 pub(super) fn parse(reading: &mut Reading<'_>, node: &Node) -> Option<Route> {
     let text = reading.decoder.string(node)?;
+    of_text(reading, node.span, text)
+}
+
+/// The route that a text is, which stands at `span`.
+pub(super) fn of_text(reading: &mut Reading<'_>, span: Span, text: &str) -> Option<Route> {
     let help = "write `METHOD /path`, e.g. `GET /repos/{owner}/{repo}` or `GET|HEAD /v1/**`";
     if text.len() > 4_096 {
         reading
             .decoder
-            .error(node.span, "the route is longer than 4096 bytes");
+            .error(span, "the route is longer than 4096 bytes");
         return None;
     }
     let Some((methods, path)) = text.split_once(' ') else {
         reading
             .decoder
-            .error(node.span, "the route needs a method and a path")
+            .error(span, "the route needs a method and a path")
             .help(help);
         return None;
     };
@@ -34,17 +39,17 @@ pub(super) fn parse(reading: &mut Reading<'_>, node: &Node) -> Option<Route> {
     let template = match template {
         Ok(template) => Some(template),
         Err((message, suggestion)) => {
-            let remark = reading.decoder.error(node.span, message);
+            let remark = reading.decoder.error(span, message);
             if let Some(suggestion) = suggestion {
                 remark.help(suggestion);
             }
             None
         }
     };
-    let methods = parse_methods(reading, node.span, methods);
+    let methods = parse_methods(reading, span, methods);
     Some(Route {
         text: text.into(),
-        span: node.span,
+        span,
         methods: methods?,
         template: template?,
     })

@@ -1,11 +1,13 @@
 //! Rules of a role: what a request must be like.
 use super::route::{self, Route, refuse_tunnels};
-use super::{Name, Reading, header_name, header_names, unsupported};
+use super::{Name, Reading, header_name, header_names};
 use crate::body::BodySpec;
+use crate::payload::{Graphql, GrpcMethods, Payload};
 use crate::policy::{Extra, Parameter, QuerySpec};
 use crate::route::{Methods, Template};
 use crate::shape::Shape;
-use crate::syntax::{Decoder, Node, Span, quote};
+use crate::syntax::{Decoder, Entry, Node, Span, quote};
+use crate::when::{Known, When};
 
 #[derive(Debug)]
 pub(crate) struct Rule {
@@ -16,66 +18,252 @@ pub(crate) struct Rule {
     pub(crate) query: Option<QuerySpec>,
     pub(crate) headers: Headers,
     pub(crate) body: Option<BodySpec>,
+    pub(crate) payload: Option<Payload>,
+    pub(crate) grpc: bool,
+    pub(crate) when: Option<When>,
 }
 
 /// What a rule says of headers.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Headers {
     pub(crate) allow: Vec<Name>,
     pub(crate) require: Vec<(Name, Shape)>,
     pub(crate) strip: Vec<Name>,
 }
 
-/// Keys of an allow rule that this version does not know how to hold.
-const LATER: [&str; 5] = ["when", "graphql", "grpc", "mcp", "llm"];
+/// What stands in a rule, before its route is known.
+struct Parts {
+    query: Option<QuerySpec>,
+    headers: Headers,
+    body: Option<BodySpec>,
+    payload: Option<Payload>,
+}
 
-pub(super) fn allow_rules(reading: &mut Reading<'_>, node: &Node) -> Option<Rule> {
-    let mut fields = reading.decoder.fields(node, "the rule")?;
-    let route = fields.require(reading.decoder, "route");
+/// An allow rule; several where `grpc` names several methods.
+pub(super) fn allow_rules(reading: &mut Reading<'_>, node: &Node) -> Vec<Rule> {
+    let Some(mut fields) = reading.decoder.fields(node, "the rule") else {
+        return Vec::new();
+    };
+    let (route, grpc) = (fields.take("route"), fields.take_entry("grpc"));
     let (query, extra) = (fields.take("query"), fields.take_entry("extra"));
-    let (headers, body) = (fields.take("headers"), fields.take("body"));
-    unsupported(reading, &mut fields, &LATER);
+    let (headers, body) = (fields.take("headers"), fields.take_entry("body"));
+    let payload = ["graphql", "mcp", "llm"].map(|key| fields.take_entry(key));
+    let when = fields.take("when");
+    let span = fields.span();
     fields.finish(reading.decoder);
+    check_extra(reading.decoder, query, extra);
+    let extras = [("deny", Extra::Deny), ("strip", Extra::Strip)];
+    let extra = extra.and_then(|entry| reading.decoder.word(&entry.value, &extras));
+    if grpc.is_some() {
+        let inspects = body.into_iter().chain(payload.into_iter().flatten()).next();
+        refuse_with_grpc(reading.decoder, route, inspects);
+    }
+    let parts = Parts {
+        query: query.and_then(|node| query_spec(reading, node, extra.unwrap_or(Extra::Deny))),
+        headers: headers
+            .map(|node| header_rules(reading, node))
+            .unwrap_or_default(),
+        payload: payload_of(reading, payload),
+        body: body.and_then(|entry| super::body::body_spec(reading, &entry.value)),
+    };
+    match (route, grpc) {
+        (_, Some(entry)) => grpc_rules(reading, entry, when, &parts.headers),
+        (Some(node), None) => route_rule(reading, node, when, parts),
+        (None, None) => {
+            reading
+                .decoder
+                .error(span, "the rule needs `route`")
+                .help("e.g. `route: GET /repos/{owner}/{repo}`; or `grpc: package.Service/Method`");
+            Vec::new()
+        }
+    }
+}
+fn check_extra(decoder: &mut Decoder, query: Option<&Node>, extra: Option<&Entry>) {
     if let (Some(extra), None) = (extra, query) {
-        reading
-            .decoder
+        decoder
             .error(
                 extra.key.span,
                 "`extra` says what becomes of parameters that `query` does not declare",
             )
             .help("add `query: {}` to declare that there are none");
     }
-    let extras = [("deny", Extra::Deny), ("strip", Extra::Strip)];
-    let extra = extra.and_then(|entry| reading.decoder.word(&entry.value, &extras));
-    let query = query.and_then(|node| query_spec(reading, node, extra.unwrap_or(Extra::Deny)));
-    let headers = headers
-        .map(|node| header_rules(reading, node))
-        .unwrap_or_default();
-    let body = body.and_then(|node| body_spec(reading, node));
-    let route = route::parse(reading, route?)?;
+}
+
+/// What gRPC sends is not looked at.
+fn refuse_with_grpc(decoder: &mut Decoder, route: Option<&Node>, inspects: Option<&Entry>) {
+    if let Some(node) = route {
+        decoder
+            .error(node.span, "a rule has `route` or `grpc`")
+            .help("`grpc` is the route `POST /package.Service/Method`");
+    }
+    if let Some(entry) = inspects {
+        decoder
+            .error(
+                entry.key.span,
+                format!(
+                    "{} cannot be held for gRPC: its messages are not looked at",
+                    quote(&entry.key.text)
+                ),
+            )
+            .help("service and method can be; take this out");
+    }
+}
+
+/// The protocol of the body, if the rule names one.
+fn payload_of(reading: &mut Reading<'_>, entries: [Option<&Entry>; 3]) -> Option<Payload> {
+    let mut given = entries.iter().flatten();
+    if let (Some(_), Some(second)) = (given.next(), given.next()) {
+        reading
+            .decoder
+            .error(second.key.span, "a body is of one protocol")
+            .help("write a rule for each of `graphql`, `mcp` and `llm`");
+    }
+    let [graphql, mcp, llm] = entries.map(|entry| entry.map(|entry| &entry.value));
+    let graphql = graphql.and_then(|node| super::payload::graphql(reading, node));
+    let mcp = mcp.and_then(|node| super::payload::mcp(reading, node));
+    let llm = llm.and_then(|node| super::payload::llm(reading, node));
+    graphql
+        .map(Payload::Graphql)
+        .or(mcp.map(Payload::Mcp))
+        .or(llm.map(Payload::Llm))
+}
+
+fn route_rule(
+    reading: &mut Reading<'_>,
+    node: &Node,
+    when: Option<&Node>,
+    parts: Parts,
+) -> Vec<Rule> {
+    let Some(route) = route::parse(reading, node) else {
+        return Vec::new();
+    };
     refuse_tunnels(reading.decoder, &route);
-    Some(Rule {
+    let when = when.and_then(|node| condition(reading, node, &route.template, true));
+    let (mut query, mut body) = (parts.query, parts.body);
+    if let Some(payload) = &parts.payload {
+        // Some servers take parts of the request from there.
+        let query = query.get_or_insert_with(|| QuerySpec {
+            parameters: Vec::new(),
+            extra: Extra::Deny,
+        });
+        check_parameters(reading.decoder, node.span, payload, query);
+    }
+    let looked_at = parts.payload.is_some() || when.as_ref().is_some_and(|when| when.needs_body());
+    if looked_at && body.is_none() {
+        body = Some(super::body::any_body(parts.payload.is_some()));
+    }
+    vec![Rule {
         query,
-        headers,
+        headers: parts.headers,
         body,
+        payload: parts.payload,
+        when,
+        ..bare(route)
+    }]
+}
+
+/// What GraphQL servers take from the query is not looked at there.
+fn check_parameters(decoder: &mut Decoder, span: Span, payload: &Payload, query: &QuerySpec) {
+    let Payload::Graphql(_) = payload else {
+        return;
+    };
+    let known = |parameter: &&Parameter| Graphql::PARAMETERS.contains(&&*parameter.name);
+    if let Some(parameter) = query.parameters.iter().find(known) {
+        decoder
+            .error(
+                span,
+                format!(
+                    "{} in the query is part of a GraphQL request",
+                    quote(&parameter.name)
+                ),
+            )
+            .help("take it out of `query`: operations are only looked at in the body");
+    }
+}
+
+/// `POST /package.Service/Method` for each method.
+fn grpc_rules(
+    reading: &mut Reading<'_>,
+    entry: &Entry,
+    when: Option<&Node>,
+    headers: &Headers,
+) -> Vec<Rule> {
+    let services = super::payload::grpc(reading, &entry.value).unwrap_or_default();
+    let mut rules = Vec::new();
+    for service in services {
+        let any: [Box<str>; 1] = ["*".into()];
+        let methods = match &service.methods {
+            GrpcMethods::Any => &any[..],
+            GrpcMethods::These(methods) => methods,
+        };
+        for method in methods {
+            let text = format!("POST /{}/{method}", service.service);
+            let Some(route) = route::of_text(reading, entry.value.span, &text) else {
+                continue;
+            };
+            let when = when.and_then(|node| condition(reading, node, &route.template, false));
+            rules.push(Rule {
+                headers: headers.clone(),
+                grpc: true,
+                when,
+                ..bare(route)
+            });
+        }
+    }
+    rules
+}
+
+pub(super) fn deny_rule(reading: &mut Reading<'_>, node: &Node) -> Option<Rule> {
+    let mut fields = reading.decoder.fields(node, "the deny rule")?;
+    let route = fields.require(reading.decoder, "route");
+    let when = fields.take("when");
+    for key in [
+        "query", "extra", "body", "headers", "graphql", "grpc", "mcp", "llm",
+    ] {
+        if let Some(entry) = fields.take_entry(key) {
+            reading
+                .decoder
+                .error(entry.key.span, format!("a deny rule has no `{key}`"))
+                .help("it is a route, and a condition on the head of the request under `when`");
+        }
+    }
+    fields.finish(reading.decoder);
+    let route = route::parse(reading, route?)?;
+    let when = when.and_then(|node| condition(reading, node, &route.template, false));
+    Some(Rule {
+        when,
         ..bare(route)
     })
 }
 
-pub(super) fn deny_rules(reading: &mut Reading<'_>, node: &Node) -> Option<Rule> {
-    let mut fields = reading.decoder.fields(node, "the deny rule")?;
-    let route = fields.require(reading.decoder, "route");
-    for key in ["query", "extra", "body", "headers"] {
-        if let Some(entry) = fields.take_entry(key) {
-            reading
-                .decoder
-                .unsupported(entry.key.span, &format!("`{key}` in a deny rule"))
-                .help("a deny rule is a route, and a condition under `when`");
+/// Reads a condition; `body` says whether it may look at the body.
+fn condition(
+    reading: &mut Reading<'_>,
+    node: &Node,
+    template: &Template,
+    body: bool,
+) -> Option<When> {
+    let text = reading.decoder.string(node)?;
+    let names: Vec<&str> = template.names().collect();
+    let known = Known {
+        parameters: &names,
+        body,
+    };
+    match When::parse(text, &known) {
+        Ok(when) => Some(when),
+        Err(faults) => {
+            for fault in faults {
+                let span = reading
+                    .decoder
+                    .within(node.span, text, fault.at, fault.width);
+                let remark = reading.decoder.error(span, fault.message);
+                if let Some(help) = fault.help {
+                    remark.help(help);
+                }
+            }
+            None
         }
     }
-    unsupported(reading, &mut fields, &LATER);
-    fields.finish(reading.decoder);
-    Some(bare(route::parse(reading, route?)?))
 }
 
 /// A rule that says nothing but its route.
@@ -88,13 +276,11 @@ fn bare(route: Route) -> Rule {
         query: None,
         headers: Headers::default(),
         body: None,
+        payload: None,
+        grpc: false,
+        when: None,
     }
 }
-
-/// Bytes of a body that is looked at, unless said.
-const DEFAULT_BODY: usize = 64 << 10;
-/// Bytes of a body that can be looked at.
-const MAX_BODY: u64 = 16 << 20;
 
 fn query_spec(reading: &mut Reading<'_>, node: &Node, extra: Extra) -> Option<QuerySpec> {
     let entries = reading.decoder.mapping(node)?;
@@ -116,35 +302,6 @@ fn query_spec(reading: &mut Reading<'_>, node: &Node, extra: Extra) -> Option<Qu
     }
     parameters.sort_by(|one, other| one.name.cmp(&other.name));
     Some(QuerySpec { parameters, extra })
-}
-
-fn body_spec(reading: &mut Reading<'_>, node: &Node) -> Option<BodySpec> {
-    let mut fields = reading.decoder.fields(node, "`body`")?;
-    let refused = unsupported(reading, &mut fields, &["schema", "strip"]);
-    let declared = match refused {
-        true => fields.take("fields"),
-        false => fields.require(reading.decoder, "fields"),
-    };
-    let max = fields.take("max");
-    fields.finish(reading.decoder);
-    let max = match max {
-        Some(node) => body_max(reading, node)?,
-        None => DEFAULT_BODY,
-    };
-    let fields: Vec<crate::shape::Field> = super::shape::object(reading, declared?);
-    Some(BodySpec { fields, max })
-}
-
-fn body_max(reading: &mut Reading<'_>, node: &Node) -> Option<usize> {
-    let size = reading.decoder.byte_size(node)?;
-    if size == 0 || size > MAX_BODY {
-        reading.decoder.error(
-            node.span,
-            "a body that is looked at has between 1 byte and 16MiB",
-        );
-        return None;
-    }
-    usize::try_from(size).ok()
 }
 
 fn header_rules(reading: &mut Reading<'_>, node: &Node) -> Headers {

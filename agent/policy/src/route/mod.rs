@@ -5,6 +5,7 @@ mod index;
 use crate::canonical::{Target, decode};
 use crate::shape::{Pattern, integer, is_uuid};
 use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 pub(crate) use cover::{covers, meaning, meet, path_of};
@@ -25,6 +26,8 @@ pub(crate) enum Methods {
 #[derive(Debug, Clone)]
 pub(crate) struct Template {
     pub(crate) segments: Vec<Segment>,
+    /// The places of named segments, with their names.
+    names: Vec<(usize, Box<str>)>,
 }
 
 /// One segment of a template, from the most to the least specific.
@@ -112,6 +115,29 @@ impl Segment {
 }
 
 impl Template {
+    /// Any path.
+    pub(crate) fn any() -> Self {
+        Self {
+            segments: vec![Segment::Rest],
+            names: Vec::new(),
+        }
+    }
+
+    /// The names of its segments.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(|(_, name)| &**name)
+    }
+
+    /// The named segments of a canonical path that matches, decoded.
+    pub(crate) fn parameters<'a>(&'a self, path: &'a str) -> Vec<(&'a str, Cow<'a, str>)> {
+        let mut parts = path.split('/').skip(1).enumerate();
+        let mut value = |place: usize| parts.find(|(number, _)| *number == place);
+        self.names
+            .iter()
+            .filter_map(|(place, name)| Some((&**name, decode(value(*place)?.1))))
+            .collect()
+    }
+
     /// How specific it is: the smaller, the more. Compared segment by segment from the left, literal
     /// before constrained before plain before `**`.
     pub(crate) fn ranks(&self) -> Vec<u8> {
@@ -139,7 +165,7 @@ impl Template {
     pub(crate) fn parse(
         text: &str,
         pattern: &mut dyn FnMut(&str) -> Result<Arc<Pattern>, String>,
-    ) -> Result<Self, (String, Option<String>)> {
+    ) -> Result<Self, Wrong> {
         let wrong = |message: &str| (message.to_owned(), None);
         let Some(rest) = text.strip_prefix('/') else {
             return Err((
@@ -155,7 +181,17 @@ impl Template {
             if matches!(segments.last(), Some(Segment::Rest)) {
                 return Err(wrong("`**` may only stand last in a route"));
             }
-            segments.push(parse_segment(part, &mut names, pattern)?);
+            let (segment, name) = parse_segment(part, pattern)?;
+            if let Some(name) = name {
+                if names
+                    .iter()
+                    .any(|(_, known): &(usize, Box<str>)| **known == *name)
+                {
+                    return Err((format!("`{{{name}}}` stands twice in the route"), None));
+                }
+                names.push((segments.len(), name.into()));
+            }
+            segments.push(segment);
         }
         let empty =
             |segment: &Segment| matches!(segment, Segment::Literal(text) if text.is_empty());
@@ -163,7 +199,7 @@ impl Template {
         if inner.iter().any(empty) {
             return Err(wrong("the route has an empty segment (`//`)"));
         }
-        Ok(Self { segments })
+        Ok(Self { segments, names })
     }
 }
 
@@ -185,21 +221,24 @@ fn split_segments(text: &str) -> Vec<&str> {
     parts
 }
 
+/// What is wrong, and help.
+type Wrong = (String, Option<String>);
+
+/// A segment and its name.
 fn parse_segment<'t>(
     part: &'t str,
-    names: &mut Vec<&'t str>,
     pattern: &mut dyn FnMut(&str) -> Result<Arc<Pattern>, String>,
-) -> Result<Segment, (String, Option<String>)> {
+) -> Result<(Segment, Option<&'t str>), Wrong> {
     match part {
-        "*" => return Ok(Segment::One),
-        "**" => return Ok(Segment::Rest),
+        "*" => return Ok((Segment::One, None)),
+        "**" => return Ok((Segment::Rest, None)),
         _ => {}
     }
     let inner = part
         .strip_prefix('{')
         .and_then(|rest| rest.strip_suffix('}'));
     let Some(inner) = inner else {
-        return parse_literal(part);
+        return Ok((parse_literal(part)?, None));
     };
     let (name, kind) = match inner.split_once(':') {
         Some((name, kind)) => (name, Some(kind)),
@@ -217,11 +256,7 @@ fn parse_segment<'t>(
             Some(help),
         ));
     }
-    if names.contains(&name) {
-        return Err((format!("`{{{name}}}` stands twice in the route"), None));
-    }
-    names.push(name);
-    Ok(match kind {
+    let segment = match kind {
         None => Segment::One,
         Some("int") => Segment::Kind(SegmentKind::Int),
         Some("uuid") => Segment::Kind(SegmentKind::Uuid),
@@ -229,10 +264,11 @@ fn parse_segment<'t>(
         Some(text) => Segment::Kind(SegmentKind::Pattern(
             pattern(text).map_err(|error| (error, None))?,
         )),
-    })
+    };
+    Ok((segment, Some(name)))
 }
 
-fn parse_literal(part: &str) -> Result<Segment, (String, Option<String>)> {
+fn parse_literal(part: &str) -> Result<Segment, Wrong> {
     if part.contains(['{', '}', '*']) {
         return Err((
             format!(

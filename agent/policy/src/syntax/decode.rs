@@ -106,6 +106,35 @@ impl Decoder {
         self.file(file).map_or("", |file| file.line(line))
     }
 
+    /// The place of a part of a scalar's `text`: `width` bytes from byte `at` of it. The whole scalar where it
+    /// does not stand in the source as it reads, because of escapes or line breaks.
+    pub fn within(&self, span: Span, text: &str, at: usize, width: usize) -> Span {
+        let line = self.line(span.file, span.line);
+        let before = usize::try_from(span.column.saturating_sub(1)).unwrap_or(usize::MAX);
+        let start = line.char_indices().nth(before).map(|(start, _)| start);
+        let rest = start.and_then(|start| line.get(start..)).unwrap_or("");
+        let quoted = usize::from(rest.starts_with(['"', '\'']));
+        let verbatim = rest
+            .get(quoted..)
+            .is_some_and(|rest| rest.starts_with(text));
+        let (Some(skipped), true) = (text.get(..at), verbatim) else {
+            return span;
+        };
+        let part = text.get(at..at.saturating_add(width)).unwrap_or("");
+        let count = |text: &str| u32::try_from(text.chars().count()).unwrap_or(u32::MAX);
+        let moved = count(skipped).saturating_add(u32::try_from(quoted).unwrap_or(0));
+        Span {
+            column: span.column.saturating_add(moved),
+            width: count(part).max(1),
+            ..span
+        }
+    }
+
+    /// How many lines a file has, at least 1.
+    pub(super) fn lines(&self, file: u32) -> u32 {
+        self.file(file).map_or(1, File::lines)
+    }
+
     /// Whether another error would only be counted. Costly help need not be worked out then.
     pub fn is_full(&self) -> bool {
         self.faults.len() >= MAX_FAULTS
@@ -149,18 +178,7 @@ impl Decoder {
 
     /// The part of a line that a fault shows, and how many characters before it are left out.
     fn excerpt(&self, at: Span) -> (String, u32) {
-        let line = self.line(at.file, at.line);
-        let before = usize::try_from(at.column)
-            .unwrap_or(usize::MAX)
-            .saturating_sub(1);
-        let skipped = if before > Fault::MAX_LINE / 2 && line.chars().nth(Fault::MAX_LINE).is_some()
-        {
-            before - Fault::MAX_LINE / 2
-        } else {
-            0
-        };
-        let text = line.chars().skip(skipped).take(Fault::MAX_LINE).collect();
-        (text, u32::try_from(skipped).unwrap_or(u32::MAX))
+        Fault::excerpt(self.line(at.file, at.line), at.column)
     }
 
     /// Ends the decoding.

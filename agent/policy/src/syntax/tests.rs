@@ -266,3 +266,16 @@ proptest! {
         }
     }
 }
+
+/// Found by fuzzing: the scanner is a line further when the last has no end.
+#[test]
+fn a_fault_at_the_end_stands_in_the_text() {
+    let source = Source {
+        name: "x.yaml".into(),
+        text: "v rsio: 1\nwork".into(),
+    };
+    let mut decoder = Decoder::new();
+    assert!(decoder.parse(&source).is_none());
+    let faults = decoder.finish().unwrap_err();
+    assert_eq!(faults.iter().next().unwrap().at.to_string(), "x.yaml:2:5");
+}

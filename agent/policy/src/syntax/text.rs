@@ -64,6 +64,11 @@ impl File {
         }
     }
 
+    /// How many lines there are, at least 1; the one behind a last line end counts.
+    pub(super) fn lines(&self) -> u32 {
+        u32::try_from(self.starts.len()).unwrap_or(u32::MAX)
+    }
+
     /// The text of a line (from 1) without its end; empty where there is no such line.
     pub(super) fn line(&self, line: u32) -> &str {
         let index = usize::try_from(line)

@@ -167,8 +167,13 @@ impl<'d> Builder<'d> {
                 Err(error) => {
                     let mark = *error.marker();
                     let span = self.span(saphyr_parser::Span::empty(mark));
-                    self.decoder
+                    let remark = self
+                        .decoder
                         .error(span, format!("invalid YAML: {}", error.info()));
+                    // As in `role: reader(repo: acme/app)`.
+                    if error.info().contains("mapping values are not allowed") {
+                        remark.help("a text with `: ` in it needs quotes; in a role's arguments `=` does without");
+                    }
                     false
                 }
             };
@@ -195,6 +200,17 @@ impl<'d> Builder<'d> {
 
     fn span(&self, span: saphyr_parser::Span) -> Span {
         let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let last = self.decoder.lines(self.file);
+        if number(span.start.line()) > last {
+            // The scanner counts a line end where a text ends without one.
+            let end = self.decoder.line(self.file, last).chars().count();
+            return Span {
+                file: self.file,
+                line: last,
+                column: number(end).saturating_add(1),
+                width: 1,
+            };
+        }
         let width = if span.start.line() == span.end.line() {
             span.end.col().saturating_sub(span.start.col())
         } else {

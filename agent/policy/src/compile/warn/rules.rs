@@ -1,9 +1,10 @@
 //! Rules that do nothing, and rules that do more than they look.
 use super::Whole;
+use crate::body::{Pointer, Redactor};
 use crate::compile::rules::Ruled;
 use crate::headers::{ParameterKind, parameter_kind};
 use crate::model::Coverage;
-use crate::policy::{Extra, RuleData};
+use crate::policy::{Entry, Extra, RuleData};
 use crate::route::{Index, Methods, Segment, covers};
 use crate::syntax::{Decoder, Span, quote};
 use std::cell::RefCell;
@@ -200,10 +201,20 @@ impl<'w> Search<'w> {
     fn same_entry(&self, one: &RuleData, other: &RuleData) -> bool {
         let entry = |rule: &RuleData| self.ruled.entries.get(usize::try_from(rule.entry).ok()?);
         match (entry(one), entry(other)) {
-            (Some(one), Some(other)) => one == other,
+            (Some(one), Some(other)) => {
+                one.credential == other.credential
+                    && one.response_strip == other.response_strip
+                    && one.response_max == other.response_max
+                    && redacts(one) == redacts(other)
+            }
             _ => false,
         }
     }
+}
+
+fn redacts(entry: &Entry) -> Vec<&Pointer> {
+    let redactor = entry.response_redact.iter();
+    redactor.flat_map(Redactor::pointers).collect()
 }
 
 fn denies_all(deny: &RuleData, rule: &RuleData) -> bool {

@@ -65,6 +65,15 @@ pub(super) fn warn(decoder: &mut Decoder, whole: &Whole<'_>) {
 
 /// Identities and groups: named by a grant, or by a group that is.
 fn people(decoder: &mut Decoder, whole: &Whole<'_>) {
+    let mut conditions = whole
+        .ruled
+        .rules
+        .iter()
+        .filter_map(|rule| rule.when.as_ref());
+    if conditions.any(|when| when.text().contains("subject")) {
+        // Whoever a condition names is used.
+        return;
+    }
     let document = whole.document;
     let grants = || document.grants.iter();
     let groups: HashSet<&str> = grants()

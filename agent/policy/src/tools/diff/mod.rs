@@ -145,7 +145,29 @@ fn subjects(old: &Policy, new: &Policy) -> Vec<Change> {
     for (name, old, new) in differing(identities) {
         changes.push(subject(Vec::new(), vec![name], "proven by", old, new));
     }
+    if [old, new].iter().any(|policy| looks_at_groups(policy)) {
+        let grouped = |policy: &Policy| {
+            let member = |identity: &crate::model::Identity| {
+                let mut groups = policy.groups_of(&identity.name).to_vec();
+                groups.sort_unstable();
+                (
+                    identity.name.clone(),
+                    (groups.join(", "), identity.at.clone()),
+                )
+            };
+            policy.identities.iter().map(member).collect()
+        };
+        for (name, old, new) in differing([grouped(old), grouped(new)]) {
+            changes.push(subject(Vec::new(), vec![name], "in groups", old, new));
+        }
+    }
     changes
+}
+
+/// Whether a condition asks which groups an identity is in: elsewhere a group is only its members.
+fn looks_at_groups(policy: &Policy) -> bool {
+    let mut conditions = policy.rules.iter().filter_map(|rule| rule.when.as_ref());
+    conditions.any(|when| when.text().contains("groups"))
 }
 
 type Said = (String, Location);

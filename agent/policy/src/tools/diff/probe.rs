@@ -436,7 +436,7 @@ fn does(decision: &Decision<'_>) -> String {
         names
     };
     format!(
-        "{:?} {} {:?} {:?} {:?} {:?} {:?} {:?}",
+        "{:?} {} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
         plan.credential.map(meaning::of_credential),
         plan.client_credentials,
         plan.query,
@@ -444,6 +444,7 @@ fn does(decision: &Decision<'_>) -> String {
         sorted(plan.headers.allow),
         sorted(plan.headers.strip),
         sorted(plan.response_strip),
+        plan.response_redact.map(|redactor| redactor.pointers()),
         plan.response_max,
     )
 }

@@ -1,5 +1,6 @@
 //! Requests made up for a difference: at the borders of what the rules in question take.
 use super::lines::Route;
+use crate::body::BodySpec;
 use crate::policy::RuleData;
 use crate::route::{Methods, Segment, meet, path_of};
 use crate::sample;
@@ -213,29 +214,57 @@ fn base(rule: &RuleData) -> Variation {
         base.headers
             .extend(fitting(shape).map(|value| (name.clone(), value)));
     }
-    if rule.body.is_some() {
+    if rule.grpc {
+        base.headers
+            .push(("content-type".to_owned(), "application/grpc".to_owned()));
+    }
+    if let Some(body) = &rule.body {
         let json = ("content-type".to_owned(), "application/json".to_owned());
         if !base.headers.iter().any(|(name, _)| *name == json.0) {
             base.headers.push(json);
         }
-        base.body = Some("{}".to_owned());
+        base.body = Some(object(required(body)));
     }
     base
 }
 
-/// Bodies with one field each, with one that is not declared, and none.
+/// The fields that must be there, each with a value that fits.
+fn required(body: &BodySpec) -> Vec<(&str, String)> {
+    let fields = body.fields.as_deref().unwrap_or_default();
+    let fields = body.required.iter().filter_map(|index| fields.get(*index));
+    fields
+        .filter_map(|field| {
+            Some((
+                &*field.name,
+                sample::values(&field.shape).into_iter().next()?,
+            ))
+        })
+        .collect()
+}
+
+fn object(fields: Vec<(&str, String)>) -> String {
+    let members = fields
+        .into_iter()
+        .map(|(name, value)| format!("{}:{value}", serde_json::Value::from(name)));
+    format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+}
+
+/// Bodies with what must be there and one field more or other, with one that is not declared, and none.
 fn bodies(rule: &RuleData) -> Vec<Option<String>> {
     let Some(body) = &rule.body else {
         return Vec::new();
     };
-    let named = |name: &str, value: &str| {
-        let name = serde_json::Value::from(name);
-        Some(format!("{{{name}:{value}}}"))
+    let with = |name: &str, value: Option<String>| {
+        let mut members = required(body);
+        members.retain(|(known, _)| *known != name);
+        members.extend(value.map(|value| (name, value)));
+        Some(object(members))
     };
-    let mut bodies = vec![None, named(NOBODYS, "1")];
-    for field in &body.fields {
-        let values = sample::values(&field.shape);
-        bodies.extend(values.iter().map(|value| named(&field.name, value)));
+    let mut bodies = vec![None, with(NOBODYS, Some("1".to_owned()))];
+    for field in body.fields.iter().flatten() {
+        bodies.push(with(&field.name, None));
+        let values = sample::values(&field.shape).into_iter();
+        bodies.extend(values.map(|value| with(&field.name, Some(value))));
     }
     bodies
 }

@@ -1,0 +1,201 @@
+//! Conditions of rules, in CEL.
+//!
+//! # What is there
+//! | written | is |
+//! | --- | --- |
+//! | `request.method`, `.scheme`, `.host`, `.path` | strings, canonical |
+//! | `request.port` | an integer |
+//! | `request.query` | a map: name to list of strings |
+//! | `request.headers['x-y']`, `'x-y' in request.headers` | the one value of a header; two values are an error |
+//! | `request.json`, `request.form` | the body; `has(request.json)` says whether it is one |
+//! | `path.NAME` | a path parameter, a string |
+//! | `subject.workload`, `.identity`, `.groups` | a string; a string or null; a list of strings |
+//! | `now` | a timestamp, UTC |
+//!
+//! Operators, `has`, `all`, `exists`, `exists_one`, `filter`, `map`, `size`, `contains`, `startsWith`, `endsWith`,
+//! `matches`, `int`, `uint`, `double`, `string`, `timestamp`, `duration` and the parts of a time (`getHours()`
+//! …) are those of CEL, errors in `&&`, `||`, `all` and `exists` included: `false && error` is false. Not part
+//! of it: bytes, messages, types as values, time zones.
+//!
+//! # Numbers
+//! An integer of a JSON body is an `int`, one above 2^63-1 a `uint`, a number with a fraction or an exponent
+//! a `double`. `==`, `!=`, `<`, … and `in` compare all three by value, so that `request.json.n < 10` is true of
+//! 3 and of 9.5. Arithmetic wants one type on both sides, as in CEL: `double(request.json.n) * 1.5`. What
+//! overflows, divides by zero or does not convert is an error.
+//!
+//! # Bounds
+//! The text, its nesting and the depth of the tree are bounded before anything recurses, comprehensions stand
+//! at most two deep, and an evaluation takes at most [`effort::MAX_STEPS`] steps: each part evaluated, element visited
+//! and piece of text read or copied counts. What takes longer is an error like any other, and no `||` hides it.
+//!
+//! The interpreter is this crate's own: those to be had have no bound on their work, and nothing around them
+//! can add one. The tests hold it against one of them.
+use crate::canonical::Target;
+use crate::model::Headers;
+use crate::syntax::quote;
+use std::borrow::Cow;
+use std::fmt;
+
+mod check;
+mod effort;
+mod eval;
+mod functions;
+mod lex;
+mod operate;
+mod parse;
+#[cfg(test)]
+mod tests;
+mod time;
+mod tree;
+mod value;
+
+/// Bytes of a condition at most.
+pub(crate) const MAX_TEXT: usize = 4 << 10;
+
+/// A condition that is known to make sense.
+pub(crate) struct When {
+    text: Box<str>,
+    root: tree::Expr,
+    needs: Needs,
+}
+
+/// What a condition may name, besides what is always there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known<'a> {
+    /// The path parameters of the route.
+    pub(crate) parameters: &'a [&'a str],
+    /// Whether it may look at the body. A deny rule may not.
+    pub(crate) body: bool,
+}
+
+/// What a condition is evaluated on.
+#[derive(Clone, Copy)]
+pub(crate) struct Facts<'a> {
+    pub(crate) method: &'a str,
+    /// `https` or `http`.
+    pub(crate) scheme: &'a str,
+    pub(crate) host: &'a str,
+    pub(crate) port: u16,
+    /// The canonical path.
+    pub(crate) path: &'a str,
+    /// Path parameters by name, decoded.
+    pub(crate) parameters: &'a [(&'a str, Cow<'a, str>)],
+    /// For its parameters.
+    pub(crate) query: &'a Target<'a>,
+    pub(crate) headers: &'a dyn Headers,
+    /// The body, where it is JSON and [`When::needs_json`].
+    pub(crate) json: Option<&'a serde_json::Value>,
+    /// The body, where it is a form and [`When::needs_form`].
+    pub(crate) form: Option<&'a serde_json::Value>,
+    pub(crate) workload: &'a str,
+    pub(crate) identity: Option<&'a str>,
+    pub(crate) groups: &'a [&'a str],
+    /// Unix seconds.
+    pub(crate) now: i64,
+}
+
+/// What is wrong with a condition, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WhenFault {
+    /// Byte offset in the condition.
+    pub(crate) at: usize,
+    /// Bytes it spans.
+    pub(crate) width: usize,
+    /// What is wrong.
+    pub(crate) message: String,
+    /// How to mend it.
+    pub(crate) help: Option<String>,
+}
+
+/// Which parts of the body a condition looks at.
+#[derive(Debug, Clone, Copy, Default)]
+struct Needs {
+    json: bool,
+    form: bool,
+}
+
+/// Bytes from the first up to the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+impl When {
+    /// Compiles a condition, or says all that is wrong with it.
+    pub(crate) fn parse(text: &str, known: &Known<'_>) -> Result<Self, Vec<WhenFault>> {
+        if text.len() > MAX_TEXT {
+            let message = format!("the condition is longer than {MAX_TEXT} bytes");
+            return Err(vec![WhenFault::new(Span::new(0, 1), message)]);
+        }
+        let node = parse::parse(text).map_err(|fault| vec![fault])?;
+        let (root, needs) = check::check(&node, known)?;
+        Ok(Self {
+            text: text.into(),
+            root,
+            needs,
+        })
+    }
+
+    /// As it was written.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it looks at `request.json`.
+    pub(crate) fn needs_json(&self) -> bool {
+        self.needs.json
+    }
+
+    /// Whether it looks at `request.form`.
+    pub(crate) fn needs_form(&self) -> bool {
+        self.needs.form
+    }
+
+    /// Whether it looks at the body at all.
+    pub(crate) fn needs_body(&self) -> bool {
+        self.needs.json || self.needs.form
+    }
+
+    /// Whether it holds.
+    ///
+    /// # Errors
+    /// What could not be evaluated, in words that name members of the condition but no values. The request is
+    /// to be denied.
+    pub(crate) fn holds(&self, facts: &Facts<'_>) -> Result<bool, String> {
+        eval::holds(&self.root, facts).map_err(|trouble| trouble.to_string())
+    }
+}
+
+impl fmt::Debug for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "When({:?})", self.text)
+    }
+}
+
+impl WhenFault {
+    fn new(span: Span, message: impl Into<String>) -> Self {
+        Self {
+            at: span.start,
+            width: span.end.saturating_sub(span.start).max(1),
+            message: message.into(),
+            help: None,
+        }
+    }
+
+    fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+impl Span {
+    fn new(start: usize, end: usize) -> Self {
+        Self { start, end }
+    }
+
+    /// From the start of this to the end of that.
+    fn to(self, end: Self) -> Self {
+        Self::new(self.start, end.end)
+    }
+}
