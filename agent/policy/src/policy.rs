@@ -119,6 +119,8 @@ pub(crate) struct RuleSet {
     pub(crate) guarded: Vec<(u32, GuardId)>,
     /// Numbers of the allow rules.
     pub(crate) allows: Vec<u32>,
+    /// Numbers of the deny rules.
+    pub(crate) denies: Vec<u32>,
     pub(crate) allow: Index,
     pub(crate) deny: Index,
 }

@@ -4,6 +4,7 @@ mod names;
 mod place;
 mod rules;
 mod subjects;
+mod warn;
 
 use crate::document::{Document, Named, Patterns, Reading, VERSION};
 use crate::policy::{Policy, RuleData};
@@ -98,11 +99,25 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
     place::check_proofs(reading.decoder, &document.identities);
     let mut instances = Instances::new(reading, &names, &document.roles);
     let granted = subjects::resolve(reading, &names, &document, &mut instances);
-    let instances = instances.into_made();
+    let mut instances = instances.into_made();
+    let closures: Vec<_> = instances
+        .iter_mut()
+        .map(|instance| std::mem::take(&mut instance.all))
+        .collect();
     let decoder = &mut *reading.decoder;
     let bindings = rules::Bindings::resolve(decoder, &names, &document.credentials, &document.apis);
     let ruled = rules::build(decoder, &names, &bindings, &document.apis, instances);
     let subjects = subjects::build(decoder, &ruled, &document.workloads, &granted);
+    warn::warn(
+        decoder,
+        &warn::Whole {
+            document: &document,
+            bindings: &bindings,
+            ruled: &ruled,
+            closures: &closures,
+            granted: &granted,
+        },
+    );
     let groups = subjects::groups_of(&names, &document);
     let identities = place::identities(decoder, document.identities);
     Policy {
