@@ -7,8 +7,7 @@
 )]
 mod decisions;
 mod faults;
-mod laws;
-mod naive;
+mod grants;
 
 use crate::canonical::{Host, Target};
 use crate::syntax::Source;
