@@ -64,11 +64,15 @@ impl Pattern {
                 Self::MAX_TEXT
             ));
         }
-        // Alone first: `a)|(b` would be valid between the anchoring parentheses.
-        build(text)?;
+        // Alone first: `a)|(b` would be valid between the anchoring parentheses. Only read, not built.
+        match build(text, 0) {
+            Ok(_) | Err(regex::Error::CompiledTooBig(_)) => {}
+            Err(error) => return Err(explain(error)),
+        }
+        let regex = build(&format!("\\A(?:{text})\\z"), Self::MAX_PROGRAM).map_err(explain)?;
         Ok(Self {
             text: text.into(),
-            regex: build(&format!("\\A(?:{text})\\z"))?,
+            regex,
         })
     }
 
@@ -81,13 +85,16 @@ impl Pattern {
     }
 }
 
-fn build(text: &str) -> Result<Regex, String> {
-    let built = RegexBuilder::new(text)
-        .size_limit(Pattern::MAX_PROGRAM)
+fn build(text: &str, size: usize) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(text)
+        .size_limit(size)
         .dfa_size_limit(Pattern::MAX_PROGRAM)
         .nest_limit(64)
-        .build();
-    built.map_err(|error| match error {
+        .build()
+}
+
+fn explain(error: regex::Error) -> String {
+    match error {
         regex::Error::CompiledTooBig(_) => "the pattern is too large when compiled".to_owned(),
         regex::Error::Syntax(text) => {
             let line = text
@@ -100,7 +107,7 @@ fn build(text: &str) -> Result<Regex, String> {
             )
         }
         _ => "the pattern is not valid".to_owned(),
-    })
+    }
 }
 
 impl Shape {
@@ -212,5 +219,5 @@ pub(crate) fn search_pattern(text: &str) -> Result<Regex, String> {
             Pattern::MAX_TEXT
         ));
     }
-    build(text)
+    build(text, Pattern::MAX_PROGRAM).map_err(explain)
 }

@@ -9,8 +9,7 @@ mod cases;
 mod decisions;
 mod diff;
 mod faults;
-mod laws;
-mod naive;
+mod grants;
 mod warnings;
 
 use crate::canonical::{Host, Target};

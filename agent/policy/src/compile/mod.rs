@@ -112,7 +112,6 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         decoder,
         &warn::Whole {
             document: &document,
-            bindings: &bindings,
             ruled: &ruled,
             closures: &closures,
             granted: &granted,
