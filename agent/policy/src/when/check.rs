@@ -378,7 +378,9 @@ impl Checker<'_> {
             let message = format!("{} is not a header's name", quote(name));
             self.fault(span, message);
         }
-        name.to_ascii_lowercase().into()
+        let name: Box<str> = name.to_ascii_lowercase().into();
+        self.needs.headers.push(name.clone());
+        name
     }
 
     fn has_header(&mut self, name: &Node) -> Checked {

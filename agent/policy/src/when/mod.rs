@@ -107,11 +107,12 @@ pub(crate) struct WhenFault {
     pub(crate) help: Option<String>,
 }
 
-/// Which parts of the body a condition looks at.
-#[derive(Debug, Clone, Copy, Default)]
+/// Which parts of the body a condition looks at, and which headers.
+#[derive(Debug, Clone, Default)]
 struct Needs {
     json: bool,
     form: bool,
+    headers: Vec<Box<str>>,
 }
 
 /// Bytes from the first up to the second.
@@ -155,6 +156,11 @@ impl When {
     /// Whether it looks at the body at all.
     pub(crate) fn needs_body(&self) -> bool {
         self.needs.json || self.needs.form
+    }
+
+    /// The headers that it names, lower-case.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &str> {
+        self.needs.headers.iter().map(|name| &**name)
     }
 
     /// Whether it holds.
