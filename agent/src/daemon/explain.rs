@@ -3,7 +3,7 @@ use super::admin::wire::{Answer, Explained, Near, Question, RuleRef, Why};
 use tollgate_policy::canonical::{Host, Target};
 use tollgate_policy::syntax::Location;
 use tollgate_policy::{
-    Body, Explanation, Headers, Policy, Reason, Request, Rule, Scheme, Subject, Verdict,
+    Body, Explanation, Headers, Pointer, Policy, Reason, Request, Rule, Scheme, Subject, Verdict,
 };
 
 /// Why a question is no request.
@@ -149,6 +149,10 @@ fn explained(policy: &Policy, question: &Question, explanation: Explanation<'_>)
             .chain(plan.stripped_query.iter().map(|q| format!("?{q}")))
             .chain(plan.stripped_body.iter().map(|b| format!("body:{b}")))
             .collect(),
+        redacted: plan
+            .response_redact
+            .map(|redactor| redactor.pointers().iter().map(Pointer::to_string).collect())
+            .unwrap_or_default(),
         policy_hash: policy.hash().to_owned(),
     }
 }

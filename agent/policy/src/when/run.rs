@@ -190,6 +190,14 @@ pub(super) enum Slot {
 }
 
 impl Slot {
+    /// The header that it looks at.
+    pub(super) fn header(&self) -> Option<&str> {
+        match self {
+            Self::Fact(Fact::Header(name) | Fact::HasHeader(name)) => Some(name),
+            Self::Fact(_) | Self::Constant(_) => None,
+        }
+    }
+
     fn value<'v>(&'v self, facts: &Facts<'v>, meter: &Meter) -> Result<CowVal<'v, 'v>, String> {
         match self {
             Self::Fact(fact) => fact.value(facts, meter).map(CowVal::Owned),

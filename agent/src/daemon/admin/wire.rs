@@ -263,9 +263,11 @@ pub struct Explained {
     pub credential: Option<String>,
     /// Headers that would be set.
     pub injected: Vec<String>,
-    /// Request headers and query parameters that would be taken out.
+    /// What would be taken out of the request: headers, query parameters as `?name`, parts of the body as `body:place`.
     pub stripped: Vec<String>,
-    /// Query as it would be sent, names only, where it differs.
+    /// JSON pointers to what would be taken out of the response.
+    pub redacted: Vec<String>,
+    /// Of the documents that it was decided by.
     pub policy_hash: String,
 }
 

@@ -4,7 +4,7 @@ mod reach;
 mod rules;
 mod unused;
 
-use super::rules::{Ruled};
+use super::rules::Ruled;
 use super::subjects::Granted;
 use crate::document::Document;
 use crate::syntax::Decoder;
