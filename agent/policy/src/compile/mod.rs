@@ -142,7 +142,7 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
 fn headers_read(rules: &[RuleData]) -> Vec<String> {
     let required = rules.iter().flat_map(|rule| &rule.headers.require);
     let required = required.map(|(name, _)| name.as_str());
-    let conditions = rules.iter().filter_map(|rule| rule.when.as_ref());
+    let conditions = rules.iter().filter_map(|rule| rule.when.as_deref());
     let names: BTreeSet<&str> = required.chain(conditions.flat_map(When::headers)).collect();
     names.into_iter().map(str::to_owned).collect()
 }

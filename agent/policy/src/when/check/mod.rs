@@ -15,7 +15,7 @@ mod names;
 mod span;
 
 /// Levels of the tree at most. Evaluation recurses.
-const MAX_DEPTH: usize = 40;
+const MAX_DEPTH: usize = 32;
 /// Faults reported at most.
 const MAX_FAULTS: usize = 20;
 
