@@ -12,6 +12,7 @@ mod faults;
 mod laws;
 mod naive;
 mod warnings;
+mod who;
 
 use crate::canonical::{Host, Target};
 use crate::syntax::Source;
