@@ -92,6 +92,7 @@ pub mod tools;
 mod when;
 pub use body::{JsonError, Pointer, RedactError, Redacted, Redactor, redact};
 pub use compile::{Compiled, compile};
+pub use decide::{Ability, Who};
 pub use model::*;
 pub use policy::Policy;
 pub use schema::SCHEMA;

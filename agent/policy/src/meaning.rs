@@ -77,7 +77,8 @@ impl RuleData {
     }
 }
 
-fn asks_of_body(body: &BodySpec) -> String {
+/// What is asked of a body, in words.
+pub(crate) fn asks_of_body(body: &BodySpec) -> String {
     let mut parts = Vec::new();
     if let Some(fields) = &body.fields {
         let field = |(index, field): (usize, &Field)| {

@@ -11,6 +11,7 @@ mod diff;
 mod faults;
 mod grants;
 mod warnings;
+mod who;
 
 use crate::canonical::{Host, Target};
 use crate::syntax::Source;

@@ -263,11 +263,18 @@ pub struct Explained {
     pub credential: Option<String>,
     /// Headers that would be set.
     pub injected: Vec<String>,
-    /// What would be taken out of the request: headers, query parameters as `?name`, parts of the body as `body:place`.
+    /// What would be taken out of the request: headers, `?parameter`, `body:/pointer`.
     pub stripped: Vec<String>,
-    /// JSON pointers to what would be taken out of the response.
-    pub redacted: Vec<String>,
-    /// Of the documents that it was decided by.
+    /// Headers that would be taken out of the response, besides those that always are.
+    #[serde(default)]
+    pub response_stripped: Vec<String>,
+    /// JSON pointers to what would be redacted in the response.
+    #[serde(default)]
+    pub response_redacted: Vec<String>,
+    /// Bytes that the response may have.
+    #[serde(default)]
+    pub response_max: Option<u64>,
+    /// The policy that was asked.
     pub policy_hash: String,
 }
 
