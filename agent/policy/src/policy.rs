@@ -1,7 +1,7 @@
 //! The compiled policy: rules in the order of how specific they are, and the ways to find them.
 use crate::body::{BodySpec, Redactor};
 use crate::canonical::Host;
-use crate::grants::{Grants, Guard, GuardId};
+use crate::grants::{ALWAYS, Clause, Grants, Guard, GuardId};
 use crate::model::{Api, Credential, Identity, Rule, Workload};
 use crate::payload::Payload;
 use crate::route::{Index, Methods, Template};
@@ -34,7 +34,7 @@ pub struct Policy {
     pub(crate) headers_read: Vec<String>,
 }
 
-/// One rule, allow or deny.
+/// One rule, allow or deny. What few rules have is boxed: there are many rules.
 #[derive(Debug)]
 pub(crate) struct RuleData {
     pub(crate) public: Rule,
@@ -43,11 +43,11 @@ pub(crate) struct RuleData {
     pub(crate) query: Option<QuerySpec>,
     pub(crate) headers: HeaderSpec,
     /// What is looked at of the body; there where `payload` or `when` look at it.
-    pub(crate) body: Option<BodySpec>,
-    pub(crate) payload: Option<Payload>,
+    pub(crate) body: Option<Box<BodySpec>>,
+    pub(crate) payload: Option<Box<Payload>>,
     /// The request must be gRPC.
     pub(crate) grpc: bool,
-    pub(crate) when: Option<When>,
+    pub(crate) when: Option<Box<When>>,
     /// The entry of a role that it stands in.
     pub(crate) entry: u32,
 }
@@ -119,6 +119,8 @@ pub(crate) struct RuleSet {
     pub(crate) guarded: Vec<(u32, GuardId)>,
     /// Numbers of the allow rules.
     pub(crate) allows: Vec<u32>,
+    /// Numbers of the deny rules.
+    pub(crate) denies: Vec<u32>,
     pub(crate) allow: Index,
     pub(crate) deny: Index,
 }
@@ -207,6 +209,18 @@ impl Policy {
 
     pub(crate) fn rule(&self, number: u32) -> Option<&RuleData> {
         self.rules.get(usize::try_from(number).ok()?)
+    }
+
+    /// The clauses under which a rule of the set is had: any of them will do.
+    pub(crate) fn clauses(&self, rules: &RuleSet, rule: u32) -> &[Clause] {
+        let place = rules
+            .guarded
+            .binary_search_by_key(&rule, |(number, _)| *number);
+        let guard = place.ok().and_then(|place| rules.guarded.get(place));
+        let guard = guard.map_or(ALWAYS, |(_, guard)| *guard);
+        let guard = usize::try_from(guard).ok();
+        let guard = guard.and_then(|number| self.guards.get(number));
+        guard.map_or(&[], |guard| &guard.0)
     }
 
     pub(crate) fn entry(&self, rule: &RuleData) -> Option<&Entry> {

@@ -5,11 +5,14 @@
     clippy::indexing_slicing,
     clippy::panic
 )]
+mod cases;
 mod decisions;
+mod diff;
 mod doubts;
 mod faults;
-mod laws;
-mod naive;
+mod grants;
+mod warnings;
+mod who;
 
 use crate::canonical::{Host, Target};
 use crate::syntax::Source;

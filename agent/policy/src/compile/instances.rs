@@ -1,11 +1,13 @@
 //! Roles with their parameters filled in and their inclusions resolved.
 use super::names::Names;
-use crate::document::{Arguments, Entry, Named, Reading, RoleRef, Template, instantiate, weight};
+use crate::document::{Arguments, Entry, Named, Reading, RoleRef, Template, instantiate};
 use crate::syntax::{Span, nearest, quote};
 use std::collections::{BTreeSet, HashMap};
 
 /// Roles with arguments, all told, at most.
 const MAX_INSTANCES: usize = 10_000;
+/// Nodes of roles that are read anew for other arguments, all told, at most.
+const MAX_WEIGHT: usize = 500_000;
 /// Inclusions one in the other at most.
 const MAX_DEPTH: usize = 32;
 /// Inclusions of all roles together, also indirect ones, at most.
@@ -32,8 +34,8 @@ pub(super) struct Instances<'d> {
     /// Roles that are being made, the outermost first.
     making: Vec<usize>,
     included: usize,
-    /// Keys and values that were filled in.
-    filled: usize,
+    /// Of the roles with parameters that were made.
+    weight: usize,
     /// Roles that were asked for at all, by number.
     used: BTreeSet<usize>,
 }
@@ -51,7 +53,7 @@ impl<'d> Instances<'d> {
             known: HashMap::new(),
             making: Vec::new(),
             included: 0,
-            filled: 0,
+            weight: 0,
             used: BTreeSet::new(),
         };
         for (number, role) in roles.iter().enumerate() {
@@ -124,11 +126,8 @@ impl<'d> Instances<'d> {
             return None;
         }
         let template = self.roles.get(number)?;
-        if !key.1.is_empty() {
-            self.filled = self.filled.saturating_add(weight(template.value.node));
-            if self.is_endless(reading, number, span) {
-                return None;
-            }
+        if !template.value.parameters.is_empty() {
+            self.weight += template.value.weight();
         }
         let role = instantiate(reading, &template.value, &key.1);
         self.making.push(number);
@@ -182,7 +181,7 @@ impl<'d> Instances<'d> {
         }
         if self.made.len() >= MAX_INSTANCES
             || self.included >= MAX_INCLUDED
-            || self.filled >= MAX_FILLED
+            || self.weight >= MAX_WEIGHT
         {
             reading
                 .decoder
@@ -190,9 +189,7 @@ impl<'d> Instances<'d> {
                     span,
                     "the policy has too many roles with different arguments, or inclusions",
                 )
-                .help(
-                    "more than 10000 roles, or 1000000 inclusions or values of roles with arguments, are a policy that nobody can read",
-                );
+                .help("more than 10000 roles, 1000000 inclusions or 500000 parts of roles with arguments are a policy that nobody can read");
             return true;
         }
         false

@@ -4,10 +4,12 @@ mod names;
 mod place;
 mod rules;
 mod subjects;
+mod warn;
 
 use crate::document::{Document, Named, Patterns, Reading, VERSION};
 use crate::policy::{Policy, RuleData};
 use crate::syntax::{Decoder, Faults, Node, Source};
+use crate::when::When;
 use instances::Instances;
 use names::Names;
 use sha2::{Digest, Sha256};
@@ -98,11 +100,24 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
     place::check_proofs(reading.decoder, &document.identities);
     let mut instances = Instances::new(reading, &names, &document.roles);
     let granted = subjects::resolve(reading, &names, &document, &mut instances);
-    let instances = instances.into_made();
+    let mut instances = instances.into_made();
+    let closures: Vec<_> = instances
+        .iter_mut()
+        .map(|instance| std::mem::take(&mut instance.all))
+        .collect();
     let decoder = &mut *reading.decoder;
     let bindings = rules::Bindings::resolve(decoder, &names, &document.credentials, &document.apis);
     let ruled = rules::build(decoder, &names, &bindings, &document.apis, instances);
     let subjects = subjects::build(decoder, &ruled, &document.workloads, &granted);
+    warn::warn(
+        decoder,
+        &warn::Whole {
+            document: &document,
+            ruled: &ruled,
+            closures: &closures,
+            granted: &granted,
+        },
+    );
     let groups = subjects::groups_of(&names, &document);
     let identities = place::identities(decoder, document.identities);
     Policy {
@@ -126,8 +141,10 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
 
 fn headers_read(rules: &[RuleData]) -> Vec<String> {
     let required = rules.iter().flat_map(|rule| &rule.headers.require);
-    let names: BTreeSet<&String> = required.map(|(name, _)| name).collect();
-    names.into_iter().cloned().collect()
+    let required = required.map(|(name, _)| name.as_str());
+    let conditions = rules.iter().filter_map(|rule| rule.when.as_deref());
+    let names: BTreeSet<&str> = required.chain(conditions.flat_map(When::headers)).collect();
+    names.into_iter().map(str::to_owned).collect()
 }
 
 fn by_name<T>(things: &mut [Named<T>]) {

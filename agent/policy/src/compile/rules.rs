@@ -5,21 +5,24 @@ use crate::document::{self, Api, Credential, Name, Named};
 use crate::model::{self, Coverage, Rule};
 use crate::policy::{CredentialUse, Entry, HeaderSpec, RuleData};
 use crate::route::{Methods, Template};
-use crate::syntax::{Decoder, quote};
+use crate::syntax::{Decoder, Span, quote};
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Which apis a credential may be sent to, and which headers it sets; by its number.
 pub(super) struct Bindings(Vec<Binding>);
 
 struct Binding {
-    apis: Vec<usize>,
+    apis: BTreeSet<usize>,
     headers: Vec<String>,
 }
 
 /// All rules, and which of them each role has on which api.
 pub(super) struct Ruled {
     pub(super) rules: Vec<RuleData>,
+    /// Where each rule stands.
+    pub(super) spans: Vec<Span>,
     pub(super) entries: Vec<Entry>,
     pub(super) roles: Vec<Vec<Placed>>,
 }
@@ -103,6 +106,7 @@ pub(super) fn credentials(
 /// A rule with what its place among the others depends on.
 struct Draft {
     order: Order,
+    span: Span,
     role: usize,
     api: usize,
     deny: bool,
@@ -125,6 +129,7 @@ pub(super) fn build(
 ) -> Ruled {
     let mut ruled = Ruled {
         rules: Vec::new(),
+        spans: Vec::new(),
         entries: Vec::new(),
         roles: Vec::new(),
     };
@@ -142,21 +147,28 @@ pub(super) fn build(
             };
             check_coverage(decoder, coverage, &entry);
             let of = u32::try_from(ruled.entries.len()).unwrap_or(u32::MAX);
-            let connects = (coverage != Coverage::Inspected)
-                .then(|| connect_rule(decoder, &role.name, &entry, of));
+            let connects = (coverage != Coverage::Inspected).then(|| {
+                (
+                    connect_rule(decoder, &role.name, &entry, of),
+                    false,
+                    entry.span,
+                )
+            });
             let allow = entry.allow.into_iter().map(|rule| (rule, false));
             let deny = entry.deny.into_iter().map(|rule| (rule, true));
-            let rules = allow
-                .chain(deny)
-                .map(|(rule, deny)| (rule_data(decoder, &role.name, rule, of, deny), deny));
-            let draft = |(data, deny)| Draft {
+            let rules = allow.chain(deny).map(|(rule, deny)| {
+                let span = rule.span;
+                (rule_data(decoder, &role.name, rule, of, deny), deny, span)
+            });
+            let draft = |(data, deny, span)| Draft {
                 order: order(&data),
+                span,
                 role: number,
                 api,
                 deny,
                 data,
             };
-            drafts.extend(rules.chain(connects.map(|rule| (rule, false))).map(draft));
+            drafts.extend(rules.chain(connects).map(draft));
             ruled.entries.push(Entry {
                 credential,
                 response_strip: strings(&entry.response.strip),
@@ -165,19 +177,24 @@ pub(super) fn build(
             });
         }
     }
-    drafts.sort_by(|one, other| {
-        let detail = |draft: &Draft| detail(&draft.data, &ruled.entries);
-        let place = |draft: &Draft| draft.data.public.at.clone();
-        one.order
-            .cmp(&other.order)
-            .then_with(|| detail(one).cmp(&detail(other)))
-            .then_with(|| place(one).cmp(&place(other)))
-    });
+    drafts.sort_by(|one, other| one.order.cmp(&other.order));
+    // What else they say is worked out once for each, and only where it decides.
+    for same in drafts.chunk_by_mut(|one, other| one.order == other.order) {
+        if same.len() > 1 {
+            same.sort_by_cached_key(|draft| {
+                let detail = detail(&draft.data, &ruled.entries);
+                (detail, draft.data.public.at.clone())
+            });
+        }
+    }
+    // To measure: they stay as long as the policy.
+    ruled.rules.reserve_exact(drafts.len());
     for (number, draft) in drafts.into_iter().enumerate() {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
         if let Some(role) = ruled.roles.get_mut(draft.role) {
             place(role, draft.api, draft.deny, number);
         }
+        ruled.spans.push(draft.span);
         ruled.rules.push(draft.data);
     }
     ruled
@@ -340,10 +357,10 @@ fn rule_data(
         template: rule.template,
         query: rule.query,
         headers: header_spec(rule.headers),
-        body: rule.body,
-        payload: rule.payload,
+        body: rule.body.map(Box::new),
+        payload: rule.payload.map(Box::new),
         grpc: rule.grpc,
-        when: rule.when,
+        when: rule.when.map(Box::new),
         entry,
     }
 }

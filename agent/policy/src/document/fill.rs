@@ -8,6 +8,9 @@ use std::collections::HashSet;
 /// Names of parameters and what stands for them, sorted.
 pub(crate) type Arguments = Vec<(Box<str>, Box<str>)>;
 
+/// Bytes of a text with its arguments filled in at most.
+const MAX_FILLED: usize = 64 << 10;
+
 /// What a text is read as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum As {
@@ -67,18 +70,16 @@ fn collect<'n>(node: &'n Node, names: &mut HashSet<&'n str>) {
     }
 }
 
-/// How much there is of a node when it is filled in: keys and values, and long texts as several.
-pub(crate) fn weight(node: &Node) -> usize {
-    const TEXT: usize = 256;
-    // An argument is no longer than that.
-    let of = |text: &str| 1 + text.len() / TEXT + text.matches("${").count();
+/// How much reading a node costs: its nodes, and its text in small pieces.
+pub(super) fn weight(node: &Node) -> usize {
+    let text = |text: &str| 1 + text.len() / 64;
     match &node.value {
-        Value::Scalar(scalar) => of(&scalar.text),
+        Value::Scalar(scalar) => text(&scalar.text),
         Value::Sequence(items) => 1 + items.iter().map(weight).sum::<usize>(),
         Value::Mapping(entries) => {
             let entries = entries.iter();
             1 + entries
-                .map(|entry| of(&entry.key.text) + weight(&entry.value))
+                .map(|entry| text(&entry.key.text) + weight(&entry.value))
                 .sum::<usize>()
         }
     }
@@ -161,10 +162,8 @@ impl<'f> Filling<'f> {
     }
 
     fn text(&mut self, span: Span, text: &str, read: As) -> Box<str> {
-        // Longer conditions are refused where they are read.
-        let bounded = read != As::Condition || text.len() <= 1 << 16;
         let (mut filled, mut rest) = (String::with_capacity(text.len()), text);
-        while let Some((before, after)) = rest.split_once("${").filter(|_| bounded) {
+        while let Some((before, after)) = rest.split_once("${") {
             filled.push_str(before);
             let Some((name, tail)) = after.split_once('}') else {
                 self.decoder
@@ -172,6 +171,11 @@ impl<'f> Filling<'f> {
                     .help("write `${name}`, where `name` is a parameter of the role");
                 return text.into();
             };
+            if filled.len() > MAX_FILLED {
+                let message = format!("with its arguments this is longer than {MAX_FILLED} bytes");
+                self.decoder.error(span, message);
+                return filled.into();
+            }
             match self.argument(name) {
                 Some(value) => self.place(span, &mut filled, (name, value), read),
                 None => self.unknown(span, name),

@@ -1,6 +1,6 @@
 //! Roles: what may be asked of an api, and with which credential. A role with parameters is a template,
 //! read anew for each list of arguments; a role may include others.
-use super::fill::{fill, mentioned};
+use super::fill::{fill, mentioned, weight};
 use super::rule::{allow_rules, deny_rule};
 use super::{Name, Named, Reading, Rule, check_name, header_names, reference};
 use crate::body::Redactor;
@@ -10,7 +10,29 @@ use crate::syntax::{Entry as YamlEntry, Node, Span, Value, quote};
 #[derive(Debug)]
 pub(crate) struct Template<'n> {
     pub(crate) parameters: Vec<Name>,
-    pub(crate) node: &'n Node,
+    node: &'n Node,
+}
+
+impl<'n> Template<'n> {
+    /// How much reading it costs.
+    pub(crate) fn weight(&self) -> usize {
+        weight(self.node)
+    }
+
+    /// Calls `visit` with every text that stands in it, keys among them.
+    pub(crate) fn each_text(&self, visit: &mut dyn FnMut(&'n str)) {
+        fn walk<'n>(node: &'n Node, visit: &mut dyn FnMut(&'n str)) {
+            match &node.value {
+                Value::Scalar(scalar) => visit(&scalar.text),
+                Value::Sequence(items) => items.iter().for_each(|item| walk(item, visit)),
+                Value::Mapping(entries) => entries.iter().for_each(|entry| {
+                    visit(&entry.key.text);
+                    walk(&entry.value, visit);
+                }),
+            }
+        }
+        walk(self.node, visit);
+    }
 }
 
 /// A role, named with its arguments.
@@ -53,7 +75,7 @@ pub(crate) struct Response {
 /// Characters of an argument at most.
 const MAX_ARGUMENT: usize = 256;
 /// Parameters of a role at most.
-const MAX_PARAMETERS: usize = 16;
+const MAX_PARAMETERS: usize = 32;
 
 /// The roles of a document, not yet read further than their names.
 pub(super) fn templates<'n>(
@@ -147,6 +169,11 @@ pub(super) fn role_ref(reading: &mut Reading<'_>, node: &Node) -> Option<RoleRef
     }
     let mut arguments: Vec<(Box<str>, Box<str>)> = Vec::new();
     for text in list.into_iter().flat_map(|list| list.split(',')) {
+        if arguments.len() >= MAX_PARAMETERS {
+            let message = format!("a role has at most {MAX_PARAMETERS} arguments");
+            reading.decoder.error(node.span, message);
+            return None;
+        }
         let Some((parameter, value)) = text.split_once([':', '=']) else {
             reading
                 .decoder
