@@ -11,6 +11,7 @@ mod diff;
 mod faults;
 mod laws;
 mod naive;
+mod schema;
 mod warnings;
 mod who;
 
