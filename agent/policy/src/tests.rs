@@ -10,6 +10,7 @@ mod decisions;
 mod diff;
 mod faults;
 mod grants;
+mod schema;
 mod warnings;
 mod who;
 
