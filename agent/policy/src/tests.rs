@@ -11,6 +11,7 @@ mod diff;
 mod doubts;
 mod faults;
 mod grants;
+mod schema;
 mod warnings;
 mod who;
 
