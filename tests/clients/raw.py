@@ -10,13 +10,13 @@ import sys
 stream = None
 
 
-def open_(host, port=443, sni=None, tls=True, alpn=None, wait=10, address=None):
+def open_(host, port=443, sni=None, tls=True, alpn=None, wait=10, address=None, ca=None):
     global stream
     plain = socket.create_connection((address or host, port), timeout=wait)
     stream = plain
     if not tls:
         return {"peer": list(plain.getpeername()[:2])}
-    context = ssl.create_default_context()
+    context = ssl.create_default_context(cafile=ca)
     if alpn:
         context.set_alpn_protocols(alpn)
     if sni is None:
@@ -65,12 +65,18 @@ def read(wait=5, until=None, most=1 << 20):
     return {"data": data.decode("latin-1"), "end": end}
 
 
+def end():
+    """Says that no more will be sent, and goes on reading."""
+    stream.shutdown(socket.SHUT_WR)
+    return {}
+
+
 def close():
     stream.close()
     return {}
 
 
-VERBS = {"open": open_, "send": send, "read": read, "close": close}
+VERBS = {"open": open_, "send": send, "read": read, "end": end, "close": close}
 for line in sys.stdin:
     command = json.loads(line)
     try:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 
 OK = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n"
 
@@ -58,6 +59,18 @@ def answer(connection, target, request):
                 "connection: x-hop\r\nx-hop: 1\r\nx-kept: 1\r\ncontent-length: 2\r\n\r\nok"
             ).encode()
         )
+        return True
+    if path == "/drip":
+        connection.sendall((OK + "transfer-encoding: chunked\r\n\r\n").encode())
+        while True:
+            connection.sendall(b"5\r\ntick\n\r\n")
+            time.sleep(0.1)
+    if path == "/sized":
+        connection.sendall((OK + "content-length: 5000\r\n\r\n" + "x" * 5000).encode())
+        return True
+    if path == "/unsized":
+        chunk = "3e8\r\n" + "x" * 1000 + "\r\n"
+        connection.sendall((OK + "transfer-encoding: chunked\r\n\r\n" + chunk * 5 + "0\r\n\r\n").encode())
         return True
     if path == "/last":
         # Looks reusable, and the next request on this connection is read and not answered.

@@ -79,16 +79,21 @@ mod document;
 pub mod fuzzing;
 mod grants;
 mod headers;
+mod meaning;
 mod model;
 mod payload;
 mod policy;
 mod route;
+mod sample;
+mod schema;
 mod shape;
+pub mod tools;
 mod when;
 pub use body::{JsonError, Pointer, RedactError, Redacted, Redactor, redact};
 pub use compile::{Compiled, compile};
 pub use model::*;
 pub use policy::Policy;
+pub use schema::SCHEMA;
 
 #[cfg(test)]
 mod tests;

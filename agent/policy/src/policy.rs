@@ -30,6 +30,8 @@ pub struct Policy {
     pub(crate) subjects: HashMap<Box<str>, Grants>,
     /// By [`GuardId`].
     pub(crate) guards: Vec<Guard>,
+    /// Names of the headers that rules look at, sorted, each once.
+    pub(crate) headers_read: Vec<String>,
 }
 
 /// One rule, allow or deny. What few rules have is boxed: there are many rules.
@@ -117,6 +119,8 @@ pub(crate) struct RuleSet {
     pub(crate) guarded: Vec<(u32, GuardId)>,
     /// Numbers of the allow rules.
     pub(crate) allows: Vec<u32>,
+    /// Numbers of the deny rules.
+    pub(crate) denies: Vec<u32>,
     pub(crate) allow: Index,
     pub(crate) deny: Index,
 }
@@ -186,6 +190,21 @@ impl Policy {
             .find(host)
             .find(|(on, _)| *on == port)
             .map(|(_, api)| api)
+    }
+
+    /// The request headers that rules look at, lower-case, in order: whoever decides again later has to keep them.
+    pub fn headers_read(&self) -> &[String] {
+        &self.headers_read
+    }
+
+    /// The first second after `now` at which a grant that holds now no longer does; `None` where none has an end.
+    pub fn next_expiry(&self, now: i64) -> Option<i64> {
+        let clauses = self
+            .subjects
+            .values()
+            .flat_map(|grants| grants.modes.clauses());
+        let ends = clauses.filter_map(|clause| clause.until.filter(|until| now <= *until));
+        ends.min().map(|until| until.saturating_add(1))
     }
 
     pub(crate) fn rule(&self, number: u32) -> Option<&RuleData> {

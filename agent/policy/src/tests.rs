@@ -5,10 +5,13 @@
     clippy::indexing_slicing,
     clippy::panic
 )]
+mod cases;
 mod decisions;
+mod diff;
 mod faults;
 mod laws;
 mod naive;
+mod warnings;
 
 use crate::canonical::{Host, Target};
 use crate::syntax::Source;

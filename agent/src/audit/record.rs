@@ -44,6 +44,10 @@ impl Verdict {
 pub enum Coverage {
     /// Method, path, headers; the body where a rule asked.
     Request,
+    /// The name in the TLS hello, and how many bytes: an api that is not inspected.
+    Sni,
+    /// The address, and how many bytes: an api that is not inspected.
+    Tcp,
     /// Only that a connection was made.
     Connection,
     /// Refused by the kernel before a byte was sent.
@@ -80,10 +84,13 @@ pub struct Record {
     pub policy: Option<Arc<PolicyStamp>>,
     /// Name of the credential put in.
     pub credential: Option<Arc<str>>,
-    /// Names of headers and parameters taken out.
+    /// Names of headers taken out, of parameters as `?name`, places in the body as `body:/pointer`.
     pub stripped: Vec<String>,
     /// Names of headers put in.
     pub injected: Vec<String>,
+    /// JSON pointers to what was made unreadable in the response.
+    #[serde(default)]
+    pub redacted: Vec<String>,
     /// Budget that applied.
     pub budget: Option<String>,
     /// Where it went.
@@ -99,7 +106,7 @@ pub struct Record {
 pub struct RequestRecord {
     /// Method; empty where none was read (a kernel refusal, garbage).
     pub method: String,
-    /// `https`, `http`, `tcp`, `udp`, ….
+    /// `https`, `http`, `tls`, `tcp`, `udp`, ….
     pub scheme: String,
     /// Host, or the address where no host was read.
     pub host: String,
@@ -118,7 +125,7 @@ pub struct RequestRecord {
 /// What was answered to the client.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
 pub struct ResponseRecord {
-    /// Status.
+    /// Status; 0 where none was read, of an api that is not inspected.
     pub status: u16,
     /// Body bytes.
     pub bytes: u64,

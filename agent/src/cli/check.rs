@@ -25,7 +25,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
     };
     let sources = daemon::read_policy(&paths)?;
     let files = sources.len();
-    let (summary, faults, valid) = match tollgate_policy::compile(&sources) {
+    let (summary, faults, valid) = match daemon::compile(&sources) {
         Ok(compiled) => (describe(&compiled.policy, files), compiled.warnings, true),
         Err(faults) => (String::new(), faults, false),
     };

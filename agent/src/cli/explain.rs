@@ -110,7 +110,7 @@ fn ask(context: &Context, question: Question) -> anyhow::Result<Explained> {
 
 fn offline(policy: &[PathBuf], question: &Question) -> anyhow::Result<Explained> {
     let sources = daemon::read_policy(policy)?;
-    let compiled = tollgate_policy::compile(&sources).map_err(daemon::Error::PolicyFaults)?;
+    let compiled = daemon::compile(&sources).map_err(daemon::Error::PolicyFaults)?;
     Ok(explain::explain(&compiled.policy, question)?)
 }
 

@@ -22,6 +22,7 @@ mod ca;
 mod check;
 mod completions;
 mod decisions;
+mod diff;
 mod doctor;
 mod explain;
 mod flows;
@@ -31,6 +32,7 @@ mod output;
 mod reload;
 mod run;
 mod status;
+mod test;
 #[cfg(test)]
 mod tests;
 mod trust;
@@ -69,6 +71,8 @@ enum Verb {
     Run(run::Args),
     Check(check::Args),
     Explain(explain::Args),
+    Test(test::Args),
+    Diff(diff::Args),
     Decisions(decisions::Args),
     Flows(flows::Args),
     Workloads(workloads::Args),
@@ -166,6 +170,8 @@ fn dispatch(context: &Context, verb: Verb) -> anyhow::Result<Outcome> {
         Verb::Run(args) => run::run(context, args),
         Verb::Check(args) => check::run(context, &args),
         Verb::Explain(args) => explain::run(context, args),
+        Verb::Test(args) => test::run(context, &args),
+        Verb::Diff(args) => diff::run(&args),
         Verb::Decisions(args) => decisions::run(context, &args),
         Verb::Flows(args) => flows::run(context, &args),
         Verb::Workloads(args) => workloads::run(context, &args),

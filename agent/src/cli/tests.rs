@@ -98,6 +98,7 @@ fn record() -> Record {
         credential: None,
         stripped: Vec::new(),
         injected: Vec::new(),
+        redacted: Vec::new(),
         budget: None,
         upstream: None,
         coverage: Coverage::Request,

@@ -143,6 +143,8 @@ pub struct Limits {
     pub response_head: Duration,
     /// Between two reads of a response body.
     pub response_idle: Duration,
+    /// Nothing in either direction of a connection that is not inspected.
+    pub uninspected_idle: Duration,
     /// A connection with no request.
     pub idle: Duration,
     /// Grace given to requests under way when the agent stops.
@@ -161,6 +163,7 @@ impl Default for Limits {
             connect: Duration::from_secs(10),
             response_head: Duration::from_secs(600),
             response_idle: Duration::from_secs(600),
+            uninspected_idle: Duration::from_secs(3600),
             idle: Duration::from_secs(90),
             drain: Duration::from_secs(10),
         }

@@ -104,6 +104,7 @@ fn read_limits(decoder: &mut Decoder, node: &Node, limits: &mut Limits) {
         ("connect", &mut limits.connect),
         ("response_head", &mut limits.response_head),
         ("response_idle", &mut limits.response_idle),
+        ("uninspected_idle", &mut limits.uninspected_idle),
         ("idle", &mut limits.idle),
         ("drain", &mut limits.drain),
     ] {

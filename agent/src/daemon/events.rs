@@ -128,6 +128,7 @@ fn record(refusal: Refusal, snapshot: &crate::snapshot::Snapshot) -> Record {
         credential: None,
         stripped: Vec::new(),
         injected: Vec::new(),
+        redacted: Vec::new(),
         budget: None,
         upstream: None,
         coverage: Coverage::Kernel,

@@ -147,6 +147,7 @@ fn explained(policy: &Policy, question: &Question, explanation: Explanation<'_>)
         injected: credential_headers.unwrap_or_default(),
         stripped: dropped
             .chain(plan.stripped_query.iter().map(|q| format!("?{q}")))
+            .chain(plan.stripped_body.iter().map(|b| format!("body:{b}")))
             .collect(),
         policy_hash: policy.hash().to_owned(),
     }

@@ -10,6 +10,7 @@ mod enrol;
 mod error;
 mod events;
 pub mod explain;
+mod fit;
 mod harden;
 mod notify;
 mod policy;
@@ -18,6 +19,7 @@ mod status;
 mod watch;
 
 pub use error::Error;
+pub use fit::compile;
 pub use policy::read as read_policy;
 
 use crate::config::Config;

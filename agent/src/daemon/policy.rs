@@ -94,7 +94,7 @@ fn read_file(path: &Path) -> Result<Source, Error> {
 /// Compiles `sources`.
 pub(super) fn compile(sources: Vec<Source>) -> Result<Loaded, Error> {
     let Compiled { policy, warnings } =
-        tollgate_policy::compile(&sources).map_err(Error::PolicyFaults)?;
+        super::fit::compile(&sources).map_err(Error::PolicyFaults)?;
     let warnings = warnings
         .0
         .iter()

@@ -1,5 +1,6 @@
 //! Exactly one record per request: a tracker is made when the request is read and writes when it is dropped, so the
 //! forgotten path is on record too.
+use super::body::{Moved, add};
 use super::parse::Parsed;
 use super::refuse::Refusal;
 use super::serve::Peer;
@@ -9,7 +10,6 @@ use crate::audit::{
 };
 use crate::snapshot::Snapshot;
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,9 +27,8 @@ pub(super) struct Tracker {
     record: Option<Box<Record>>,
     started: Instant,
     sent: Option<Instant>,
-    /// Body bytes from the client, counted where they pass.
-    pub(super) bytes_in: Rc<Cell<u64>>,
-    bytes_out: u64,
+    /// Body bytes, counted where they pass.
+    pub(super) moved: Rc<Moved>,
     complete: bool,
 }
 
@@ -49,13 +48,33 @@ impl Tracker {
             port: peer.flow.destination.port(),
             ..RequestRecord::default()
         });
+        Self::of(sink, record)
+    }
+
+    /// Starts the record of a connection that is not inspected.
+    pub(super) fn uninspected(
+        sink: &Sink,
+        peer: &Peer,
+        snapshot: &Snapshot,
+        coverage: Coverage,
+    ) -> Self {
+        let mut record = blank(coverage, snapshot.mode);
+        record.policy = Some(Arc::clone(&snapshot.stamp));
+        about(&mut record, &peer.flow);
+        if let (Some(request), Some(name)) = (&mut record.request, &peer.name) {
+            request.scheme = "tls".into();
+            request.host = name.as_str().to_owned();
+        }
+        Self::of(sink, record)
+    }
+
+    fn of(sink: &Sink, record: Record) -> Self {
         Self {
             sink: sink.clone(),
             record: Some(Box::new(record)),
             started: Instant::now(),
             sent: None,
-            bytes_in: Rc::default(),
-            bytes_out: 0,
+            moved: Rc::default(),
             complete: false,
         }
     }
@@ -155,7 +174,35 @@ impl Tracker {
 
     /// Response body bytes that passed.
     pub(super) fn passed(&mut self, bytes: usize) {
-        self.bytes_out = self.bytes_out.saturating_add(bytes as u64);
+        add(&self.moved.down, bytes);
+    }
+
+    /// What the policy said of a connection that is not inspected.
+    pub(super) fn ruled(
+        &mut self,
+        verdict: Verdict,
+        mode: Mode,
+        (rule, reason): (Option<Arc<str>>, Option<ReasonRecord>),
+        took: Duration,
+    ) {
+        self.edit(|record| {
+            record.verdict = verdict;
+            record.mode = mode;
+            record.rule = rule;
+            record.reason = reason;
+            record.timing.policy_us = micros(took);
+        });
+    }
+
+    /// It was dialled; there is no status, only bytes.
+    pub(super) fn connected(&mut self, upstream: &UpstreamRecord) {
+        self.sent(upstream);
+        self.edit(|record| record.response = Some(ResponseRecord::default()));
+    }
+
+    /// What was taken out of the response.
+    pub(super) fn redacted(&mut self, pointers: Vec<String>) {
+        self.edit(|record| record.redacted = pointers);
     }
 
     /// It does not pass.
@@ -197,10 +244,10 @@ impl Drop for Tracker {
         };
         record.timing.total_us = micros(self.started.elapsed());
         if let Some(request) = &mut record.request {
-            request.bytes = self.bytes_in.get();
+            request.bytes = self.moved.up.get();
         }
         if let Some(response) = &mut record.response {
-            response.bytes = self.bytes_out;
+            response.bytes = self.moved.down.get();
         }
         if !self.complete && record.reason.is_none() {
             record.reason = Some(ReasonRecord {
@@ -230,16 +277,21 @@ pub(super) fn connection(
         detail,
     });
     if let Some(flow) = flow {
-        record.workload = Some(Arc::clone(&flow.workload));
-        record.process = Some(Arc::clone(&flow.process));
-        record.request = Some(RequestRecord {
-            scheme: "tcp".into(),
-            host: flow.destination.ip().to_string(),
-            port: flow.destination.port(),
-            ..RequestRecord::default()
-        });
+        about(&mut record, flow);
     }
     sink.submit(record);
+}
+
+/// Who connected where to.
+fn about(record: &mut Record, flow: &crate::kernel::Flow) {
+    record.workload = Some(Arc::clone(&flow.workload));
+    record.process = Some(Arc::clone(&flow.process));
+    record.request = Some(RequestRecord {
+        scheme: "tcp".into(),
+        host: flow.destination.ip().to_string(),
+        port: flow.destination.port(),
+        ..RequestRecord::default()
+    });
 }
 
 fn blank(coverage: Coverage, mode: Mode) -> Record {
@@ -259,6 +311,7 @@ fn blank(coverage: Coverage, mode: Mode) -> Record {
         credential: None,
         stripped: Vec::new(),
         injected: Vec::new(),
+        redacted: Vec::new(),
         budget: None,
         upstream: None,
         coverage,

@@ -18,6 +18,8 @@ use tollgate_policy::{Body, Decision, Headers, Mode, Outcome, Plan, Request, Sch
 pub(super) struct Authorized<'p> {
     pub(super) parsed: Parsed,
     pub(super) body: RequestBody,
+    /// The body is not what the client sent.
+    pub(super) edited: bool,
     pub(super) plan: Plan<'p>,
     _made_here: (),
 }
@@ -49,13 +51,7 @@ pub(super) async fn authorize<'p>(
     tracker: &mut Tracker,
 ) -> Result<Authorized<'p>, Refusal> {
     if !worker.shared.sink.healthy() {
-        return Err(Refusal::failed(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "audit_unavailable",
-            "decisions cannot be logged, so none are taken".into(),
-            "free space in the agent's state directory; `tollgate status` shows what is wrong"
-                .into(),
-        ));
+        return Err(Refusal::unlogged());
     }
     let mut held = if body.is_end_stream() {
         Held::Nothing
@@ -75,7 +71,7 @@ pub(super) async fn authorize<'p>(
             (Outcome::NeedsBody { max }, Held::Waiting(body)) => {
                 let counted = Counted::new(
                     body,
-                    std::rc::Rc::clone(&tracker.bytes_in),
+                    std::rc::Rc::clone(&tracker.moved),
                     worker.shared.limits.body_idle,
                 );
                 let (read, rest) = counted.read(max).await.map_err(unreadable)?;
@@ -83,37 +79,39 @@ pub(super) async fn authorize<'p>(
             }
             // A rule that asks again for what it has: a fault of the policy crate, and a refusal.
             (Outcome::NeedsBody { .. }, _) => {
-                return Err(Refusal::failed(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "undecided",
-                    "the policy came to no decision".into(),
-                    "report this".into(),
-                ));
+                return Err(undecided());
             }
         }
     };
-    let decision = settle(peer, snapshot, decision, tracker, took)?;
+    let mut decision = settle(peer, snapshot, decision, tracker, took)?;
+    let edited = decision.plan.body.is_some();
     let body = match held {
+        // What was edited goes instead of what was read, never both: there is no rest that could follow.
+        Held::Read(_, None) if edited => {
+            RequestBody::Read(decision.plan.body.take().map(Bytes::from))
+        }
+        _ if edited => return Err(undecided()),
         Held::Nothing => RequestBody::Empty,
         Held::Read(bytes, None) => RequestBody::Read(Some(bytes)),
         Held::Read(head, Some(rest)) => RequestBody::Joined(Some(head), rest),
         Held::Waiting(body) => RequestBody::Stream(Counted::new(
             body,
-            std::rc::Rc::clone(&tracker.bytes_in),
+            std::rc::Rc::clone(&tracker.moved),
             worker.shared.limits.body_idle,
         )),
     };
     Ok(Authorized {
         parsed,
+        edited,
         body,
         plan: decision.plan,
         _made_here: (),
     })
 }
 
-/// Seconds since 1970 (UTC).
+/// Seconds since 1970 (UTC), from the clock that costs least to read.
 pub(super) fn now() -> i64 {
-    jiff::Timestamp::now().as_second()
+    rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse).tv_sec
 }
 
 fn decide<'p>(peer: &Peer, snapshot: &'p Snapshot, parsed: &Parsed, held: &Held) -> Outcome<'p> {
@@ -157,6 +155,15 @@ fn settle<'p>(
         Some(reason) if verdict == audit::Verdict::Deny => Err(Refusal::denied(reason)),
         reason => Ok(Decision { reason, ..decision }),
     }
+}
+
+fn undecided() -> Refusal {
+    Refusal::failed(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "undecided",
+        "the policy came to no decision".into(),
+        "report this".into(),
+    )
 }
 
 fn unreadable(error: super::body::BodyError) -> Refusal {

@@ -18,9 +18,12 @@ pub(crate) enum BodyError {
     /// Nothing came for too long.
     #[error("no data for {0:?}")]
     Idle(Duration),
-    /// A policy change forbids the rest.
-    #[error("the policy changed and no longer allows this request")]
+    /// A policy change, or the end of a grant, forbids the rest.
+    #[error("the policy no longer allows it: it was changed, or a grant has expired")]
     Revoked,
+    /// More than the rule takes.
+    #[error("the response has more than the {0} bytes that the rule lets through")]
+    TooLarge(u64),
 }
 
 /// A request's body as it goes upstream.
@@ -35,15 +38,29 @@ pub(crate) enum RequestBody {
     Joined(Option<Bytes>, Counted),
 }
 
+/// Bytes that have passed.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    /// From the client.
+    pub(super) up: Cell<u64>,
+    /// To the client.
+    pub(super) down: Cell<u64>,
+}
+
+/// Counts `bytes` more.
+pub(super) fn add(total: &Cell<u64>, bytes: usize) {
+    total.set(total.get().saturating_add(bytes as u64));
+}
+
 /// A streamed body that is counted and may not stand still for long.
 pub(crate) struct Counted {
     inner: Incoming,
-    count: Rc<Cell<u64>>,
+    count: Rc<Moved>,
     idle: Idle,
 }
 
 impl Counted {
-    pub(super) fn new(inner: Incoming, count: Rc<Cell<u64>>, limit: Duration) -> Self {
+    pub(super) fn new(inner: Incoming, count: Rc<Moved>, limit: Duration) -> Self {
         Self {
             inner,
             count,
@@ -77,8 +94,7 @@ impl Counted {
                 if let Some(Ok(frame)) = &frame
                     && let Some(data) = frame.data_ref()
                 {
-                    self.count
-                        .set(self.count.get().saturating_add(data.len() as u64));
+                    add(&self.count.up, data.len());
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
             }

@@ -1,24 +1,34 @@
-//! Responses under way, so that a policy change reaches them: each is decided on anew, and cut if it is no longer allowed.
+//! What is under way: responses, and connections that are not inspected. A policy change reaches them, and so does the end
+//! of a grant: each is decided on anew, and cut if it is no longer allowed.
 use super::parse::Parsed;
 use super::serve::Peer;
+use super::splice;
 use crate::snapshot::Snapshot;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
-use tollgate_policy::{Body, Mode, Outcome, Request, Verdict};
+use tollgate_policy::{Body, Decision, Mode, Outcome, Request, Verdict};
 
-/// A worker's streamed responses.
+/// What a worker has under way.
 #[derive(Default)]
 pub(super) struct Exchanges {
     open: RefCell<HashMap<u64, Rc<Exchange>>>,
     next: Cell<u64>,
+    /// What was last decided by.
+    latest: RefCell<Option<Arc<Snapshot>>>,
+    /// When the next grant ends, in seconds since 1970.
+    expiry: Cell<Option<i64>>,
 }
 
-/// One response under way and what it was asked with.
+/// One response or connection under way, and what it was asked with.
 pub(super) struct Exchange {
     peer: Rc<Peer>,
-    parsed: Parsed,
+    /// What was asked; of a connection that is not inspected, the peer is all there is.
+    asked: Option<Parsed>,
+    /// Generation of the snapshot that allowed it.
+    generation: u64,
     revoked: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
@@ -30,10 +40,19 @@ pub(super) struct Listed {
 }
 
 impl Exchange {
-    pub(super) fn new(peer: Rc<Peer>, parsed: Parsed) -> Rc<Self> {
+    pub(super) fn request(peer: Rc<Peer>, parsed: Parsed, generation: u64) -> Rc<Self> {
+        Self::of(peer, Some(parsed), generation)
+    }
+
+    pub(super) fn connection(peer: Rc<Peer>, generation: u64) -> Rc<Self> {
+        Self::of(peer, None, generation)
+    }
+
+    fn of(peer: Rc<Peer>, asked: Option<Parsed>, generation: u64) -> Rc<Self> {
         Rc::new(Self {
             peer,
-            parsed,
+            asked,
+            generation,
             revoked: Cell::new(false),
             waker: RefCell::default(),
         })
@@ -48,32 +67,61 @@ impl Exchange {
         self.revoked.get()
     }
 
-    /// A rule that must see the body is taken as allowing: the body was decided on when it was there.
+    fn recheck(&self, snapshot: &Snapshot) {
+        if self.allowed(snapshot) {
+            return;
+        }
+        self.revoked.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
     fn allowed(&self, snapshot: &Snapshot) -> bool {
-        let target = self.parsed.target();
+        let passes = |decision: Decision<'_>| {
+            decision.verdict == Verdict::Allow
+                || decision.effective_mode(snapshot.mode) == Mode::Observe
+        };
+        match &self.asked {
+            Some(parsed) => match self.decide(parsed, snapshot) {
+                // The body was decided on when it was there.
+                Outcome::NeedsBody { .. } => true,
+                Outcome::Decided(decision) => passes(decision),
+            },
+            // One that is now to be inspected is not.
+            None => splice::connect(snapshot, &self.peer.flow, self.peer.name.as_deref())
+                .is_some_and(passes),
+        }
+    }
+
+    fn decide<'p>(&self, parsed: &Parsed, snapshot: &'p Snapshot) -> Outcome<'p> {
+        let target = parsed.target();
         let request = Request {
             scheme: self.peer.scheme,
-            host: &self.parsed.host,
-            port: self.parsed.port,
-            method: self.parsed.method.as_str(),
+            host: &parsed.host,
+            port: parsed.port,
+            method: parsed.method.as_str(),
             target: &target,
-            headers: &super::authorize::HeaderView(&self.parsed.headers),
-            body: Body::Unread(None),
+            headers: &super::authorize::HeaderView(&parsed.headers),
+            body: if parsed.bodiless {
+                Body::Absent
+            } else {
+                Body::Unread(None)
+            },
             now: super::authorize::now(),
         };
-        match snapshot.policy.decide(&self.peer.subject(), &request) {
-            Outcome::NeedsBody { .. } => true,
-            Outcome::Decided(decision) => {
-                decision.verdict == Verdict::Allow
-                    || decision.effective_mode(snapshot.mode) == Mode::Observe
-            }
-        }
+        snapshot.policy.decide(&self.peer.subject(), &request)
     }
 }
 
 impl Exchanges {
-    /// Lists an exchange that may take long.
+    /// Lists an exchange that may take long. What changed since it was decided on counts for it too.
     pub(super) fn list(self: &Rc<Self>, exchange: &Rc<Exchange>) -> Listed {
+        if let Some(latest) = &*self.latest.borrow()
+            && latest.generation > exchange.generation
+        {
+            exchange.recheck(latest);
+        }
         let number = self.next.get();
         self.next.set(number + 1);
         self.open.borrow_mut().insert(number, Rc::clone(exchange));
@@ -84,13 +132,22 @@ impl Exchanges {
     }
 
     /// Decides anew on all of them and cuts what is no longer allowed.
-    pub(super) fn recheck(&self, snapshot: &Snapshot) {
+    pub(super) fn recheck(&self, snapshot: Arc<Snapshot>) {
+        let now = super::authorize::now();
+        self.expiry.set(snapshot.policy.next_expiry(now));
         for exchange in self.open.borrow().values() {
-            if !exchange.allowed(snapshot) {
-                exchange.revoked.set(true);
-                if let Some(waker) = exchange.waker.borrow_mut().take() {
-                    waker.wake();
-                }
+            exchange.recheck(&snapshot);
+        }
+        self.latest.replace(Some(snapshot));
+    }
+
+    /// The same once a grant has ended; costs a look at the clock otherwise.
+    pub(super) fn expire(&self) {
+        let over = |at| super::authorize::now() >= at;
+        if self.expiry.get().is_some_and(over) {
+            let latest = self.latest.borrow().clone();
+            if let Some(latest) = latest {
+                self.recheck(latest);
             }
         }
     }

@@ -4,6 +4,7 @@ use super::body::RequestBody;
 use super::parse::Parsed;
 use super::refuse::Refusal;
 use super::rewrite::Rewritten;
+use super::screen::ResponseRules;
 use super::worker::Worker;
 use crate::upstream::{self, Lease, Sender};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri};
@@ -14,7 +15,8 @@ pub(super) struct Responded<'p> {
     pub(super) parsed: Parsed,
     pub(super) response: Response<Incoming>,
     pub(super) lease: Lease,
-    pub(super) response_strip: &'p [String],
+    pub(super) rules: ResponseRules<'p>,
+    pub(super) generation: u64,
     _made_here: (),
 }
 
@@ -57,16 +59,18 @@ pub(super) async fn forward<'p>(
         }
         .into());
     }
+    let generation = rewritten.generation();
     let Rewritten {
         parsed,
-        response_strip,
+        response: rules,
         ..
     } = rewritten;
     Ok(Responded {
         parsed,
         response,
         lease,
-        response_strip,
+        rules,
+        generation,
         _made_here: (),
     })
 }

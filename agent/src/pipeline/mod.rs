@@ -1,5 +1,5 @@
 //! The story of one connection, one file per stage, composed here:
-//! accept → attribute → terminate → parse → authorize → rewrite → forward → respond → account → audit.
+//! accept → attribute → terminate → parse → authorize → rewrite → forward → screen → respond → account → audit.
 //!
 //! Each stage consumes the previous one's value, and only the stage's own file can make its value: what was not
 //! authorized cannot be forwarded, and what was forwarded cannot be left out of the log.
@@ -9,6 +9,7 @@ mod authorize;
 mod body;
 mod exchange;
 mod forward;
+mod hello;
 mod hop;
 mod listen;
 mod parse;
@@ -16,7 +17,9 @@ mod plane;
 mod refuse;
 mod respond;
 mod rewrite;
+mod screen;
 mod serve;
+mod splice;
 mod terminate;
 mod worker;
 

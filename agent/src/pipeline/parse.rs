@@ -20,6 +20,8 @@ pub(super) struct Parsed {
     raw: PathAndQuery,
     /// Where the canonical form differs from `raw`.
     canonical: Option<Target<'static>>,
+    /// There is no body to come.
+    pub(super) bodiless: bool,
     /// The client may be answered with trailers.
     pub(super) h2: bool,
 }
@@ -76,6 +78,7 @@ pub(super) fn parse(
         port,
         raw,
         canonical,
+        bodiless: body.is_end_stream(),
         h2,
     };
     Ok((parsed, body))

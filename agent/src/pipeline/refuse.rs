@@ -20,8 +20,12 @@ pub(super) struct Refusal {
 impl Refusal {
     /// The policy does not allow it.
     pub(super) fn denied(reason: Reason) -> Self {
+        let status = match reason.code {
+            "identity_required" => StatusCode::UNAUTHORIZED,
+            _ => StatusCode::FORBIDDEN,
+        };
         Self {
-            status: StatusCode::FORBIDDEN,
+            status,
             verdict: Verdict::Deny,
             code: reason.code.into(),
             detail: reason.detail,
@@ -67,6 +71,17 @@ impl Refusal {
         }
     }
 
+    /// No record could be kept of it.
+    pub(super) fn unlogged() -> Self {
+        Self::failed(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "audit_unavailable",
+            "decisions cannot be logged, so none are taken".into(),
+            "free space in the agent's state directory; `tollgate status` shows what is wrong"
+                .into(),
+        )
+    }
+
     /// For the log.
     pub(super) fn record(&self) -> ReasonRecord {
         ReasonRecord {
@@ -108,6 +123,11 @@ impl Refusal {
             HeaderValue::from_static("application/problem+json"),
         );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            // Asked for by RFC 9110, section 15.5.2.
+            let challenge = HeaderValue::from_static("Bearer realm=\"tollgate\"");
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
         if self.status == StatusCode::SERVICE_UNAVAILABLE
             || self.status == StatusCode::TOO_MANY_REQUESTS
         {

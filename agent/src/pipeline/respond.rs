@@ -2,9 +2,8 @@
 use super::account::Tracker;
 use super::body::{BodyError, Idle};
 use super::exchange::{Exchange, Exchanges, Listed};
-use super::forward::Responded;
 use super::hop;
-use super::serve::Peer;
+use super::screen::{Content, Screened};
 use super::worker::Worker;
 use crate::audit::Verdict;
 use crate::upstream::Lease;
@@ -21,6 +20,8 @@ use std::task::{Context, Poll};
 pub(super) enum ResponseBody {
     /// The agent's own words.
     Own(Option<Bytes>),
+    /// The upstream's, read whole and changed.
+    Whole(Bytes, Option<Tracker>),
     /// The upstream's.
     Relay(Box<Relay>),
 }
@@ -30,6 +31,8 @@ pub(super) struct Relay {
     inner: Incoming,
     /// What the rule takes out, of trailers too.
     strip: Vec<String>,
+    /// Bytes that may pass in all, and those still to come.
+    max: Option<(u64, u64)>,
     idle: Idle,
     tracker: Option<Tracker>,
     lease: Option<Lease>,
@@ -41,35 +44,50 @@ pub(super) struct Relay {
 /// Makes the client's response.
 pub(super) fn respond(
     worker: &Worker,
-    peer: &Rc<Peer>,
-    responded: Responded<'_>,
+    screened: Screened<'_>,
     tracker: Tracker,
 ) -> Response<ResponseBody> {
-    let Responded {
-        parsed,
-        response,
-        lease,
-        response_strip,
+    let Screened {
+        mut parts,
+        content,
+        exchange,
+        rules,
         ..
-    } = responded;
-    let (mut parts, inner) = response.into_parts();
-    strip(&mut parts.headers, response_strip);
+    } = screened;
+    strip(&mut parts.headers, rules.strip);
     parts.version = http::Version::default();
     parts.extensions.clear();
-    let mut relay = Relay {
-        strip: response_strip.to_vec(),
-        idle: Idle::new(worker.shared.limits.response_idle),
-        tracker: Some(tracker),
-        lease: Some(lease),
-        exchange: Exchange::new(Rc::clone(peer), parsed),
-        exchanges: Rc::clone(&worker.exchanges),
-        listed: None,
-        inner,
+    let body = match content {
+        Content::Whole(bytes) => whole(bytes, tracker),
+        Content::Stream(inner, lease) => {
+            let mut relay = Relay {
+                strip: rules.strip.to_vec(),
+                max: rules.max.map(|max| (max, max)),
+                idle: Idle::new(worker.shared.limits.response_idle),
+                tracker: Some(tracker),
+                lease: Some(lease),
+                exchange,
+                exchanges: Rc::clone(&worker.exchanges),
+                listed: None,
+                inner,
+            };
+            if relay.inner.is_end_stream() {
+                relay.end();
+            }
+            ResponseBody::Relay(Box::new(relay))
+        }
     };
-    if relay.inner.is_end_stream() {
-        relay.end();
+    Response::from_parts(parts, body)
+}
+
+fn whole(bytes: Bytes, mut tracker: Tracker) -> ResponseBody {
+    // Of an empty body nobody asks for the first byte.
+    if bytes.is_empty() {
+        tracker.finish();
+        return ResponseBody::Own(None);
     }
-    Response::from_parts(parts, ResponseBody::Relay(Box::new(relay)))
+    tracker.passed(bytes.len());
+    ResponseBody::Whole(bytes, Some(tracker))
 }
 
 /// Headers of the upstream's connection, what would lead clients around the agent, and what the rule says.
@@ -100,8 +118,12 @@ impl Relay {
                 if let Some(trailers) = frame.trailers_mut() {
                     strip(trailers, &self.strip);
                 }
-                if let (Some(data), Some(tracker)) = (frame.data_ref(), &mut self.tracker) {
-                    tracker.passed(data.len());
+                if let Some(data) = frame.data_ref() {
+                    let length = data.len();
+                    if let Err(max) = self.let_through(length) {
+                        let error = BodyError::TooLarge(max);
+                        return self.fail(Verdict::Limit, "response_too_large", error);
+                    }
                 }
                 if self.exchange.revoked(cx.waker()) {
                     return self.fail(Verdict::Deny, "revoked", BodyError::Revoked);
@@ -122,13 +144,24 @@ impl Relay {
         }
     }
 
+    /// Counts what passes; an error is what passes at most.
+    fn let_through(&mut self, bytes: usize) -> Result<(), u64> {
+        if let Some((max, left)) = &mut self.max {
+            *left = left.checked_sub(bytes as u64).ok_or(*max)?;
+        }
+        if let Some(tracker) = &mut self.tracker {
+            tracker.passed(bytes);
+        }
+        Ok(())
+    }
+
     /// Nothing is there yet: from now on a policy change or a long silence ends it.
     fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.exchange.revoked(cx.waker()) {
-            return self.fail(Verdict::Deny, "revoked", BodyError::Revoked);
-        }
         if self.listed.is_none() {
             self.listed = Some(self.exchanges.list(&self.exchange));
+        }
+        if self.exchange.revoked(cx.waker()) {
+            return self.fail(Verdict::Deny, "revoked", BodyError::Revoked);
         }
         match self.idle.poll(cx) {
             Poll::Ready(()) => {
@@ -181,6 +214,17 @@ impl Body for ResponseBody {
                     .filter(|b| !b.is_empty())
                     .map(|bytes| Ok(Frame::data(bytes))),
             ),
+            Self::Whole(bytes, tracker) => {
+                if let Some(tracker) = tracker.take() {
+                    tracker.finish();
+                }
+                let bytes = std::mem::take(bytes);
+                Poll::Ready(
+                    Some(bytes)
+                        .filter(|b| !b.is_empty())
+                        .map(|b| Ok(Frame::data(b))),
+                )
+            }
             Self::Relay(relay) => relay.poll(cx),
         }
     }
@@ -188,6 +232,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Whole(bytes, _) => bytes.is_empty(),
             Self::Relay(relay) => relay.inner.is_end_stream(),
         }
     }
@@ -197,6 +242,7 @@ impl Body for ResponseBody {
             Self::Own(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
+            Self::Whole(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
             Self::Relay(relay) => relay.inner.size_hint(),
         }
     }

@@ -6,6 +6,7 @@ use super::body::RequestBody;
 use super::hop;
 use super::parse::Parsed;
 use super::refuse::Refusal;
+use super::screen::ResponseRules;
 use super::serve::Peer;
 use crate::snapshot::Snapshot;
 use crate::upstream::{Destination, Key};
@@ -25,13 +26,18 @@ pub(super) struct Rewritten<'p> {
     pub(super) target: PathAndQuery,
     pub(super) body: RequestBody,
     pub(super) key: Key,
-    pub(super) response_strip: &'p [String],
+    pub(super) response: ResponseRules<'p>,
     snapshot: &'p Snapshot,
     plan_api: Option<&'p tollgate_policy::Api>,
     _made_here: (),
 }
 
 impl Rewritten<'_> {
+    /// Generation of the snapshot that it was decided by.
+    pub(super) fn generation(&self) -> u64 {
+        self.snapshot.generation
+    }
+
     /// Where it goes, for a new connection.
     pub(super) fn destination(&self, own: &Arc<[SocketAddr]>) -> Destination {
         Destination {
@@ -57,13 +63,25 @@ pub(super) fn rewrite<'p>(
     let Authorized {
         mut parsed,
         body,
+        edited,
         plan,
         ..
     } = authorized;
     let mut headers = std::mem::take(&mut parsed.headers);
     let trailers = parsed.h2 && headers.get(header::TE).is_some_and(|te| te == "trailers");
+    parsed.headers = looked_at(&headers, snapshot);
     let mut stripped = strip(&mut headers, &plan.headers);
+    let response = ResponseRules::of(&plan);
+    stripped.extend(response.ask_plainly(&mut headers));
+    if edited {
+        stripped.extend(drop_digests(&mut headers));
+    }
     stripped.extend(plan.stripped_query.iter().map(|name| format!("?{name}")));
+    stripped.extend(
+        plan.stripped_body
+            .iter()
+            .map(|place| format!("body:{place}")),
+    );
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -81,23 +99,35 @@ pub(super) fn rewrite<'p>(
         credential,
         generation: snapshot.generation,
     };
-    // Kept for deciding again when the policy changes; no rule reads other headers than these without the body.
-    if let Some(content_type) = headers.get(header::CONTENT_TYPE) {
-        parsed
-            .headers
-            .insert(header::CONTENT_TYPE, content_type.clone());
-    }
     Ok(Rewritten {
         parsed,
         headers,
         target,
         body,
         key,
-        response_strip: plan.response_strip,
+        response,
         snapshot,
         plan_api: plan.api,
         _made_here: (),
     })
+}
+
+/// Kept for deciding again when the policy changes: what rules look at, and what tells a body's kind.
+fn looked_at(headers: &HeaderMap, snapshot: &Snapshot) -> HeaderMap {
+    let mut kept = HeaderMap::new();
+    if let Some(content_type) = headers.get(header::CONTENT_TYPE) {
+        kept.insert(header::CONTENT_TYPE, content_type.clone());
+    }
+    for name in snapshot.policy.headers_read() {
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
+            continue;
+        };
+        kept.remove(&name);
+        for value in headers.get_all(&name) {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    kept
 }
 
 /// Headers of one connection only (RFC 9110, section 7.6.1), and those that hyper writes itself.
@@ -135,6 +165,14 @@ fn strip(headers: &mut HeaderMap, rules: &HeaderRules<'_>) -> Vec<String> {
         }
     }
     recorded
+}
+
+/// Digests of a body that is no longer sent (RFC 9530, RFC 3230, RFC 1864); returns the names there were.
+fn drop_digests(headers: &mut HeaderMap) -> Vec<String> {
+    let there = hop::DIGESTS
+        .iter()
+        .filter(|name| headers.remove(**name).is_some());
+    there.map(|name| (*name).to_owned()).collect()
 }
 
 fn inject(

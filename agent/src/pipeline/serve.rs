@@ -7,6 +7,8 @@ use super::parse::parse;
 use super::refuse::Refusal;
 use super::respond::{ResponseBody, respond};
 use super::rewrite::rewrite;
+use super::screen::{Screened, screen};
+use super::splice;
 use super::terminate::{Failure, Terminated, terminate};
 use super::worker::{LocalExecutor, Worker};
 use crate::audit::Verdict;
@@ -74,8 +76,20 @@ pub(super) async fn connection(worker: &Rc<Worker>, stream: TcpStream, over: boo
         );
         return reset(&attributed.stream);
     }
+    // Before anything is read: whoever connects to such an api may wait for it to speak first.
+    if let Some(ruling) = splice::decide(worker, &attributed.flow, None) {
+        let client = (attributed.stream, attributed.flow);
+        return splice::pass(worker, client, None, Vec::new(), ruling).await;
+    }
     match terminate(worker, attributed).await {
         Err(failure) => failed(worker, &failure),
+        Ok(Terminated::Uninspected {
+            stream,
+            name,
+            hello,
+            ruling,
+            flow,
+        }) => splice::pass(worker, (stream, flow), Some(name), hello, *ruling).await,
         Ok(Terminated::Clear { stream, flow }) => {
             let peer = Rc::new(Peer {
                 flow,
@@ -131,7 +145,7 @@ fn ended(
 }
 
 /// Closes with a reset, so that the client fails at once and does not take the end for an answer.
-fn reset(stream: &TcpStream) {
+pub(super) fn reset(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
@@ -280,7 +294,7 @@ async fn serve(
     tracker.raw(request.method().as_str(), request.uri().path());
     let kind = content_type(request.headers());
     match stages(&worker, &peer, &snapshot, request, &mut tracker).await {
-        Ok(responded) => Ok(respond(&worker, &peer, responded, tracker)),
+        Ok(screened) => Ok(respond(&worker, screened, tracker)),
         Err(refusal) => {
             // Whatever failed: if the body broke the framing, that is why.
             let refusal = match gate.and_then(|gate| gate.body_violation()) {
@@ -294,16 +308,17 @@ async fn serve(
 
 async fn stages<'p>(
     worker: &Worker,
-    peer: &Peer,
+    peer: &Rc<Peer>,
     snapshot: &'p Snapshot,
     request: Request<Incoming>,
     tracker: &mut Tracker,
-) -> Result<super::forward::Responded<'p>, Refusal> {
+) -> Result<Screened<'p>, Refusal> {
     let (parsed, body) = parse(peer, &worker.shared.limits, request)?;
     tracker.asked(&parsed);
     let authorized = authorize(worker, peer, snapshot, (parsed, body), tracker).await?;
     let rewritten = rewrite(peer, snapshot, authorized, tracker)?;
-    forward(worker, rewritten, tracker).await
+    let responded = forward(worker, rewritten, tracker).await?;
+    screen(worker, peer, responded, tracker).await
 }
 
 fn refuse(mut tracker: Tracker, refusal: &Refusal, request: &HeaderMap) -> Response<ResponseBody> {

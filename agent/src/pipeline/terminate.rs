@@ -1,16 +1,16 @@
 //! TLS, ended: the client's first bytes decide what it speaks; its server name decides what it is shown.
 use super::attribute::Attributed;
+use super::hello::{HANDSHAKE_RECORD, Kept, hides_name};
+use super::splice::{self, Ruling};
 use super::worker::Worker;
 use crate::audit::Verdict;
 use crate::kernel::Flow;
 use std::borrow::Cow;
 use std::io;
 use tokio::net::TcpStream;
-use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::{StartHandshake, TlsStream};
 use tollgate_policy::canonical::Host;
-
-/// A TLS record of type handshake (RFC 8446, section 5.1).
-const HANDSHAKE_RECORD: u8 = 0x16;
 
 /// A connection in clear on the agent's side.
 pub(super) enum Terminated {
@@ -20,6 +20,15 @@ pub(super) enum Terminated {
         /// The server name; none was sent by a client that connects to an address.
         name: Option<Host>,
         h2: bool,
+        flow: Flow,
+    },
+    /// TLS is not ended here: the policy knows the name as one that is not inspected.
+    Uninspected {
+        stream: TcpStream,
+        name: Host,
+        /// What was read of the stream.
+        hello: Vec<u8>,
+        ruling: Box<Ruling>,
         flow: Flow,
     },
     /// The client did not use TLS.
@@ -91,7 +100,8 @@ async fn steps(worker: &Worker, stream: TcpStream, flow: Flow) -> Result<Termina
 }
 
 async fn handshake(worker: &Worker, stream: TcpStream, flow: Flow) -> Result<Terminated, Failure> {
-    let started = match LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await {
+    let kept = Kept::new(stream);
+    let started = match LazyConfigAcceptor::new(rustls::server::Acceptor::default(), kept).await {
         Ok(started) => started,
         Err(error) => return Err(tls_failure(flow, "the TLS ClientHello", &error)),
     };
@@ -106,6 +116,22 @@ async fn handshake(worker: &Worker, stream: TcpStream, flow: Flow) -> Result<Ter
             ));
         }
     };
+    if let Some(host) = &name
+        && let Some(ruling) = splice::decide(worker, &flow, Some(host))
+    {
+        // Only by a name that nothing can hide behind: with an encrypted hello inside, the one in clear says little.
+        if hides_name(&started.io.bytes) {
+            return Err(name_encrypted(flow, host, started.io.stream));
+        }
+        return Ok(Terminated::Uninspected {
+            name: host.clone(),
+            hello: started.io.bytes,
+            stream: started.io.stream,
+            ruling: Box::new(ruling),
+            flow,
+        });
+    }
+    let started = StartHandshake::from_parts(started.accepted, started.io.stream);
     // Without a name the client is shown its address, so that it can be told what is missing; nothing is let through.
     let shown = match &name {
         Some(name) => Ok(name.clone()),
@@ -129,6 +155,21 @@ async fn handshake(worker: &Worker, stream: TcpStream, flow: Flow) -> Result<Ter
             })
         }
         Err(error) => Err(tls_failure(flow, "the TLS handshake", &error)),
+    }
+}
+
+fn name_encrypted(flow: Flow, name: &Host, stream: TcpStream) -> Failure {
+    Failure {
+        verdict: Verdict::Deny,
+        reset: Some(stream),
+        ..fail(
+            flow,
+            "server_name_encrypted",
+            format!(
+                "{} is not inspected, and the TLS hello may mean another name: switch ECH off in the client",
+                name.as_str()
+            ),
+        )
     }
 }
 

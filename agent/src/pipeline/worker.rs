@@ -60,6 +60,7 @@ pub(super) fn run(
             shared,
             signals,
         });
+        worker.exchanges.recheck(worker.shared.live.load_full());
         tokio::task::spawn_local(housekeeping(Rc::clone(&worker)));
         tokio::task::spawn_local(follow_changes(Rc::clone(&worker)));
         if let Err(error) = accept_all(&worker, listeners).await {
@@ -142,11 +143,12 @@ impl Drop for Open {
     }
 }
 
-/// Shows that the thread answers, and lets go of old upstream connections.
+/// Shows that the thread answers, ends what a grant that has expired allowed, and lets go of old upstream connections.
 async fn housekeeping(worker: Rc<Worker>) {
     loop {
         tokio::time::sleep(Plane::BEAT).await;
         let beat = worker.signals.beat.fetch_add(1, Ordering::Relaxed);
+        worker.exchanges.expire();
         if beat.is_multiple_of(10) {
             worker.pool.sweep(worker.shared.live.load().generation);
         }
@@ -159,7 +161,7 @@ async fn follow_changes(worker: Rc<Worker>) {
     while changes.changed().await.is_ok() {
         let snapshot = worker.shared.live.load_full();
         worker.pool.sweep(snapshot.generation);
-        worker.exchanges.recheck(&snapshot);
+        worker.exchanges.recheck(snapshot);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A name is somebody else's to point where they like; without this, an allowed name that resolves to
 //! 127.0.0.1 or 169.254.169.254 would lend the workload the agent's place on the network.
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// What keeps `address` from being dialled without a rule; `None` for public unicast.
 pub(super) fn reserved(address: IpAddr) -> Option<&'static str> {
@@ -13,6 +13,14 @@ pub(super) fn reserved(address: IpAddr) -> Option<&'static str> {
             None => reserved_v6(v6),
         },
     }
+}
+
+/// Whether connecting there ends at one of these listeners on loopback: by their address, or another that leads to it.
+pub(super) fn leads_to(address: SocketAddr, listeners: &[SocketAddr]) -> bool {
+    let ip = address.ip().to_canonical();
+    let local = ip.is_loopback() || ip.is_unspecified();
+    let is_it = |own: &SocketAddr| own.port() == address.port() && (local || own.ip() == ip);
+    listeners.iter().any(is_it)
 }
 
 /// Blocks of the IANA special-purpose registry (RFC 6890) and clouds' metadata services.
@@ -79,6 +87,27 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_agent_is_found_in_every_spelling() {
+        let own = ["127.0.0.1:15400", "[::1]:15400"].map(|own| own.parse().unwrap());
+        for (address, expected) in [
+            ("127.0.0.1:15400", true),
+            ("127.9.9.9:15400", true),
+            ("0.0.0.0:15400", true),
+            ("[::]:15400", true),
+            ("[::1]:15400", true),
+            ("[::ffff:127.0.0.1]:15400", true),
+            ("127.0.0.1:15401", false),
+            ("10.0.0.1:15400", false),
+        ] {
+            assert_eq!(
+                leads_to(address.parse().unwrap(), &own),
+                expected,
+                "{address}"
+            );
+        }
+    }
 
     #[test]
     fn only_public_unicast_needs_no_rule() {

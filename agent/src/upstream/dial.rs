@@ -47,6 +47,35 @@ pub(crate) enum Sender {
     Http2(hyper::client::conn::http2::SendRequest<RequestBody>),
 }
 
+/// Connects to an address that a policy names, which is why it may be any but the agent's own.
+pub(crate) async fn reach(
+    address: SocketAddr,
+    own: &[SocketAddr],
+    limit: Duration,
+) -> Result<(TcpStream, SocketAddr), Error> {
+    if address::leads_to(address, own) {
+        return Err(Error::Forbidden {
+            host: address.to_string(),
+            address: address.ip(),
+            class: "the agent itself",
+        });
+    }
+    let what = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => {
+            // What the client sends at once arrives at once.
+            let _ = stream.set_nodelay(true);
+            return Ok((stream, address));
+        }
+        Ok(Err(e)) => e.to_string(),
+        Err(_) => format!("no answer within {limit:?}"),
+    };
+    Err(Error::Connect {
+        host: address.ip().to_string(),
+        address: address.to_string(),
+        what,
+    })
+}
+
 impl Destination {
     /// Connects within `limit`.
     pub(crate) async fn dial(&self, resolver: &Resolver, limit: Duration) -> Result<Dialed, Error> {
@@ -61,9 +90,30 @@ impl Destination {
             })
     }
 
-    async fn steps(&self, resolver: &Resolver) -> Result<Dialed, Error> {
+    /// Connects within `limit`, and leaves it to the client to speak TLS.
+    pub(crate) async fn reach(
+        &self,
+        resolver: &Resolver,
+        limit: Duration,
+    ) -> Result<(TcpStream, SocketAddr), Error> {
+        tokio::time::timeout(limit, self.open(resolver))
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::Timeout {
+                    host: self.host.as_str().into(),
+                    what: "connect",
+                    after: limit,
+                })
+            })
+    }
+
+    async fn open(&self, resolver: &Resolver) -> Result<(TcpStream, SocketAddr), Error> {
         let addresses = self.allowed_of(resolver.addresses(&self.host).await?)?;
-        let (stream, address) = self.connect(&addresses).await?;
+        self.connect(&addresses).await
+    }
+
+    async fn steps(&self, resolver: &Resolver) -> Result<Dialed, Error> {
+        let (stream, address) = self.open(resolver).await?;
         let stream = self.verify(stream, address).await?;
         self.handshake(stream, address).await
     }
@@ -75,7 +125,7 @@ impl Destination {
         let mut allowed = Vec::with_capacity(addresses.len());
         for address in addresses {
             let target = SocketAddr::new(address, self.port);
-            let class = if self.own.contains(&target) {
+            let class = if address::leads_to(target, &self.own) {
                 Some("the agent itself")
             } else {
                 address::reserved(address)

@@ -64,6 +64,42 @@ fn an_invalid_reload_keeps_the_running_policy_and_says_so() {
     assert_eq!(place.output(&["status"]).status.code(), Some(0));
 }
 
+/// What the language can say and this version cannot hold: refused in the same words by all who read a policy.
+#[test]
+fn a_selector_that_cannot_be_held_is_refused_with_its_place() {
+    let mut place = Place::new();
+    place.start();
+    let hash = place.status()["policy"]["hash"].clone();
+    let other = POLICY.replace("{ cgroup:", "{ exe: /usr/bin/curl, cgroup:");
+    place.write_policy(&other);
+    for verb in ["check", "reload"] {
+        let output = place.output(&[verb]);
+        assert_eq!(output.status.code(), Some(2), "{verb}");
+        let told = text(&output.stderr);
+        assert!(
+            told.contains("policy.yaml:3:17") && told.contains("`exe` cannot be held yet"),
+            "{verb}: {told}"
+        );
+    }
+    assert_eq!(place.status()["policy"]["hash"], hash);
+    let with_identity = POLICY.replace("apis:", "identities: { bob: { token: tgi_abcdefghijklmnopqrstuvwxyz234567abcdefghijklmnopqrst } }\napis:");
+    place.write_policy(&with_identity);
+    for verb in ["check", "reload"] {
+        let output = place.output(&[verb]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{verb}: {}",
+            text(&output.stderr)
+        );
+        let told = text(&output.stderr) + &text(&output.stdout);
+        assert!(
+            told.contains("grants to identities never hold"),
+            "{verb}: {told}"
+        );
+    }
+}
+
 #[test]
 fn sighup_reloads() {
     let mut place = Place::new();

@@ -7,6 +7,8 @@
     clippy::panic
 )]
 
+mod rules;
+mod uninspected;
 mod upstream;
 
 use harness::agent::Agent;
@@ -84,9 +86,18 @@ impl Lab {
     }
 
     fn with(workload: &str) -> Self {
+        Self::under(workload, POLICY)
+    }
+
+    fn under(workload: &str, policy: &str) -> Self {
         let world = World::new().unwrap();
         let odd = odd_server(&world);
-        for name in ["odd.example", "wrong.example", "public.example"] {
+        for name in [
+            "odd.example",
+            "pinned.example",
+            "wrong.example",
+            "public.example",
+        ] {
             world.dns.set(name, Answer::Addresses(vec![ODD.into()]));
         }
         world.dns.set(
@@ -97,7 +108,7 @@ impl Lab {
             .dns
             .set("down.example", Answer::Addresses(vec![IDLE.into()]));
         world.dns.set("nameless.example", Answer::Failure);
-        let mut agent = Agent::new(&world, POLICY).unwrap();
+        let mut agent = Agent::new(&world, policy).unwrap();
         agent.start(&world).unwrap();
         let clients = world
             .show(&repository().join("tests/clients"), "clients")
@@ -111,6 +122,18 @@ impl Lab {
             agent,
             world,
         }
+    }
+
+    /// Puts another policy in force.
+    fn reload(&self, policy: &str) {
+        self.agent.write_policy(policy).unwrap();
+        let reload = self.agent.output(&self.world, "reload", &[]).unwrap();
+        assert!(reload.status.success(), "{reload:?}");
+    }
+
+    fn records(&self, is: impl Fn(&Value) -> bool) -> usize {
+        let all = self.agent.decisions(&self.world).unwrap();
+        all.iter().filter(|record| is(record)).count()
     }
 
     fn ask(&mut self, command: Value) -> Value {
@@ -169,7 +192,10 @@ fn odd_server(world: &World) -> Running {
             "ip addr add {ODD}/32 dev lo; ip addr add {IDLE}/32 dev lo"
         ))
         .unwrap();
-    let files = world.ca.issue(&["odd.example"], world.directory()).unwrap();
+    let files = world
+        .ca
+        .issue(&["odd.example", "pinned.example"], world.directory())
+        .unwrap();
     let mut command = world.servers.command("python3");
     command
         .arg("-u")

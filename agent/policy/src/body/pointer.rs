@@ -126,6 +126,11 @@ struct Node {
 pub(super) type Active = SmallVec<[usize; 8]>;
 
 impl Pointers {
+    /// The pointers as they are written.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &str> {
+        self.list.iter().map(Pointer::as_str)
+    }
+
     /// Pointers at most: each may have to be followed on its own.
     pub(crate) const MOST: usize = 256;
 

@@ -4,13 +4,15 @@ mod names;
 mod place;
 mod rules;
 mod subjects;
+mod warn;
 
 use crate::document::{Document, Named, Patterns, Reading, VERSION};
-use crate::policy::Policy;
+use crate::policy::{Policy, RuleData};
 use crate::syntax::{Decoder, Faults, Node, Source};
 use instances::Instances;
 use names::Names;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 
 /// A compiled policy and what its compiler warned of.
 #[derive(Debug)]
@@ -97,11 +99,25 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
     place::check_proofs(reading.decoder, &document.identities);
     let mut instances = Instances::new(reading, &names, &document.roles);
     let granted = subjects::resolve(reading, &names, &document, &mut instances);
-    let instances = instances.into_made();
+    let mut instances = instances.into_made();
+    let closures: Vec<_> = instances
+        .iter_mut()
+        .map(|instance| std::mem::take(&mut instance.all))
+        .collect();
     let decoder = &mut *reading.decoder;
     let bindings = rules::Bindings::resolve(decoder, &names, &document.credentials, &document.apis);
     let ruled = rules::build(decoder, &names, &bindings, &document.apis, instances);
     let subjects = subjects::build(decoder, &ruled, &document.workloads, &granted);
+    warn::warn(
+        decoder,
+        &warn::Whole {
+            document: &document,
+            bindings: &bindings,
+            ruled: &ruled,
+            closures: &closures,
+            granted: &granted,
+        },
+    );
     let groups = subjects::groups_of(&names, &document);
     let identities = place::identities(decoder, document.identities);
     Policy {
@@ -113,6 +129,7 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         groups,
         apis: place::apis(decoder, document.apis),
         credentials: rules::credentials(decoder, document.credentials),
+        headers_read: headers_read(&ruled.rules),
         rules: ruled.rules,
         entries: ruled.entries,
         hosts,
@@ -120,6 +137,12 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         subjects: subjects.grants,
         guards: subjects.guards,
     }
+}
+
+fn headers_read(rules: &[RuleData]) -> Vec<String> {
+    let required = rules.iter().flat_map(|rule| &rule.headers.require);
+    let names: BTreeSet<&String> = required.map(|(name, _)| name).collect();
+    names.into_iter().cloned().collect()
 }
 
 fn by_name<T>(things: &mut [Named<T>]) {

@@ -5,7 +5,7 @@ use crate::document::{self, Api, Credential, Name, Named};
 use crate::model::{self, Coverage, Rule};
 use crate::policy::{CredentialUse, Entry, HeaderSpec, RuleData};
 use crate::route::{Methods, Template};
-use crate::syntax::{Decoder, quote};
+use crate::syntax::{Decoder, Span, quote};
 use std::cmp::Reverse;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ struct Binding {
 /// All rules, and which of them each role has on which api.
 pub(super) struct Ruled {
     pub(super) rules: Vec<RuleData>,
+    /// Where each rule stands.
+    pub(super) spans: Vec<Span>,
     pub(super) entries: Vec<Entry>,
     pub(super) roles: Vec<Vec<Placed>>,
 }
@@ -36,6 +38,11 @@ pub(super) struct Placed {
 const CLIENT: &str = "client";
 
 impl Bindings {
+    /// The apis that a credential may be sent to.
+    pub(super) fn apis(&self, credential: usize) -> &[usize] {
+        self.0.get(credential).map_or(&[], |binding| &binding.apis)
+    }
+
     pub(super) fn resolve(
         decoder: &mut Decoder,
         names: &Names,
@@ -103,6 +110,7 @@ pub(super) fn credentials(
 /// A rule with what its place among the others depends on.
 struct Draft {
     order: Order,
+    span: Span,
     role: usize,
     api: usize,
     deny: bool,
@@ -125,6 +133,7 @@ pub(super) fn build(
 ) -> Ruled {
     let mut ruled = Ruled {
         rules: Vec::new(),
+        spans: Vec::new(),
         entries: Vec::new(),
         roles: Vec::new(),
     };
@@ -142,21 +151,28 @@ pub(super) fn build(
             };
             check_coverage(decoder, coverage, &entry);
             let of = u32::try_from(ruled.entries.len()).unwrap_or(u32::MAX);
-            let connects = (coverage != Coverage::Inspected)
-                .then(|| connect_rule(decoder, &role.name, &entry, of));
+            let connects = (coverage != Coverage::Inspected).then(|| {
+                (
+                    connect_rule(decoder, &role.name, &entry, of),
+                    false,
+                    entry.span,
+                )
+            });
             let allow = entry.allow.into_iter().map(|rule| (rule, false));
             let deny = entry.deny.into_iter().map(|rule| (rule, true));
-            let rules = allow
-                .chain(deny)
-                .map(|(rule, deny)| (rule_data(decoder, &role.name, rule, of, deny), deny));
-            let draft = |(data, deny)| Draft {
+            let rules = allow.chain(deny).map(|(rule, deny)| {
+                let span = rule.span;
+                (rule_data(decoder, &role.name, rule, of, deny), deny, span)
+            });
+            let draft = |(data, deny, span)| Draft {
                 order: order(&data),
+                span,
                 role: number,
                 api,
                 deny,
                 data,
             };
-            drafts.extend(rules.chain(connects.map(|rule| (rule, false))).map(draft));
+            drafts.extend(rules.chain(connects).map(draft));
             ruled.entries.push(Entry {
                 credential,
                 response_strip: strings(&entry.response.strip),
@@ -180,6 +196,7 @@ pub(super) fn build(
         if let Some(role) = ruled.roles.get_mut(draft.role) {
             place(role, draft.api, draft.deny, number);
         }
+        ruled.spans.push(draft.span);
         ruled.rules.push(draft.data);
     }
     ruled

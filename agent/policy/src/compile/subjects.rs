@@ -324,6 +324,7 @@ impl Sets<'_> {
             }
             for number in &placed.deny {
                 if let Some(rule) = rule(*number) {
+                    set.denies.push(*number);
                     set.deny
                         .insert(rule.template.without_trailing_slash(), *number);
                 }
@@ -337,6 +338,7 @@ impl Sets<'_> {
         set.deny.shrink();
         set.allows.shrink_to_fit();
         set.allows.sort_unstable();
+        set.denies.sort_unstable();
         set.guarded.sort_unstable();
         set
     }

@@ -58,7 +58,7 @@ impl Policy {
     }
 
     /// The api that is known by this address: the longest prefix where several are.
-    fn tcp_index(&self, address: SocketAddr) -> Option<usize> {
+    pub(crate) fn tcp_index(&self, address: SocketAddr) -> Option<usize> {
         let ip = address.ip().to_canonical();
         let covering = |index: &usize| {
             let endpoints = &self.apis.get(*index)?.tcp;

@@ -13,6 +13,23 @@ pub(crate) struct Template<'n> {
     node: &'n Node,
 }
 
+impl<'n> Template<'n> {
+    /// Calls `visit` with every text that stands in it, keys among them.
+    pub(crate) fn each_text(&self, visit: &mut dyn FnMut(&'n str)) {
+        fn walk<'n>(node: &'n Node, visit: &mut dyn FnMut(&'n str)) {
+            match &node.value {
+                Value::Scalar(scalar) => visit(&scalar.text),
+                Value::Sequence(items) => items.iter().for_each(|item| walk(item, visit)),
+                Value::Mapping(entries) => entries.iter().for_each(|entry| {
+                    visit(&entry.key.text);
+                    walk(&entry.value, visit);
+                }),
+            }
+        }
+        walk(self.node, visit);
+    }
+}
+
 /// A role, named with its arguments.
 #[derive(Debug, Clone)]
 pub(crate) struct RoleRef {

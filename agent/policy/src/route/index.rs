@@ -184,6 +184,37 @@ impl Index {
         found
     }
 
+    /// Rules whose templates take every path that a template takes, as far as that can be told segment by segment.
+    pub(crate) fn covering(&self, narrow: &[Segment]) -> Matches {
+        let mut found = Matches::new();
+        self.cover(0, narrow, &mut found);
+        found
+    }
+
+    fn cover(&self, at: u32, narrow: &[Segment], found: &mut Matches) {
+        let Some(node) = usize::try_from(at).ok().and_then(|at| self.nodes.get(at)) else {
+            return;
+        };
+        found.extend_from_slice(&node.rest);
+        let Some((segment, narrow)) = narrow.split_first() else {
+            found.extend_from_slice(&node.end);
+            return;
+        };
+        if let Segment::Literal(text) = segment
+            && let Some(child) = node.literals.get(text)
+        {
+            self.cover(*child, narrow, found);
+        }
+        for (kind, child) in &node.kinds {
+            if Segment::Kind(kind.clone()).covers(segment) {
+                self.cover(*child, narrow, found);
+            }
+        }
+        if let (Some(child), true) = (node.one, Segment::One.covers(segment)) {
+            self.cover(child, narrow, found);
+        }
+    }
+
     fn walk(&self, at: u32, mut segments: Split<'_, char>, found: &mut Matches) {
         let Some(node) = usize::try_from(at).ok().and_then(|at| self.nodes.get(at)) else {
             return;

@@ -1,4 +1,5 @@
 //! Routes: methods and path templates.
+mod cover;
 mod index;
 
 use crate::canonical::{Target, decode};
@@ -7,6 +8,7 @@ use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+pub(crate) use cover::{covers, meaning, meet, path_of};
 pub(crate) use index::Index;
 
 /// Segments of a template at most.

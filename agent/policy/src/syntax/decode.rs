@@ -178,18 +178,7 @@ impl Decoder {
 
     /// The part of a line that a fault shows, and how many characters before it are left out.
     fn excerpt(&self, at: Span) -> (String, u32) {
-        let line = self.line(at.file, at.line);
-        let before = usize::try_from(at.column)
-            .unwrap_or(usize::MAX)
-            .saturating_sub(1);
-        let skipped = if before > Fault::MAX_LINE / 2 && line.chars().nth(Fault::MAX_LINE).is_some()
-        {
-            before - Fault::MAX_LINE / 2
-        } else {
-            0
-        };
-        let text = line.chars().skip(skipped).take(Fault::MAX_LINE).collect();
-        (text, u32::try_from(skipped).unwrap_or(u32::MAX))
+        Fault::excerpt(self.line(at.file, at.line), at.column)
     }
 
     /// Ends the decoding.

@@ -1,5 +1,5 @@
 //! What is wrong in a document, said so that it can be mended.
-use super::text::Location;
+use super::text::{File, Location, Source};
 use std::fmt;
 use unicode_width::UnicodeWidthChar;
 
@@ -42,6 +42,34 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// A fault that is found after the document was read, one character wide, with its line from `sources`.
+    pub fn found(severity: Severity, at: Location, message: String, sources: &[Source]) -> Self {
+        let named = sources.iter().find(|source| *source.name == *at.file);
+        let file = named.map(File::new);
+        let line = file.as_ref().map_or("", |file| file.line(at.line));
+        let (line_text, line_skipped) = Self::excerpt(line, at.column);
+        Self {
+            severity,
+            at,
+            width: 1,
+            message,
+            help: None,
+            line_text,
+            line_skipped,
+        }
+    }
+
+    /// The part of a line that is shown for a fault at `column`, and how many characters before it are not.
+    pub(super) fn excerpt(line: &str, column: u32) -> (String, u32) {
+        let before = usize::try_from(column)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(1);
+        let long = before > Self::MAX_LINE / 2 && line.chars().nth(Self::MAX_LINE).is_some();
+        let skipped = if long { before - Self::MAX_LINE / 2 } else { 0 };
+        let text = line.chars().skip(skipped).take(Self::MAX_LINE).collect();
+        (text, u32::try_from(skipped).unwrap_or(u32::MAX))
+    }
+
     /// Longest part of a source line that a fault carries, in characters.
     pub(super) const MAX_LINE: usize = 200;
 

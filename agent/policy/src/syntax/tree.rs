@@ -167,8 +167,13 @@ impl<'d> Builder<'d> {
                 Err(error) => {
                     let mark = *error.marker();
                     let span = self.span(saphyr_parser::Span::empty(mark));
-                    self.decoder
+                    let remark = self
+                        .decoder
                         .error(span, format!("invalid YAML: {}", error.info()));
+                    // As in `role: reader(repo: acme/app)`.
+                    if error.info().contains("mapping values are not allowed") {
+                        remark.help("a text with `: ` in it needs quotes; in a role's arguments `=` does without");
+                    }
                     false
                 }
             };

@@ -70,6 +70,7 @@ fn full() -> Record {
         credential: Some("github-bot".into()),
         stripped: vec!["authorization".into()],
         injected: vec!["authorization".into()],
+        redacted: vec!["/user/email".into()],
         budget: Some("daily".into()),
         upstream: Some(UpstreamRecord {
             address: "198.51.100.7:443".into(),
@@ -98,6 +99,7 @@ fn bare() -> Record {
         credential: None,
         stripped: vec![],
         injected: vec![],
+        redacted: vec![],
         budget: None,
         upstream: None,
         coverage: Coverage::Kernel,
@@ -155,6 +157,15 @@ fn every_kind() -> Vec<Record> {
                 tls: None,
             }),
             coverage: Coverage::Connection,
+            ..full()
+        },
+        Record {
+            response: Some(ResponseRecord::default()),
+            coverage: Coverage::Tcp,
+            ..full()
+        },
+        Record {
+            coverage: Coverage::Sni,
             ..full()
         },
     ]

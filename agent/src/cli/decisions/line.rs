@@ -51,13 +51,15 @@ impl Row {
             format!("{name}({})", p.pid)
         });
         let by_kernel = record.coverage == Coverage::Kernel;
+        let uninspected = matches!(record.coverage, Coverage::Sni | Coverage::Tcp);
         let place = record.request.as_ref().map(|request| {
-            if by_kernel {
+            if by_kernel || uninspected {
                 attempt(request)
             } else {
                 place(request)
             }
         });
+        let status = record.response.filter(|r| r.status != 0);
         let (whole, tenths) = (
             record.timing.total_us / 1000,
             record.timing.total_us % 1000 / 100,
@@ -70,7 +72,7 @@ impl Row {
             or_dash(process.as_deref()),
             or_dash(record.request.as_ref().map(|r| r.method.as_str())),
             or_dash(place.as_deref()),
-            or_dash(record.response.map(|r| r.status.to_string()).as_deref()),
+            or_dash(status.map(|r| r.status.to_string()).as_deref()),
             // The kernel refuses on the spot.
             if by_kernel {
                 "-".to_owned()

@@ -1,0 +1,382 @@
+//! The response before a byte of it goes to the client: held to the rule's size, and, where the rule takes values out of it,
+//! read whole and changed. What cannot be read without doubt is withheld.
+use super::account::Tracker;
+use super::body::{BodyError, Idle};
+use super::exchange::Exchange;
+use super::forward::Responded;
+use super::hop;
+use super::refuse::Refusal;
+use super::serve::Peer;
+use super::worker::Worker;
+use crate::audit::Verdict;
+use crate::upstream::Lease;
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderName};
+use http::response::Parts;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use tollgate_policy::{Plan, Pointer, RedactError, Redactor};
+
+/// Bytes of a response at most that is read whole; a rule's `max` can only be less.
+const HELD: u64 = 16 << 20;
+
+/// What the rule says of the response.
+#[derive(Clone, Copy)]
+pub(super) struct ResponseRules<'p> {
+    /// Headers to drop.
+    pub(super) strip: &'p [String],
+    /// Bytes of the body at most.
+    pub(super) max: Option<u64>,
+    /// Takes values out of the body.
+    redact: Option<&'p Redactor>,
+}
+
+impl<'p> ResponseRules<'p> {
+    pub(super) fn of(plan: &Plan<'p>) -> Self {
+        Self {
+            strip: plan.response_strip,
+            max: plan.response_max,
+            redact: plan.response_redact,
+        }
+    }
+
+    /// Asks for a whole answer in clear where it has to be read. Returns the names of what was dropped.
+    pub(super) fn ask_plainly(&self, headers: &mut HeaderMap) -> Vec<String> {
+        if self.redact.is_none() {
+            return Vec::new();
+        }
+        headers.insert(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        );
+        let ranges = [header::RANGE, header::IF_RANGE];
+        let there = ranges.iter().filter(|name| headers.remove(*name).is_some());
+        there.map(|name| name.as_str().to_owned()).collect()
+    }
+}
+
+/// A response that may go to the client.
+pub(super) struct Screened<'p> {
+    pub(super) parts: Parts,
+    pub(super) content: Content,
+    pub(super) exchange: Rc<Exchange>,
+    pub(super) rules: ResponseRules<'p>,
+    _made_here: (),
+}
+
+/// A response's body.
+pub(super) enum Content {
+    /// As it comes, and the connection that it comes on.
+    Stream(Incoming, Lease),
+    /// Read whole.
+    Whole(Bytes),
+}
+
+/// Holds the response to its rule, reading the body only where it has to be changed.
+pub(super) async fn screen<'p>(
+    worker: &Worker,
+    peer: &Rc<Peer>,
+    responded: Responded<'p>,
+    tracker: &mut Tracker,
+) -> Result<Screened<'p>, Refusal> {
+    let Responded {
+        parsed,
+        response,
+        lease,
+        rules,
+        generation,
+        ..
+    } = responded;
+    let (mut parts, body) = response.into_parts();
+    let declared = body.size_hint().lower();
+    if let Some(max) = rules.max.filter(|max| declared > *max) {
+        return Err(too_large(max));
+    }
+    let empty = parsed.method == Method::HEAD || body.is_end_stream();
+    let exchange = Exchange::request(Rc::clone(peer), parsed, generation);
+    let content = match rules.redact {
+        None => Content::Stream(body, lease),
+        Some(_) if empty => {
+            forget_body(&mut parts.headers);
+            Content::Stream(body, lease)
+        }
+        Some(redact) => {
+            readable(&parts)?;
+            forget_body(&mut parts.headers);
+            let read = gather(worker, &exchange, body, rules.max).await?;
+            lease.give_back();
+            Content::Whole(redacted(redact, read, tracker)?)
+        }
+    };
+    Ok(Screened {
+        parts,
+        content,
+        exchange,
+        rules,
+        _made_here: (),
+    })
+}
+
+fn redacted(redact: &Redactor, read: Bytes, tracker: &mut Tracker) -> Result<Bytes, Refusal> {
+    match redact.redact(&read) {
+        Ok(redacted) => Ok(redacted.body.map_or(read, |changed| {
+            let pointers = redact.pointers().iter().map(Pointer::to_string);
+            tracker.redacted(pointers.collect());
+            changed.into()
+        })),
+        Err(RedactError::Ambiguous(why)) => {
+            Err(unreadable(&format!("its body is not plain JSON: {why}")))
+        }
+        Err(other) => Err(unreadable(&other.to_string())),
+    }
+}
+
+/// What is true of the upstream's bytes only. Without a tag, no later answer is `304` for what was changed.
+fn forget_body(headers: &mut HeaderMap) {
+    const OF_BYTES: [HeaderName; 3] = [header::CONTENT_LENGTH, header::ETAG, header::ACCEPT_RANGES];
+    for name in &OF_BYTES {
+        headers.remove(name);
+    }
+    for name in hop::DIGESTS {
+        headers.remove(name);
+    }
+}
+
+/// Whether it is whole, in clear, and JSON.
+fn readable(parts: &Parts) -> Result<(), Refusal> {
+    if parts.status == StatusCode::PARTIAL_CONTENT {
+        return Err(unreadable("it is a part of a body only (206)"));
+    }
+    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !parts
+        .headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .all(plain)
+    {
+        return Err(unreadable("it is compressed though that was not asked for"));
+    }
+    let mut types = parts.headers.get_all(header::CONTENT_TYPE).iter();
+    let media = types.next().and_then(|value| value.to_str().ok());
+    match (media, types.next()) {
+        (Some(media), None) if is_json(media) => Ok(()),
+        _ => Err(unreadable("it is not JSON in UTF-8")),
+    }
+}
+
+/// `application/json` and what ends with `+json` (RFC 8259, RFC 6839), in UTF-8.
+fn is_json(media: &str) -> bool {
+    let mut parts = media.split(';').map(str::trim);
+    let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+    let json = kind == "application/json"
+        || kind
+            .split_once('/')
+            .is_some_and(|(_, subtype)| subtype.ends_with("+json"));
+    json && parts.all(|parameter| match parameter.split_once('=') {
+        Some((name, value)) if name.eq_ignore_ascii_case("charset") => {
+            value.trim_matches('"').eq_ignore_ascii_case("utf-8")
+        }
+        _ => true,
+    })
+}
+
+/// The whole body. As with one that is streamed, silence ends it, and so does a policy change.
+async fn gather(
+    worker: &Worker,
+    exchange: &Rc<Exchange>,
+    mut body: Incoming,
+    max: Option<u64>,
+) -> Result<Bytes, Refusal> {
+    let max = max.map_or(HELD, |max| max.min(HELD));
+    if body.size_hint().lower() > max {
+        return Err(too_large(max));
+    }
+    let _listed = worker.exchanges.list(exchange);
+    let mut idle = Idle::new(worker.shared.limits.response_idle);
+    let mut read = BytesMut::new();
+    while let Some(frame) = next(&mut body, exchange, &mut idle).await? {
+        if let Ok(data) = frame.into_data() {
+            if (read.len() + data.len()) as u64 > max {
+                return Err(too_large(max));
+            }
+            read.extend_from_slice(&data);
+        }
+    }
+    Ok(read.freeze())
+}
+
+async fn next(
+    body: &mut Incoming,
+    exchange: &Exchange,
+    idle: &mut Idle,
+) -> Result<Option<Frame<Bytes>>, Refusal> {
+    poll_fn(|cx| {
+        if exchange.revoked(cx.waker()) {
+            return Poll::Ready(Err(revoked()));
+        }
+        match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                idle.progress();
+                Poll::Ready(frame.transpose().map_err(|error| cut(&error)))
+            }
+            Poll::Pending => idle.poll(cx).map(|()| Err(silent(idle.limit))),
+        }
+    })
+    .await
+}
+
+fn too_large(max: u64) -> Refusal {
+    Refusal {
+        verdict: Verdict::Limit,
+        ..Refusal::failed(
+            StatusCode::BAD_GATEWAY,
+            "response_too_large",
+            BodyError::TooLarge(max).to_string(),
+            "ask for less, or raise `max` under the rule's `response:`".into(),
+        )
+    }
+}
+
+fn unreadable(why: &str) -> Refusal {
+    Refusal::failed(
+        StatusCode::BAD_GATEWAY,
+        "response_unreadable",
+        format!("values have to be taken out of the response, and {why}"),
+        "the request was done; its answer is withheld: have the API answer in JSON, or move the route to an entry without `redact`".into(),
+    )
+}
+
+fn cut(error: &hyper::Error) -> Refusal {
+    Refusal::failed(
+        StatusCode::BAD_GATEWAY,
+        "upstream_truncated",
+        format!("the response broke off: {error}"),
+        "try again; the upstream did not answer properly".into(),
+    )
+}
+
+fn silent(limit: std::time::Duration) -> Refusal {
+    Refusal::failed(
+        StatusCode::GATEWAY_TIMEOUT,
+        "upstream_idle",
+        BodyError::Idle(limit).to_string(),
+        "try again; the upstream did not answer properly".into(),
+    )
+}
+
+fn revoked() -> Refusal {
+    Refusal {
+        verdict: Verdict::Deny,
+        ..Refusal::failed(
+            StatusCode::FORBIDDEN,
+            "revoked",
+            BodyError::Revoked.to_string(),
+            "the request was done; its answer is withheld".into(),
+        )
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use http::Response;
+
+    fn rules(redact: Option<&Redactor>) -> ResponseRules<'_> {
+        ResponseRules {
+            strip: &[],
+            max: None,
+            redact,
+        }
+    }
+
+    #[test]
+    fn only_what_is_redacted_is_asked_for_plainly() {
+        let sent = || {
+            let pairs = [
+                ("accept-encoding", "gzip"),
+                ("range", "bytes=0-9"),
+                ("if-range", "x"),
+            ];
+            let typed = pairs.map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            });
+            HeaderMap::from_iter(typed)
+        };
+        let email = Redactor::new(&[Pointer::parse("/email").unwrap()]).unwrap();
+        let mut headers = sent();
+        assert!(rules(None).ask_plainly(&mut headers).is_empty());
+        assert_eq!(headers, sent());
+        let dropped = rules(Some(&email)).ask_plainly(&mut headers);
+        assert_eq!(dropped, ["range", "if-range"]);
+        let plain = [(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        )];
+        assert_eq!(headers, HeaderMap::from_iter(plain));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_withheld() {
+        let answer = |status: u16, headers: &[(&str, &str)]| {
+            let mut response = Response::builder().status(status);
+            for (name, value) in headers {
+                response = response.header(*name, *value);
+            }
+            readable(&response.body(()).unwrap().into_parts().0)
+        };
+        let json = ("content-type", "application/json");
+        assert!(answer(200, &[json]).is_ok());
+        assert!(answer(404, &[json, ("content-encoding", "identity")]).is_ok());
+        for (status, headers) in [
+            (206, vec![json]),
+            (200, vec![]),
+            (200, vec![json, json]),
+            (200, vec![("content-type", "text/html")]),
+            (200, vec![json, ("content-encoding", "gzip")]),
+            (
+                200,
+                vec![
+                    json,
+                    ("content-encoding", "identity"),
+                    ("content-encoding", "br"),
+                ],
+            ),
+        ] {
+            let refusal = answer(status, &headers).unwrap_err();
+            assert_eq!(refusal.status, StatusCode::BAD_GATEWAY);
+            assert_eq!(refusal.code, "response_unreadable", "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn json_is_known_by_its_type() {
+        for media in [
+            "application/json",
+            "Application/JSON; charset=UTF-8",
+            "application/vnd.api+json;charset=\"utf-8\"",
+            "application/problem+json; profile=x",
+        ] {
+            assert!(is_json(media), "{media}");
+        }
+        for media in [
+            "text/plain",
+            "text/json",
+            "application/json; charset=utf-16",
+            "application/x-ndjson",
+            "application/json-seq",
+            "application/jsonx",
+            "",
+        ] {
+            assert!(!is_json(media), "{media}");
+        }
+    }
+}
