@@ -20,7 +20,7 @@
 //!
 //! `/a` and `/a/` are two paths to an allow rule and one to a deny rule. Of the allow rules that hold, the
 //! most specific decides: segment by segment from the left, text before constrained before plain before
-//! `**`; then the rule that says more of query and body; then named methods before `*`. A rule that does
+//! `**`; then the rule that says more of query, headers and body; then named methods before `*`. A rule that does
 //! not hold for its query or body gives way to the next. A deny rule wins over all.
 //!
 //! # Parameters and fields
@@ -41,7 +41,8 @@
 //! | `[{ name: string }]` | in a body: a list of such objects |
 //! | `{ type: int, required: true }` | in a query: a parameter that must be there |
 //!
-//! A quoted word in brackets is always a value: `["string"]` is the one value `string`. In a JSON body
+//! A quoted word in brackets is always a value: `["string"]` is the one value `string`, and a list of a
+//! pattern that YAML wants quoted is written as a block (`- /[a-z]+/`). In a JSON body
 //! an unquoted `1`, `true` or `null` in brackets is that number, boolean or null; quoted it is text.
 //!
 //! A rule with `query` denies a parameter that is not declared, or strips it with `extra: strip`. Without
@@ -91,6 +92,7 @@ pub mod tools;
 mod when;
 pub use body::{JsonError, Pointer, RedactError, Redacted, Redactor, redact};
 pub use compile::{Compiled, compile};
+pub use decide::{Ability, Who};
 pub use model::*;
 pub use policy::Policy;
 pub use schema::SCHEMA;

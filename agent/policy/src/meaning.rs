@@ -37,7 +37,7 @@ impl RuleData {
         if self.grpc {
             asks.push("content type of gRPC".to_owned());
         }
-        asks.extend(self.body.as_ref().map(asks_of_body));
+        asks.extend(self.body.as_deref().map(asks_of_body));
         asks.extend(self.payload.as_ref().map(|payload| format!("{payload:?}")));
         asks.extend(self.when.as_ref().map(|when| self.asks_when(when.text())));
         asks
@@ -77,7 +77,8 @@ impl RuleData {
     }
 }
 
-fn asks_of_body(body: &BodySpec) -> String {
+/// What is asked of a body, in words.
+pub(crate) fn asks_of_body(body: &BodySpec) -> String {
     let mut parts = Vec::new();
     if let Some(fields) = &body.fields {
         let field = |(index, field): (usize, &Field)| {

@@ -230,7 +230,7 @@ pub enum Mode {
 }
 
 /// A rule of a role.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Rule {
     /// For records and people: `role:issue-triage allow GET /repos/acme/{repo}/issues`.
     pub label: std::sync::Arc<str>,

@@ -1,7 +1,7 @@
 //! The compiled policy: rules in the order of how specific they are, and the ways to find them.
 use crate::body::{BodySpec, Redactor};
 use crate::canonical::Host;
-use crate::grants::{Grants, Guard, GuardId};
+use crate::grants::{ALWAYS, Clause, Grants, Guard, GuardId};
 use crate::model::{Api, Credential, Identity, Rule, Workload};
 use crate::payload::Payload;
 use crate::route::{Index, Methods, Template};
@@ -209,6 +209,18 @@ impl Policy {
 
     pub(crate) fn rule(&self, number: u32) -> Option<&RuleData> {
         self.rules.get(usize::try_from(number).ok()?)
+    }
+
+    /// The clauses under which a rule of the set is had: any of them will do.
+    pub(crate) fn clauses(&self, rules: &RuleSet, rule: u32) -> &[Clause] {
+        let place = rules
+            .guarded
+            .binary_search_by_key(&rule, |(number, _)| *number);
+        let guard = place.ok().and_then(|place| rules.guarded.get(place));
+        let guard = guard.map_or(ALWAYS, |(_, guard)| *guard);
+        let guard = usize::try_from(guard).ok();
+        let guard = guard.and_then(|number| self.guards.get(number));
+        guard.map_or(&[], |guard| &guard.0)
     }
 
     pub(crate) fn entry(&self, rule: &RuleData) -> Option<&Entry> {

@@ -9,9 +9,10 @@ mod cases;
 mod decisions;
 mod diff;
 mod faults;
-mod laws;
-mod naive;
+mod grants;
+mod schema;
 mod warnings;
+mod who;
 
 use crate::canonical::{Host, Target};
 use crate::syntax::Source;

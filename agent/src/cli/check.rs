@@ -13,11 +13,18 @@ pub(super) struct Args {
     /// Policy files and directories [default: the configuration's]
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Print a JSON Schema of policy documents instead, for editors
+    #[arg(long, conflicts_with = "files")]
+    schema: bool,
     #[command(flatten)]
     form: Form,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
+    if args.schema {
+        show_text!("{}", tollgate_policy::SCHEMA);
+        return Ok(Outcome::Done);
+    }
     let paths = if args.files.is_empty() {
         context.config()?.policy
     } else {

@@ -4,8 +4,8 @@ use super::output::{self, Colour, Form, Format, Paint};
 use crate::daemon;
 use anyhow::Context as _;
 use std::path::PathBuf;
+use tollgate_policy::Compiled;
 use tollgate_policy::tools::diff::{Change, Difference, Kind, Side, Witness, diff};
-use tollgate_policy::{Compiled, compile};
 
 /// Changes of one kind that a table shows, unless all are asked for.
 const SHOWN: usize = 50;
@@ -52,7 +52,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
 
 fn load(path: &PathBuf) -> anyhow::Result<Compiled> {
     let sources = daemon::read_policy(std::slice::from_ref(path))?;
-    let compiled = compile(&sources).map_err(daemon::Error::PolicyFaults);
+    let compiled = daemon::compile(&sources).map_err(daemon::Error::PolicyFaults);
     compiled.with_context(|| path.display().to_string())
 }
 

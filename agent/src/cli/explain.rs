@@ -1,26 +1,39 @@
-//! `tollgate explain`: a request that is not sent, or a decision from the log.
+//! `tollgate explain`: a request that is not sent, a decision from the log, or who could make a call.
+mod recorded;
+mod who;
+
 use super::output::{self, Colour, Form, Format, Paint};
-use super::{Context, Outcome, decisions};
-use crate::audit::{Filter, Record};
+use super::{Context, Outcome};
 use crate::daemon::admin::client;
 use crate::daemon::admin::wire::{Answer, Explained, Question, Reply, Request};
 use crate::daemon::{self, explain};
 use anyhow::{Context as _, bail};
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::Arc;
-use tollgate_policy::Mode;
+use tollgate_policy::{Mode, Policy};
 
 /// Bytes of a body at most.
 const BODY: u64 = 1 << 20;
 
-/// Decide a request without sending it, or show a decision from the log
+/// Rules that came near, as a table shows them, unless all are asked for.
+const SHOWN: usize = 8;
+
+/// Decide a request without sending it, or show a decision from the log, or who could make a call
 ///
-/// `tollgate explain METHOD URL --workload W` decides without sending; `tollgate explain DECISION-ID` shows a decision.
-/// Exit code 0: it would pass; 1: it would not.
+/// `tollgate explain METHOD URL --workload W` decides without sending: the verdict, the rule, every rule that came near
+/// and the first thing that failed in it, what would be stripped, put in and redacted. Exit code 0: it would pass; 1: it
+/// would not.
+///
+/// `tollgate explain DECISION-ID` shows a decision on record, and what the policy on disk (or --policy) says of it now,
+/// as far as the record goes: it holds neither headers nor bodies nor the values of query parameters. Exit code 0: it is
+/// on record; 1: it is not.
+///
+/// `tollgate explain --who can 'METHOD URL'` (or `--who-can METHOD URL`) lists the workloads and identities that could
+/// make a call under the policy on disk (or --policy), by which rule, until when, and what else would have to hold. Exit
+/// code 0: somebody could; 1: nobody.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Method, or the id of a decision
+    /// Method, or the id of a decision; with --who can, method and URL in one
     #[arg(value_name = "METHOD|DECISION-ID")]
     method: String,
     /// The whole URL
@@ -40,6 +53,18 @@ pub(super) struct Args {
     /// Decide by these policy files instead of asking the running agent
     #[arg(long, value_name = "FILE")]
     policy: Vec<PathBuf>,
+    /// List who could make the call
+    #[arg(long, value_name = "can", value_parser = ["can"], conflicts_with_all = ["workload", "identity"])]
+    who: Option<String>,
+    /// As --who can
+    #[arg(long, conflicts_with_all = ["workload", "identity"])]
+    who_can: bool,
+    /// Read decisions from this log instead of asking the running agent
+    #[arg(long, value_name = "DIR")]
+    log: Option<PathBuf>,
+    /// Show every rule that came near
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     form: Form,
 }
@@ -54,9 +79,13 @@ fn header(text: &str) -> Result<(String, String), String> {
 
 pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
     let format = args.form.format;
-    if args.url.is_none() {
-        return show_decision(context, &args.method, format);
+    if args.who.is_some() || args.who_can {
+        return who::run(context, &args);
     }
+    if args.url.is_none() {
+        return recorded::run(context, &args);
+    }
+    let all = args.all;
     let policy = args.policy.clone();
     let question = question(args)?;
     let explained = if policy.is_empty() {
@@ -65,7 +94,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
         offline(&policy, &question)?
     };
     match format {
-        Format::Table => show_text!("{}", text(&explained, Paint::stdout())),
+        Format::Table => show_text!("{}", text(&explained, all, Paint::stdout())),
         format => output::print_json_one(format, &explained)?,
     }
     Ok(if passes(&explained) {
@@ -76,6 +105,19 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
 }
 
 fn question(args: Args) -> anyhow::Result<Question> {
+    let body = body(&args)?;
+    Ok(Question {
+        method: args.method,
+        url: args.url.unwrap_or_default(),
+        workload: args.workload.context("say who asks with --workload")?,
+        identity: args.identity,
+        headers: args.header,
+        body,
+    })
+}
+
+/// The body that was given, as text or in a file.
+fn body(args: &Args) -> anyhow::Result<Option<String>> {
     let body = match args.body.as_deref().map(|b| b.strip_prefix('@').ok_or(b)) {
         None => None,
         Some(Err(text)) => Some(text.to_owned()),
@@ -91,14 +133,7 @@ fn question(args: Args) -> anyhow::Result<Question> {
     if body.as_ref().is_some_and(|b| b.len() as u64 > BODY) {
         bail!("the body is larger than {BODY} bytes: explain a smaller one");
     }
-    Ok(Question {
-        method: args.method,
-        url: args.url.unwrap_or_default(),
-        workload: args.workload.context("say who asks with --workload")?,
-        identity: args.identity,
-        headers: args.header,
-        body,
-    })
+    Ok(body)
 }
 
 fn ask(context: &Context, question: Question) -> anyhow::Result<Explained> {
@@ -118,7 +153,7 @@ fn passes(explained: &Explained) -> bool {
     explained.verdict == Answer::Allow || explained.mode == Mode::Observe
 }
 
-fn text(explained: &Explained, paint: Paint) -> String {
+fn text(explained: &Explained, all: bool, paint: Paint) -> String {
     let mut lines = vec![match (explained.verdict, explained.mode) {
         (Answer::Allow, _) => paint.paint(Colour::Green, "ALLOW"),
         (Answer::Deny, Mode::Observe) => {
@@ -145,57 +180,50 @@ fn text(explained: &Explained, paint: Paint) -> String {
     );
     fact("injected", &explained.injected.join(", "));
     fact("stripped", &explained.stripped.join(", "));
+    let mut response = Vec::new();
+    if !explained.response_stripped.is_empty() {
+        response.push(format!(
+            "without {}",
+            explained.response_stripped.join(", ")
+        ));
+    }
+    if !explained.response_redacted.is_empty() {
+        response.push(format!(
+            "redacted {}",
+            explained.response_redacted.join(", ")
+        ));
+    }
+    response.extend(
+        explained
+            .response_max
+            .map(|max| format!("at most {}", output::bytes(max))),
+    );
+    fact("response", &response.join("; "));
     if !explained.near.is_empty() {
         lines.push("  near misses:".to_owned());
     }
-    for near in &explained.near {
+    let most = if all { explained.near.len() } else { SHOWN };
+    for near in explained.near.iter().take(most) {
         let told = format!(
             "{} ({}): {}: {}",
             near.rule.label, near.rule.at, near.failed.code, near.failed.detail
         );
         lines.push(format!("    {}", output::escape(&told)));
     }
+    if explained.near.len() > most {
+        let more = explained.near.len() - most;
+        lines.push(format!("    and {more} more: --all shows them"));
+    }
     lines.join("\n") + "\n"
 }
 
-fn show_decision(context: &Context, id: &str, format: Format) -> anyhow::Result<Outcome> {
-    let Ok(id) = id.parse() else {
-        bail!("{id}: neither a decision's id, nor a method with a URL after it");
+/// The policy of `--policy`, or of the configuration.
+fn policy_on_disk(context: &Context, args: &Args) -> anyhow::Result<Policy> {
+    let paths = match args.policy.is_empty() {
+        true => context.config()?.policy,
+        false => args.policy.clone(),
     };
-    let filter = Filter {
-        id: Some(id),
-        ..Filter::default()
-    };
-    let mut found: Option<Arc<Record>> = None;
-    match client::ask(
-        &context.socket()?,
-        Request::Decisions {
-            filter: filter.clone(),
-            follow: false,
-        },
-    ) {
-        Ok(answer) => {
-            for reply in answer {
-                if let Reply::Decision(record) = reply? {
-                    found = Some(record);
-                }
-            }
-        }
-        Err(client::Error::NoAgent { .. }) => {
-            let directory = daemon::decisions_dir(&context.config()?.state_dir);
-            found = crate::audit::read(&directory, &filter)?.into_iter().next();
-        }
-        Err(e) => return Err(e.into()),
-    }
-    let Some(record) = found else {
-        tell!("tollgate: no decision {id} in the log: it may be older than the segments kept");
-        return Ok(Outcome::No);
-    };
-    if format == Format::Table {
-        for line in decisions::lines([record.as_ref()], Paint::stdout(), None) {
-            show!("{line}");
-        }
-    }
-    output::print_json_one(format, &record)?;
-    Ok(Outcome::Done)
+    let sources = daemon::read_policy(&paths)?;
+    let compiled = daemon::compile(&sources).map_err(daemon::Error::PolicyFaults)?;
+    Ok(compiled.policy)
 }

@@ -102,8 +102,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
             Some(index) => index,
             None => {
                 let sources = daemon::read_policy(&paths)?;
-                let compiled =
-                    tollgate_policy::compile(&sources).map_err(daemon::Error::PolicyFaults)?;
+                let compiled = daemon::compile(&sources).map_err(daemon::Error::PolicyFaults)?;
                 groups.push(Group {
                     paths,
                     coverage: Coverage::new(&compiled.policy),

@@ -27,7 +27,14 @@ fn what_is_understood() {
         "check",
         "check a.yaml b.yaml -o json",
         "explain GET https://a/ --workload w --header accept:text/plain --body @f --policy p.yaml",
+        "explain GET https://a/ --workload w --all -o json",
         "explain 01890a5d-ac96-774b-bcce-b302099a8057",
+        "explain 01890a5d-ac96-774b-bcce-b302099a8057 --log d --policy p.yaml",
+        "explain --who-can DELETE https://a/ --policy p.yaml",
+        "test a.yaml b.yaml --policy p.yaml --min-coverage 80 -o jsonl",
+        "test a.yaml",
+        "diff a.yaml b.d --now 2026-06-01T00:00:00Z --all -o json",
+        "check --schema",
         "decisions -f --denied --workload w --host *.a --since 10m --limit 5 -o jsonl",
         "flows",
         "workloads -o json",
@@ -46,6 +53,12 @@ fn what_is_understood() {
 }
 
 #[test]
+fn who_can_in_one_word() {
+    let words = ["tollgate", "explain", "--who", "can", "DELETE https://a/x"];
+    assert!(Cli::try_parse_from(words).is_ok());
+}
+
+#[test]
 fn what_is_not() {
     for line in [
         "",
@@ -54,6 +67,13 @@ fn what_is_not() {
         "run curl",
         "run --",
         "explain GET https://a/ --workload w --header nocolon",
+        "explain GET https://a/ --who-can --workload w",
+        "explain --who is GET",
+        "test",
+        "test a.yaml --min-coverage 101",
+        "diff a.yaml",
+        "diff a.yaml b.yaml --now today",
+        "check --schema a.yaml",
         "decisions --since 10",
         "decisions --since -1m",
         "decisions --limit many",

@@ -9,6 +9,7 @@ mod explain;
 mod header;
 mod query;
 mod reason;
+mod who;
 
 use crate::body::{BodyFault, Edited};
 use crate::grants::{ALWAYS, Caller, Clause};
@@ -21,6 +22,8 @@ use crate::policy::{CredentialUse, Policy, RuleData, RuleSet};
 use body::{Looked, Trees};
 use query::Stripped;
 use std::borrow::Cow;
+
+pub use who::{Ability, Who};
 
 /// A question: what is asked, by whom, and when.
 struct Ask<'a> {

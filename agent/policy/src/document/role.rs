@@ -5,6 +5,7 @@ use super::{Name, Named, Reading, Rule, check_name, header_names, reference};
 use crate::body::Redactor;
 use crate::syntax::{Decoder, Entry as YamlEntry, Key, Node, Scalar, Span, Value, nearest, quote};
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 /// A role as it is written.
 #[derive(Debug)]
@@ -69,6 +70,10 @@ pub(crate) struct Response {
 
 /// Characters of an argument at most.
 const MAX_ARGUMENT: usize = 256;
+/// Parameters of a role at most.
+const MAX_PARAMETERS: usize = 32;
+/// Bytes of a text with its arguments filled in at most.
+const MAX_FILLED: usize = 64 << 10;
 
 /// The roles of a document, not yet read further than their names.
 pub(super) fn templates<'n>(
@@ -85,6 +90,11 @@ pub(super) fn templates<'n>(
         let mut parameters: Vec<Name> = Vec::new();
         for text in list.into_iter().flat_map(|list| list.split(',')) {
             let text = text.trim();
+            if parameters.len() >= MAX_PARAMETERS {
+                let message = format!("a role has at most {MAX_PARAMETERS} parameters");
+                reading.decoder.error(span, message);
+                break;
+            }
             if !is_parameter(text) || parameters.iter().any(|known| &*known.text == text) {
                 reading
                     .decoder
@@ -136,6 +146,11 @@ pub(super) fn role_ref(reading: &mut Reading<'_>, node: &Node) -> Option<RoleRef
     }
     let mut arguments: Vec<(Box<str>, Box<str>)> = Vec::new();
     for text in list.into_iter().flat_map(|list| list.split(',')) {
+        if arguments.len() >= MAX_PARAMETERS {
+            let message = format!("a role has at most {MAX_PARAMETERS} arguments");
+            reading.decoder.error(node.span, message);
+            return None;
+        }
         let Some((parameter, value)) = text.split_once([':', '=']) else {
             reading
                 .decoder
@@ -237,12 +252,14 @@ fn fill_entries(
     arguments: &[(Box<str>, Box<str>)],
 ) -> Vec<YamlEntry> {
     let mut filled: Vec<YamlEntry> = Vec::with_capacity(entries.len());
+    let changes = entries.iter().any(|entry| entry.key.text.contains("${"));
+    let mut seen: HashSet<Box<str>> = HashSet::new();
     for entry in entries {
         let key = Key {
             text: fill_text(decoder, entry.key.span, &entry.key.text, arguments),
             span: entry.key.span,
         };
-        if filled.iter().any(|known| known.key.text == key.text) && key.text != entry.key.text {
+        if changes && !seen.insert(key.text.clone()) {
             decoder.error(
                 key.span,
                 format!(
@@ -257,6 +274,27 @@ fn fill_entries(
         });
     }
     filled
+}
+
+impl Template<'_> {
+    /// How much reading it costs: its nodes, and its text in small pieces.
+    pub(crate) fn weight(&self) -> usize {
+        weight(self.node)
+    }
+}
+
+fn weight(node: &Node) -> usize {
+    let text = |text: &str| 1 + text.len() / 64;
+    match &node.value {
+        Value::Scalar(scalar) => text(&scalar.text),
+        Value::Sequence(items) => 1 + items.iter().map(weight).sum::<usize>(),
+        Value::Mapping(entries) => {
+            let entries = entries.iter();
+            1 + entries
+                .map(|entry| text(&entry.key.text) + weight(&entry.value))
+                .sum::<usize>()
+        }
+    }
 }
 
 /// Whether `${` stands anywhere in it.
@@ -285,6 +323,11 @@ fn fill_text(
                 .help("write `${name}`, where `name` is a parameter of the role");
             return text.into();
         };
+        if filled.len() > MAX_FILLED {
+            let message = format!("with its arguments this is longer than {MAX_FILLED} bytes");
+            decoder.error(span, message);
+            return filled.into();
+        }
         match arguments.iter().find(|(parameter, _)| **parameter == *name) {
             Some((_, value)) => filled.push_str(value),
             None => {

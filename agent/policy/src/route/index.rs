@@ -195,23 +195,23 @@ impl Index {
         let Some(node) = usize::try_from(at).ok().and_then(|at| self.nodes.get(at)) else {
             return;
         };
-        found.extend_from_slice(&node.rest);
+        found.extend_from_slice(node.rest.as_slice());
         let Some((segment, narrow)) = narrow.split_first() else {
-            found.extend_from_slice(&node.end);
+            found.extend_from_slice(node.end.as_slice());
             return;
         };
         if let Segment::Literal(text) = segment
-            && let Some(child) = node.literals.get(text)
+            && let Some(child) = node.literals.child(text)
         {
-            self.cover(*child, narrow, found);
+            self.cover(child, narrow, found);
         }
-        for (kind, child) in &node.kinds {
+        for (kind, child) in &node.kinds.0 {
             if Segment::Kind(kind.clone()).covers(segment) {
                 self.cover(*child, narrow, found);
             }
         }
         if let (Some(child), true) = (node.one, Segment::One.covers(segment)) {
-            self.cover(child, narrow, found);
+            self.cover(child.get(), narrow, found);
         }
     }
 

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! An expectation may also name `rule` (its route, its label, or `file:line`), `credential` (a name, or `none`), and
-//! `stripped` (all that is taken out: headers, `?parameter`, parts of the body).
+//! `stripped` (all that is taken out: headers, `?parameter`, `body:/pointer`).
 use super::call::Call;
 use super::coverage::Coverage;
 use crate::model::{Body, Decision, Mode, Outcome, Rule, Subject, Verdict};
@@ -276,7 +276,7 @@ impl Case {
         let headers = headers.map(|(name, _)| name.to_ascii_lowercase());
         let mut names: Vec<String> = headers.filter(|name| !plan.headers.passes(name)).collect();
         names.extend(plan.stripped_query.iter().map(|name| format!("?{name}")));
-        names.extend(plan.stripped_body.iter().cloned());
+        names.extend(plan.stripped_body.iter().map(|name| format!("body:{name}")));
         names.sort_unstable();
         names.dedup();
         names

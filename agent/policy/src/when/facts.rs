@@ -180,6 +180,12 @@ fn convert<'f>(json: &'f Json, depth: usize, meter: &Meter) -> Option<Boxed<'f>>
             Box::new(CelList::from(items?))
         }
         Json::Object(members) => {
+            // A member is hashed and takes two allocations.
+            meter.take(
+                u64::try_from(members.len())
+                    .unwrap_or(u64::MAX)
+                    .saturating_mul(2),
+            );
             let members: Option<HashMap<_, _>> = members
                 .iter()
                 .map(|(name, value)| {

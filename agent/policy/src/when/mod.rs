@@ -147,6 +147,11 @@ impl When {
         self.needs.json || self.needs.form
     }
 
+    /// The headers that it names, lower-case.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &str> {
+        self.slots.iter().filter_map(run::Slot::header)
+    }
+
     /// Whether it holds.
     ///
     /// # Errors

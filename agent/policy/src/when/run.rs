@@ -21,12 +21,14 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
 
-/// Steps of one evaluation at most.
-pub(super) const MAX_STEPS: u64 = 1_000_000;
+/// Steps of one evaluation at most. The worst ones take less than 50 ms; a loop with a comparison goes through
+/// some 20 000 elements, an `in` through 100 000.
+pub(super) const MAX_STEPS: u64 = 1 << 18;
 /// Bytes of text that are read or copied in a step.
 const STEP_BYTES: usize = 64;
-/// Steps for a byte that a pattern reads.
-const PATTERN_STEPS: u64 = 2;
+/// Steps for a byte that a pattern reads, for each KiB of its program; and the bytes that looking costs already.
+const PATTERN_STEPS: u64 = 4;
+const PATTERN_LOOK: u64 = 16;
 
 /// `@cost(value, weight)`: the value. No text can name what starts with `@`.
 pub(super) const COST: &str = "@cost";
@@ -145,10 +147,14 @@ fn matches<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, Executio
         .inner();
     let pattern = pattern.downcast_ref::<Pattern>().ok_or_else(kind)?;
     let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
-    if !Meter.take(bytes.saturating_mul(PATTERN_STEPS)) {
+    if !Meter.take(
+        bytes
+            .saturating_add(PATTERN_LOOK)
+            .saturating_mul(pattern.steps),
+    ) {
         return Err(exhausted());
     }
-    Ok(CowVal::owned(CelBool::from(pattern.0.is_match(text))))
+    Ok(CowVal::owned(CelBool::from(pattern.regex.is_match(text))))
 }
 
 fn exhausted() -> ExecutionError {
@@ -157,7 +163,21 @@ fn exhausted() -> ExecutionError {
 
 /// A compiled pattern, where the library would compile it for each text.
 #[derive(Debug, Clone)]
-pub(super) struct Pattern(pub(super) Arc<Regex>);
+pub(super) struct Pattern {
+    regex: Arc<Regex>,
+    /// For a byte.
+    steps: u64,
+}
+
+impl Pattern {
+    /// `size` is that of its program, in KiB.
+    pub(super) fn new(regex: Regex, size: u32) -> Self {
+        Self {
+            regex: Arc::new(regex),
+            steps: u64::from(size) * PATTERN_STEPS,
+        }
+    }
+}
 
 static PATTERN: Type = Type::new_unspecified_type("@pattern");
 
@@ -190,6 +210,14 @@ pub(super) enum Slot {
 }
 
 impl Slot {
+    /// The header that it looks at.
+    pub(super) fn header(&self) -> Option<&str> {
+        match self {
+            Self::Fact(Fact::Header(name) | Fact::HasHeader(name)) => Some(name),
+            Self::Fact(_) | Self::Constant(_) => None,
+        }
+    }
+
     fn value<'v>(&'v self, facts: &Facts<'v>, meter: &Meter) -> Result<CowVal<'v, 'v>, String> {
         match self {
             Self::Fact(fact) => fact.value(facts, meter).map(CowVal::Owned),

@@ -203,6 +203,28 @@ fn bare_rule(methods: Methods, path: Vec<Segment>) -> Rule {
     }
 }
 
+/// A rule for any entry.
+pub(crate) fn rule(chance: &mut Chance, is_deny: bool) -> Rule {
+    if is_deny {
+        return deny(chance, &[]);
+    }
+    let entry = Entry {
+        api: String::new(),
+        // The one whose header no rule may let pass.
+        credential: Carries::Injected("c1".to_owned()),
+        allow: Vec::new(),
+        deny: Vec::new(),
+        response_strip: Vec::new(),
+        response_max: None,
+    };
+    allow(chance, &entry, &[])
+}
+
+/// Every method, and no path yet.
+pub(crate) fn anything() -> Rule {
+    bare_rule(Methods::Any, Vec::new())
+}
+
 fn allow(chance: &mut Chance, entry: &Entry, parameters: &[&String]) -> Rule {
     let methods = methods(chance, &METHODS);
     let mut rule = bare_rule(methods, path(chance, parameters));

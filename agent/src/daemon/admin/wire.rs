@@ -263,9 +263,18 @@ pub struct Explained {
     pub credential: Option<String>,
     /// Headers that would be set.
     pub injected: Vec<String>,
-    /// Request headers and query parameters that would be taken out.
+    /// What would be taken out of the request: headers, `?parameter`, `body:/pointer`.
     pub stripped: Vec<String>,
-    /// Query as it would be sent, names only, where it differs.
+    /// Headers that would be taken out of the response, besides those that always are.
+    #[serde(default)]
+    pub response_stripped: Vec<String>,
+    /// JSON pointers to what would be redacted in the response.
+    #[serde(default)]
+    pub response_redacted: Vec<String>,
+    /// Bytes that the response may have.
+    #[serde(default)]
+    pub response_max: Option<u64>,
+    /// The policy that was asked.
     pub policy_hash: String,
 }
 

@@ -2,7 +2,7 @@
 use super::places::Place;
 use super::probe::{Found, Probe};
 use super::{Change, Kind, Side};
-use crate::grants::{ALWAYS, Clause};
+use crate::grants::Clause;
 use crate::meaning;
 use crate::policy::{Policy, RuleSet};
 use crate::route::{self, Methods};
@@ -49,11 +49,11 @@ impl Known {
 impl Holders {
     fn add(&mut self, policy: &Policy, clause: &Clause) {
         let until = clause.until.unwrap_or(i64::MAX);
-        let Some(identities) = &clause.identities else {
+        let Some(callers) = &clause.callers else {
             self.anybody = self.anybody.max(Some(until));
             return;
         };
-        for number in identities.iter() {
+        for number in callers.identities.iter() {
             let identity = usize::try_from(*number).ok();
             if let Some(identity) = identity.and_then(|number| policy.identities.get(number)) {
                 let known = self.named.entry(identity.name.clone()).or_insert(until);
@@ -138,7 +138,7 @@ fn lines(policy: &Policy, set: &RuleSet) -> Lines {
             let (holders, _) = variants
                 .entry(says.join("; "))
                 .or_insert_with(|| (Holders::default(), number));
-            for clause in clauses(policy, set, number) {
+            for clause in policy.clauses(set, number) {
                 holders.add(policy, clause);
             }
         }
@@ -147,18 +147,6 @@ fn lines(policy: &Policy, set: &RuleSet) -> Lines {
         holders.settle();
     }
     lines
-}
-
-/// Under which clauses a rule is had.
-fn clauses<'p>(policy: &'p Policy, set: &RuleSet, rule: u32) -> &'p [Clause] {
-    let place = set
-        .guarded
-        .binary_search_by_key(&rule, |(number, _)| *number);
-    let guard = place.ok().and_then(|place| set.guarded.get(place));
-    let guard = guard.map_or(ALWAYS, |(_, guard)| *guard);
-    let guard = usize::try_from(guard).ok();
-    let guard = guard.and_then(|number| policy.guards.get(number));
-    guard.map_or(&[], |guard| &guard.0)
 }
 
 /// Workloads with the same rules in both policies.

@@ -7,7 +7,6 @@ use crate::when::facts::Fact;
 use crate::when::functions::{Entry, FUNCTIONS, Form, Loop, Meaning, Type};
 use crate::when::run::{COST, MATCHES, ORDERED, Pattern, constant};
 use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue, SelectExpr};
-use std::sync::Arc;
 
 /// Comprehensions within each other at most.
 const MAX_LOOPS: usize = 2;
@@ -132,8 +131,9 @@ impl Checker<'_> {
             return faulted();
         };
         match search_pattern(written) {
-            Ok(regex) => {
-                let (pattern, _) = self.constant(Box::new(Pattern(Arc::new(regex))), Type::Any);
+            Ok((regex, size)) => {
+                let pattern = Pattern::new(regex, size);
+                let (pattern, _) = self.constant(Box::new(pattern), Type::Any);
                 (make::call(MATCHES, vec![text, pattern]), Type::Bool)
             }
             Err(message) => {

@@ -15,7 +15,7 @@ mod names;
 mod span;
 
 /// Levels of the tree at most. Evaluation recurses.
-const MAX_DEPTH: usize = 40;
+const MAX_DEPTH: usize = 32;
 /// Faults reported at most.
 const MAX_FAULTS: usize = 20;
 
@@ -194,15 +194,10 @@ impl Checker<'_> {
         (make::literal(literal.clone()), kind)
     }
 
-    /// An operand that is read as a whole, whatever its size.
-    fn read(&mut self, node: &IdedExpr) -> Typed {
-        let (expr, kind) = self.check(node);
-        (metered(expr, kind), kind)
-    }
-
     /// What is copied into a list or map.
     fn kept(&mut self, node: &IdedExpr) -> IdedExpr {
-        self.read(node).0
+        let (expr, kind) = self.check(node);
+        charged(expr, kind, 2)
     }
 
     /// An operand that must be one of `wanted`.
@@ -316,10 +311,15 @@ impl Checker<'_> {
 
 /// `expr`, its size taken from the meter where it may be large.
 fn metered(expr: IdedExpr, kind: Type) -> IdedExpr {
+    charged(expr, kind, 0)
+}
+
+/// As [`metered`], and so many steps more for each element.
+fn charged(expr: IdedExpr, kind: Type, weight: i64) -> IdedExpr {
     match &expr.expr {
         Expr::Literal(_) => expr,
         _ if kind.is_small() => expr,
-        _ => make::call(COST, vec![expr, make::int(0)]),
+        _ => make::call(COST, vec![expr, make::int(weight)]),
     }
 }
 

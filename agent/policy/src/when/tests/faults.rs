@@ -247,6 +247,24 @@ fn types_that_cannot_fit() {
         "",
     );
     one("subject.groups['a'] == 'a'", "'a'", "takes an integer", "");
+    one(
+        "request.query.map(n, n) == []",
+        "request.query",
+        "takes a list",
+        "",
+    );
+    one(
+        "request.json.a.getHours() == 1",
+        "request.json.a",
+        "may be anything",
+        "timestamp(…)",
+    );
+    one(
+        "now - now < duration(request.json.a)",
+        "request.json.a",
+        "string in the condition",
+        "e.g.",
+    );
     assert!(parse("subject.identity == null && request.json.a == 'x'").is_ok());
 }
 

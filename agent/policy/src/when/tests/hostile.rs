@@ -3,10 +3,10 @@ use std::time::{Duration, Instant};
 
 const TOO_MUCH: &str = "it takes too much work on this request";
 
-/// Runs on a stack as small as a worker's may be.
+/// Runs on a stack that is smaller than a worker's.
 fn on_small_stack(run: impl FnOnce() + Send + 'static) {
     std::thread::Builder::new()
-        .stack_size(2 << 20)
+        .stack_size(1 << 20)
         .spawn(run)
         .expect("a thread starts")
         .join()
@@ -117,7 +117,7 @@ const GREEDY: [&str; 14] = [
 ];
 
 fn large() -> Json {
-    let numbers: Vec<_> = (0..50_000).collect();
+    let numbers: Vec<_> = (0..25_000).collect();
     let object: serde_json::Map<_, _> = (0..20_000).map(|n| (n.to_string(), json!(n))).collect();
     let text = "ab".repeat(500_000);
     json!({
@@ -146,9 +146,9 @@ fn work_is_bounded() {
     assert_eq!(on("request.json.t.contains('bc')", &body), Ok(true));
 }
 
-/// Patterns that backtracking engines take for ever on.
+/// Patterns that backtracking engines take for ever on, and some that are large when compiled.
 #[test]
-fn patterns_are_linear() {
+fn patterns_are_bounded() {
     let patterns = [
         "^(a+)+$",
         "(a|a)*b",
@@ -158,15 +158,24 @@ fn patterns_are_linear() {
         "[ab]*a[ab]{12}$",
         "(ab?){80}c",
         "(?:a?){60}a{60}c",
+        "(?:[ab]?){900}[cd]",
+        "[ab]*a[ab]{900}[cd]",
     ];
     for pattern in patterns {
         let when = parse(&format!("request.json.s.matches('{pattern}')")).unwrap();
-        let body = json!({ "s": "ab".repeat(50_000) + &"a".repeat(100_000) + "!" });
-        let start = Instant::now();
-        let _ = with_facts(Some(&body), |facts| when.holds(facts));
-        let took = start.elapsed();
-        assert!(took < Duration::from_secs(5), "{pattern}: {took:?}");
+        for size in [500, 5_000, 50_000] {
+            let body = json!({ "s": "abb".repeat(size / 3) + "!" });
+            let start = Instant::now();
+            let _ = with_facts(Some(&body), |facts| when.holds(facts));
+            let took = start.elapsed();
+            assert!(
+                took < Duration::from_secs(2),
+                "{pattern} of {size}: {took:?}"
+            );
+        }
     }
+    let path = "request.path.matches('^/repos/[a-z]+/[a-z-]{1,40}/') && request.json.n == 3";
+    assert_eq!(on(path, &body()), Ok(true));
 }
 
 /// Figures: `cargo test --release -p tollgate-policy -- --ignored --nocapture when_figures`.
@@ -233,7 +242,7 @@ fn when_figures() {
         .chain(dear.iter().map(String::as_str))
     {
         let when = parse(text).unwrap_or_else(|faults| panic!("{text}: {faults:?}"));
-        for size in [1_000, 3_000, 10_000, 50_000] {
+        for size in [300, 1_000, 3_000, 10_000, 25_000] {
             let mut body = body.clone();
             let cut = |list: &mut Json| list.as_array_mut().unwrap().truncate(size);
             cut(&mut body["a"]);

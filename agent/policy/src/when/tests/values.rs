@@ -262,3 +262,45 @@ fn times() {
         ],
     );
 }
+
+#[test]
+fn a_part_of_a_time_is_in_utc() {
+    all(
+        &Ok(true),
+        &[
+            "timestamp('2026-11-24T01:30:00+02:00').getHours() == 23 && request.json.flag",
+            "timestamp('2026-11-24T01:30:00+02:00').getDate() == 23 && request.json.flag",
+            "timestamp(request.json.at).getHours() == 8 && (now + duration('1h')).getHours() == 9",
+        ],
+    );
+}
+
+#[test]
+fn a_map_has_no_order() {
+    all(
+        &Err("lists, not maps"),
+        &[
+            "request.json.user.map(name, name) == []",
+            "request.json.user.filter(name, true).size() > 0",
+        ],
+    );
+    all(
+        &Ok(true),
+        &["request.json.user.exists(name, name == 'roles') && request.json.user.size() == 3"],
+    );
+}
+
+/// The library looks for types and qualified names too.
+#[test]
+fn names_are_what_they_are_here() {
+    all(
+        &Ok(true),
+        &[
+            "request.json.labels.exists(int, int == 'ui') && request.json.labels.all(string, string(string) != '')",
+            "request.json.items.exists(type, type.id == 2 && has(type.tags))",
+            "request.json.items.all(request2, request2.tags.size() <= 2)",
+            "request.json['user']['name'] == 'alice' && request['json'].user['odd-name'] == 1",
+            "has(request.json.user.name) && !has(request.json.user.none) && has(request['json'].n)",
+        ],
+    );
+}
