@@ -127,7 +127,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .env("CRITERION_HOME", &criterion);
     let log = folder.join("policy.log");
     std::fs::create_dir_all(&folder)?;
-    timed.stdout(std::fs::File::create(&log)?);
+    let said = std::fs::File::create(&log)?;
+    timed.stdout(said.try_clone()?).stderr(said);
     sh::run(timed).with_context(|| format!("what it said is in {}", log.display()))?;
 
     let lines = lines(&criterion, &counted)?;
