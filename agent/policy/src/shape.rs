@@ -204,13 +204,24 @@ pub(crate) fn is_uuid(text: &str) -> bool {
     }) && groups.next().is_none()
 }
 
-/// A pattern that is looked for anywhere in a text, under the bounds of [`Pattern`].
-pub(crate) fn search_pattern(text: &str) -> Result<Regex, String> {
+/// A pattern that is looked for anywhere in a text, under the bounds of [`Pattern`], and the KiB that its
+/// compiled program fits into: what a byte of text costs at worst grows with it.
+pub(crate) fn search_pattern(text: &str) -> Result<(Regex, u32), String> {
     if text.len() > Pattern::MAX_TEXT {
         return Err(format!(
             "the pattern is longer than {} bytes",
             Pattern::MAX_TEXT
         ));
     }
-    build(text)
+    let regex = build(text)?;
+    let mut size = 1;
+    while RegexBuilder::new(text)
+        .size_limit(size << 10)
+        .build()
+        .is_err()
+        && size << 10 < Pattern::MAX_PROGRAM
+    {
+        size *= 2;
+    }
+    Ok((regex, u32::try_from(size).unwrap_or(u32::MAX)))
 }
