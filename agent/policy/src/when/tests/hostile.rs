@@ -193,6 +193,8 @@ fn when_figures() {
     };
     for text in [
         "!('secret' in request.json.labels) && path.repo != 'payroll'",
+        "!('secret' in request.json.labels)",
+        "path.repo == 'tools' && now < timestamp('2030-01-01T00:00:00Z')",
         "request.method == 'PATCH'",
         "request.query.page == ['2']",
         "request.headers['x-tenant'] == 'acme'",
