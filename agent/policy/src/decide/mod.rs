@@ -113,7 +113,7 @@ struct Scope<'p> {
 }
 
 impl Policy {
-    /// Decides one request. With [`Body::Unread`] and a rule that must see the body, asks for it.
+    /// Decides one request. With [`Body::Unread`](crate::Body::Unread) and a rule that must see the body, asks for it.
     pub fn decide<'p>(&'p self, subject: &Subject<'_>, request: &Request<'_>) -> Outcome<'p> {
         let ask = self.ask(subject, request);
         let scope = match self.scope(&ask) {
