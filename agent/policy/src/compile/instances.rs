@@ -12,8 +12,6 @@ const MAX_WEIGHT: usize = 500_000;
 const MAX_DEPTH: usize = 32;
 /// Inclusions of all roles together, also indirect ones, at most.
 const MAX_INCLUDED: usize = 1_000_000;
-/// Keys and values of all roles together, read anew for each list of arguments, at most.
-const MAX_FILLED: usize = 1_000_000;
 
 /// A role as it is granted or included.
 #[derive(Debug)]
