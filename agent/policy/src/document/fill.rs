@@ -11,6 +11,9 @@ pub(crate) type Arguments = Vec<(Box<str>, Box<str>)>;
 /// Bytes of a text with its arguments filled in at most.
 const MAX_FILLED: usize = 64 << 10;
 
+/// Of a route or condition: more than either may have.
+const MAX_LOOKED_THROUGH: usize = 8 << 10;
+
 /// What a text is read as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum As {
@@ -162,7 +165,12 @@ impl<'f> Filling<'f> {
     }
 
     fn text(&mut self, span: Span, text: &str, read: As) -> Box<str> {
-        let (mut filled, mut rest) = (String::with_capacity(text.len()), text);
+        // Where an argument stands in these is looked for from their beginning.
+        let most = match read {
+            As::Route | As::Condition => MAX_LOOKED_THROUGH,
+            _ => MAX_FILLED,
+        };
+        let (mut filled, mut rest) = (String::with_capacity(text.len().min(most)), text);
         while let Some((before, after)) = rest.split_once("${") {
             filled.push_str(before);
             let Some((name, tail)) = after.split_once('}') else {
@@ -171,8 +179,8 @@ impl<'f> Filling<'f> {
                     .help("write `${name}`, where `name` is a parameter of the role");
                 return text.into();
             };
-            if filled.len() > MAX_FILLED {
-                let message = format!("with its arguments this is longer than {MAX_FILLED} bytes");
+            if filled.len() > most {
+                let message = format!("with its arguments this is longer than {most} bytes");
                 self.decoder.error(span, message);
                 return filled.into();
             }

@@ -152,7 +152,7 @@ fn many_keys_with_an_argument_among_them_take_no_square_time() {
         text.push_str(&format!("            k{number}: any\n"));
     }
     let before = std::time::Instant::now();
-    assert_eq!(faults(&with(&text, "r(p=x)")), "");
+    assert!(faults(&with(&text, "r(p=x)")).contains("more than 1000 parameters"));
     assert!(before.elapsed().as_secs() < 60);
 }
 

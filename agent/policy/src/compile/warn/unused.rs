@@ -10,9 +10,7 @@ pub(super) fn warn(decoder: &mut Decoder, whole: &Whole<'_>) {
     let mut words = HashSet::new();
     for role in &document.roles {
         if !role.value.parameters.is_empty() {
-            role.value.each_text(&mut |text| {
-                words.insert(text);
-            });
+            role.value.each_text(&mut |text| words.extend([text]));
         }
     }
     let ruled = whole.ruled;
