@@ -2,6 +2,7 @@
 
 Usage: odd.py ADDRESS PORT CERTIFICATE KEY
 """
+import base64
 import json
 import socket
 import ssl
@@ -59,6 +60,22 @@ def answer(connection, target, request):
                 "connection: x-hop\r\nx-hop: 1\r\nx-kept: 1\r\ncontent-length: 2\r\n\r\nok"
             ).encode()
         )
+        return True
+    kind, _, rest = path[1:].partition("/")
+    if kind in ("say", "raw"):
+        # The whole answer is in the path.
+        connection.sendall(base64.urlsafe_b64decode(rest).rstrip(b" "))
+        return True
+    if kind == "half":
+        # A JSON text of so many bytes, the second half so many seconds later.
+        length, seconds = rest.split("/")
+        text = '{"user":{"email":"ann@acme.example"},"pad":"'
+        text += "x" * (int(length) - len(text) - 2) + '"}'
+        whole = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{text}"
+        connection.sendall(whole[: len(whole) // 2].encode())
+        print("half", flush=True)
+        time.sleep(float(seconds))
+        connection.sendall(whole[len(whole) // 2 :].encode())
         return True
     if path == "/drip":
         connection.sendall((OK + "transfer-encoding: chunked\r\n\r\n").encode())

@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+/// What `/open/user` serves, compressed to whom that is fine.
+pub const USER: &str =
+    "{ \"id\": 7,\n  \"user\": {\"email\": \"ann@acme.example\", \"name\": \"Ann\"} }\n";
+
 /// One request as nginx logged it.
 #[derive(Debug, Clone, serde::Deserialize)]
 pub struct Request {
@@ -47,6 +51,7 @@ impl Nginx {
     pub fn start(holder: &Holder, directory: &Path, sites: &[Site], ca: &ServerCa) -> Result<Self> {
         std::fs::create_dir_all(directory.join("temp"))?;
         std::fs::write(directory.join("big"), vec![b'x'; 1 << 20])?;
+        std::fs::write(directory.join("user"), USER)?;
         let mut servers = String::new();
         for site in sites {
             let files = ca.issue(&[site.host], directory)?;
@@ -201,6 +206,12 @@ fn server(site: &Site, files: &CertificateFiles) -> String {
             proxy_read_timeout 600s;
         }}
         location = /v1/export {{ alias {directory}/big; }}
+        location ~ ^/open/user {{
+            alias {directory}/user;
+            gzip on;
+            gzip_min_length 1;
+            gzip_types application/json;
+        }}
         location = /open/200 {{
             return 200 '{body}';
         }}

@@ -1,11 +1,16 @@
 //! `cargo xtask bench`: the same load straight at nginx and through Tollgate, in one run.
+mod policy;
+
 use crate::{build, setup, sh};
 use anyhow::{Context as _, Result, bail};
 use std::os::unix::process::CommandExt as _;
 
-/// How to measure.
+/// What to measure, and how.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Seconds per scenario and contender.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
@@ -14,8 +19,18 @@ pub(crate) struct Args {
     dev: bool,
 }
 
+/// What else can be measured.
+#[derive(clap::Subcommand)]
+enum What {
+    /// The policy crate by itself: CPU time of deciding and compiling, memory, cedar-policy beside it.
+    Policy(policy::Args),
+}
+
 /// Sets up, builds, and becomes the bench.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(What::Policy(args)) = &args.what {
+        return policy::run(args);
+    }
     if !sh::is_root() {
         bail!("the bench loads eBPF and makes network namespaces: run this as root");
     }

@@ -1,17 +1,54 @@
 //! Grants as they are decided by: who must call, until when, and which rules that gives.
 use crate::model::Mode;
 use crate::policy::RuleSet;
+use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+
+/// Some identities. The same ones have the same number, by which they are compared: there may be many of
+/// them in many clauses.
+#[derive(Debug, Clone)]
+pub(crate) struct Callers {
+    pub(crate) number: u32,
+    /// The numbers of the identities, in order.
+    pub(crate) identities: Arc<[u32]>,
+}
+
+impl PartialEq for Callers {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Callers {}
+
+impl PartialOrd for Callers {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Callers {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.number.cmp(&other.number)
+    }
+}
+
+impl Hash for Callers {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.number.hash(state);
+    }
+}
 
 /// What one grant asks for besides the workload.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Clause {
-    /// The numbers of those who may call, in order; `None` is anybody, also who has proven nothing.
-    pub(crate) identities: Option<Arc<[u32]>>,
+    /// Those who may call; `None` is anybody, also who has proven nothing.
+    pub(crate) callers: Option<Callers>,
+    pub(crate) mode: Mode,
     /// The last second at which it holds (since 1970, UTC).
     pub(crate) until: Option<i64>,
-    pub(crate) mode: Mode,
 }
 
 /// Who calls, when.
@@ -31,14 +68,26 @@ impl Clause {
     }
 
     fn names(&self, identity: Option<u32>) -> bool {
-        let Some(identities) = &self.identities else {
+        let Some(callers) = &self.callers else {
             return true;
         };
-        identity.is_some_and(|identity| identities.binary_search(&identity).is_ok())
+        identity.is_some_and(|identity| callers.identities.binary_search(&identity).is_ok())
     }
 
     fn is_unconditional(&self) -> bool {
-        self.identities.is_none() && self.until.is_none()
+        self.callers.is_none() && self.until.is_none()
+    }
+
+    /// The clauses in order, each once, and of those that differ in their end only the one that lasts longest.
+    pub(crate) fn merge(clauses: &mut Vec<Self>) {
+        clauses.sort_unstable_by(|one, other| {
+            // No end is the latest.
+            let end = |clause: &Self| clause.until.unwrap_or(i64::MAX);
+            let same = (&one.callers, one.mode).cmp(&(&other.callers, other.mode));
+            same.then_with(|| end(other).cmp(&end(one)))
+                .then_with(|| one.until.cmp(&other.until))
+        });
+        clauses.dedup_by(|next, kept| (&next.callers, next.mode) == (&kept.callers, kept.mode));
     }
 }
 
@@ -61,17 +110,16 @@ impl Guard {
         if clauses.iter().any(Clause::is_unconditional) {
             clauses.retain(Clause::is_unconditional);
         }
-        clauses.sort_unstable();
-        clauses.dedup();
+        Clause::merge(&mut clauses);
         Self(clauses)
     }
 
     /// The one that asks for nothing.
     pub(crate) fn always() -> Self {
         Self(vec![Clause {
-            identities: None,
-            until: None,
+            callers: None,
             mode: Mode::Enforce,
+            until: None,
         }])
     }
 
@@ -81,34 +129,31 @@ impl Guard {
 }
 
 /// The clauses of some grants, and the mode that they have together.
+///
+/// The mode is that of all of them, also of those that do not hold: else the end of a grant, or a proof that was left
+/// away, would let pass what was refused before.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Modes {
     clauses: Vec<Clause>,
-    /// The answer where no clause has a condition.
-    fixed: Option<Mode>,
+    mode: Option<Mode>,
+    /// Whether one of them always holds.
+    always: bool,
 }
 
 impl Modes {
     pub(crate) fn new(mut clauses: Vec<Clause>) -> Self {
-        clauses.sort_unstable();
-        clauses.dedup();
-        let free = clauses.iter().all(Clause::is_unconditional);
-        let fixed = clauses.iter().map(|clause| clause.mode).reduce(stricter);
+        Clause::merge(&mut clauses);
         Self {
-            fixed: fixed.filter(|_| free),
+            mode: clauses.iter().map(|clause| clause.mode).reduce(stricter),
+            always: clauses.iter().any(Clause::is_unconditional),
             clauses,
         }
     }
 
-    /// Observe where all that hold are; `None` where none holds.
+    /// Observe where all are; `None` where none holds.
     pub(crate) fn mode(&self, caller: Caller) -> Option<Mode> {
-        self.fixed.or_else(|| {
-            self.clauses
-                .iter()
-                .filter(|clause| clause.holds(caller))
-                .map(|clause| clause.mode)
-                .reduce(stricter)
-        })
+        let holds = || self.clauses.iter().any(|clause| clause.holds(caller));
+        self.mode.filter(|_| self.always || holds())
     }
 
     pub(crate) fn clauses(&self) -> &[Clause] {

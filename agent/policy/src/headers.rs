@@ -69,7 +69,14 @@ const CREDENTIAL_WORDS: [&str; 23] = [
 ];
 
 /// Names with such a word that carry none.
-const NO_CREDENTIALS: [&str; 3] = ["idempotency-key", "x-idempotency-key", "sec-websocket-key"];
+///
+/// A session of MCP is not who calls: the protocol forbids servers to take it for that.
+const NO_CREDENTIALS: [&str; 4] = [
+    "idempotency-key",
+    "mcp-session-id",
+    "sec-websocket-key",
+    "x-idempotency-key",
+];
 
 /// Request headers that APIs need.
 const NEEDED: [&str; 43] = [
@@ -120,6 +127,10 @@ const NEEDED: [&str; 43] = [
 
 /// Beginnings of the names that large APIs use for their own request headers.
 const NEEDED_PREFIXES: [&str; 5] = ["anthropic-", "openai-", "x-amz-", "x-goog-", "x-ms-"];
+
+/// Words that tell, as a part of such a name, that a header names another resource than was decided on, to copy from
+/// or to rename, or who else may have it.
+const BEYOND: [&str; 3] = ["acl", "grant", "source"];
 
 /// Query parameters that carry credentials, in lower case with `_` for `-`.
 const CREDENTIAL_PARAMETERS: [&str; 32] = [
@@ -180,10 +191,12 @@ pub(crate) fn is_credential_header(name: &str) -> bool {
 
 /// Whether a header (lower-case) is on the default allow-list.
 pub(crate) fn is_needed(name: &str) -> bool {
+    let beyond = || name.split('-').any(|word| BEYOND.contains(&word));
     NEEDED.binary_search(&name).is_ok()
         || NEEDED_PREFIXES
             .iter()
             .any(|prefix| name.starts_with(prefix))
+            && !beyond()
 }
 
 /// Whether a credential may be injected into this header (lower-case).
@@ -200,20 +213,20 @@ pub(crate) enum ParameterKind {
     Method,
 }
 
-/// Tells by its decoded name.
+/// Tells by its decoded name. PHP takes `.` and a blank for `_`, drops blanks before a name, and makes a list of
+/// what ends in brackets.
 pub(crate) fn parameter_kind(name: &str) -> ParameterKind {
+    let name = name.trim_start_matches(' ');
+    let name = name.split_once('[').map_or(name, |(name, _)| name);
     // Longer than any of the names; also bounds the work.
     const LONGEST: usize = 24;
     if name.len() > LONGEST {
         return ParameterKind::Plain;
     }
     let same = |known: &&str| {
-        let fold = |byte: u8| {
-            if byte == b'-' {
-                b'_'
-            } else {
-                byte.to_ascii_lowercase()
-            }
+        let fold = |byte: u8| match byte {
+            b'-' | b'.' | b' ' => b'_',
+            other => other.to_ascii_lowercase(),
         };
         known.len() == name.len() && name.bytes().map(fold).eq(known.bytes())
     };

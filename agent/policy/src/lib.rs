@@ -18,9 +18,10 @@
 //! | `{name:[a-z]+}` | one segment that the expression matches whole |
 //! | `**` | any rest, also none; only last: `/a/**` takes `/a`, `/a/` and `/a/b/c` |
 //!
-//! `/a` and `/a/` are two paths to an allow rule and one to a deny rule. Of the allow rules that hold, the
-//! most specific decides: segment by segment from the left, text before constrained before plain before
-//! `**`; then the rule that says more of query and body; then named methods before `*`. A rule that does
+//! `/a`, `/a/` and `/A` are three paths to an allow rule and one to a deny rule, to which `07` is an `int` too.
+//! Of the allow rules that hold, the most specific decides: segment by segment from the left, text before
+//! constrained before plain before `**`; then the rule that says more of query, headers and body; then named
+//! methods before `*`. A rule that does
 //! not hold for its query or body gives way to the next. A deny rule wins over all.
 //!
 //! # Parameters and fields
@@ -41,7 +42,8 @@
 //! | `[{ name: string }]` | in a body: a list of such objects |
 //! | `{ type: int, required: true }` | in a query: a parameter that must be there |
 //!
-//! A quoted word in brackets is always a value: `["string"]` is the one value `string`. In a JSON body
+//! A quoted word in brackets is always a value: `["string"]` is the one value `string`, and a list of a
+//! pattern that YAML wants quoted is written as a block (`- /[a-z]+/`). In a JSON body
 //! an unquoted `1`, `true` or `null` in brackets is that number, boolean or null; quoted it is text.
 //!
 //! A rule with `query` denies a parameter that is not declared, or strips it with `extra: strip`. Without
@@ -61,9 +63,9 @@
 //! | `schema: { type: object }` | JSON Schema, draft 2020-12, held against what is sent; a keyword that would be ignored is a fault |
 //! | `max: 16KiB` | 64 KiB unless said, 16 MiB at most |
 //!
-//! Strict JSON has no key twice, no byte order mark, no half surrogates, no number beyond a double, and at
-//! most 64 levels; where `schema` looks at it, no integer beyond 64 bits. Nothing is rewritten: cut members go
-//! with their comma, and all else is sent byte for byte as it came.
+//! Strict JSON has no key twice, also not in another case, no byte order mark, no half surrogates, no number
+//! beyond a double, and at most 64 levels; where `schema` looks at it, no integer beyond 64 bits. Nothing is rewritten: cut members go
+//! with their comma, in any case of their names, and all else is sent byte for byte as it came.
 #![forbid(unsafe_code)]
 
 pub mod canonical;
@@ -75,6 +77,7 @@ mod compile;
 mod corpora;
 mod decide;
 mod document;
+mod fold;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod grants;

@@ -37,7 +37,7 @@ impl RuleData {
         if self.grpc {
             asks.push("content type of gRPC".to_owned());
         }
-        asks.extend(self.body.as_ref().map(asks_of_body));
+        asks.extend(self.body.as_deref().map(asks_of_body));
         asks.extend(self.payload.as_ref().map(|payload| format!("{payload:?}")));
         asks.extend(self.when.as_ref().map(|when| self.asks_when(when.text())));
         asks

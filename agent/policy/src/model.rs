@@ -244,7 +244,7 @@ pub struct Rule {
 ///
 /// `mode` is that of the subject's grants: a denial is only observed if every grant of the workload that
 /// concerns the api is in observe mode, or, where none does or no api has the host, if the workload has
-/// grants and all of them are. A request in clear that would carry a credential is always enforced.
+/// grants and all of them are. Grants count that have expired or are for other identities; one must hold. A request in clear that would carry a credential is always enforced.
 #[derive(Debug)]
 pub struct Decision<'p> {
     /// Allowed or not.

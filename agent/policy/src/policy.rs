@@ -34,7 +34,7 @@ pub struct Policy {
     pub(crate) headers_read: Vec<String>,
 }
 
-/// One rule, allow or deny.
+/// One rule, allow or deny. What few rules have is boxed: there are many rules.
 #[derive(Debug)]
 pub(crate) struct RuleData {
     pub(crate) public: Rule,
@@ -43,11 +43,11 @@ pub(crate) struct RuleData {
     pub(crate) query: Option<QuerySpec>,
     pub(crate) headers: HeaderSpec,
     /// What is looked at of the body; there where `payload` or `when` look at it.
-    pub(crate) body: Option<BodySpec>,
-    pub(crate) payload: Option<Payload>,
+    pub(crate) body: Option<Box<BodySpec>>,
+    pub(crate) payload: Option<Box<Payload>>,
     /// The request must be gRPC.
     pub(crate) grpc: bool,
-    pub(crate) when: Option<When>,
+    pub(crate) when: Option<Box<When>>,
     /// The entry of a role that it stands in.
     pub(crate) entry: u32,
 }

@@ -64,11 +64,15 @@ impl Pattern {
                 Self::MAX_TEXT
             ));
         }
-        // Alone first: `a)|(b` would be valid between the anchoring parentheses.
-        build(text)?;
+        // Alone first: `a)|(b` would be valid between the anchoring parentheses. Only read, not built.
+        match build(text, 0) {
+            Ok(_) | Err(regex::Error::CompiledTooBig(_)) => {}
+            Err(error) => return Err(explain(error)),
+        }
+        let regex = build(&format!("\\A(?:{text})\\z"), Self::MAX_PROGRAM).map_err(explain)?;
         Ok(Self {
             text: text.into(),
-            regex: build(&format!("\\A(?:{text})\\z"))?,
+            regex,
         })
     }
 
@@ -81,13 +85,16 @@ impl Pattern {
     }
 }
 
-fn build(text: &str) -> Result<Regex, String> {
-    let built = RegexBuilder::new(text)
-        .size_limit(Pattern::MAX_PROGRAM)
+fn build(text: &str, size: usize) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(text)
+        .size_limit(size)
         .dfa_size_limit(Pattern::MAX_PROGRAM)
         .nest_limit(64)
-        .build();
-    built.map_err(|error| match error {
+        .build()
+}
+
+fn explain(error: regex::Error) -> String {
+    match error {
         regex::Error::CompiledTooBig(_) => "the pattern is too large when compiled".to_owned(),
         regex::Error::Syntax(text) => {
             let line = text
@@ -100,7 +107,7 @@ fn build(text: &str) -> Result<Regex, String> {
             )
         }
         _ => "the pattern is not valid".to_owned(),
-    })
+    }
 }
 
 impl Shape {
@@ -204,13 +211,19 @@ pub(crate) fn is_uuid(text: &str) -> bool {
     }) && groups.next().is_none()
 }
 
-/// A pattern that is looked for anywhere in a text, under the bounds of [`Pattern`].
-pub(crate) fn search_pattern(text: &str) -> Result<Regex, String> {
+/// A pattern that is looked for anywhere in a text, under the bounds of [`Pattern`], and the KiB that its
+/// compiled program fits into: what a byte of text costs at worst grows with it.
+pub(crate) fn search_pattern(text: &str) -> Result<(Regex, u32), String> {
     if text.len() > Pattern::MAX_TEXT {
         return Err(format!(
             "the pattern is longer than {} bytes",
             Pattern::MAX_TEXT
         ));
     }
-    build(text)
+    let regex = build(text, Pattern::MAX_PROGRAM).map_err(explain)?;
+    let mut size = 1;
+    while size << 10 < Pattern::MAX_PROGRAM && build(text, size << 10).is_err() {
+        size *= 2;
+    }
+    Ok((regex, u32::try_from(size).unwrap_or(u32::MAX)))
 }

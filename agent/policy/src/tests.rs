@@ -8,9 +8,9 @@
 mod cases;
 mod decisions;
 mod diff;
+mod doubts;
 mod faults;
-mod laws;
-mod naive;
+mod grants;
 mod schema;
 mod warnings;
 mod who;

@@ -131,6 +131,8 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Header fields of a request.
     pub head_fields: usize,
+    /// Bytes of responses that are held whole because values have to be taken out of them, in all workers together.
+    pub held_bytes: u64,
     /// From accept to the first complete TLS handshake.
     pub handshake: Duration,
     /// From first byte of a request head to its last.
@@ -157,6 +159,7 @@ impl Default for Limits {
             connections: 8192,
             head_bytes: 64 * 1024,
             head_fields: 100,
+            held_bytes: 256 << 20,
             handshake: Duration::from_secs(10),
             head: Duration::from_secs(15),
             body_idle: Duration::from_secs(60),

@@ -97,6 +97,11 @@ fn read_limits(decoder: &mut Decoder, node: &Node, limits: &mut Limits) {
             .take("head_fields")
             .and_then(|n| decoder.integer(n, 8..=1000)),
     );
+    let held = size(decoder, &mut fields, "held_bytes", 1 << 20..=1 << 40);
+    set(
+        &mut limits.held_bytes,
+        held.and_then(|bytes| u64::try_from(bytes).ok()),
+    );
     for (key, field) in [
         ("handshake", &mut limits.handshake),
         ("head", &mut limits.head),

@@ -27,7 +27,7 @@ fn every_key_is_read() {
     let config = parse(
         "port: 15999\npolicy: [/a.yaml, /b]\nsecrets_dir: /s\nstate_dir: /st\nruntime_dir: /r\n\
          pin_dir: /sys/fs/bpf/x\ncgroup_root: /cg\nmode: observe\ndns_servers: [10.0.0.1, \"::1\"]\nworkers: 3\n\
-         limits: { connections: 10, head_bytes: 32KiB, head_fields: 50, handshake: 1s, head: 2s, body_idle: 3s,\n  \
+         limits: { connections: 10, head_bytes: 32KiB, head_fields: 50, held_bytes: 3MiB, handshake: 1s, head: 2s, body_idle: 3s,\n  \
          connect: 4s, response_head: 5m, response_idle: 6m, uninspected_idle: 8m, idle: 7s, drain: 250ms }\n\
          audit: { segment_bytes: 2MiB, segments: 4 }\n",
     )
@@ -50,6 +50,7 @@ fn every_key_is_read() {
         (limits.connections, limits.head_bytes, limits.head_fields),
         (10, 32 << 10, 50)
     );
+    assert_eq!(limits.held_bytes, 3 << 20);
     let seconds = [
         limits.handshake,
         limits.head,

@@ -62,6 +62,12 @@ pub enum Error {
         /// The bound.
         max: u64,
     },
+    /// All policy files together are over the bound.
+    #[error("the policy files are larger than {max} bytes together")]
+    PoliciesTooLarge {
+        /// The bound.
+        max: u64,
+    },
     /// No policy at all.
     #[error(
         "no policy: no `*.yaml` in {0}: write one (README, \"a first policy\"), or name it with --policy"

@@ -13,6 +13,8 @@ use tollgate_policy::{Compiled, Policy, SecretRef};
 
 /// Bytes of one policy file at most.
 const FILE_BYTES: u64 = 4 << 20;
+/// Bytes of all policy files at most: the compiler takes no more, and they are held at once.
+const ALL_BYTES: u64 = tollgate_policy::syntax::MAX_TEXTS as u64;
 /// Policy files at most.
 const FILES: usize = 1024;
 
@@ -48,7 +50,15 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Source>, Error> {
         let named: Vec<_> = paths.iter().map(|p| p.display().to_string()).collect();
         return Err(Error::PolicyMissing(named.join(", ")));
     }
-    files.iter().map(|path| read_file(path)).collect()
+    let (mut sources, mut left) = (Vec::new(), ALL_BYTES);
+    for path in &files {
+        let source = read_file(path)?;
+        left = left
+            .checked_sub(source.text.len() as u64)
+            .ok_or(Error::PoliciesTooLarge { max: ALL_BYTES })?;
+        sources.push(source);
+    }
+    Ok(sources)
 }
 
 fn yaml_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
@@ -160,5 +170,38 @@ impl SecretFiles {
                 })
                 .collect(),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    /// A file that takes no room on disk.
+    fn sparse(folder: &Path, name: &str, bytes: u64) -> PathBuf {
+        let path = folder.join(name);
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(bytes)
+            .unwrap();
+        path
+    }
+
+    #[test]
+    fn files_are_read_no_further_than_their_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let huge = sparse(folder.path(), "huge.yaml", 100 << 30);
+        let start = std::time::Instant::now();
+        assert!(matches!(read(&[huge]), Err(Error::PolicyTooLarge { .. })));
+        assert!(start.elapsed() < std::time::Duration::from_secs(5));
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..4 {
+            sparse(folder.path(), &format!("{number}.yaml"), FILE_BYTES);
+        }
+        let all = [folder.path().to_owned()];
+        assert_eq!(read(&all).unwrap().len(), 4);
+        sparse(folder.path(), "one-more.yaml", 1);
+        assert!(matches!(read(&all), Err(Error::PoliciesTooLarge { .. })));
     }
 }

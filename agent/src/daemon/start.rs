@@ -7,7 +7,7 @@ use super::{Lifetime, admin, decisions_dir, dirs, policy, trust};
 use crate::audit;
 use crate::config::Config;
 use crate::kernel::{Fence, Options};
-use crate::pipeline::{self, Listeners, Plane, Shared};
+use crate::pipeline::{self, Listeners, Plane, Room, Shared};
 use crate::snapshot::{Live, Snapshot};
 use crate::tls::Authority;
 use std::net::{IpAddr, SocketAddr};
@@ -41,6 +41,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         authority,
         sink,
         limits: config.limits.clone(),
+        room: Room::new(config.limits.held_bytes),
         dns_servers,
         own: addresses.all().into(),
     });

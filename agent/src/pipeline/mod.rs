@@ -10,6 +10,7 @@ mod body;
 mod exchange;
 mod forward;
 mod hello;
+mod hold;
 mod hop;
 mod listen;
 mod parse;
@@ -24,6 +25,7 @@ mod terminate;
 mod worker;
 
 pub(crate) use body::RequestBody;
+pub use hold::Room;
 pub use listen::{Listeners, bind};
 pub use plane::Plane;
 pub(crate) use worker::LocalExecutor;
@@ -45,6 +47,8 @@ pub struct Shared {
     pub sink: audit::Sink,
     /// Bounds.
     pub limits: Limits,
+    /// For responses that are held whole.
+    pub room: Room,
     /// Resolvers for upstream names.
     pub dns_servers: Vec<IpAddr>,
     /// The agent's own addresses, never dialled.

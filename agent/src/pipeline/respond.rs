@@ -21,7 +21,7 @@ pub(super) enum ResponseBody {
     /// The agent's own words.
     Own(Option<Bytes>),
     /// The upstream's, read whole and changed.
-    Whole(Bytes, Option<Tracker>),
+    Whole(Box<Whole>),
     /// The upstream's.
     Relay(Box<Relay>),
 }
@@ -38,6 +38,15 @@ pub(super) struct Relay {
     lease: Option<Lease>,
     exchange: Rc<Exchange>,
     exchanges: Rc<Exchanges>,
+    listed: Option<Listed>,
+}
+
+/// A body that is all there. What the client does not take yet can still be forbidden.
+pub(super) struct Whole {
+    /// What is left of it.
+    bytes: Bytes,
+    tracker: Option<Tracker>,
+    exchange: Rc<Exchange>,
     listed: Option<Listed>,
 }
 
@@ -58,7 +67,17 @@ pub(super) fn respond(
     parts.version = http::Version::default();
     parts.extensions.clear();
     let body = match content {
-        Content::Whole(bytes) => whole(bytes, tracker),
+        // Of an empty body nobody asks for the first byte.
+        Content::Whole(bytes) if bytes.is_empty() => {
+            tracker.finish();
+            ResponseBody::Own(None)
+        }
+        Content::Whole(bytes) => ResponseBody::Whole(Box::new(Whole {
+            bytes,
+            tracker: Some(tracker),
+            listed: Some(worker.exchanges.list(&exchange)),
+            exchange,
+        })),
         Content::Stream(inner, lease) => {
             let mut relay = Relay {
                 strip: rules.strip.to_vec(),
@@ -78,16 +97,6 @@ pub(super) fn respond(
         }
     };
     Response::from_parts(parts, body)
-}
-
-fn whole(bytes: Bytes, mut tracker: Tracker) -> ResponseBody {
-    // Of an empty body nobody asks for the first byte.
-    if bytes.is_empty() {
-        tracker.finish();
-        return ResponseBody::Own(None);
-    }
-    tracker.passed(bytes.len());
-    ResponseBody::Whole(bytes, Some(tracker))
 }
 
 /// Headers of the upstream's connection, what would lead clients around the agent, and what the rule says.
@@ -110,8 +119,55 @@ fn strip(headers: &mut HeaderMap, named: &[String]) {
     }
 }
 
+type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+
+impl Whole {
+    /// Bytes that go at a time: between them, what forbids the rest is heard.
+    const PART: usize = 64 * 1024;
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
+        if self.bytes.is_empty() {
+            return Poll::Ready(None);
+        }
+        if self.exchange.revoked(cx.waker()) {
+            self.listed = None;
+            self.bytes.clear();
+            return fail(
+                &mut self.tracker,
+                Verdict::Deny,
+                "revoked",
+                BodyError::Revoked,
+            );
+        }
+        let part = self.bytes.split_to(self.bytes.len().min(Self::PART));
+        if let Some(tracker) = &mut self.tracker {
+            tracker.passed(part.len());
+        }
+        if self.bytes.is_empty() {
+            self.listed = None;
+            if let Some(tracker) = self.tracker.take() {
+                tracker.finish();
+            }
+        }
+        Poll::Ready(Some(Ok(Frame::data(part))))
+    }
+}
+
+/// hyper cuts the client's response without its end, so that the client sees an error and no success.
+fn fail(
+    tracker: &mut Option<Tracker>,
+    verdict: Verdict,
+    code: &'static str,
+    error: BodyError,
+) -> Polled {
+    if let Some(mut tracker) = tracker.take() {
+        tracker.failed(verdict, code, error.to_string());
+    }
+    Poll::Ready(Some(Err(error)))
+}
+
 impl Relay {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 self.idle.progress();
@@ -156,7 +212,7 @@ impl Relay {
     }
 
     /// Nothing is there yet: from now on a policy change or a long silence ends it.
-    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn wait(&mut self, cx: &mut Context<'_>) -> Polled {
         if self.listed.is_none() {
             self.listed = Some(self.exchanges.list(&self.exchange));
         }
@@ -183,19 +239,10 @@ impl Relay {
         }
     }
 
-    /// hyper cuts the client's response without its end, so that the client sees an error and no success.
-    fn fail(
-        &mut self,
-        verdict: Verdict,
-        code: &'static str,
-        error: BodyError,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn fail(&mut self, verdict: Verdict, code: &'static str, error: BodyError) -> Polled {
         self.listed = None;
         self.lease = None;
-        if let Some(mut tracker) = self.tracker.take() {
-            tracker.failed(verdict, code, error.to_string());
-        }
-        Poll::Ready(Some(Err(error)))
+        fail(&mut self.tracker, verdict, code, error)
     }
 }
 
@@ -203,10 +250,7 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         match self.get_mut() {
             Self::Own(bytes) => Poll::Ready(
                 bytes
@@ -214,17 +258,7 @@ impl Body for ResponseBody {
                     .filter(|b| !b.is_empty())
                     .map(|bytes| Ok(Frame::data(bytes))),
             ),
-            Self::Whole(bytes, tracker) => {
-                if let Some(tracker) = tracker.take() {
-                    tracker.finish();
-                }
-                let bytes = std::mem::take(bytes);
-                Poll::Ready(
-                    Some(bytes)
-                        .filter(|b| !b.is_empty())
-                        .map(|b| Ok(Frame::data(b))),
-                )
-            }
+            Self::Whole(whole) => whole.poll(cx),
             Self::Relay(relay) => relay.poll(cx),
         }
     }
@@ -232,7 +266,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Self::Whole(bytes, _) => bytes.is_empty(),
+            Self::Whole(whole) => whole.bytes.is_empty(),
             Self::Relay(relay) => relay.inner.is_end_stream(),
         }
     }
@@ -242,7 +276,7 @@ impl Body for ResponseBody {
             Self::Own(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Whole(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Whole(whole) => SizeHint::with_exact(whole.bytes.len() as u64),
             Self::Relay(relay) => relay.inner.size_hint(),
         }
     }

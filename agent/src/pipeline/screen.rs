@@ -4,13 +4,14 @@ use super::account::Tracker;
 use super::body::{BodyError, Idle};
 use super::exchange::Exchange;
 use super::forward::Responded;
+use super::hold::{Full, Held};
 use super::hop;
 use super::refuse::Refusal;
 use super::serve::Peer;
 use super::worker::Worker;
 use crate::audit::Verdict;
 use crate::upstream::Lease;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -20,22 +21,10 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
-use tollgate_policy::Plan;
+use tollgate_policy::{Plan, Pointer, RedactError, Redacted, Redactor};
 
 /// Bytes of a response at most that is read whole; a rule's `max` can only be less.
-const HELD: u64 = 16 << 20;
-
-/// Takes values out of a JSON text.
-pub(super) trait Redact {
-    /// The new text; `None` where there was nothing to take out.
-    ///
-    /// # Errors
-    /// Why the text cannot be read without doubt; no value of it.
-    fn redact(&self, text: &[u8]) -> Result<Option<Vec<u8>>, String>;
-
-    /// The JSON pointers to what is taken out.
-    fn pointers(&self) -> Vec<String>;
-}
+const MOST: u64 = 16 << 20;
 
 /// What the rule says of the response.
 #[derive(Clone, Copy)]
@@ -44,7 +33,8 @@ pub(super) struct ResponseRules<'p> {
     pub(super) strip: &'p [String],
     /// Bytes of the body at most.
     pub(super) max: Option<u64>,
-    redact: Option<&'p dyn Redact>,
+    /// Takes values out of the body.
+    redact: Option<&'p Redactor>,
 }
 
 impl<'p> ResponseRules<'p> {
@@ -52,7 +42,7 @@ impl<'p> ResponseRules<'p> {
         Self {
             strip: plan.response_strip,
             max: plan.response_max,
-            redact: None,
+            redact: plan.response_redact,
         }
     }
 
@@ -117,9 +107,8 @@ pub(super) async fn screen<'p>(
             Content::Stream(body, lease)
         }
         Some(redact) => {
-            readable(&parts)?;
+            let read = read(worker, &exchange, &parts, body, rules.max).await?;
             forget_body(&mut parts.headers);
-            let read = gather(worker, &exchange, body, rules.max).await?;
             lease.give_back();
             Content::Whole(redacted(redact, read, tracker)?)
         }
@@ -133,15 +122,44 @@ pub(super) async fn screen<'p>(
     })
 }
 
-fn redacted(redact: &dyn Redact, read: Bytes, tracker: &mut Tracker) -> Result<Bytes, Refusal> {
-    match redact.redact(&read) {
-        Ok(None) => Ok(read),
-        Ok(Some(changed)) => {
-            tracker.redacted(redact.pointers());
-            Ok(changed.into())
-        }
-        Err(why) => Err(unreadable(&format!("its body is not plain JSON: {why}"))),
+/// The whole body, where values can be taken out of it. Out of nothing they can.
+async fn read(
+    worker: &Worker,
+    exchange: &Rc<Exchange>,
+    parts: &Parts,
+    body: Incoming,
+    max: Option<u64>,
+) -> Result<Held, Refusal> {
+    let max = max.map_or(MOST, |max| max.min(MOST));
+    let Err(why) = readable(parts) else {
+        return gather(worker, exchange, body, max).await;
+    };
+    let nothing = gather(worker, exchange, body, 0).await;
+    nothing.map_err(|refusal| match refusal.verdict {
+        Verdict::Limit => why,
+        _ => refusal,
+    })
+}
+
+fn redacted(redact: &Redactor, mut read: Held, tracker: &mut Tracker) -> Result<Bytes, Refusal> {
+    if read.len() == 0 {
+        return Ok(Bytes::new());
     }
+    match redact.redact(read.as_ref()) {
+        Ok(Redacted { body: None, .. }) => {}
+        Ok(Redacted {
+            body: Some(new), ..
+        }) => {
+            read.replace(new).map_err(full)?;
+            let pointers = redact.pointers().iter().map(Pointer::to_string);
+            tracker.redacted(pointers.collect());
+        }
+        Err(RedactError::Ambiguous(why)) => {
+            return Err(unreadable(&format!("its body is not plain JSON: {why}")));
+        }
+        Err(other) => return Err(unreadable(&other.to_string())),
+    }
+    Ok(read.into_bytes())
 }
 
 /// What is true of the upstream's bytes only. Without a tag, no later answer is `304` for what was changed.
@@ -193,29 +211,31 @@ fn is_json(media: &str) -> bool {
     })
 }
 
-/// The whole body. As with one that is streamed, silence ends it, and so does a policy change.
+/// At most `max` bytes. As with a body that is streamed, silence ends it, and so does a policy change.
 async fn gather(
     worker: &Worker,
     exchange: &Rc<Exchange>,
     mut body: Incoming,
-    max: Option<u64>,
-) -> Result<Bytes, Refusal> {
-    let max = max.map_or(HELD, |max| max.min(HELD));
-    if body.size_hint().lower() > max {
+    max: u64,
+) -> Result<Held, Refusal> {
+    let declared = body.size_hint().lower();
+    if declared > max {
         return Err(too_large(max));
     }
+    let mut read = Held::new(&worker.shared.room);
+    read.reserve(usize::try_from(declared).unwrap_or(usize::MAX))
+        .map_err(full)?;
     let _listed = worker.exchanges.list(exchange);
     let mut idle = Idle::new(worker.shared.limits.response_idle);
-    let mut read = BytesMut::new();
     while let Some(frame) = next(&mut body, exchange, &mut idle).await? {
         if let Ok(data) = frame.into_data() {
             if (read.len() + data.len()) as u64 > max {
                 return Err(too_large(max));
             }
-            read.extend_from_slice(&data);
+            read.extend(&data).map_err(full)?;
         }
     }
-    Ok(read.freeze())
+    Ok(read)
 }
 
 async fn next(
@@ -246,6 +266,18 @@ fn too_large(max: u64) -> Refusal {
             "response_too_large",
             BodyError::TooLarge(max).to_string(),
             "ask for less, or raise `max` under the rule's `response:`".into(),
+        )
+    }
+}
+
+fn full(Full: Full) -> Refusal {
+    Refusal {
+        verdict: Verdict::Limit,
+        ..Refusal::failed(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "held_bytes",
+            "values have to be taken out of the response, and too many such responses are under way to hold this one as well".into(),
+            "the request was done; its answer is withheld: ask for less at a time, or raise `limits.held_bytes` in the configuration".into(),
         )
     }
 }
@@ -295,19 +327,7 @@ mod tests {
     use super::*;
     use http::Response;
 
-    struct Email;
-
-    impl Redact for Email {
-        fn redact(&self, _: &[u8]) -> Result<Option<Vec<u8>>, String> {
-            Ok(None)
-        }
-
-        fn pointers(&self) -> Vec<String> {
-            vec!["/email".to_owned()]
-        }
-    }
-
-    fn rules(redact: Option<&dyn Redact>) -> ResponseRules<'_> {
+    fn rules(redact: Option<&Redactor>) -> ResponseRules<'_> {
         ResponseRules {
             strip: &[],
             max: None,
@@ -331,10 +351,11 @@ mod tests {
             });
             HeaderMap::from_iter(typed)
         };
+        let email = Redactor::new(&[Pointer::parse("/email").unwrap()]).unwrap();
         let mut headers = sent();
         assert!(rules(None).ask_plainly(&mut headers).is_empty());
         assert_eq!(headers, sent());
-        let dropped = rules(Some(&Email)).ask_plainly(&mut headers);
+        let dropped = rules(Some(&email)).ask_plainly(&mut headers);
         assert_eq!(dropped, ["range", "if-range"]);
         let plain = [(
             header::ACCEPT_ENCODING,

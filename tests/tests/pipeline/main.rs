@@ -7,6 +7,9 @@
     clippy::panic
 )]
 
+mod edited;
+mod language;
+mod redaction;
 mod rules;
 mod uninspected;
 mod upstream;
@@ -17,9 +20,12 @@ use harness::dns::Answer;
 use harness::{World, eventually, repository};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const ODD: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 40);
+/// Speaks HTTP/2 only.
+const TWO: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 42);
 /// An address where nobody listens.
 const IDLE: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 41);
 
@@ -72,10 +78,19 @@ grants:
   - { role: odd-user, to: { workload: watched }, mode: observe }
 "#;
 
-/// A world with the odd server, an agent, and a governed raw client.
+/// Who asks.
+#[derive(Clone, Copy)]
+enum Program {
+    /// Sends any bytes.
+    Raw,
+    /// Sends what most programs would, over either version of HTTP.
+    Ordinary,
+}
+
+/// A world with the odd server, an agent, and a governed client.
 struct Lab {
     client: Running,
-    _odd: Running,
+    servers: Vec<Running>,
     agent: Agent,
     world: World,
 }
@@ -90,8 +105,23 @@ impl Lab {
     }
 
     fn under(workload: &str, policy: &str) -> Self {
+        Self::of(workload, policy, "", Program::Raw)
+    }
+
+    /// One more server, that speaks HTTP/2, and an ordinary client.
+    fn ordinary(policy: &str, settings: &str) -> Self {
+        Self::of("probe", policy, settings, Program::Ordinary)
+    }
+
+    fn of(workload: &str, policy: &str, settings: &str, program: Program) -> Self {
         let world = World::new().unwrap();
-        let odd = odd_server(&world);
+        let mut servers = vec![odd_server(&world)];
+        if let Program::Ordinary = program {
+            servers.push(server(&world, "http2.py", TWO, &["two.example"]));
+            world
+                .dns
+                .set("two.example", Answer::Addresses(vec![TWO.into()]));
+        }
         for name in [
             "odd.example",
             "pinned.example",
@@ -109,19 +139,42 @@ impl Lab {
             .set("down.example", Answer::Addresses(vec![IDLE.into()]));
         world.dns.set("nameless.example", Answer::Failure);
         let mut agent = Agent::new(&world, policy).unwrap();
+        let mut config = std::fs::read_to_string(agent.config()).unwrap();
+        config.push_str(settings);
+        std::fs::write(agent.config(), config).unwrap();
         agent.start(&world).unwrap();
-        let clients = world
+        world
             .show(&repository().join("tests/clients"), "clients")
             .unwrap();
-        let mut command = agent.governed(&world, workload, "python3");
-        command.arg("-u").arg(clients.join("raw.py"));
-        let client = Running::start(command).unwrap();
+        if let Program::Ordinary = program {
+            world.show(&venv(), "python").unwrap();
+        }
+        let client = client(&world, &agent, workload, program);
         Self {
             client,
-            _odd: odd,
+            servers,
             agent,
             world,
         }
+    }
+
+    /// Another client beside the first one.
+    fn another(&self, program: Program) -> Running {
+        client(&self.world, &self.agent, "probe", program)
+    }
+
+    /// What an ordinary client is answered, and the record of it.
+    fn asked(&mut self, mut command: Value) -> (Value, Value) {
+        command["do"] = json!("ask");
+        let before = self.records(|_| true);
+        let answer = self.ask(command);
+        let after = eventually(Duration::from_secs(5), || {
+            let all = self.agent.decisions(&self.world).unwrap();
+            (all.len() > before).then_some(all)
+        });
+        let mut after = after.unwrap_or_else(|| panic!("no record of {answer}"));
+        assert_eq!(after.len(), before + 1, "one record for one request");
+        (answer, after.pop().unwrap())
     }
 
     /// Puts another policy in force.
@@ -188,27 +241,43 @@ impl Lab {
 fn odd_server(world: &World) -> Running {
     world
         .servers
-        .script(&format!(
-            "ip addr add {ODD}/32 dev lo; ip addr add {IDLE}/32 dev lo"
-        ))
+        .script(&format!("ip addr add {IDLE}/32 dev lo"))
         .unwrap();
-    let files = world
-        .ca
-        .issue(&["odd.example", "pinned.example"], world.directory())
+    server(world, "odd.py", ODD, &["odd.example", "pinned.example"])
+}
+
+fn venv() -> PathBuf {
+    repository().join("target/tools/venv")
+}
+
+fn server(world: &World, script: &str, address: Ipv4Addr, hosts: &[&'static str]) -> Running {
+    world
+        .servers
+        .script(&format!("ip addr replace {address}/32 dev lo"))
         .unwrap();
-    let mut command = world.servers.command("python3");
+    let files = world.ca.issue(hosts, world.directory()).unwrap();
+    let mut command = world.servers.command(venv().join("bin/python3"));
     command
         .arg("-u")
-        .arg(repository().join("tests/servers/odd.py"))
-        .arg(ODD.to_string())
-        .arg("443");
-    let mut odd = Running::start({
-        command.arg(&files.certificate).arg(&files.key);
-        command
-    })
-    .unwrap();
-    assert_eq!(odd.line(Duration::from_secs(10)).unwrap(), "ready");
-    odd
+        .arg(repository().join("tests/servers").join(script))
+        .args([&address.to_string(), "443"])
+        .args([&files.certificate, &files.key]);
+    let mut server = Running::start(command).unwrap();
+    assert_eq!(server.line(Duration::from_secs(10)).unwrap(), "ready");
+    server
+}
+
+fn client(world: &World, agent: &Agent, workload: &str, program: Program) -> Running {
+    let python = world.directory().join("python/bin/python3");
+    let (python, script) = match program {
+        Program::Raw => (Path::new("python3"), "raw.py"),
+        Program::Ordinary => (python.as_path(), "ordinary.py"),
+    };
+    let mut command = agent.governed(world, workload, python);
+    command
+        .arg("-u")
+        .arg(world.directory().join("clients").join(script));
+    Running::start(command).unwrap()
 }
 
 fn status(data: &str) -> u16 {

@@ -169,6 +169,26 @@ fn an_open_response_is_held_to_the_headers_it_was_asked_with() {
 }
 
 #[test]
+fn an_open_response_is_held_to_the_headers_of_its_condition() {
+    let required = "GET /drip\n          headers: { require: { x-tenant: [acme] } }";
+    let condition = "GET /drip\n          when: \"request.headers['X-Tenant'] == 'acme'\"";
+    let policy = rules("").replace(required, condition);
+    // No rule but this one looks at the header.
+    let policy = policy.replace("x-tenant: [acme] }, allow", "x-other: [acme] }, allow");
+    let mut lab = Lab::under("probe", &policy);
+    lab.drip();
+    lab.reload(&policy.replace("/plain", "/plainer"));
+    for _ in 0..3 {
+        assert!(lab.dripping(), "a change of something else cut the stream");
+    }
+    lab.reload(&policy.replace("== 'acme'", "== 'other'"));
+    let answer = lab.ask(json!({"do": "read", "wait": 3}));
+    assert_ne!(answer["end"], "silent", "{answer}");
+    let record = lab.record_of("revoked");
+    assert_eq!(record["verdict"], "DENY", "{record}");
+}
+
+#[test]
 fn the_end_of_a_grant_ends_what_is_open() {
     let end = jiff::Timestamp::now().as_second() + 7;
     let until = jiff::Timestamp::from_second(end).unwrap();

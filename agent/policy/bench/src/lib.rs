@@ -220,7 +220,7 @@ impl Size {
 
     /// Calls that no rule has.
     pub fn misses(&self) -> Vec<Call> {
-        self.calls(|number, rule| ("GET", format!("/v1/t{number}/res{rule}/none/of/these")))
+        self.calls(|number, rule| ("GET", format!("/v1/t{number}/none/res{rule}/of/these")))
     }
 
     /// Calls that a rule denies.

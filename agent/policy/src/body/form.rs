@@ -58,9 +58,19 @@ impl Check<'_> {
     /// Whether the pair is kept; else it is cut.
     fn keep(&mut self, pair: &Pair) -> Result<bool, BodyFault> {
         let strip = &self.spec.strip;
-        if let Followed::Hit(pointer) = strip.member(&strip.root(), &pair.name) {
-            self.stripped.add(|| pointer.as_str().to_owned());
-            return self.cut(pair);
+        // `tags[]` and `user[name]` are `tags` and a part of `user` to many readers.
+        let (name, nested) = outer(&pair.name);
+        match strip.member(&strip.root(), name) {
+            Followed::Hit(pointer) => {
+                self.stripped.add(|| pointer.as_str().to_owned());
+                return self.cut(pair);
+            }
+            Followed::On(below) if nested && !below.is_empty() => {
+                return Err(invalid(
+                    "it has a field with brackets, of which a part is to be cut out",
+                ));
+            }
+            Followed::On(_) => {}
         }
         let Some(fields) = &self.spec.fields else {
             return Ok(true);
@@ -121,7 +131,20 @@ pub(super) fn tree(body: &[u8], fields: Option<&[Field]>) -> Result<Value, BodyF
             None => drop(members.insert(name, value)),
         }
     }
+    // Which of `role` and `role[]` counts is the reader's choice.
+    let mut names = members.keys().map(|name| outer(name));
+    if names.any(|(name, nested)| nested && members.contains_key(name)) {
+        return Err(invalid("it has a field both with brackets and without"));
+    }
     Ok(Value::Object(members))
+}
+
+/// The name that a field has for readers who take brackets for structure, and whether it has such.
+fn outer(name: &str) -> (&str, bool) {
+    match name.split_once('[') {
+        Some((outer, _)) => (outer.trim_start_matches(' '), true),
+        None => (name.trim_start_matches(' '), false),
+    }
 }
 
 /// A field, decoded, and where it stands.

@@ -1,9 +1,10 @@
 //! A strict JSON reader (RFC 8259): what it takes, every other reader takes the same way.
 //!
 //! Besides the grammar it refuses what readers differ on: a byte order mark, invalid UTF-8, a key twice
-//! in one object (compared unescaped), lone surrogates, numbers beyond a double, deep nesting, and
+//! in one object (compared unescaped, and in a request without case), lone surrogates, numbers beyond a double, deep nesting, and
 //! anything behind the value.
 use super::edit::Edits;
+use crate::fold;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -26,7 +27,7 @@ pub enum JsonError {
     /// Nested too deep.
     #[error("it is nested more than 64 levels deep")]
     Depth,
-    /// A key twice in one object, also where one of them is written with escapes.
+    /// A key twice in one object, also where one of them is written with escapes, or in a request in another case.
     #[error("the key {0} stands twice in one object")]
     DuplicateKey(String),
     /// A number that is infinite as a double.
@@ -72,6 +73,8 @@ pub(crate) struct Reader<'b> {
     at: usize,
     depth: usize,
     edits: Edits,
+    /// Whether keys that differ in case alone are the same.
+    fold: bool,
 }
 
 pub(super) type Read<T> = Result<T, JsonError>;
@@ -87,6 +90,15 @@ impl<'b> Reader<'b> {
             at: 0,
             depth: 0,
             edits: Edits::default(),
+            fold: true,
+        })
+    }
+
+    /// A reader to whom keys that differ in case are two.
+    pub(super) fn minding_case(bytes: &'b [u8]) -> Read<Self> {
+        Ok(Self {
+            fold: false,
+            ..Self::new(bytes)?
         })
     }
 
@@ -238,7 +250,7 @@ impl<'b> Reader<'b> {
             reader.skip_space();
             reader.expect(b':')?;
             // The clone of a key without escapes is two words.
-            if !keys.insert(key.clone()) {
+            if !keys.insert(key.clone(), reader.fold) {
                 return Err(JsonError::DuplicateKey(crate::syntax::quote(&key)).into());
             }
             field(reader, &key)
@@ -377,18 +389,32 @@ impl<'b> Keys<'b> {
     const FEW: usize = 32;
 
     /// Whether the key is new.
-    fn insert(&mut self, key: Cow<'b, str>) -> bool {
+    fn insert(&mut self, key: Cow<'b, str>, fold: bool) -> bool {
         if self.many.is_empty() && self.few.len() < Self::FEW {
-            let new = !self.few.contains(&key);
+            let known = |known: &Cow<'b, str>| match fold {
+                true => fold::same(known, &key),
+                false => *known == key,
+            };
+            let new = !self.few.iter().any(known);
             if new {
                 self.few.push(key);
             }
             return new;
         }
         if self.many.is_empty() {
-            self.many.extend(self.few.drain(..));
+            let few = self.few.drain(..);
+            self.many.extend(few.map(|key| folded(key, fold)));
         }
-        self.many.insert(key)
+        self.many.insert(folded(key, fold))
+    }
+}
+
+/// What a key is compared by.
+fn folded(key: Cow<'_, str>, fold: bool) -> Cow<'_, str> {
+    match key {
+        Cow::Borrowed(key) if fold => fold::fold(key),
+        Cow::Owned(key) if fold => Cow::Owned(fold::fold(&key).into_owned()),
+        exact => exact,
     }
 }
 

@@ -158,14 +158,15 @@ pub(crate) fn json_number(word: &str) -> Option<serde_json::Number> {
 /// The two media types whose fields are known here, with no parameter but UTF-8.
 fn parse_media(value: &[u8]) -> Option<Media> {
     let text = std::str::from_utf8(value).ok()?.to_ascii_lowercase();
+    let blank = [' ', '\t'];
     let (essence, parameter) = match text.split_once(';') {
-        Some((essence, parameter)) => (essence, Some(parameter.trim())),
+        Some((essence, parameter)) => (essence, Some(parameter.trim_matches(blank))),
         None => (text.as_str(), None),
     };
     if parameter.is_some_and(|text| !matches!(text, "charset=utf-8" | "charset=\"utf-8\"")) {
         return None;
     }
-    match essence.trim() {
+    match essence.trim_matches(blank) {
         "application/json" => Some(Media::Json),
         "application/x-www-form-urlencoded" => Some(Media::Form),
         _ => None,

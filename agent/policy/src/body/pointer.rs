@@ -1,6 +1,8 @@
 //! JSON pointers (RFC 6901), with `*` for every element or member, and many of them as one tree.
+use crate::fold::fold;
 use crate::syntax::quote;
 use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::fmt;
 
 /// A place in a JSON text: `/items/*/token`. A token that is `*` as a whole means every element or member.
@@ -107,6 +109,8 @@ pub(super) fn escape(name: &str, into: &mut String) {
 #[derive(Debug, Default)]
 pub(crate) struct Pointers {
     pub(super) list: Vec<Pointer>,
+    /// Whether names are compared without case.
+    fold: bool,
     /// The first is the root.
     nodes: Vec<Node>,
 }
@@ -136,11 +140,21 @@ impl Pointers {
 
     /// `None` if there are too many.
     pub(crate) fn new(pointers: &[Pointer]) -> Option<Self> {
+        Self::made(pointers, false)
+    }
+
+    /// For readers that do not mind the case of a name: more is found.
+    pub(crate) fn folding(pointers: &[Pointer]) -> Option<Self> {
+        Self::made(pointers, true)
+    }
+
+    fn made(pointers: &[Pointer], fold: bool) -> Option<Self> {
         if pointers.len() > Self::MOST {
             return None;
         }
         let mut tree = Self {
             list: pointers.to_vec(),
+            fold,
             nodes: vec![Node::default()],
         };
         for (number, pointer) in pointers.iter().enumerate() {
@@ -162,17 +176,23 @@ impl Pointers {
         };
         let child = match token {
             Token::Every => *node.every.get_or_insert(new),
-            Token::Name(name) => match node.named.binary_search_by(|(known, _)| known.cmp(name)) {
-                Ok(index) => node.named.get(index).map_or(new, |(_, child)| *child),
-                Err(index) => {
-                    node.named.insert(index, (name.clone(), new));
-                    if let Some(number) = element_number(name) {
-                        node.numbered.push((number, new));
-                        node.numbered.sort_unstable();
+            Token::Name(name) => {
+                let name: Box<str> = match self.fold {
+                    true => fold(name).into(),
+                    false => name.clone(),
+                };
+                match node.named.binary_search_by(|(known, _)| known.cmp(&name)) {
+                    Ok(index) => node.named.get(index).map_or(new, |(_, child)| *child),
+                    Err(index) => {
+                        if let Some(number) = element_number(&name) {
+                            node.numbered.push((number, new));
+                            node.numbered.sort_unstable();
+                        }
+                        node.named.insert(index, (name, new));
+                        new
                     }
-                    new
                 }
-            },
+            }
         };
         if child == new {
             self.nodes.push(Node::default());
@@ -190,10 +210,14 @@ impl Pointers {
 
     /// Follows the name of a member.
     pub(super) fn member(&self, active: &[usize], name: &str) -> Followed<'_> {
+        let name = match self.fold && !active.is_empty() {
+            true => fold(name),
+            false => Cow::Borrowed(name),
+        };
         self.follow(active, |node| {
             let index = node
                 .named
-                .binary_search_by(|(known, _)| (**known).cmp(name))
+                .binary_search_by(|(known, _)| (**known).cmp(&name))
                 .ok()?;
             node.named.get(index).map(|(_, child)| *child)
         })

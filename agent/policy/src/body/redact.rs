@@ -48,7 +48,7 @@ impl Redactor {
     /// # Errors
     /// [`RedactError::Ambiguous`] where the text is not strict JSON.
     pub fn redact(&self, body: &[u8]) -> Result<Redacted, RedactError> {
-        let mut reader = Reader::new(body)?;
+        let mut reader = Reader::minding_case(body)?;
         let mut count = 0;
         self.value(&mut reader, &self.0.root(), &mut count)?;
         let body = reader.end()?;

@@ -29,7 +29,7 @@ fn policy(body: &str) -> Source {
 fn spec(body: &str) -> BodySpec {
     let compiled = crate::compile(&[policy(body)]).unwrap_or_else(|faults| panic!("{faults}"));
     let mut policy = compiled.policy;
-    policy.rules.pop().unwrap().body.unwrap()
+    *policy.rules.pop().unwrap().body.unwrap()
 }
 
 /// The faults of a `body`: `column: message`, all on its own line.

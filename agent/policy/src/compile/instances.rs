@@ -1,15 +1,19 @@
 //! Roles with their parameters filled in and their inclusions resolved.
 use super::names::Names;
-use crate::document::{Entry, Named, Reading, RoleRef, Template, instantiate};
+use crate::document::{Arguments, Entry, Named, Reading, RoleRef, Template, instantiate};
 use crate::syntax::{Span, nearest, quote};
 use std::collections::{BTreeSet, HashMap};
 
 /// Roles with arguments, all told, at most.
 const MAX_INSTANCES: usize = 10_000;
+/// Nodes of roles that are read anew for other arguments, all told, at most.
+const MAX_WEIGHT: usize = 500_000;
 /// Inclusions one in the other at most.
 const MAX_DEPTH: usize = 32;
 /// Inclusions of all roles together, also indirect ones, at most.
 const MAX_INCLUDED: usize = 1_000_000;
+/// Keys and values of all roles together, read anew for each list of arguments, at most.
+const MAX_FILLED: usize = 1_000_000;
 
 /// A role as it is granted or included.
 #[derive(Debug)]
@@ -21,8 +25,6 @@ pub(super) struct Instance {
     pub(super) all: BTreeSet<usize>,
 }
 
-type Arguments = Vec<(Box<str>, Box<str>)>;
-
 /// Makes instances as they are asked for, each once.
 pub(super) struct Instances<'d> {
     roles: &'d [Named<Template<'d>>],
@@ -32,6 +34,8 @@ pub(super) struct Instances<'d> {
     /// Roles that are being made, the outermost first.
     making: Vec<usize>,
     included: usize,
+    /// Of the roles with parameters that were made.
+    weight: usize,
     /// Roles that were asked for at all, by number.
     used: BTreeSet<usize>,
 }
@@ -49,6 +53,7 @@ impl<'d> Instances<'d> {
             known: HashMap::new(),
             making: Vec::new(),
             included: 0,
+            weight: 0,
             used: BTreeSet::new(),
         };
         for (number, role) in roles.iter().enumerate() {
@@ -121,6 +126,9 @@ impl<'d> Instances<'d> {
             return None;
         }
         let template = self.roles.get(number)?;
+        if !template.value.parameters.is_empty() {
+            self.weight += template.value.weight();
+        }
         let role = instantiate(reading, &template.value, &key.1);
         self.making.push(number);
         let mut all = BTreeSet::new();
@@ -171,16 +179,17 @@ impl<'d> Instances<'d> {
                 .error(span, "roles include each other more than 32 levels deep");
             return true;
         }
-        if self.made.len() >= MAX_INSTANCES || self.included >= MAX_INCLUDED {
+        if self.made.len() >= MAX_INSTANCES
+            || self.included >= MAX_INCLUDED
+            || self.weight >= MAX_WEIGHT
+        {
             reading
                 .decoder
                 .error(
                     span,
                     "the policy has too many roles with different arguments, or inclusions",
                 )
-                .help(
-                    "more than 10000 roles or 1000000 inclusions are a policy that nobody can read",
-                );
+                .help("more than 10000 roles, 1000000 inclusions or 500000 parts of roles with arguments are a policy that nobody can read");
             return true;
         }
         false

@@ -9,6 +9,7 @@ mod warn;
 use crate::document::{Document, Named, Patterns, Reading, VERSION};
 use crate::policy::{Policy, RuleData};
 use crate::syntax::{Decoder, Faults, Node, Source};
+use crate::when::When;
 use instances::Instances;
 use names::Names;
 use sha2::{Digest, Sha256};
@@ -112,7 +113,6 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         decoder,
         &warn::Whole {
             document: &document,
-            bindings: &bindings,
             ruled: &ruled,
             closures: &closures,
             granted: &granted,
@@ -141,8 +141,10 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
 
 fn headers_read(rules: &[RuleData]) -> Vec<String> {
     let required = rules.iter().flat_map(|rule| &rule.headers.require);
-    let names: BTreeSet<&String> = required.map(|(name, _)| name).collect();
-    names.into_iter().cloned().collect()
+    let required = required.map(|(name, _)| name.as_str());
+    let conditions = rules.iter().filter_map(|rule| rule.when.as_deref());
+    let names: BTreeSet<&str> = required.chain(conditions.flat_map(When::headers)).collect();
+    names.into_iter().map(str::to_owned).collect()
 }
 
 fn by_name<T>(things: &mut [Named<T>]) {

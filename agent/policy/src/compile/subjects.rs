@@ -3,8 +3,9 @@ use super::instances::{Instance, Instances};
 use super::names::Names;
 use super::rules::{Placed, Ruled};
 use crate::document::{Document, Grant, Named, Reading, Workload};
-use crate::grants::{ALWAYS, ApiGrants, Clause, Grants, Guard, GuardId, Modes};
+use crate::grants::{ALWAYS, ApiGrants, Callers, Clause, Grants, Guard, GuardId, Modes};
 use crate::policy::RuleSet;
+use crate::route::Index;
 use crate::syntax::{Decoder, quote};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,9 +14,11 @@ use std::sync::Arc;
 /// order of name.
 pub(super) type Granted = BTreeMap<usize, BTreeMap<usize, Vec<Clause>>>;
 
-/// Rules in all rule sets together, at most: bounds memory where many workloads have different
-/// combinations of large roles.
-const MAX_EXPANDED: usize = 2_000_000;
+/// Rules and segments of their paths in all rule sets together, at most: bounds memory where many workloads
+/// have different combinations of large roles.
+const MAX_EXPANDED: usize = 1_000_000;
+/// Identities in the lists of all grants together, at most; a list that stands in several counts once.
+const MAX_CALLERS: usize = 2_000_000;
 
 /// Resolves all grants, and warns of what is granted to nobody.
 pub(super) fn resolve(
@@ -25,12 +28,21 @@ pub(super) fn resolve(
     instances: &mut Instances<'_>,
 ) -> Granted {
     let members = members(reading.decoder, names, document);
+    let mut lists = Lists::default();
     let mut granted = Granted::new();
     let mut expanded = 0;
     for grant in &document.grants {
         let instance = instances.granted(reading, names, &grant.role);
         let workloads = workloads(reading.decoder, names, document, grant);
-        let clause = clause(reading.decoder, names, &members, grant);
+        let clause = clause(reading.decoder, names, &members, &mut lists, grant);
+        if lists.listed > MAX_CALLERS {
+            let message = "the grants have more than 2000000 identities together";
+            reading
+                .decoder
+                .error(grant.role.name.span, message)
+                .help("grant to the same groups, or to fewer of them");
+            break;
+        }
         let Some((instance, clause)) =
             instance.and_then(|number| Some((instances.get(number)?, clause?)))
         else {
@@ -43,7 +55,13 @@ pub(super) fn resolve(
         }
         give(&mut granted, &workloads, instance, &clause);
     }
-    warn(reading.decoder, document, instances, &granted);
+    for clauses in granted.values_mut().flat_map(BTreeMap::values_mut) {
+        Clause::merge(clauses);
+    }
+    // A grant that is wrong leaves a gap, and what it gives would be said to be granted to nobody.
+    if reading.decoder.errors() == 0 {
+        warn(reading.decoder, document, instances, &granted);
+    }
     granted
 }
 
@@ -51,17 +69,19 @@ fn give(granted: &mut Granted, workloads: &[usize], instance: &Instance, clause:
     for workload in workloads {
         let roles = granted.entry(*workload).or_default();
         for role in &instance.all {
-            let clauses = roles.entry(*role).or_default();
-            if !clauses.contains(clause) {
-                clauses.push(clause.clone());
-            }
+            // Most have a role once: room for four would be most of what is held here.
+            let clauses = roles.entry(*role).or_insert_with(|| Vec::with_capacity(1));
+            clauses.push(clause.clone());
         }
     }
 }
 
 fn too_large(decoder: &mut Decoder, span: crate::syntax::Span) {
     decoder
-        .error(span, "the grants expand to more than 2000000 rules")
+        .error(
+            span,
+            "the grants expand to more than 1000000 rules and segments of paths",
+        )
         .help("grant the same combinations of roles to workloads, or split large roles");
 }
 
@@ -73,6 +93,14 @@ fn workloads(
     grant: &Grant,
 ) -> Vec<usize> {
     if grant.workloads.is_empty() {
+        if document.workloads.is_empty() {
+            decoder
+                .warning(
+                    grant.role.name.span,
+                    "nobody fits this grant: the policy has no workload",
+                )
+                .help("define those that it governs under `workloads:`");
+        }
         return (0..document.workloads.len()).collect();
     }
     let named = grant
@@ -113,38 +141,78 @@ pub(super) fn groups_of(names: &Names, document: &Document<'_>) -> Vec<Vec<Strin
     groups
 }
 
-/// What a grant asks for besides the workload; `None` where it can be nobody.
+/// Lists of identities, each made once.
+#[derive(Default)]
+struct Lists {
+    /// By the identities and the groups that are named.
+    by_names: HashMap<(BTreeSet<u32>, BTreeSet<usize>), Callers>,
+    numbers: HashMap<Arc<[u32]>, u32>,
+    listed: usize,
+}
+
+impl Lists {
+    /// Those of `named` that are in one of `groups`, or all of either where the other is not asked for.
+    fn get(
+        &mut self,
+        (named, groups): (Option<BTreeSet<u32>>, Option<BTreeSet<usize>>),
+        members: &[BTreeSet<u32>],
+    ) -> Callers {
+        let key = (
+            named.clone().unwrap_or_default(),
+            groups.clone().unwrap_or_default(),
+        );
+        if let Some(known) = self.by_names.get(&key) {
+            return known.clone();
+        }
+        let of_groups = key.1.iter().filter_map(|group| members.get(*group));
+        self.listed += key.0.len() + of_groups.clone().map(BTreeSet::len).sum::<usize>();
+        let mut identities: Vec<u32> = match (named, groups) {
+            (Some(named), None) => named.into_iter().collect(),
+            // Too many: the caller ends with a fault.
+            _ if self.listed > MAX_CALLERS => Vec::new(),
+            (named, _) => {
+                let grouped = of_groups.flatten().copied();
+                let fits = |one: &u32| named.as_ref().is_none_or(|named| named.contains(one));
+                grouped.filter(fits).collect()
+            }
+        };
+        identities.sort_unstable();
+        identities.dedup();
+        let identities: Arc<[u32]> = identities.into();
+        let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
+        let number = *self.numbers.entry(identities.clone()).or_insert(next);
+        let callers = Callers { number, identities };
+        self.by_names.insert(key, callers.clone());
+        callers
+    }
+}
+
+/// What a grant asks for besides the workload.
 fn clause(
     decoder: &mut Decoder,
     names: &Names,
     members: &[BTreeSet<u32>],
+    lists: &mut Lists,
     grant: &Grant,
 ) -> Option<Clause> {
-    let named: Vec<u32> = grant
-        .identities
-        .iter()
-        .filter_map(|name| u32::try_from(names.identities.resolve(decoder, name)?).ok())
-        .collect();
-    let grouped: BTreeSet<u32> = grant
-        .groups
-        .iter()
-        .filter_map(|name| members.get(names.groups.resolve(decoder, name)?))
-        .flatten()
-        .copied()
-        .collect();
-    let identities: Option<BTreeSet<u32>> =
-        match (grant.identities.is_empty(), grant.groups.is_empty()) {
-            (true, true) => None,
-            (false, true) => Some(named.into_iter().collect()),
-            (true, false) => Some(grouped),
-            (false, false) => Some(
-                named
-                    .into_iter()
-                    .filter(|number| grouped.contains(number))
-                    .collect(),
-            ),
-        };
-    if identities.as_ref().is_some_and(BTreeSet::is_empty) {
+    let named = (!grant.identities.is_empty()).then(|| {
+        let numbers = grant.identities.iter();
+        numbers
+            .filter_map(|name| u32::try_from(names.identities.resolve(decoder, name)?).ok())
+            .collect()
+    });
+    let groups = (!grant.groups.is_empty()).then(|| {
+        let numbers = grant.groups.iter();
+        numbers
+            .filter_map(|name| names.groups.resolve(decoder, name))
+            .collect()
+    });
+    let asks = named.is_some() || groups.is_some();
+    let callers = asks.then(|| lists.get((named, groups), members));
+    let nobody = callers
+        .as_ref()
+        .is_some_and(|callers| callers.identities.is_empty());
+    if nobody && lists.listed <= MAX_CALLERS {
         decoder
             .warning(
                 grant.role.name.span,
@@ -153,9 +221,9 @@ fn clause(
             .help("both `identity` and `group` must fit; make two grants where either will do");
     }
     Some(Clause {
-        identities: identities.map(|numbers| numbers.into_iter().collect::<Vec<_>>().into()),
-        until: grant.until,
+        callers,
         mode: grant.mode,
+        until: grant.until,
     })
 }
 
@@ -302,7 +370,9 @@ impl Sets<'_> {
             .collect();
         self.expanded += placed
             .iter()
-            .map(|(placed, _)| placed.allow.len() + placed.deny.len())
+            .flat_map(|(placed, _)| placed.allow.iter().chain(&placed.deny))
+            .filter_map(|number| self.ruled.rules.get(usize::try_from(*number).ok()?))
+            .map(|rule| 1 + rule.template.segments.len())
             .sum::<usize>();
         if self.expanded > MAX_EXPANDED {
             return None;
@@ -313,7 +383,10 @@ impl Sets<'_> {
     }
 
     fn rule_set(&self, placed: &[(&Placed, GuardId)]) -> RuleSet {
-        let mut set = RuleSet::default();
+        let mut set = RuleSet {
+            deny: Index::loose(),
+            ..RuleSet::default()
+        };
         let rule = |number: u32| self.ruled.rules.get(usize::try_from(number).ok()?);
         for (placed, guard) in placed {
             for number in &placed.allow {
@@ -334,6 +407,9 @@ impl Sets<'_> {
                 set.guarded.extend(rules.map(|number| (*number, *guard)));
             }
         }
+        set.allow.shrink();
+        set.deny.shrink();
+        set.allows.shrink_to_fit();
         set.allows.sort_unstable();
         set.denies.sort_unstable();
         set.guarded.sort_unstable();

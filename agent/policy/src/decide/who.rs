@@ -69,7 +69,7 @@ impl Policy {
             let clauses = grants.modes.clauses().iter();
             let clauses = clauses.chain(granted.into_iter().flat_map(|of| of.modes.clauses()));
             let numbers: BTreeSet<u32> = clauses
-                .filter_map(|clause| clause.identities.as_deref())
+                .filter_map(|clause| clause.callers.as_ref().map(|callers| &*callers.identities))
                 .flatten()
                 .copied()
                 .collect();

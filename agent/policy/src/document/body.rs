@@ -56,7 +56,7 @@ pub(super) fn body_spec(reading: &mut Reading<'_>, node: &Node) -> Option<BodySp
         fields,
         required,
         extra: extra.unwrap_or(Extra::Deny),
-        strip: Pointers::new(&strip).unwrap_or_default(),
+        strip: Pointers::folding(&strip).unwrap_or_default(),
         schema,
         max,
     })
@@ -98,7 +98,7 @@ fn required_fields<'n>(
         };
         let cuts = |pointer: &&Pointer| match pointer.tokens() {
             [Token::Every] => true,
-            [Token::Name(cut)] => &**cut == name,
+            [Token::Name(cut)] => crate::fold::same(cut, name),
             _ => false,
         };
         if names.contains(&name) {

@@ -49,6 +49,9 @@ fn headers(reading: &mut Reading<'_>, node: &Node) -> Vec<(String, HeaderTemplat
         reading.decoder.error(node.span, "`header` names no header");
     }
     let mut headers: Vec<(String, HeaderTemplate)> = Vec::new();
+    if super::too_many_headers(reading, node, entries.len()) {
+        return headers;
+    }
     for entry in entries {
         let name = entry.key.text.to_ascii_lowercase();
         let problem = if !is_lower_token(&name) {

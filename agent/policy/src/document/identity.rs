@@ -1,7 +1,7 @@
 //! Who calls: identities, and groups of them.
 use super::{Name, Reading, reference, secret_ref};
 use crate::model::Proof;
-use crate::syntax::{Node, Value, quote};
+use crate::syntax::{Node, quote};
 
 #[derive(Debug)]
 pub(crate) struct Identity {
@@ -137,10 +137,8 @@ fn claim_values(reading: &mut Reading<'_>, node: &Node) -> Option<Vec<(String, S
                 .help("`issuer` and `audience` say what `iss` and `aud` must be");
             continue;
         }
-        let Value::Scalar(scalar) = &entry.value.value else {
-            reading
-                .decoder
-                .expected(&entry.value, "the claim's one value");
+        let what = "the claim's one value";
+        let Some(scalar) = reading.decoder.scalar(&entry.value, what) else {
             continue;
         };
         claims.push((entry.key.text.to_string(), scalar.text.to_string()));

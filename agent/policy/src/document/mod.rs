@@ -4,6 +4,7 @@
 //! that one fault is not followed by others about a name that is missing.
 mod body;
 mod credential;
+mod fill;
 mod grant;
 mod identity;
 pub(crate) mod payload;
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub(crate) use credential::Credential;
+pub(crate) use fill::Arguments;
 pub(crate) use grant::Grant;
 pub(crate) use identity::{Group, Identity};
 pub(crate) use place::{Api, HostPattern, Workload};
@@ -63,23 +65,32 @@ pub(crate) const VERSION: u32 = 1;
 
 /// The regular expressions of a policy, each compiled once, and not more than memory allows.
 #[derive(Debug, Default)]
-pub(crate) struct Patterns(HashMap<Box<str>, Result<Arc<Pattern>, String>>);
+pub(crate) struct Patterns {
+    known: HashMap<Box<str>, Result<Arc<Pattern>, String>>,
+    wrong: usize,
+}
 
 impl Patterns {
     const MOST: usize = 1_024;
+    /// Patterns that are tried in vain at most: to find one too large takes as long as to build it.
+    const MOST_WRONG: usize = 100;
 
     pub(crate) fn get(&mut self, text: &str) -> Result<Arc<Pattern>, String> {
-        if let Some(known) = self.0.get(text) {
+        if let Some(known) = self.known.get(text) {
             return known.clone();
         }
-        if self.0.len() >= Self::MOST {
+        if self.wrong >= Self::MOST_WRONG {
+            return Err("so many patterns are wrong that this one was not tried".to_owned());
+        }
+        if self.known.len() >= Self::MOST {
             return Err(format!(
                 "the policy has more than {} different patterns",
                 Self::MOST
             ));
         }
         let pattern = Pattern::new(text).map(Arc::new);
-        self.0.insert(text.into(), pattern.clone());
+        self.wrong += usize::from(pattern.is_err());
+        self.known.insert(text.into(), pattern.clone());
         pattern
     }
 }
@@ -213,9 +224,25 @@ fn secret_ref(reading: &mut Reading<'_>, node: &Node) -> Option<crate::model::Se
     })
 }
 
+/// Headers in one list at most: more than a request may have.
+const MAX_HEADERS: usize = 128;
+
+/// Whether a list of headers is so long that it is not read; that is a fault.
+fn too_many_headers(reading: &mut Reading<'_>, node: &Node, count: usize) -> bool {
+    if count > MAX_HEADERS {
+        reading
+            .decoder
+            .error(node.span, format!("more than {MAX_HEADERS} headers"));
+    }
+    count > MAX_HEADERS
+}
+
 /// Lower-case header names from a list.
 fn header_names(reading: &mut Reading<'_>, node: &Node) -> Vec<Name> {
     let items = reading.decoder.nonempty_list(node).unwrap_or_default();
+    if too_many_headers(reading, node, items.len()) {
+        return Vec::new();
+    }
     items
         .iter()
         .filter_map(|item| {

@@ -390,6 +390,16 @@ fn address_range(reading: &mut Reading<'_>, node: &Node) -> Option<IpNet> {
 }
 
 fn exact_range(reading: &mut Reading<'_>, node: &Node, range: IpNet) -> Option<IpNet> {
+    if let IpNet::V6(range) = range
+        && range.addr().to_ipv4_mapped().is_some()
+    {
+        // Such an address is compared as the IPv4 address that it is.
+        reading
+            .decoder
+            .error(node.span, "this is an IPv4 address written as an IPv6 one")
+            .help("write it as IPv4: it is the same");
+        return None;
+    }
     if range.trunc() == range {
         return Some(range);
     }

@@ -1,10 +1,10 @@
 //! Roles: what may be asked of an api, and with which credential. A role with parameters is a template,
 //! read anew for each list of arguments; a role may include others.
+use super::fill::{fill, mentioned, weight};
 use super::rule::{allow_rules, deny_rule};
 use super::{Name, Named, Reading, Rule, check_name, header_names, reference};
 use crate::body::Redactor;
-use crate::syntax::{Decoder, Entry as YamlEntry, Key, Node, Scalar, Span, Value, nearest, quote};
-use std::borrow::Cow;
+use crate::syntax::{Entry as YamlEntry, Node, Span, Value, quote};
 
 /// A role as it is written.
 #[derive(Debug)]
@@ -14,6 +14,11 @@ pub(crate) struct Template<'n> {
 }
 
 impl<'n> Template<'n> {
+    /// How much reading it costs.
+    pub(crate) fn weight(&self) -> usize {
+        weight(self.node)
+    }
+
     /// Calls `visit` with every text that stands in it, keys among them.
     pub(crate) fn each_text(&self, visit: &mut dyn FnMut(&'n str)) {
         fn walk<'n>(node: &'n Node, visit: &mut dyn FnMut(&'n str)) {
@@ -69,6 +74,8 @@ pub(crate) struct Response {
 
 /// Characters of an argument at most.
 const MAX_ARGUMENT: usize = 256;
+/// Parameters of a role at most.
+const MAX_PARAMETERS: usize = 32;
 
 /// The roles of a document, not yet read further than their names.
 pub(super) fn templates<'n>(
@@ -82,21 +89,7 @@ pub(super) fn templates<'n>(
         let span = entry.key.span;
         let (name, list) = split_call(&entry.key.text);
         check_name(reading, name, span);
-        let mut parameters: Vec<Name> = Vec::new();
-        for text in list.into_iter().flat_map(|list| list.split(',')) {
-            let text = text.trim();
-            if !is_parameter(text) || parameters.iter().any(|known| &*known.text == text) {
-                reading
-                    .decoder
-                    .error(span, format!("{} is no parameter's name here", quote(text)))
-                    .help("write each once, in letters, digits or `_`: `repo-reader(owner, repo)`");
-                continue;
-            }
-            parameters.push(Name {
-                text: text.into(),
-                span,
-            });
-        }
+        let parameters = parameters(reading, list, &entry.value, span);
         Named {
             name: Name {
                 text: name.into(),
@@ -109,6 +102,46 @@ pub(super) fn templates<'n>(
         }
     };
     entries.iter().map(&mut template).collect()
+}
+
+/// The names in brackets behind a role's name: each once, and used in what the role says.
+fn parameters(reading: &mut Reading<'_>, list: Option<&str>, node: &Node, span: Span) -> Vec<Name> {
+    let mut parameters: Vec<Name> = Vec::new();
+    for text in list.into_iter().flat_map(|list| list.split(',')) {
+        let text = text.trim();
+        if parameters.len() >= MAX_PARAMETERS {
+            let message = format!("more than {MAX_PARAMETERS} parameters");
+            reading.decoder.error(span, message);
+            break;
+        }
+        if !is_parameter(text) || parameters.iter().any(|known| &*known.text == text) {
+            reading
+                .decoder
+                .error(span, format!("{} is no parameter's name here", quote(text)))
+                .help("write each once, in letters, digits or `_`: `repo-reader(owner, repo)`");
+            continue;
+        }
+        parameters.push(Name {
+            text: text.into(),
+            span,
+        });
+    }
+    if parameters.is_empty() {
+        return parameters;
+    }
+    let used = mentioned(node);
+    for Name { text, span } in &parameters {
+        if !used.contains(&**text) {
+            // As in `/repos/{repo}/**`, which is every repository.
+            reading
+                .decoder
+                .error(*span, format!("the parameter {} is not used", quote(text)))
+                .help(format!(
+                    "write `${{{text}}}` where it is meant; `{{{text}}}` in a route is any segment"
+                ));
+        }
+    }
+    parameters
 }
 
 /// `name(list)` in its two parts.
@@ -136,6 +169,11 @@ pub(super) fn role_ref(reading: &mut Reading<'_>, node: &Node) -> Option<RoleRef
     }
     let mut arguments: Vec<(Box<str>, Box<str>)> = Vec::new();
     for text in list.into_iter().flat_map(|list| list.split(',')) {
+        if arguments.len() >= MAX_PARAMETERS {
+            let message = format!("a role has at most {MAX_PARAMETERS} arguments");
+            reading.decoder.error(node.span, message);
+            return None;
+        }
         let Some((parameter, value)) = text.split_once([':', '=']) else {
             reading
                 .decoder
@@ -203,111 +241,6 @@ pub(crate) fn instantiate(
         }
     }
     role
-}
-
-/// The node with every `${name}` replaced; borrowed where there is none.
-fn fill<'n>(
-    decoder: &mut Decoder,
-    node: &'n Node,
-    arguments: &[(Box<str>, Box<str>)],
-) -> Cow<'n, Node> {
-    if !mentions(node) {
-        return Cow::Borrowed(node);
-    }
-    let span = node.span;
-    let value = match &node.value {
-        Value::Scalar(scalar) => Value::Scalar(Scalar {
-            text: fill_text(decoder, span, &scalar.text, arguments),
-            plain: scalar.plain,
-        }),
-        Value::Sequence(items) => Value::Sequence(
-            items
-                .iter()
-                .map(|item| fill(decoder, item, arguments).into_owned())
-                .collect(),
-        ),
-        Value::Mapping(entries) => Value::Mapping(fill_entries(decoder, entries, arguments)),
-    };
-    Cow::Owned(Node { value, span })
-}
-
-fn fill_entries(
-    decoder: &mut Decoder,
-    entries: &[YamlEntry],
-    arguments: &[(Box<str>, Box<str>)],
-) -> Vec<YamlEntry> {
-    let mut filled: Vec<YamlEntry> = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let key = Key {
-            text: fill_text(decoder, entry.key.span, &entry.key.text, arguments),
-            span: entry.key.span,
-        };
-        if filled.iter().any(|known| known.key.text == key.text) && key.text != entry.key.text {
-            decoder.error(
-                key.span,
-                format!(
-                    "the key {} stands twice, with its argument",
-                    quote(&key.text)
-                ),
-            );
-        }
-        filled.push(YamlEntry {
-            key,
-            value: fill(decoder, &entry.value, arguments).into_owned(),
-        });
-    }
-    filled
-}
-
-/// Whether `${` stands anywhere in it.
-fn mentions(node: &Node) -> bool {
-    match &node.value {
-        Value::Scalar(scalar) => scalar.text.contains("${"),
-        Value::Sequence(items) => items.iter().any(mentions),
-        Value::Mapping(entries) => entries
-            .iter()
-            .any(|entry| entry.key.text.contains("${") || mentions(&entry.value)),
-    }
-}
-
-fn fill_text(
-    decoder: &mut Decoder,
-    span: Span,
-    text: &str,
-    arguments: &[(Box<str>, Box<str>)],
-) -> Box<str> {
-    let (mut filled, mut rest) = (String::with_capacity(text.len()), text);
-    while let Some((before, after)) = rest.split_once("${") {
-        filled.push_str(before);
-        let Some((name, tail)) = after.split_once('}') else {
-            decoder
-                .error(span, "`${` has no closing brace")
-                .help("write `${name}`, where `name` is a parameter of the role");
-            return text.into();
-        };
-        match arguments.iter().find(|(parameter, _)| **parameter == *name) {
-            Some((_, value)) => filled.push_str(value),
-            None => {
-                let known = arguments.iter().map(|(parameter, _)| &**parameter);
-                let help = match nearest(name, known) {
-                    Some(near) => format!("did you mean `${{{near}}}`?"),
-                    None => format!(
-                        "name it in the role's key: `role({})`",
-                        name.escape_default()
-                    ),
-                };
-                decoder
-                    .error(
-                        span,
-                        format!("{} is no parameter of this role", quote(name)),
-                    )
-                    .help(help);
-            }
-        }
-        rest = tail;
-    }
-    filled.push_str(rest);
-    filled.into()
 }
 
 /// `None` where the item is no `include`; an empty answer where it is a wrong one.

@@ -2,6 +2,7 @@
 use super::route::{self, Route, refuse_tunnels};
 use super::{Name, Reading, header_name, header_names};
 use crate::body::BodySpec;
+use crate::canonical::MAX_PARAMETERS;
 use crate::payload::{Graphql, GrpcMethods, Payload};
 use crate::policy::{Extra, Parameter, QuerySpec};
 use crate::route::{Methods, Template};
@@ -284,6 +285,11 @@ fn bare(route: Route) -> Rule {
 
 fn query_spec(reading: &mut Reading<'_>, node: &Node, extra: Extra) -> Option<QuerySpec> {
     let entries = reading.decoder.mapping(node)?;
+    if entries.len() > MAX_PARAMETERS {
+        let message = format!("more than {MAX_PARAMETERS} parameters, which no request has");
+        reading.decoder.error(node.span, message);
+        return None;
+    }
     let mut parameters: Vec<Parameter> = Vec::with_capacity(entries.len());
     for entry in entries {
         let name = entry.key.text.clone();
@@ -340,6 +346,9 @@ fn header_rules(reading: &mut Reading<'_>, node: &Node) -> Headers {
 /// Names with what their one value must be.
 fn required_headers(reading: &mut Reading<'_>, node: &Node) -> Vec<(Name, Shape)> {
     let entries = reading.decoder.mapping(node).unwrap_or_default();
+    if super::too_many_headers(reading, node, entries.len()) {
+        return Vec::new();
+    }
     let mut headers: Vec<(Name, Shape)> = Vec::with_capacity(entries.len());
     for entry in entries {
         let name = header_name(reading, &entry.key.text, entry.key.span);

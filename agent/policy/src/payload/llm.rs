@@ -3,6 +3,7 @@
 //! Known are OpenAI's chat completions, completions and responses, Anthropic's messages, and Gemini's
 //! `generateContent`, and what speaks like them. Members that a rule does not speak of pass.
 use super::{Glob, PayloadFault, member, some_of};
+use crate::fold::same;
 use crate::syntax::quote;
 use serde_json::{Map, Value};
 
@@ -28,6 +29,7 @@ impl Llm {
         let Value::Object(request) = body else {
             return Err(invalid("the body is not a JSON object", "send one request"));
         };
+        refuse_disguised(request, &MEMBERS)?;
         if let Some(models) = &self.models {
             check_models(models, request)?;
         }
@@ -95,6 +97,86 @@ fn check_models(allowed: &[Glob], request: &Object) -> Checked {
     }
 }
 
+/// What is looked at of a request.
+const MEMBERS: [&str; 24] = [
+    "best_of",
+    "cachedContent",
+    "cached_content",
+    "contents",
+    "functions",
+    "generationConfig",
+    "generation_config",
+    "input",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tokens",
+    "mcp_servers",
+    "messages",
+    "model",
+    "models",
+    "n",
+    "options",
+    "plugins",
+    "prompt",
+    "stream",
+    "toolConfig",
+    "tool_config",
+    "tools",
+    "web_search_options",
+];
+/// Of a tool, function, server or plugin.
+const TOOL_MEMBERS: [&str; 11] = [
+    "connector_id",
+    "custom",
+    "function",
+    "functionDeclarations",
+    "function_declarations",
+    "id",
+    "name",
+    "server_url",
+    "tools",
+    "type",
+    "url",
+];
+/// Of `generationConfig`.
+const GENERATION_MEMBERS: [&str; 4] = [
+    "candidateCount",
+    "candidate_count",
+    "maxOutputTokens",
+    "max_output_tokens",
+];
+
+/// A member in another case is another to this rule, and the same to a server that does not mind case.
+fn refuse_disguised(object: &Object, members: &[&str]) -> Checked {
+    let disguised = |key: &&String| {
+        !members.contains(&key.as_str()) && members.iter().any(|known| same(known, key))
+    };
+    match object.keys().find(disguised) {
+        None => Ok(()),
+        Some(key) => Err(invalid(
+            format!("{} is another spelling of a member", quote(key)),
+            "write it as the API does",
+        )),
+    }
+}
+
+/// Limits at the top of a request.
+const LIMITS: [&str; 3] = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
+/// Where servers of other styles take limits from. Such a limit is held to the cap, and is not enough.
+const OTHER_LIMITS: [&str; 5] = [
+    "maxOutputTokens",
+    "maxTokens",
+    "max_new_tokens",
+    "max_tokens_to_sample",
+    "num_predict",
+];
+const OTHER_CONFIGS: [&str; 4] = [
+    "inferenceConfig",
+    "inference_config",
+    "options",
+    "parameters",
+];
+
 /// Where Gemini keeps its numbers. Its servers take both spellings of every name.
 const GENERATION: [&str; 2] = ["generationConfig", "generation_config"];
 
@@ -125,18 +207,31 @@ const STYLES: [Style; 4] = [
 
 /// Every limit that stands in a request, by the name it is known under.
 fn limits(request: &Object) -> Result<Vec<(&'static str, &Value)>, PayloadFault> {
-    let top = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
-    let mut found: Vec<_> = top
-        .into_iter()
-        .filter_map(|name| Some((name, member(request, name)?)))
-        .collect();
+    let mut found: Vec<_> = named(request, &LIMITS).collect();
     for config in generation_configs(request) {
         let config = config?;
+        refuse_disguised(config, &GENERATION_MEMBERS)?;
         for spelling in ["maxOutputTokens", "max_output_tokens"] {
             found.extend(member(config, spelling).map(|value| ("maxOutputTokens", value)));
         }
     }
+    found.extend(named(request, &OTHER_LIMITS));
+    let configs = OTHER_CONFIGS.into_iter();
+    for config in configs.filter_map(|name| request.get(name)?.as_object()) {
+        found.extend(named(config, &OTHER_LIMITS));
+        // By another name: here it is not where a server of a known style goes by it.
+        let known = named(config, &LIMITS).map(|(_, value)| ("parameters", value));
+        found.extend(known);
+    }
     Ok(found)
+}
+
+fn named<'v>(
+    object: &'v Object,
+    names: &'static [&'static str],
+) -> impl Iterator<Item = (&'static str, &'v Value)> {
+    let names = names.iter();
+    names.filter_map(move |name| Some((*name, member(object, name)?)))
 }
 
 fn generation_configs(
@@ -258,6 +353,7 @@ impl Tools<'_> {
     }
 
     fn tool(&self, tool: &Object, depth: u32) -> Checked {
+        refuse_disguised(tool, &TOOL_MEMBERS)?;
         if depth > MAX_TOOL_DEPTH {
             return Err(invalid("tools are nested too deep", "list them at the top"));
         }
@@ -305,6 +401,7 @@ impl Tools<'_> {
                 None => {}
                 Some(Value::Object(inner)) => {
                     any = true;
+                    refuse_disguised(inner, &["name"])?;
                     self.text(inner.get("name"), "a tool has no name")?;
                 }
                 Some(_) => return Err(invalid("a tool's definition is not an object", "mend it")),

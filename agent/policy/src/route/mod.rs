@@ -83,6 +83,29 @@ impl SegmentKind {
         }
     }
 
+    /// Whether some server reads a decoded segment as one of this kind. Patterns are held as they are written.
+    fn resembles(&self, segment: &str) -> bool {
+        let text = segment.trim();
+        match self {
+            Self::Int => {
+                let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+                !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+            }
+            Self::Uuid => {
+                let text = text.trim_matches(['{', '}', '(', ')']);
+                let urn = text
+                    .split_at_checked(9)
+                    .filter(|(urn, _)| urn.eq_ignore_ascii_case("urn:uuid:"));
+                let text = urn.map_or(text, |(_, rest)| rest);
+                let digits = text.bytes().filter(|byte| *byte != b'-');
+                text.len() <= 64
+                    && digits.clone().count() == 32
+                    && digits.into_iter().all(|byte| byte.is_ascii_hexdigit())
+            }
+            Self::Pattern(_) => false,
+        }
+    }
+
     /// Distinguishes kinds: the same text is the same kind.
     fn key(&self) -> (u8, &str) {
         match self {

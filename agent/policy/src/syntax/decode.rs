@@ -1,7 +1,7 @@
 //! Reading values out of a tree, collecting faults instead of stopping.
 use super::fault::{Fault, Faults, Severity};
 use super::text::{File, Location, Source, Span, first_forbidden};
-use super::tree::{Builder, Entry, MAX_TEXT, Node, Scalar, Value};
+use super::tree::{Builder, Entry, MAX_LINE, MAX_TEXT, MAX_TEXTS, Node, Scalar, Value};
 use super::{nearest, parse_byte_size, parse_duration, quote};
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -21,6 +21,9 @@ pub struct Decoder {
     /// Errors and warnings beyond [`MAX_FAULTS`].
     dropped: usize,
     errors: usize,
+    /// Bytes and nodes of all sources so far.
+    bytes: usize,
+    pub(super) nodes: usize,
 }
 
 /// A fault just made, to add help to.
@@ -51,20 +54,31 @@ impl Decoder {
             column: 1,
             width: 1,
         };
-        if source.text.len() > MAX_TEXT {
+        self.bytes = self.bytes.saturating_add(source.text.len());
+        let one = source.text.len() > MAX_TEXT;
+        if one || self.bytes > MAX_TEXTS {
             // Only the name is kept: the text is what is too large.
             let named = Source {
                 name: source.name.clone(),
                 text: String::new(),
             };
             self.files.push(File::new(&named));
-            self.error(
-                start,
-                format!("the file is larger than {} MiB", MAX_TEXT >> 20),
-            );
+            let message = match one {
+                true => format!("the file is larger than {} MiB", MAX_TEXT >> 20),
+                false => format!("the files are larger than {} MiB together", MAX_TEXTS >> 20),
+            };
+            self.error(start, message);
             return None;
         }
-        self.files.push(File::new(source));
+        let read = File::new(source);
+        let long = read.longer_than(MAX_LINE);
+        self.files.push(read);
+        if let Some(line) = long {
+            let message = format!("the line is longer than {} MiB", MAX_LINE >> 20);
+            self.error(Span { line, ..start }, message)
+                .help("break it into several lines");
+            return None;
+        }
         if let Some((character, line, column)) = first_forbidden(&source.text) {
             let span = Span {
                 file,

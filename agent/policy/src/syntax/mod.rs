@@ -43,7 +43,9 @@ mod units;
 pub use decode::{Decoder, Fields, Remark};
 pub use fault::{Fault, Faults, Severity};
 pub use text::{Location, Source, Span};
-pub use tree::{Entry, Key, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Scalar, Value};
+pub use tree::{
+    Entry, Key, MAX_DEPTH, MAX_LINE, MAX_NODES, MAX_TEXT, MAX_TEXTS, Node, Scalar, Value,
+};
 pub use units::{parse_byte_size, parse_duration};
 
 /// User text inside a message: backticks around it, cut to 60 characters, controls escaped.

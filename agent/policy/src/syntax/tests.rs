@@ -110,8 +110,29 @@ fn size_depth_and_number_are_bounded() {
         .collect::<String>();
     assert!(faults(&deep_blocks)[0].contains("nested more than 64"));
     assert!(faults(&"a".repeat(MAX_TEXT + 1))[0].contains("larger than 4 MiB"));
-    let many = format!("[{}]", "1,".repeat(MAX_NODES + 1));
+    let many = format!("[{}]", "1,1,\n ".repeat(MAX_NODES / 2 + 1));
     assert!(faults(&many)[0].contains("more than 1000000 nodes"));
+    let long = format!("a: 1\nb: {}\n", "x".repeat(MAX_LINE));
+    assert_eq!(
+        faults(&long)[0],
+        "t.yaml:2:1: the line is longer than 1 MiB"
+    );
+}
+
+#[test]
+fn all_sources_together_are_bounded() {
+    let part = source(&"# a comment\n".repeat(300_000));
+    let mut decoder = Decoder::new();
+    for _ in 0..5 {
+        decoder.parse(&part);
+    }
+    let faults = decoder.finish().unwrap_err();
+    let last = &faults.0[4].message;
+    assert_eq!(last, "the files are larger than 16 MiB together");
+    let half = source(&format!("[{}]", "1,1,\n ".repeat(MAX_NODES / 4)));
+    let mut decoder = Decoder::new();
+    let parsed: Vec<bool> = (0..3).map(|_| decoder.parse(&half).is_some()).collect();
+    assert_eq!(parsed, [true, false, false]);
 }
 
 #[test]

@@ -69,6 +69,14 @@ impl File {
         u32::try_from(self.starts.len()).unwrap_or(u32::MAX)
     }
 
+    /// The first line that is longer than `most` bytes.
+    pub(super) fn longer_than(&self, most: usize) -> Option<u32> {
+        let ends = self.starts.iter().skip(1).copied();
+        let mut lines = self.starts.iter().zip(ends.chain([self.text.len()]));
+        let index = lines.position(|(start, end)| end.saturating_sub(*start) > most)?;
+        u32::try_from(index + 1).ok()
+    }
+
     /// The text of a line (from 1) without its end; empty where there is no such line.
     pub(super) fn line(&self, line: u32) -> &str {
         let index = usize::try_from(line)

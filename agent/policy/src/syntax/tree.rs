@@ -9,7 +9,11 @@ use std::collections::HashMap;
 pub const MAX_TEXT: usize = 4 << 20;
 /// Nesting of one source at most.
 pub const MAX_DEPTH: usize = 64;
-/// Nodes (keys and values) of one source at most.
+/// Bytes of one line at most: the parser holds what stands on one until it has read it.
+pub const MAX_LINE: usize = 1 << 20;
+/// Bytes of all sources of one decoder at most.
+pub const MAX_TEXTS: usize = 16 << 20;
+/// Nodes (keys and values) of all sources of one decoder at most.
 pub const MAX_NODES: usize = 1_000_000;
 
 /// A value and where it stands.
@@ -138,7 +142,6 @@ pub(super) struct Builder<'d> {
     decoder: &'d mut Decoder,
     file: u32,
     open: Vec<Open>,
-    nodes: usize,
     documents: usize,
     root: Option<Node>,
 }
@@ -149,7 +152,6 @@ impl<'d> Builder<'d> {
             decoder,
             file,
             open: Vec::new(),
-            nodes: 0,
             documents: 0,
             root: None,
         }
@@ -297,14 +299,14 @@ impl<'d> Builder<'d> {
     }
 
     fn count(&mut self, span: Span) -> bool {
-        self.nodes += 1;
-        if self.nodes > MAX_NODES {
+        self.decoder.nodes += 1;
+        if self.decoder.nodes > MAX_NODES {
             self.decoder.error(
                 span,
                 format!("the document has more than {MAX_NODES} nodes"),
             );
         }
-        self.nodes <= MAX_NODES
+        self.decoder.nodes <= MAX_NODES
     }
 
     fn enter(&mut self, span: Span, open: Open) -> bool {

@@ -590,3 +590,20 @@ fn hash_and_order_of_files() {
     assert_eq!(names(&one), ["builder", "notebooks", "runner", "w"]);
     assert_eq!(names(&one), names(&two));
 }
+
+#[test]
+fn the_headers_that_rules_look_at_are_told() {
+    let text = |when: &str| {
+        format!(
+            "version: 1\nworkloads: {{ w: {{}} }}\napis: {{ a: {{ hosts: [a.example] }} }}\nroles:\n  r:\n    - api: a\n      \
+             allow: [{{ route: GET /x, headers: {{ require: {{ X-Tenant: [acme], accept: string }} }}, when: \"{when}\" }}]\n      \
+             deny: [{{ route: \"* /**\", when: \"'X-Debug' in request.headers\" }}]\n\
+             grants: [{{ role: r, to: {{ workload: w }} }}]\n"
+        )
+    };
+    let of = |when: &str| compiled(&text(when)).policy.headers_read().to_vec();
+    assert_eq!(of("now > now"), ["accept", "x-debug", "x-tenant"]);
+    let when =
+        "request.headers['X-Plan'] == 'a' || request.headers['x-plan'] == request.headers.accept";
+    assert_eq!(of(when), ["accept", "x-debug", "x-plan", "x-tenant"]);
+}

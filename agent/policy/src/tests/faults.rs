@@ -59,7 +59,7 @@ roles:
           query: { a: int }
 
       response: { strip: [set-cookie], max: 1MiB }
-  "chat(x)": [{ api: openai, allow: [{ route: GET / }] }]
+  "chat(x)": [{ api: openai, allow: [{ route: "GET /${x}" }] }]
 grants:
   - { role: issue-triage, to: { workload: report-builder } }
   - { role: "chat(x: y)", to: { workload: notebooks, identity: alice }, mode: observe, until: 2026-12-31 }

@@ -121,11 +121,6 @@ fn each_warning_and_what_causes_it() {
             "",
             "10: nothing uses credential `c`",
         ),
-        (
-            "GET /${x}",
-            "GET /x",
-            "15: nothing in the role uses its parameter `x`",
-        ),
         // Wider than it looks.
         (
             "- route: GET /one",

@@ -1,6 +1,5 @@
-//! The functions a condition may call.
-use super::parse::Operator;
-use super::tree::EachKind;
+//! The functions a condition may call, and what is known of types before there are values.
+use cel::common::ast::operators as op;
 
 /// What is known of a value's type before there is a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,100 +43,72 @@ impl Type {
     pub(super) fn may_be(self, wanted: &[Self]) -> bool {
         self == Self::Any || wanted.contains(&self)
     }
+
+    /// Whether values of this type are all as small as a number.
+    pub(super) fn is_small(self) -> bool {
+        !matches!(self, Self::Text | Self::List | Self::Map | Self::Any)
+    }
 }
 
 /// What an operator makes of two types; `None` where it takes no such values.
-pub(super) fn operated(operator: Operator, left: Type, right: Type) -> Option<Type> {
-    use Operator as O;
-    use Type as T;
-    if left == T::Any || right == T::Any {
-        let other = if left == T::Any { right } else { left };
-        return match operator {
-            O::Equal | O::Unequal => Some(T::Bool),
-            O::In => right.may_be(&[T::List, T::Map]).then_some(T::Bool),
-            O::Less | O::AtMost | O::Greater | O::AtLeast => is_ordered(other).then_some(T::Bool),
-            _ => is_summed(operator, other).then_some(T::Any),
-        };
-    }
+pub(super) fn operated(operator: &str, left: Type, right: Type) -> Option<Type> {
+    let compared = |kind: Type| !matches!(kind, Type::Null | Type::List | Type::Map);
+    let known = left != Type::Any && right != Type::Any;
+    let alike = !known || left == right || (left.is_number() && right.is_number());
     match operator {
-        O::Equal | O::Unequal => {
-            (left == right || (left.is_number() && right.is_number())).then_some(T::Bool)
+        op::EQUALS | op::NOT_EQUALS => alike.then_some(Type::Bool),
+        op::IN => right.may_be(&[Type::List, Type::Map]).then_some(Type::Bool),
+        op::LESS | op::LESS_EQUALS | op::GREATER | op::GREATER_EQUALS => {
+            (alike && compared(left) && compared(right)).then_some(Type::Bool)
         }
-        O::In => right.may_be(&[T::List, T::Map]).then_some(T::Bool),
-        O::Less | O::AtMost | O::Greater | O::AtLeast => {
-            let alike = left == right || (left.is_number() && right.is_number());
-            (alike && is_ordered(left)).then_some(T::Bool)
-        }
-        _ => sum(operator, left, right),
+        _ if known => sum(operator, left, right),
+        _ => (summed(operator, left) && summed(operator, right)).then_some(Type::Any),
     }
-}
-
-fn is_ordered(kind: Type) -> bool {
-    !matches!(kind, Type::Null | Type::List | Type::Map)
 }
 
 /// Whether any arithmetic with `operator` takes a value of this type.
-fn is_summed(operator: Operator, kind: Type) -> bool {
+fn summed(operator: &str, kind: Type) -> bool {
     match kind {
         Type::Any | Type::Int | Type::Uint => true,
-        Type::Double => operator != Operator::Remainder,
-        Type::Text | Type::List => operator == Operator::Add,
-        Type::Time | Type::Span => matches!(operator, Operator::Add | Operator::Subtract),
+        Type::Double => operator != op::MODULO,
+        Type::Text | Type::List => operator == op::ADD,
+        Type::Time | Type::Span => matches!(operator, op::ADD | op::SUBSTRACT),
         Type::Null | Type::Bool | Type::Map => false,
     }
 }
 
-fn sum(operator: Operator, left: Type, right: Type) -> Option<Type> {
-    use Operator::{Add, Subtract};
+fn sum(operator: &str, left: Type, right: Type) -> Option<Type> {
     match (operator, left, right) {
-        (Add, Type::Time, Type::Span) | (Add, Type::Span, Type::Time) => Some(Type::Time),
-        (Subtract, Type::Time, Type::Span) => Some(Type::Time),
-        (Subtract, Type::Time, Type::Time) => Some(Type::Span),
-        (Add, Type::Time, Type::Time) => None,
-        _ if left == right && is_summed(operator, left) => Some(left),
+        (op::ADD, Type::Time, Type::Span) | (op::ADD, Type::Span, Type::Time) => Some(Type::Time),
+        (op::SUBSTRACT, Type::Time, Type::Span) => Some(Type::Time),
+        (op::SUBSTRACT, Type::Time, Type::Time) => Some(Type::Span),
+        (op::ADD, Type::Time, Type::Time) => None,
+        _ if left == right && summed(operator, left) => Some(left),
         _ => None,
     }
 }
 
-/// A function of values. Those of a target take it first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Function {
-    Size,
-    Contains,
-    StartsWith,
-    EndsWith,
-    Int,
-    Uint,
-    Double,
-    Text,
-    Time,
-    Span,
-    Part(Part),
-}
-
-/// A part of a time, in UTC, or of a duration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    FullYear,
-    Month,
-    Date,
-    DayOfMonth,
-    DayOfWeek,
-    DayOfYear,
-    Hours,
-    Minutes,
-    Seconds,
-    Milliseconds,
+pub(super) enum Loop {
+    All,
+    Exists,
+    ExistsOne,
+    Filter,
+    Map,
 }
 
 /// What a name before `(` stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// Arguments, the target included, and the type of what comes out.
-    Function(Function, &'static [&'static [Type]], Type),
+    /// Of CEL's library: arguments, the target included, and the type of what comes out.
+    Function(&'static [&'static [Type]], Type),
+    /// `timestamp` and `duration`.
+    Moment(Type),
+    /// A part of a time or duration.
+    Part(&'static [Type]),
     Matches,
     Has,
-    Each(EachKind),
+    Each(Loop),
 }
 
 /// Whether a function stands behind its target.
@@ -158,161 +129,58 @@ pub(super) struct Entry {
     pub(super) usage: &'static str,
 }
 
-const TEXT: &[Type] = &[Type::Text];
-const CLOCK: &[Type] = &[Type::Time, Type::Span];
-const CONVERTED: &[Type] = &[Type::Int, Type::Uint, Type::Double, Type::Text];
-
-const fn part(name: &'static str, usage: &'static str, part: Part) -> Entry {
-    let takes: &[&[Type]] = match part {
-        Part::Hours | Part::Minutes | Part::Seconds | Part::Milliseconds => &[CLOCK],
-        _ => &[&[Type::Time]],
-    };
+const fn entry(name: &'static str, usage: &'static str, form: Form, meaning: Meaning) -> Entry {
     Entry {
         name,
-        form: Form::Method,
-        meaning: Meaning::Function(Function::Part(part), takes, Type::Int),
+        form,
+        meaning,
         usage,
     }
 }
 
-const fn text(name: &'static str, usage: &'static str, function: Function) -> Entry {
-    Entry {
-        name,
-        form: Form::Method,
-        meaning: Meaning::Function(function, &[TEXT, TEXT], Type::Bool),
-        usage,
-    }
-}
+const TEXTS: Meaning = Meaning::Function(&[&[Type::Text], &[Type::Text]], Type::Bool);
+const SIZE: Meaning = Meaning::Function(&[&[Type::Text, Type::List, Type::Map]], Type::Int);
+const INT: Meaning = Meaning::Function(
+    &[&[Type::Int, Type::Uint, Type::Double, Type::Text, Type::Time]],
+    Type::Int,
+);
+const NUMBERS: &[&[Type]] = &[&[Type::Int, Type::Uint, Type::Double, Type::Text]];
+const UINT: Meaning = Meaning::Function(NUMBERS, Type::Uint);
+const DOUBLE: Meaning = Meaning::Function(NUMBERS, Type::Double);
+const STRING: Meaning = Meaning::Function(
+    &[&[Type::Int, Type::Uint, Type::Bool, Type::Text]],
+    Type::Text,
+);
+const DATE: Meaning = Meaning::Part(&[Type::Time]);
+const CLOCK: Meaning = Meaning::Part(&[Type::Time, Type::Span]);
 
-const fn convert(
-    name: &'static str,
-    usage: &'static str,
-    function: Function,
-    takes: &'static [&'static [Type]],
-    gives: Type,
-) -> Entry {
-    Entry {
-        name,
-        form: Form::Plain,
-        meaning: Meaning::Function(function, takes, gives),
-        usage,
-    }
-}
-
-const fn each(name: &'static str, usage: &'static str, kind: EachKind) -> Entry {
-    Entry {
-        name,
-        form: Form::Method,
-        meaning: Meaning::Each(kind),
-        usage,
-    }
-}
-
+#[rustfmt::skip]
 pub(super) const FUNCTIONS: &[Entry] = &[
-    Entry {
-        name: "has",
-        form: Form::Plain,
-        meaning: Meaning::Has,
-        usage: "has(request.json.field)",
-    },
-    Entry {
-        name: "matches",
-        form: Form::Either,
-        meaning: Meaning::Matches,
-        usage: "text.matches('^pattern$')",
-    },
-    Entry {
-        name: "size",
-        form: Form::Either,
-        meaning: Meaning::Function(
-            Function::Size,
-            &[&[Type::Text, Type::List, Type::Map]],
-            Type::Int,
-        ),
-        usage: "size(list)",
-    },
-    each("all", "list.all(item, condition)", EachKind::All),
-    each("exists", "list.exists(item, condition)", EachKind::Exists),
-    each(
-        "exists_one",
-        "list.exists_one(item, condition)",
-        EachKind::ExistsOne,
-    ),
-    each("filter", "list.filter(item, condition)", EachKind::Filter),
-    each("map", "list.map(item, value)", EachKind::Map),
-    text("contains", "text.contains('part')", Function::Contains),
-    text(
-        "startsWith",
-        "text.startsWith('start')",
-        Function::StartsWith,
-    ),
-    text("endsWith", "text.endsWith('end')", Function::EndsWith),
-    convert(
-        "int",
-        "int(value)",
-        Function::Int,
-        &[&[Type::Int, Type::Uint, Type::Double, Type::Text, Type::Time]],
-        Type::Int,
-    ),
-    convert(
-        "uint",
-        "uint(value)",
-        Function::Uint,
-        &[CONVERTED],
-        Type::Uint,
-    ),
-    convert(
-        "double",
-        "double(value)",
-        Function::Double,
-        &[CONVERTED],
-        Type::Double,
-    ),
-    convert(
-        "string",
-        "string(value)",
-        Function::Text,
-        &[&[Type::Int, Type::Uint, Type::Bool, Type::Text]],
-        Type::Text,
-    ),
-    convert(
-        "timestamp",
-        "timestamp('2026-01-31T08:00:00Z')",
-        Function::Time,
-        &[&[Type::Text, Type::Time]],
-        Type::Time,
-    ),
-    convert(
-        "duration",
-        "duration('1h30m')",
-        Function::Span,
-        &[&[Type::Text, Type::Span]],
-        Type::Span,
-    ),
-    part("getFullYear", "now.getFullYear()", Part::FullYear),
-    part("getMonth", "now.getMonth(), 0 to 11", Part::Month),
-    part("getDate", "now.getDate(), 1 to 31", Part::Date),
-    part(
-        "getDayOfMonth",
-        "now.getDayOfMonth(), 0 to 30",
-        Part::DayOfMonth,
-    ),
-    part(
-        "getDayOfWeek",
-        "now.getDayOfWeek(), 0 is Sunday",
-        Part::DayOfWeek,
-    ),
-    part(
-        "getDayOfYear",
-        "now.getDayOfYear(), 0 to 365",
-        Part::DayOfYear,
-    ),
-    part("getHours", "now.getHours(), UTC", Part::Hours),
-    part("getMinutes", "now.getMinutes()", Part::Minutes),
-    part("getSeconds", "now.getSeconds()", Part::Seconds),
-    part(
-        "getMilliseconds",
-        "now.getMilliseconds()",
-        Part::Milliseconds,
-    ),
+    entry("has", "has(request.json.field)", Form::Plain, Meaning::Has),
+    entry("matches", "text.matches('^pattern$')", Form::Either, Meaning::Matches),
+    entry("size", "size(list)", Form::Either, SIZE),
+    entry("all", "list.all(item, condition)", Form::Method, Meaning::Each(Loop::All)),
+    entry("exists", "list.exists(item, condition)", Form::Method, Meaning::Each(Loop::Exists)),
+    entry("exists_one", "list.exists_one(item, condition)", Form::Method, Meaning::Each(Loop::ExistsOne)),
+    entry("filter", "list.filter(item, condition)", Form::Method, Meaning::Each(Loop::Filter)),
+    entry("map", "list.map(item, value)", Form::Method, Meaning::Each(Loop::Map)),
+    entry("contains", "text.contains('part')", Form::Method, TEXTS),
+    entry("startsWith", "text.startsWith('start')", Form::Method, TEXTS),
+    entry("endsWith", "text.endsWith('end')", Form::Method, TEXTS),
+    entry("int", "int(value)", Form::Plain, INT),
+    entry("uint", "uint(value)", Form::Plain, UINT),
+    entry("double", "double(value)", Form::Plain, DOUBLE),
+    entry("string", "string(value)", Form::Plain, STRING),
+    entry("timestamp", "timestamp('2026-01-31T08:00:00Z')", Form::Plain, Meaning::Moment(Type::Time)),
+    entry("duration", "duration('1h30m')", Form::Plain, Meaning::Moment(Type::Span)),
+    entry("getFullYear", "now.getFullYear()", Form::Method, DATE),
+    entry("getMonth", "now.getMonth(), 0 to 11", Form::Method, DATE),
+    entry("getDate", "now.getDate(), 1 to 31", Form::Method, DATE),
+    entry("getDayOfMonth", "now.getDayOfMonth(), 0 to 30", Form::Method, DATE),
+    entry("getDayOfWeek", "now.getDayOfWeek(), 0 is Sunday", Form::Method, DATE),
+    entry("getDayOfYear", "now.getDayOfYear(), 0 to 365", Form::Method, DATE),
+    entry("getHours", "now.getHours(), UTC", Form::Method, CLOCK),
+    entry("getMinutes", "now.getMinutes()", Form::Method, CLOCK),
+    entry("getSeconds", "now.getSeconds()", Form::Method, CLOCK),
+    entry("getMilliseconds", "now.getMilliseconds()", Form::Method, CLOCK),
 ];

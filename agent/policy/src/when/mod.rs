@@ -12,42 +12,34 @@
 //! | `subject.workload`, `.identity`, `.groups` | a string; a string or null; a list of strings |
 //! | `now` | a timestamp, UTC |
 //!
-//! Operators, `has`, `all`, `exists`, `exists_one`, `filter`, `map`, `size`, `contains`, `startsWith`, `endsWith`,
-//! `matches`, `int`, `uint`, `double`, `string`, `timestamp`, `duration` and the parts of a time (`getHours()`
-//! …) are those of CEL, errors in `&&`, `||`, `all` and `exists` included: `false && error` is false. Not part
-//! of it: bytes, messages, types as values, time zones.
+//! Operators and functions are those of CEL, as far as [`functions`] lists them; errors in `&&`, `||`, `all` and
+//! `exists` included: `false && error` is false. Not part of it: bytes, messages, types as values, time zones,
+//! and `map` and `filter` of a map, which has no order.
 //!
 //! # Numbers
 //! An integer of a JSON body is an `int`, one above 2^63-1 a `uint`, a number with a fraction or an exponent
 //! a `double`. `==`, `!=`, `<`, … and `in` compare all three by value, so that `request.json.n < 10` is true of
-//! 3 and of 9.5. Arithmetic wants one type on both sides, as in CEL: `double(request.json.n) * 1.5`. What
-//! overflows, divides by zero or does not convert is an error.
+//! 3 and of 9.5; an integer beyond 2^53 is rounded where it is held against a `double`. Arithmetic wants one type
+//! on both sides: `double(request.json.n) * 1.5`. What overflows, divides by zero or does not convert is an error.
 //!
-//! # Bounds
-//! The text, its nesting and the depth of the tree are bounded before anything recurses, comprehensions stand
-//! at most two deep, and an evaluation takes at most [`effort::MAX_STEPS`] steps: each part evaluated, element visited
-//! and piece of text read or copied counts. What takes longer is an error like any other, and no `||` hides it.
-//!
-//! The interpreter is this crate's own: those to be had have no bound on their work, and nothing around them
-//! can add one. The tests hold it against one of them.
+//! # How
+//! The `cel` crate parses and evaluates. In between, [`check`] takes its tree apart and makes another one of it,
+//! in which there is nothing but what it knows. What the crate leaves open is closed around it: [`parse`] bounds
+//! what the parser sees, and gives it a stack; [`run`] bounds the work of an evaluation by [`run::MAX_STEPS`].
+//! What takes more is an error like any other, and no `||` hides it.
 use crate::canonical::Target;
 use crate::model::Headers;
-use crate::syntax::quote;
 use std::borrow::Cow;
 use std::fmt;
 
 mod check;
-mod effort;
-mod eval;
+mod facts;
 mod functions;
-mod lex;
-mod operate;
+mod make;
 mod parse;
+mod run;
 #[cfg(test)]
 mod tests;
-mod time;
-mod tree;
-mod value;
 
 /// Bytes of a condition at most.
 pub(crate) const MAX_TEXT: usize = 4 << 10;
@@ -55,7 +47,9 @@ pub(crate) const MAX_TEXT: usize = 4 << 10;
 /// A condition that is known to make sense.
 pub(crate) struct When {
     text: Box<str>,
-    root: tree::Expr,
+    root: cel::IdedExpr,
+    /// What the names in it stand for.
+    slots: Vec<run::Slot>,
     needs: Needs,
 }
 
@@ -124,16 +118,12 @@ struct Span {
 impl When {
     /// Compiles a condition, or says all that is wrong with it.
     pub(crate) fn parse(text: &str, known: &Known<'_>) -> Result<Self, Vec<WhenFault>> {
-        if text.len() > MAX_TEXT {
-            let message = format!("the condition is longer than {MAX_TEXT} bytes");
-            return Err(vec![WhenFault::new(Span::new(0, 1), message)]);
-        }
-        let node = parse::parse(text).map_err(|fault| vec![fault])?;
-        let (root, needs) = check::check(&node, known)?;
+        let checked = parse::compile(text, known)?;
         Ok(Self {
             text: text.into(),
-            root,
-            needs,
+            root: checked.root,
+            slots: checked.slots,
+            needs: checked.needs,
         })
     }
 
@@ -157,13 +147,18 @@ impl When {
         self.needs.json || self.needs.form
     }
 
+    /// The headers that it names, lower-case.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &str> {
+        self.slots.iter().filter_map(run::Slot::header)
+    }
+
     /// Whether it holds.
     ///
     /// # Errors
     /// What could not be evaluated, in words that name members of the condition but no values. The request is
     /// to be denied.
     pub(crate) fn holds(&self, facts: &Facts<'_>) -> Result<bool, String> {
-        eval::holds(&self.root, facts).map_err(|trouble| trouble.to_string())
+        run::holds(self, facts)
     }
 }
 
@@ -194,8 +189,8 @@ impl Span {
         Self { start, end }
     }
 
-    /// From the start of this to the end of that.
-    fn to(self, end: Self) -> Self {
-        Self::new(self.start, end.end)
+    /// From where the first of two starts to where the last one ends.
+    fn over(self, other: Self) -> Self {
+        Self::new(self.start.min(other.start), self.end.max(other.end))
     }
 }

@@ -123,9 +123,12 @@ fn role(chance: &mut Chance, model: &Model, number: usize) -> Role {
             items.push(Item::Entry(entry(chance, model, &parameters)));
         }
     }
+    // One that is not used is a fault.
+    let text = format!("{items:?}");
+    let used = |name: &String| text.contains(&format!("${{{name}}}"));
     Role {
         name: format!("r{number}"),
-        parameters,
+        parameters: parameters.into_iter().filter(used).collect(),
         items,
     }
 }
@@ -201,6 +204,28 @@ fn bare_rule(methods: Methods, path: Vec<Segment>) -> Rule {
         body: None,
         when: None,
     }
+}
+
+/// A rule for any entry.
+pub(crate) fn rule(chance: &mut Chance, is_deny: bool) -> Rule {
+    if is_deny {
+        return deny(chance, &[]);
+    }
+    let entry = Entry {
+        api: String::new(),
+        // The one whose header no rule may let pass.
+        credential: Carries::Injected("c1".to_owned()),
+        allow: Vec::new(),
+        deny: Vec::new(),
+        response_strip: Vec::new(),
+        response_max: None,
+    };
+    allow(chance, &entry, &[])
+}
+
+/// Every method, and no path yet.
+pub(crate) fn anything() -> Rule {
+    bare_rule(Methods::Any, Vec::new())
 }
 
 fn allow(chance: &mut Chance, entry: &Entry, parameters: &[&String]) -> Rule {

@@ -1,7 +1,7 @@
 //! The policy against a second evaluator that is written straight from the semantics, and the laws that
 //! hold of every policy.
 //!
-//! `meaning.rs` and `naive.rs` (with `body.rs`) are the semantics; `model.rs` prints a policy, `generate.rs`
+//! `meaning.rs` and `naive.rs` (with `fits.rs` and `body.rs`) are the semantics; `model.rs` prints a policy, `generate.rs`
 //! and `witness.rs` make policies and requests; `agreement.rs` compares; `flaws.rs` shows that it notices;
 //! `laws.rs` has what must hold whatever the policy.
 #![allow(
@@ -14,6 +14,7 @@
 mod agreement;
 mod body;
 mod chance;
+mod fits;
 mod flaws;
 mod generate;
 mod laws;

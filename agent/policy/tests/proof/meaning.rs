@@ -140,6 +140,7 @@ pub(crate) fn is_method_parameter(name: &str) -> bool {
 }
 
 /// What a condition sees of a request.
+#[allow(dead_code)] // Read by conditions, as soon as there are some.
 pub(crate) struct Facts<'a> {
     pub(crate) asked: &'a Asked,
     /// Segments of the path that have a name.

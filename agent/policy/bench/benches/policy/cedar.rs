@@ -155,7 +155,7 @@ impl Model {
                     let _ = write!(
                         text,
                         " && [\"state\"].containsAll(context.parameters) && \
-                         (!(context has state) || [\"{one}\", \"{other}\"].contains(context.state))"
+                         (if context has state then [\"{one}\", \"{other}\"].contains(context.state) else true)"
                     );
                 }
                 text.push_str(" };\n");

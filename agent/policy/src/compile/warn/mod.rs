@@ -4,7 +4,7 @@ mod reach;
 mod rules;
 mod unused;
 
-use super::rules::{Bindings, Ruled};
+use super::rules::Ruled;
 use super::subjects::Granted;
 use crate::document::Document;
 use crate::syntax::Decoder;
@@ -13,7 +13,6 @@ use std::collections::BTreeSet;
 /// A policy without errors, all of it.
 pub(super) struct Whole<'w> {
     pub(super) document: &'w Document<'w>,
-    pub(super) bindings: &'w Bindings,
     pub(super) ruled: &'w Ruled,
     /// Each role and all that it includes.
     pub(super) closures: &'w [BTreeSet<usize>],

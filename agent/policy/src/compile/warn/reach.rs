@@ -60,9 +60,12 @@ fn carrying(whole: &Whole<'_>) -> BTreeMap<usize, usize> {
 
 /// Every name below a wildcard gets the credential.
 fn wildcards(decoder: &mut Decoder, whole: &Whole<'_>) {
-    for (number, credential) in whole.document.credentials.iter().enumerate() {
-        for (name, api) in credential.value.to.iter().zip(whole.bindings.apis(number)) {
-            let api = whole.document.apis.get(*api);
+    // In order of their names.
+    let apis = &whole.document.apis;
+    for credential in &whole.document.credentials {
+        for name in &credential.value.to {
+            let place = apis.binary_search_by(|api| api.name.text.cmp(&name.text));
+            let api = place.ok().and_then(|place| apis.get(place));
             let below = api
                 .into_iter()
                 .flat_map(|api| &api.value.hosts)

@@ -33,7 +33,7 @@ fn models_are_allowed_by_name_or_beginning() {
             (MODEL, json!({ "model": "" })),
             (MODEL, json!({ "model": null })),
             (MODEL, json!({ "model": ["gpt-4o-mini"] })),
-            (MODEL, json!({ "Model": "gpt-4o-mini" })),
+            (INVALID, json!({ "Model": "gpt-4o-mini" })),
             (MODEL, json!({})),
             (INVALID, json!([{ "model": "gpt-4o-mini" }])),
         ],

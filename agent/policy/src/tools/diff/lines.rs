@@ -49,11 +49,11 @@ impl Known {
 impl Holders {
     fn add(&mut self, policy: &Policy, clause: &Clause) {
         let until = clause.until.unwrap_or(i64::MAX);
-        let Some(identities) = &clause.identities else {
+        let Some(callers) = &clause.callers else {
             self.anybody = self.anybody.max(Some(until));
             return;
         };
-        for number in identities.iter() {
+        for number in callers.identities.iter() {
             let identity = usize::try_from(*number).ok();
             if let Some(identity) = identity.and_then(|number| policy.identities.get(number)) {
                 let known = self.named.entry(identity.name.clone()).or_insert(until);

@@ -243,7 +243,11 @@ impl<'p> Probe<'p> {
         for (policy, _) in sides {
             let grants = policy.subjects.get(workload);
             for clause in grants.into_iter().flat_map(|grants| grants.modes.clauses()) {
-                for number in clause.identities.iter().flat_map(|numbers| numbers.iter()) {
+                for number in clause
+                    .callers
+                    .iter()
+                    .flat_map(|callers| callers.identities.iter())
+                {
                     let number = usize::try_from(*number).ok();
                     let identity = number.and_then(|number| policy.identities.get(number));
                     names.extend(identity.map(|identity| Some(identity.name.as_str())));

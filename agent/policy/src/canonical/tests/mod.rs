@@ -4,8 +4,10 @@
     clippy::indexing_slicing,
     clippy::panic
 )]
+mod threats;
+mod whatwg;
+
 use super::*;
-use crate::corpora::corpus;
 use proptest::prelude::*;
 use std::borrow::Cow;
 
@@ -283,122 +285,4 @@ proptest! {
             prop_assert!(target.pairs().count() <= MAX_PARAMETERS);
         }
     }
-}
-
-#[test]
-fn whatwg_hosts_are_the_expected_or_refused() {
-    let Some(path) = corpus("whatwg-url/url/tests/urltestdata.json") else {
-        return;
-    };
-    let text = std::fs::read_to_string(path).unwrap();
-    let cases: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let (mut same, mut refused) = (0, 0);
-    for case in cases.as_array().unwrap() {
-        let Some(authority) = case["input"].as_str().and_then(authority_of) else {
-            continue;
-        };
-        let Ok((host, _)) = Host::parse_authority(authority) else {
-            refused += 1;
-            continue;
-        };
-        assert_ne!(case["failure"], true, "{authority:?} is taken");
-        let expected = case["hostname"].as_str().unwrap();
-        let expected = expected.strip_suffix('.').unwrap_or(expected);
-        assert_eq!(host.as_str(), expected, "{authority:?}");
-        same += 1;
-    }
-    assert!(
-        same > 50 && refused > 50,
-        "{same} the same, {refused} refused"
-    );
-}
-
-/// The authority of an absolute http(s) URL that is written in the plainest way.
-fn authority_of(url: &str) -> Option<&str> {
-    let rest = url
-        .strip_prefix("https://")
-        .or_else(|| url.strip_prefix("http://"))?;
-    Some(&rest[..rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len())])
-}
-
-#[test]
-fn punycode_that_is_not_valid_is_refused() {
-    let Some(path) = corpus("whatwg-url/idna/tests/IdnaTestV2.txt") else {
-        return;
-    };
-    let text = std::fs::read_to_string(path).unwrap();
-    let (mut taken, mut newer) = (0, 0);
-    for line in text
-        .lines()
-        .map(|line| line.split('#').next().unwrap_or("").trim())
-    {
-        // source; toUnicode; toUnicodeStatus; toAsciiN; toAsciiNStatus; …
-        let columns: Vec<&str> = line.split(';').map(str::trim).collect();
-        let [source, unicode, status, ascii, ascii_status, ..] = columns[..] else {
-            continue;
-        };
-        let Some(source) = unescape(source) else {
-            continue;
-        };
-        let Ok(host) = Host::parse(&source) else {
-            continue;
-        };
-        let or = |value: &str, absent: &str| {
-            if value.is_empty() {
-                absent.to_owned()
-            } else {
-                value.to_owned()
-            }
-        };
-        let status = or(ascii_status, status);
-        // A4_2 is the empty root label of a trailing dot, which is taken off here.
-        let rooted = source.ends_with('.') && status == "[A4_2]";
-        // V2 is a plain label with hyphens third and fourth: real hosts have such.
-        let hyphened = |label: &str| label.is_ascii() && label.get(2..4) == Some("--");
-        let plain = status == "[V2]"
-            && source
-                .split('.')
-                .any(|label| hyphened(label) && !label.starts_with("xn--"));
-        // V7 is a code point that was unassigned when the test data were made.
-        if status == "[V7]" && host.as_str().contains("xn--") {
-            newer += 1;
-            continue;
-        }
-        assert!(
-            rooted || plain || matches!(&*status, "" | "[]"),
-            "{source:?} is taken, {status}"
-        );
-        let unicode = unescape(&or(unicode, &source)).unwrap();
-        let expected = unescape(&or(ascii, &unicode)).unwrap();
-        assert_eq!(
-            host.as_str(),
-            expected.strip_suffix('.').unwrap_or(&expected),
-            "{source:?}"
-        );
-        taken += 1;
-    }
-    assert!(
-        taken > 100 && newer * 10 < taken,
-        "{taken} taken, {newer} newer"
-    );
-}
-
-/// `\uXXXX` and `\x{XXXX}` as the Unicode test files write them; `None` for lone surrogates.
-fn unescape(text: &str) -> Option<String> {
-    let mut out = String::new();
-    let mut rest = text;
-    if text == "\"\"" {
-        return Some(out);
-    }
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        let (digits, tail) = match &rest[at + 1..] {
-            braced if braced.starts_with("x{") => braced[2..].split_once('}')?,
-            plain => (&plain[1..5], &plain[5..]),
-        };
-        out.push(char::from_u32(u32::from_str_radix(digits, 16).ok()?)?);
-        rest = tail;
-    }
-    out.push_str(rest);
-    Some(out)
 }
