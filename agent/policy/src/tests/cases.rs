@@ -115,6 +115,11 @@ fn each_kind_of_drift_is_told() {
         "{:?}",
         missed.why
     );
+    let allowed = case(issues, "deny").why;
+    assert_eq!(
+        allowed,
+        ["allowed by role:triage allow GET /repos/acme/{repo}/issues (policy.yaml:18)"]
+    );
     let text = "cases: [{ workload: bilder, request: 'GET https://a.com/', expect: deny }]";
     let unknown = run(text).0.remove(0);
     assert_eq!(

@@ -266,6 +266,40 @@ fn what_has_no_effect_is_told_as_unproven() {
 }
 
 #[test]
+fn conditions_and_groups() {
+    let with = |when: &str, members: &str| {
+        let rule = format!("{{ api: a, allow: [{{ route: GET /team, when: \"{when}\" }}] }}");
+        WHOLE
+            .replace("{ api: a, allow: [{ route: GET /team }] }", &rule)
+            .replace("team: [alice, bob]", members)
+    };
+    let both = "team: [alice, bob], other: [alice]";
+    let old = with("'other' in subject.groups", both);
+    // Proven by a caller for whom it comes otherwise.
+    let new = with("'team' in subject.groups", both);
+    let change = between(&old, &new).changes.remove(0);
+    assert_eq!(change.kind, Kind::LetsIn, "{change:#?}");
+    assert_eq!(change.witnesses[0].identity.as_deref(), Some("bob"));
+    // No rule is written otherwise, and yet other people have it.
+    let moved = with(
+        "'other' in subject.groups",
+        "team: [alice, bob], other: [bob]",
+    );
+    let told: Vec<String> = between(&old, &moved)
+        .changes
+        .into_iter()
+        .map(|change| format!("{} {}", change.identities.join(" "), change.what))
+        .collect();
+    assert_eq!(told, ["alice in groups", "bob in groups"]);
+    // Nothing made up gets as far as this: told all the same.
+    let never = between(&old, &with("request.headers['x-y'] == 'z'", both)).changes;
+    assert!(
+        never.iter().any(|change| change.what == "allow GET /team"),
+        "{never:#?}"
+    );
+}
+
+#[test]
 fn from_nothing_and_to_nothing() {
     let all = between("version: 1", WHOLE).changes;
     assert!(

@@ -169,12 +169,14 @@ impl Case {
             if let Some(reason) = &decision.reason {
                 why.push(format!("{}: {}", reason.code, reason.detail));
                 why.push(reason.hint.clone());
+                let near = policy.explain(&subject, &request).near;
+                why.extend(near.iter().take(3).map(|near| {
+                    let (label, at) = (&near.rule.label, place(near.rule));
+                    format!("near: {label} ({at}): {}", near.failed.detail)
+                }));
+            } else if let Some(rule) = decision.rule {
+                why.push(format!("allowed by {} ({})", rule.label, place(rule)));
             }
-            let near = policy.explain(&subject, &request).near;
-            why.extend(near.iter().take(3).map(|near| {
-                let (label, at) = (&near.rule.label, place(near.rule));
-                format!("near: {label} ({at}): {}", near.failed.detail)
-            }));
         }
         let verdict = match (decision.verdict, decision.mode) {
             (Verdict::Allow, _) => "ALLOW",
