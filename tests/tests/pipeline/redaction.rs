@@ -415,10 +415,10 @@ fn an_explanation_tells_what_would_be_redacted() {
     };
     let told = explain("https://api.orders.example/open/user");
     assert_eq!(
-        told["redacted"],
+        told["response_redacted"],
         json!(["/user/email", "/user/phone"]),
         "{told}"
     );
     let told = explain("https://api.orders.example/open/user/raw");
-    assert_eq!(told["redacted"], json!([]), "{told}");
+    assert_eq!(told["response_redacted"], json!([]), "{told}");
 }
