@@ -39,6 +39,10 @@ const FILE: u64 = 4 << 20;
 /// file is wrong.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
+#[allow(
+    rustdoc::bare_urls,
+    reason = "a terminal shows this, and shows brackets as brackets"
+)]
 pub(super) struct Args {
     /// Files of cases
     #[arg(value_name = "FILE", required = true)]
