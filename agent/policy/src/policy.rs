@@ -199,10 +199,8 @@ impl Policy {
 
     /// The first second after `now` at which a grant that holds now no longer does; `None` where none has an end.
     pub fn next_expiry(&self, now: i64) -> Option<i64> {
-        let clauses = self
-            .subjects
-            .values()
-            .flat_map(|grants| grants.modes.clauses());
+        // Those of each role: for the mode, grants that differ in their end alone are one.
+        let clauses = self.guards.iter().flat_map(|guard| &guard.0);
         let ends = clauses.filter_map(|clause| clause.until.filter(|until| now <= *until));
         ends.min().map(|until| until.saturating_add(1))
     }

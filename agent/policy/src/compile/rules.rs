@@ -357,10 +357,10 @@ fn rule_data(
         template: rule.template,
         query: rule.query,
         headers: header_spec(rule.headers),
-        body: rule.body.map(Box::new),
-        payload: rule.payload.map(Box::new),
+        body: rule.body,
+        payload: rule.payload,
         grpc: rule.grpc,
-        when: rule.when.map(Box::new),
+        when: rule.when,
         entry,
     }
 }

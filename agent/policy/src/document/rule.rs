@@ -18,10 +18,11 @@ pub(crate) struct Rule {
     pub(crate) template: Template,
     pub(crate) query: Option<QuerySpec>,
     pub(crate) headers: Headers,
-    pub(crate) body: Option<BodySpec>,
-    pub(crate) payload: Option<Payload>,
+    /// Few rules have one: the others stay small.
+    pub(crate) body: Option<Box<BodySpec>>,
+    pub(crate) payload: Option<Box<Payload>>,
     pub(crate) grpc: bool,
-    pub(crate) when: Option<When>,
+    pub(crate) when: Option<Box<When>>,
 }
 
 /// What a rule says of headers.
@@ -156,9 +157,9 @@ fn route_rule(
     vec![Rule {
         query,
         headers: parts.headers,
-        body,
-        payload: parts.payload,
-        when,
+        body: body.map(Box::new),
+        payload: parts.payload.map(Box::new),
+        when: when.map(Box::new),
         ..bare(route)
     }]
 }
@@ -206,7 +207,7 @@ fn grpc_rules(
             rules.push(Rule {
                 headers: headers.clone(),
                 grpc: true,
-                when,
+                when: when.map(Box::new),
                 ..bare(route)
             });
         }
@@ -232,7 +233,7 @@ pub(super) fn deny_rule(reading: &mut Reading<'_>, node: &Node) -> Option<Rule> 
     let route = route::parse(reading, route?)?;
     let when = when.and_then(|node| condition(reading, node, &route.template, false));
     Some(Rule {
-        when,
+        when: when.map(Box::new),
         ..bare(route)
     })
 }
