@@ -99,8 +99,8 @@ pub struct Client {
     pub destination: Address,
     /// Key into `WORKLOADS`.
     pub workload: u32,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// 1: its maker was governed without being in a governed cgroup. The socket is then that workload's for good.
+    pub is_marked: u32,
 }
 
 /// A client's end of a connection to the agent: the key of `PORTS`.

@@ -7,11 +7,12 @@
 pub mod event;
 pub mod flow;
 pub mod limits;
+pub mod recognise;
 pub mod rules;
 pub mod settings;
 
 /// Version of everything in this crate; kept in [`settings::Settings::abi`].
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Implements `aya::Pod` for plain ABI structs.
 macro_rules! pod {

@@ -1,6 +1,6 @@
 //! Bounds that both sides rely on.
 
-/// Deepest cgroup level that can be governed, exclusive: one bit each in `Settings::levels`.
+/// Deepest cgroup level that can be governed, exclusive: one bit each in `Scope::levels`.
 pub const MAX_LEVEL: u32 = 32;
 /// Path components kept of an executable, from the file upward.
 pub const PATH_PARTS: usize = 8;
@@ -9,9 +9,9 @@ pub const PART_BYTES: usize = 48;
 /// Bytes of a workload's name, padded with NUL.
 pub const NAME_BYTES: usize = 64;
 /// Cgroup subtrees under governance at once.
-pub const MAX_GOVERNED: u32 = 16_384;
+pub const MAX_GOVERNED: u32 = 65_536;
 /// Workloads ever named in one instance.
-pub const MAX_WORKLOADS: u32 = 4_096;
+pub const MAX_WORKLOADS: u32 = 16_384;
 /// Steered connections at once.
 pub const MAX_FLOWS: u32 = 131_072;
 /// Resolvers at once.

@@ -7,24 +7,10 @@ use crate::{limits::NAME_BYTES, pod};
 pub struct Settings {
     /// [`crate::ABI`] of whoever made the maps; 0 until the first start is complete.
     pub abi: u32,
-    /// Bit N: some subtree whose root is at cgroup level N is governed. Bits are only ever added,
-    /// so a change never hides another subtree.
-    pub levels: u32,
     /// The agent's port on 127.0.0.1, host order; 0: none.
     pub port4: u16,
     /// The agent's port on ::1, host order; 0: none.
     pub port6: u16,
-    /// Explicit padding to 16 bytes.
-    pub reserved: u32,
-    /// [`filter`] of every cgroup governed, together: one whose bit is not set is not governed, and
-    /// need not be looked up. Bits are only ever added, as with `levels`.
-    pub filter: u64,
-}
-
-/// A cgroup's bit in [`Settings::filter`]. Ids are numbers that follow each other.
-#[inline(always)]
-pub const fn filter(cgroup: u64) -> u64 {
-    1 << (cgroup & 63)
 }
 
 /// A workload's name, padded with NUL: the value of `WORKLOADS`.
@@ -59,11 +45,31 @@ pub struct Offsets {
     pub dentry_parent: u32,
     /// `dentry.d_name.name`
     pub dentry_name: u32,
+    /// `task_struct.tgid`
+    pub task_tgid: u32,
+    /// `task_struct.cgroups`
+    pub task_cgroups: u32,
+    /// `css_set.dfl_cgrp`
+    pub set_cgroup: u32,
+    /// `cgroup.level`
+    pub cgroup_level: u32,
+    /// `cgroup.kn`
+    pub cgroup_node: u32,
+    /// `cgroup.ancestors`
+    pub cgroup_ancestors: u32,
+    /// `cgroup.root`
+    pub cgroup_root: u32,
+    /// `cgroup_root.hierarchy_id`
+    pub root_hierarchy: u32,
+    /// `kernfs_node.id`
+    pub node_id: u32,
+    /// `kernfs_node.name`
+    pub node_name: u32,
     /// Explicit padding to a multiple of 8.
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == 24);
+const _: () = assert!(size_of::<Settings>() == 8);
 const _: () = assert!(size_of::<Name>() == 64);
-const _: () = assert!(size_of::<Offsets>() == 48);
+const _: () = assert!(size_of::<Offsets>() == 88);
 pod!(Settings, Name, Offsets);

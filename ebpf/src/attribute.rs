@@ -28,6 +28,16 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
     sb_dev: 0,
     dentry_parent: 0,
     dentry_name: 0,
+    task_tgid: 0,
+    task_cgroups: 0,
+    set_cgroup: 0,
+    cgroup_level: 0,
+    cgroup_node: 0,
+    cgroup_ancestors: 0,
+    cgroup_root: 0,
+    root_hierarchy: 0,
+    node_id: 0,
+    node_name: 0,
     reserved: 0,
 });
 
@@ -85,14 +95,14 @@ unsafe fn path(owner: *mut Owner, mut dentry: u64, at: &Offsets) -> Option<u32> 
 
 /// Reads a field of a kernel struct.
 #[inline(always)]
-unsafe fn read<T>(base: u64, offset: u32) -> Option<T> {
+pub(crate) unsafe fn read<T>(base: u64, offset: u32) -> Option<T> {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(base.wrapping_add(u64::from(offset)) as *const T).ok() }
 }
 
 /// Reads a pointer that must not be null.
 #[inline(always)]
-unsafe fn pointer(base: u64, offset: u32) -> Option<u64> {
+pub(crate) unsafe fn pointer(base: u64, offset: u32) -> Option<u64> {
     // SAFETY: as in `read`.
     unsafe { read::<u64>(base, offset).filter(|&address| address != 0) }
 }

@@ -82,12 +82,18 @@ fn governed(
     };
     if client.connection.cookie != 0 {
         return Some(Governed {
-            cgroup: 0,
+            cgroup: select::MARKED,
             workload: client.workload,
         });
     }
     if let Some(governed) = select::socket(ctx) {
         return Some(governed);
+    }
+    if client.is_marked != 0 {
+        return Some(Governed {
+            cgroup: select::MARKED,
+            workload: client.workload,
+        });
     }
     let cgroup = PENDING.of(socket.cast())?.governed;
     let workload = select::workload_of(cgroup)?;

@@ -2,10 +2,12 @@
 use crate::{
     account, atomic, attribute,
     maps::{CLIENTS, EVENTS, PENDING, RESOLVERS, socket_of},
+    select::MARKED,
 };
 use aya_ebpf::{
+    EbpfContext as _,
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_set_retval},
-    programs::SockAddrContext,
+    programs::{SockAddrContext, SockContext},
 };
 use aya_log_ebpf::warn;
 use tollgate_common::{
@@ -36,7 +38,7 @@ pub(crate) enum Errno {
 pub(crate) struct Attempt {
     /// Whose task.
     pub(crate) workload: u32,
-    /// The governed cgroup that the task is in.
+    /// By what the task is governed: `Governed::cgroup`.
     pub(crate) governed: u64,
     /// `IPPROTO_…`
     pub(crate) protocol: u32,
@@ -162,10 +164,27 @@ pub(crate) fn peer(ctx: &SockAddrContext, attempt: &Attempt, destination: &Addre
     }
 }
 
+/// A governed task makes a socket. Where it is made in no governed cgroup, only the socket itself can
+/// tell later, when its packets leave, whose it is; without memory for that there is no socket.
+#[inline(always)]
+pub(crate) fn made(ctx: &SockContext, attempt: &Attempt) -> i32 {
+    if attempt.governed != MARKED {
+        return PASS;
+    }
+    let Some(client) = CLIENTS.of_or_new(ctx.as_ptr()) else {
+        return attempt.refuse(Reason::Unrecorded, Errno::Eperm);
+    };
+    client.workload = attempt.workload;
+    client.is_marked = 1;
+    PASS
+}
+
 /// So that its packets are counted; without memory for that they pass uncounted.
 #[inline(always)]
 fn note(ctx: &SockAddrContext, attempt: &Attempt) -> Option<()> {
-    CLIENTS.of_or_new(socket_of(ctx))?.workload = attempt.workload;
+    let client = CLIENTS.of_or_new(socket_of(ctx))?;
+    client.workload = attempt.workload;
+    client.is_marked = u32::from(attempt.governed == MARKED);
     Some(())
 }
 

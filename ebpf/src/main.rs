@@ -1,7 +1,7 @@
-//! Tollgate's eBPF programs, attached at the root of the cgroup tree.
+//! Tollgate's eBPF programs, attached at the root of the cgroup tree and to tracepoints of the scheduler's.
 //!
 //! This file is the list of hooks: each reads its context and asks one of the modules. `select` says
-//! whose task it is, `attribute` who it is, `steer` where it goes, `flow` how its record gets to the
+//! whose task it is, `recognise` what becomes of it, `attribute` who it is, `steer` where it goes, `flow` how its record gets to the
 //! agent, `fence` what is refused, `exit` what leaves nevertheless, `account` what is counted.
 #![no_std]
 #![no_main]
@@ -33,6 +33,7 @@ mod fence;
 mod flow;
 mod listener;
 mod maps;
+mod recognise;
 mod select;
 mod steer;
 
@@ -43,8 +44,8 @@ use aya_ebpf::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
         BPF_TCP_CLOSE,
     },
-    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, sock_ops},
-    programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, raw_tracepoint, sock_ops},
+    programs::{RawTracePointContext, SkBuffContext, SockAddrContext, SockContext, SockOpsContext},
 };
 use fence::{Attempt, DROP, Errno, PASS};
 use maps::{CLIENTS, socket_of};
@@ -150,7 +151,7 @@ fn sock_create(ctx: SockContext) -> i32 {
         destination: None,
     };
     match tollgate_common::rules::socket(attempt.socket_type, attempt.protocol) {
-        Ok(()) => PASS,
+        Ok(()) => fence::made(&ctx, &attempt),
         Err(reason) => attempt.refuse(reason, Errno::Eperm),
     }
 }
@@ -201,6 +202,24 @@ fn egress(ctx: SkBuffContext) -> i32 {
         account::packet(&ctx, client, Direction::Out);
     }
     PASS
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
+    recognise::forked(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
+    recognise::executed(ctx.arg(0));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "cgroup_attach_task")]
+fn cgroup_attach_task(ctx: RawTracePointContext) -> i32 {
+    recognise::moved(ctx.arg(2));
+    0
 }
 
 /// What a governed task tried.

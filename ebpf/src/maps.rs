@@ -1,7 +1,9 @@
 //! The maps, pinned by the agent under their own names, and the few helpers that name them.
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type},
+    bindings::{
+        BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
+    },
     btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     cty::c_void,
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
@@ -12,18 +14,26 @@ use tollgate_common::{
     event::{Pending, RefusalKey, Refused},
     flow::{Account, AgentSocket, Client, Connection, Port, Record},
     limits::{EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_RESOLVERS, MAX_WORKLOADS},
+    recognise::{MAX_PROCESSES, Mark, Scope, Subtree},
     settings::{Name, Settings},
 };
 
+const SHARED: usize = BPF_F_MMAPABLE as usize;
 const LAZY: usize = BPF_F_NO_PREALLOC as usize;
 const CLONED: usize = (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize;
 
 /// What the agent tells the hooks.
 #[btf_map]
 pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
-/// Cgroup id of a governed subtree's root → workload.
+/// Where something may be governed.
 #[btf_map]
-pub(crate) static GOVERNED: HashMap<u64, u32, { MAX_GOVERNED as usize }, LAZY> = HashMap::new();
+pub(crate) static SCOPE: Array<Scope, 1, SHARED> = Array::new();
+/// Cgroup id of a governed subtree's root → what is known of it.
+#[btf_map]
+pub(crate) static GOVERNED: HashMap<u64, Subtree, { MAX_GOVERNED as usize }, LAZY> = HashMap::new();
+/// Thread-group id → what is known of the process. An entry for every id that there can be.
+#[btf_map]
+pub(crate) static PROCESSES: Array<Mark, { MAX_PROCESSES as usize }, SHARED> = Array::new();
 /// Workload → name; for the agent that comes after this one.
 #[btf_map]
 pub(crate) static WORKLOADS: HashMap<u32, Name, { MAX_WORKLOADS as usize }, LAZY> = HashMap::new();

@@ -101,7 +101,7 @@ fn record(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> Op
             port: Port::default(),
             destination: *destination,
             workload: attempt.workload,
-            reserved: 0,
+            is_marked: u32::from(attempt.governed == select::MARKED),
         };
         let carried = CLIENTS.of_or_new(socket_of(ctx));
         let owner = attribute::current(&raw mut (*entry).owner, attempt.workload);

@@ -3,7 +3,7 @@ use super::admin::wire::{Enrolled, Fault, FaultKind};
 use super::cgroups::{self, Match};
 use crate::config::Config;
 use crate::kernel::{self, Fence};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub(super) struct Enrolments {
     fence: Arc<Fence>,
     selected: BTreeMap<String, Selected>,
     runs: HashMap<u64, Run>,
+    /// The policy that was settled last.
+    settled: Option<String>,
 }
 
 /// A cgroup that a selector matches.
@@ -78,6 +80,7 @@ impl Enrolments {
             fence,
             selected,
             runs,
+            settled: None,
         }
     }
 
@@ -106,6 +109,11 @@ impl Enrolments {
                 release(&self.fence, old.cgroup_id);
             }
         }
+        if self.settled.as_deref() != Some(policy.hash()) {
+            let names: HashSet<&str> = policy.workloads().iter().map(|w| &*w.name).collect();
+            self.fence.forget_workloads(|name| names.contains(name));
+            self.settled = Some(policy.hash().to_owned());
+        }
         self.sweep_runs();
         found.directories
     }
@@ -119,7 +127,7 @@ impl Enrolments {
             .fence
             .govern(Path::new(&wanted.cgroup), &wanted.workload)
         {
-            Ok(cgroup_id) => {
+            Ok(kernel::Enrolled { cgroup_id, .. }) => {
                 tracing::info!(
                     cgroup = wanted.cgroup,
                     workload = wanted.workload,
@@ -164,7 +172,7 @@ impl Enrolments {
         let made = make_run(root, &directory);
         made.map_err(|e| failed(format!("cannot make cgroup {}: {e}", directory.display())))?;
         match self.fence.govern(Path::new(&cgroup), &workload) {
-            Ok(cgroup_id) => {
+            Ok(kernel::Enrolled { cgroup_id, .. }) => {
                 let run = Run {
                     directory: directory.clone(),
                     asked_by: pid,

@@ -57,6 +57,16 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         sb_dev: at("super_block", &["s_dev"])?,
         dentry_parent: at("dentry", &["d_parent"])?,
         dentry_name: at("dentry", &["d_name", "name"])?,
+        task_tgid: at("task_struct", &["tgid"])?,
+        task_cgroups: at("task_struct", &["cgroups"])?,
+        set_cgroup: at("css_set", &["dfl_cgrp"])?,
+        cgroup_level: at("cgroup", &["level"])?,
+        cgroup_node: at("cgroup", &["kn"])?,
+        cgroup_ancestors: at("cgroup", &["ancestors"])?,
+        cgroup_root: at("cgroup", &["root"])?,
+        root_hierarchy: at("cgroup_root", &["hierarchy_id"])?,
+        node_id: at("kernfs_node", &["id"])?,
+        node_name: at("kernfs_node", &["name"])?,
         reserved: 0,
     })
 }

@@ -7,12 +7,14 @@ use std::path::{Component, Path, PathBuf};
 use tollgate_common::limits::MAX_LEVEL;
 
 /// A subtree that is to be governed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Subtree {
     /// Id of its root.
     pub(super) id: u64,
     /// Depth of its root below the cgroup root.
     pub(super) level: u32,
+    /// Its path below the cgroup root.
+    pub(super) path: PathBuf,
 }
 
 /// Looks a subtree up by its path below the cgroup root.
@@ -44,7 +46,11 @@ pub(super) fn subtree(root: &CgroupRoot, path: &Path) -> Result<Subtree, Error> 
     let id = fs::fstat(&dir)
         .map_err(|errno| failed(errno.into()))?
         .st_ino;
-    Ok(Subtree { id, level })
+    Ok(Subtree {
+        id,
+        level,
+        path: relative,
+    })
 }
 
 /// The path without a leading slash and without anything that leads elsewhere.
@@ -109,6 +115,25 @@ pub(super) fn path(root: &CgroupRoot, id: u64) -> Option<PathBuf> {
     // A removed directory's link names it with this at its end.
     let is_gone = relative.as_os_str().as_bytes().ends_with(b" (deleted)") && !absolute.exists();
     (!is_gone).then(|| relative.to_owned())
+}
+
+/// Processes in a cgroup and below it.
+pub(super) fn members(directory: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut todo = vec![directory.to_owned()];
+    while let Some(directory) = todo.pop() {
+        // A threaded cgroup does not list processes: its domain above it does.
+        let listed = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+        found.extend(listed.lines().filter_map(|line| line.parse::<u32>().ok()));
+        let children = std::fs::read_dir(&directory).into_iter().flatten();
+        todo.extend(
+            children
+                .filter_map(Result::ok)
+                .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|child| child.path()),
+        );
+    }
+    found
 }
 
 /// Kinds of units that have cgroups.

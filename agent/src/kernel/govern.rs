@@ -1,6 +1,6 @@
 //! What is governed and where it is steered: what the agent tells the hooks.
 use super::{
-    Error, Fence, Governed, cgroup,
+    Enrolled, Error, Fence, Governed, cgroup,
     maps::{Maps, Writers, read, write},
     translate::{self, text},
 };
@@ -13,7 +13,8 @@ use std::sync::Arc;
 use tollgate_common::ABI;
 use tollgate_common::flow::{Account, AgentSocket, Connection, LISTENER_TAG};
 use tollgate_common::limits::{MAX_RESOLVERS, MAX_WORKLOADS, NAME_BYTES};
-use tollgate_common::settings::{Name, Settings, filter};
+use tollgate_common::recognise::Subtree;
+use tollgate_common::settings::{Name, Settings};
 
 /// `BPF_NOEXIST`
 const NOT_THERE: u64 = 1;
@@ -75,22 +76,27 @@ impl Fence {
         writers.set(settings)
     }
 
-    pub(super) fn govern_subtree(&self, path: &Path, workload: &str) -> Result<u64, Error> {
+    pub(super) fn govern_subtree(&self, path: &Path, workload: &str) -> Result<Enrolled, Error> {
         let name = name(workload)?;
         let subtree = cgroup::subtree(&self.root, path)?;
         let mut writers = self.maps.write();
         let id = self.workload_id(&mut writers, workload, name)?;
-        let settings = writers.settings()?;
-        writers.set(Settings {
-            levels: settings.levels | 1 << subtree.level,
-            filter: settings.filter | filter(subtree.id),
-            ..settings
-        })?;
+        let found = Subtree {
+            workload: id,
+            ..Subtree::default()
+        };
         writers
             .governed
-            .insert(subtree.id, id, 0)
+            .insert(subtree.id, found, 0)
             .map_err(write("GOVERNED"))?;
-        Ok(subtree.id)
+        self.scope.add(subtree.id, subtree.level);
+        drop(writers);
+        let directory = self.root.path.join(&subtree.path);
+        let newly = self.enrol_subtree(&directory, u16::try_from(id).unwrap_or_default());
+        Ok(Enrolled {
+            cgroup_id: subtree.id,
+            newly,
+        })
     }
 
     /// The workload's id, made if it has none. Ids are counted up and never given to another name:
@@ -141,11 +147,11 @@ impl Fence {
     pub(super) fn all_governed(&self) -> Vec<Governed> {
         let entries = self.maps.governed.iter().filter_map(Result::ok);
         let mut all: Vec<Governed> = entries
-            .map(|(cgroup_id, workload)| Governed {
+            .map(|(cgroup_id, subtree)| Governed {
                 cgroup_id,
                 cgroup: cgroup::path(&self.root, cgroup_id)
                     .map(|path| format!("/{}", path.display())),
-                workload: self.names.workload(workload).to_string(),
+                workload: self.names.workload(subtree.workload).to_string(),
             })
             .collect();
         all.sort_by(|a, b| (&a.workload, a.cgroup_id).cmp(&(&b.workload, b.cgroup_id)));

@@ -1,19 +1,37 @@
 //! The hooks: which program, where, and what is open without it.
 
-/// A program and its place at the cgroup root.
+/// [`Hook::attach`] of a tracepoint's program: the tracepoint has the program's name.
+pub(super) const TRACEPOINT: u32 = u32::MAX;
+
+/// A program and its place at the cgroup root, or its tracepoint.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hook {
     /// The program's name in the object, its link's name, the layer's name.
     pub(super) name: &'static str,
-    /// `enum bpf_attach_type`
+    /// `enum bpf_attach_type`, or [`TRACEPOINT`].
     pub(super) attach: u32,
     /// What is not stopped, or not known, without it.
     pub(super) leaves_open: &'static str,
 }
 
-/// All hooks, in the order in which they are attached: what records comes before what steers, and
-/// what drops whatever was not steered comes last.
-pub(super) const HOOKS: [Hook; 11] = [
+/// All hooks, in the order in which they are attached: what recognises comes first, what records before what
+/// steers, and what drops whatever was not steered comes last.
+pub(super) const HOOKS: &[Hook] = &[
+    Hook {
+        name: "sched_process_fork",
+        attach: TRACEPOINT,
+        leaves_open: "processes made by governed ones, once they have left the governed cgroup; a process with the id of an earlier governed one is taken for it",
+    },
+    Hook {
+        name: "sched_process_exec",
+        attach: TRACEPOINT,
+        leaves_open: "nothing while the agent runs; a program that the agent's own process becomes is not governed",
+    },
+    Hook {
+        name: "cgroup_attach_task",
+        attach: TRACEPOINT,
+        leaves_open: "processes that enter a governed cgroup and leave it again",
+    },
     Hook {
         name: "ingress",
         attach: 0,
@@ -57,12 +75,12 @@ pub(super) const HOOKS: [Hook; 11] = [
     Hook {
         name: "connect4",
         attach: 10,
-        leaves_open: "TCP and connected UDP over IPv4, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too. Even with it: processes that can move themselves to another cgroup",
+        leaves_open: "TCP and connected UDP over IPv4, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too",
     },
     Hook {
         name: "connect6",
         attach: 11,
-        leaves_open: "TCP and connected UDP over IPv6, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too. Even with it: processes that can move themselves to another cgroup",
+        leaves_open: "TCP and connected UDP over IPv6, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too",
     },
     Hook {
         name: "egress",
@@ -72,7 +90,7 @@ pub(super) const HOOKS: [Hook; 11] = [
 ];
 
 /// Layers that this version does not have: name, and what that leaves open.
-pub(super) const MISSING: [(&str, &str); 4] = [
+pub(super) const MISSING: &[(&str, &str)] = &[
     (
         "bind",
         "a governed process may bind and listen, and answer whoever connects to it",
@@ -85,8 +103,5 @@ pub(super) const MISSING: [(&str, &str); 4] = [
         "families",
         "packet, vsock, XDP and other families are not looked at by these hooks; the launcher's seccomp filter is what stops them",
     ),
-    (
-        "lsm",
-        "ptrace, signals, and leaving the cgroup are not looked at by these hooks",
-    ),
+    ("lsm", "ptrace and signals are not looked at by these hooks"),
 ];

@@ -1,7 +1,7 @@
 //! Which layers are in force: asked of the kernel, never remembered.
 use super::{
     Fence, Layer,
-    hooks::{HOOKS, Hook, MISSING},
+    hooks::{HOOKS, Hook, MISSING, TRACEPOINT},
     load::Loaded,
     sys,
 };
@@ -42,6 +42,9 @@ impl Fence {
         else {
             return Some("not loaded".to_owned());
         };
+        if hook.attach == TRACEPOINT {
+            return self.why_not_traced(hook, ours);
+        }
         match sys::attached(&self.root.fd, hook.attach) {
             Err(error) => return Some(format!("cannot ask the kernel: {error}")),
             Ok(attached) if !attached.contains(&ours) => {
@@ -55,7 +58,26 @@ impl Fence {
             Err(error) => Some(format!(
                 "attached, but its pin is gone ({error}): it will not outlive the agent; restart the agent"
             )),
-            Ok(link) if link.program != ours || link.attach != hook.attach => Some(format!(
+            Ok(link)
+                if (link.kind, link.program, link.attach)
+                    != (sys::LINK_CGROUP, ours, hook.attach) =>
+            {
+                Some(format!(
+                    "the pinned link holds another program (id {}): restart the agent",
+                    link.program
+                ))
+            }
+            Ok(_) => None,
+        }
+    }
+
+    /// The same for a tracepoint, whose pinned link is all that holds the program there.
+    fn why_not_traced(&self, hook: &Hook, ours: u32) -> Option<String> {
+        match sys::open_pin(&self.pins.link(hook.name)).and_then(sys::link_info) {
+            Err(error) => Some(format!(
+                "its pin is gone ({error}): nothing holds it; restart the agent"
+            )),
+            Ok(link) if (link.kind, link.program) != (sys::LINK_TRACEPOINT, ours) => Some(format!(
                 "the pinned link holds another program (id {}): restart the agent",
                 link.program
             )),

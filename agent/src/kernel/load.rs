@@ -1,7 +1,7 @@
 //! From the embedded object to programs in the kernel and links at the cgroup root.
 use super::{
     Error, btf,
-    hooks::{HOOKS, Hook},
+    hooks::{HOOKS, Hook, TRACEPOINT},
     log::HookLog,
     pins::Pins,
     probe::CgroupRoot,
@@ -115,6 +115,7 @@ fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
         _ => return Err(Error::MissingPart { what: hook.name }),
     }
     .map_err(|source| match root_cause(&source) {
@@ -130,22 +131,28 @@ fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
 }
 
 /// Puts each program in force: into the link that an earlier agent left, in one step for the kernel,
-/// or through a new one. At no moment is a hook without a program, or with two.
+/// or through a new one. At no moment is a hook without a program. A tracepoint's link takes no other program: for an
+/// instant it has two of them, which write the same.
 pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Result<(), Error> {
     programs.iter().try_for_each(|program| {
         let hook = program.hook.name;
         let failed = |source| Error::Attach { hook, source };
         let path = pins.link(hook);
+        let pinned = |source, path| Error::Pin {
+            action: "pin",
+            path,
+            source,
+        };
+        if program.hook.attach == TRACEPOINT {
+            let link = sys::tracepoint(&program.fd, hook).map_err(failed)?;
+            return sys::pin_over(link, &path).map_err(|source| pinned(source, path));
+        }
         if path.exists() {
             let link = sys::open_pin(&path).map_err(failed)?;
             return sys::link_update(link, &program.fd).map_err(failed);
         }
         let link = sys::link_create(&program.fd, &root.fd, program.hook.attach).map_err(failed)?;
-        sys::pin(link, &path).map_err(|source| Error::Pin {
-            action: "pin",
-            path,
-            source,
-        })
+        sys::pin(link, &path).map_err(|source| pinned(source, path))
     })
 }
 

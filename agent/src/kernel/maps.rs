@@ -6,11 +6,12 @@ use aya::maps::{
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tollgate_common::event::RefusalKey;
 use tollgate_common::flow::{Account, AgentSocket, Connection, Record};
+use tollgate_common::recognise::Subtree;
 use tollgate_common::settings::{Name, Settings};
 
 /// What is read.
 pub(super) struct Maps {
-    pub(super) governed: HashMap<MapData, u64, u32>,
+    pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
     pub(super) flows: HashMap<MapData, Connection, Record>,
     pub(super) accounts: PerCpuHashMap<MapData, u32, Account>,
@@ -24,7 +25,7 @@ pub(super) struct Maps {
 /// What is written.
 pub(super) struct Writers {
     pub(super) settings: Array<MapData, Settings>,
-    pub(super) governed: HashMap<MapData, u64, u32>,
+    pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) workloads: HashMap<MapData, u32, Name>,
     pub(super) resolvers: HashMap<MapData, [u32; 4], u32>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,

@@ -16,6 +16,8 @@ mod maps;
 pub mod namespaces;
 mod pins;
 mod probe;
+mod processes;
+mod shared;
 mod sys;
 mod translate;
 
@@ -43,6 +45,8 @@ pub struct Fence {
     pins: pins::Pins,
     root: probe::CgroupRoot,
     maps: maps::Maps,
+    scope: shared::SharedScope,
+    marks: shared::Marks,
     programs: Vec<load::Loaded>,
     names: translate::Names,
     listeners: layers::Admitted,
@@ -141,6 +145,44 @@ pub struct Governed {
     pub workload: String,
 }
 
+/// What came of governing a subtree.
+#[derive(Debug, Clone)]
+pub struct Enrolled {
+    /// Kernel id of the subtree's root.
+    pub cgroup_id: u64,
+    /// Processes that ran in it, or that such ones had made, and that nothing governed before.
+    pub newly: Vec<u32>,
+}
+
+/// A process under governance.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct GovernedProcess {
+    /// Its id in the initial pid namespace.
+    pub pid: u32,
+    /// Its parent's.
+    pub parent: u32,
+    /// Path of its executable: a label only.
+    pub exe: String,
+    /// Whose it is.
+    pub workload: String,
+    /// Since when, to a second.
+    pub since: jiff::Timestamp,
+    /// By what it, or the ancestor that it has this from, was recognised.
+    pub evidence: Evidence,
+    /// It has this from its parent.
+    pub inherited: bool,
+}
+
+/// How a process was recognised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evidence {
+    /// It was in a governed cgroup.
+    Cgroup,
+    /// A rule of this number held.
+    Rule(u16),
+}
+
 /// Something the kernel did on its own.
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -206,6 +248,8 @@ impl Fence {
             Ok((maps, programs, hook_log)) => {
                 let names = translate::Names::new();
                 let fence = Self {
+                    scope: shared::SharedScope::open(&pins)?,
+                    marks: shared::Marks::open(&pins)?,
                     pins,
                     root,
                     maps,
@@ -215,6 +259,7 @@ impl Fence {
                     hook_log,
                 };
                 fence.read_workloads()?;
+                fence.exempt_self();
                 Ok(fence)
             }
             Err(error) if adopting => Err(error),
@@ -254,15 +299,15 @@ impl Fence {
         self.admit_listeners(listeners, port4, port6)
     }
 
-    /// Governs a cgroup subtree (path below the cgroup2 root). Returns its id.
+    /// Governs a cgroup subtree (path below the cgroup2 root), and what runs in it.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn govern(&self, cgroup: &Path, workload: &str) -> Result<u64, Error> {
+    pub fn govern(&self, cgroup: &Path, workload: &str) -> Result<Enrolled, Error> {
         self.govern_subtree(cgroup, workload)
     }
 
-    /// Stops governing a subtree; one that is not governed stays so.
+    /// Stops governing a subtree; one that is not governed stays so. Processes that were in it stay what they are.
     ///
     /// # Errors
     /// See [`Error`].
@@ -270,9 +315,33 @@ impl Fence {
         self.release_subtree(cgroup_id)
     }
 
+    /// Lets go of every process of workloads for which `stays` does not hold.
+    pub fn forget_workloads(&self, stays: impl Fn(&str) -> bool) {
+        let names = self.names.workloads.load();
+        let gone: Vec<u32> = names
+            .iter()
+            .filter(|(_, name)| !stays(name))
+            .map(|(id, _)| *id)
+            .collect();
+        if !gone.is_empty() {
+            self.marks
+                .clear(|mark| mark.is_governed() && gone.contains(&u32::from(mark.workload())));
+        }
+    }
+
     /// All subtrees governed, also those pinned by an earlier agent.
     pub fn governed(&self) -> Vec<Governed> {
         self.all_governed()
+    }
+
+    /// All processes that are governed, whatever cgroup they are in.
+    pub fn governed_processes(&self) -> Vec<GovernedProcess> {
+        self.processes()
+    }
+
+    /// The workload that a process is of, by what it has been: it need not be in a governed cgroup.
+    pub fn workload_of(&self, pid: u32) -> Option<String> {
+        self.workload_of_process(pid)
     }
 
     /// The cgroup2 mount.

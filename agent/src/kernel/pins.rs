@@ -1,13 +1,13 @@
 //! Where an instance's maps and links are kept, so that they outlive the agent, and whether what is
 //! there fits this agent.
-use super::{Error, hooks::HOOKS, probe};
+use super::{Error, hooks::HOOKS, probe, sys};
 use aya::maps::{Array, Map, MapData, MapInfo};
 use rustix::fs::{self, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use tollgate_common::{ABI, event, flow, limits, settings};
+use tollgate_common::{ABI, event, flow, limits, recognise, settings};
 
 /// A map's name and the sizes of its key and value.
 struct Shape {
@@ -27,9 +27,11 @@ const fn shape<K, V>(name: &'static str, entries: u32) -> Shape {
 }
 
 /// Every map that is pinned. A ring and socket storage have no fixed count of entries.
-const MAPS: [Shape; 15] = [
+const MAPS: &[Shape] = &[
     shape::<u32, settings::Settings>("SETTINGS", 1),
-    shape::<u64, u32>("GOVERNED", limits::MAX_GOVERNED),
+    shape::<u32, recognise::Scope>("SCOPE", 1),
+    shape::<u64, recognise::Subtree>("GOVERNED", limits::MAX_GOVERNED),
+    shape::<u32, recognise::Mark>("PROCESSES", recognise::MAX_PROCESSES),
     shape::<u32, settings::Name>("WORKLOADS", limits::MAX_WORKLOADS),
     shape::<[u32; 4], u32>("RESOLVERS", limits::MAX_RESOLVERS),
     shape::<i32, flow::Client>("CLIENTS", 0),
@@ -114,7 +116,7 @@ impl Pins {
             path: self.dir.clone(),
             what,
         };
-        for map in &MAPS {
+        for map in MAPS {
             let path = self.maps.join(map.name);
             if !path.exists() {
                 continue;
@@ -150,6 +152,7 @@ impl Pins {
     pub(super) fn remove(&self) -> Result<(), Error> {
         for hook in HOOKS.iter().rev() {
             remove_file(&self.link(hook.name))?;
+            remove_file(&sys::beside(&self.link(hook.name)))?;
         }
         for (_, path) in self.maps() {
             remove_file(&path)?;

@@ -4,12 +4,13 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 
@@ -74,6 +75,16 @@ pub(super) fn link_create(
     bpf_fd(BPF_LINK_CREATE, &mut attributes)
 }
 
+/// Attaches a program to a tracepoint; it stays while the link has a descriptor or a pin.
+pub(super) fn tracepoint(program: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+    let name = CString::new(name).map_err(io::Error::other)?;
+    let mut attributes = Attributes::default();
+    // name; prog_fd
+    attributes.0[0] = name.as_ptr().addr() as u64;
+    attributes.0[1] = pair(raw(program.as_fd()), 0);
+    bpf_fd(BPF_RAW_TRACEPOINT_OPEN, &mut attributes)
+}
+
 /// Puts another program in a link's place, in one step for the kernel.
 pub(super) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
     let mut attributes = Attributes::default();
@@ -92,6 +103,24 @@ pub(super) fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &mut attributes).map(drop)
 }
 
+/// Where a pin is made that is about to take another's place. A bpffs takes no name with a dot in it.
+pub(super) fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("_next");
+    name.into()
+}
+
+/// Pins an object in the place of what may be pinned there.
+pub(super) fn pin_over(object: impl AsFd, path: &Path) -> io::Result<()> {
+    let beside = beside(path);
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    pin(object, &beside)?;
+    std::fs::rename(&beside, path)
+}
+
 /// Opens a pinned object.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
@@ -105,6 +134,8 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 pub(super) struct LinkInfo {
     /// Its id.
     pub(super) id: u32,
+    /// `enum bpf_link_type`
+    pub(super) kind: u32,
     /// Its program's id.
     pub(super) program: u32,
     /// For a cgroup link: the cgroup's id, 0 once that is gone.
@@ -126,10 +157,12 @@ struct RawLinkInfo {
     tail: [u32; 9],
 }
 
+/// `BPF_LINK_TYPE_RAW_TRACEPOINT`
+pub(super) const LINK_TRACEPOINT: u32 = 1;
 /// `BPF_LINK_TYPE_CGROUP`
-const LINK_CGROUP: u32 = 3;
+pub(super) const LINK_CGROUP: u32 = 3;
 
-/// Asks the kernel about a link of a cgroup.
+/// Asks the kernel about a link.
 pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     let mut info = RawLinkInfo::default();
     let mut attributes = Attributes::default();
@@ -137,14 +170,9 @@ pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     attributes.0[0] = pair(raw(link.as_fd()), size_of::<RawLinkInfo>() as u32);
     attributes.0[1] = std::ptr::from_mut(&mut info).addr() as u64;
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    if info.kind != LINK_CGROUP {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "not a link of a cgroup",
-        ));
-    }
     Ok(LinkInfo {
         id: info.id,
+        kind: info.kind,
         program: info.program,
         cgroup: info.cgroup,
         attach: info.attach,

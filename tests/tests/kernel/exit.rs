@@ -157,11 +157,15 @@ fn a_socket_made_outside_is_held_after_it_was_connected_inside() {
     let script = format!(
         "{DATAGRAM}
 s = datagram('127.0.0.9'); free = datagram('127.0.0.9'); free.connect({to})
+(mine, other) = (os.pipe(), os.pipe())
+if os.fork() == 0:
+    os.read(mine[0], 1); s.connect({to}); say(name(lambda: s.send(b'y')))
+    os.write(other[1], b'.'); os._exit(0)
 enter('{inside}')
 s.connect({to}); say(name(lambda: s.send(b'x')))
 enter('{outside}')
 say(name(lambda: s.send(b'x')), name(lambda: free.send(b'f')))
-s.connect({to}); say(name(lambda: s.send(b'y')))
+os.write(mine[1], b'.'); os.read(other[0], 1)
 enter('{inside}')
 s.connect({to}); say(name(lambda: s.send(b'z')))
 sys.stdin.readline(); say(name(lambda: s.send(b'z')))",

@@ -12,6 +12,7 @@
 mod account;
 mod adopt;
 mod exit;
+mod recognise;
 mod refuse;
 mod steer;
 mod stress;

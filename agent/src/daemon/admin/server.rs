@@ -142,13 +142,14 @@ fn admitted(agent: &Agent, uid: u32, caller: Caller) -> Result<(), Fault> {
             .strip_prefix(subtree.trim_matches('/'));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    if agent
-        .shared
-        .fence
-        .governed()
-        .iter()
-        .filter_map(|g| g.cgroup.as_deref())
-        .any(inside)
+    let fence = &agent.shared.fence;
+    let was = caller.pid.and_then(|pid| u32::try_from(pid).ok());
+    if was.is_some_and(|pid| fence.workload_of(pid).is_some())
+        || fence
+            .governed()
+            .iter()
+            .filter_map(|g| g.cgroup.as_deref())
+            .any(inside)
     {
         return Err(fault(
             FaultKind::Forbidden,

@@ -1,0 +1,171 @@
+//! Processes that were there before what governs them: their marks are the agent's to write, once; from then on
+//! the hooks keep them.
+use super::{Evidence, Fence, GovernedProcess, cgroup};
+use std::path::Path;
+use tollgate_common::recognise::{BY_CGROUP, EXEMPT, INHERITED, Mark};
+
+/// Passes over the processes before the rest is left to the hooks: each finds what forked during the one before.
+const PASSES: usize = 64;
+
+/// One process, as `/proc` tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) process: u32,
+    pub(super) parent: u32,
+    /// In clock ticks since boot: tells a reused id.
+    pub(super) start: u64,
+}
+
+impl Fence {
+    /// Marks what was running in a governed subtree, and what that has made since, wherever it is now. Returns
+    /// who was not governed before.
+    pub(super) fn enrol_subtree(&self, directory: &Path, workload: u16) -> Vec<u32> {
+        let mut found = Vec::new();
+        for _ in 0..PASSES {
+            let members = cgroup::members(directory);
+            let before = found.len();
+            for process in members {
+                if self.mark(process, workload, BY_CGROUP) {
+                    found.push(process);
+                }
+            }
+            found.extend(self.enrol_descendants());
+            if found.len() == before {
+                break;
+            }
+        }
+        found
+    }
+
+    /// Marks the children of who is governed; those that the hooks saw being made have theirs.
+    fn enrol_descendants(&self) -> Vec<u32> {
+        let all = seen();
+        let mut found = Vec::new();
+        loop {
+            let before = found.len();
+            for one in &all {
+                let parent = self.marks.get(one.parent);
+                if parent.is_governed()
+                    && !self.marks.get(one.process).is_governed()
+                    && self.mark(one.process, parent.workload(), parent.how() | INHERITED)
+                {
+                    found.push(one.process);
+                }
+            }
+            if found.len() == before {
+                return found;
+            }
+        }
+    }
+
+    /// Marks a process as a workload's; whether it was nobody's before. Another workload's takes the new mark
+    /// too, where its cgroup says so.
+    pub(super) fn mark(&self, process: u32, workload: u16, how: u16) -> bool {
+        let Some(before) = look(process) else {
+            return false;
+        };
+        loop {
+            let old = self.marks.get(process);
+            let stays = old.workload() == EXEMPT || (old.is_governed() && how != BY_CGROUP);
+            if stays || old.workload() == workload {
+                return false;
+            }
+            let new = Mark::governed(workload, how, seconds_since_boot());
+            if !self.marks.replace(process, old, new) {
+                continue;
+            }
+            if look(process).is_none_or(|now| now.start != before.start) {
+                // Its id is another process's by now, which the hooks had marked, or not.
+                self.marks.replace(process, new, Mark(0));
+                return false;
+            }
+            return !old.is_governed();
+        }
+    }
+
+    /// Nothing steers this process: it is the agent itself.
+    pub(super) fn exempt_self(&self) {
+        let process = std::process::id();
+        let exempt = Mark::governed(EXEMPT, BY_CGROUP, seconds_since_boot());
+        while !self.marks.replace(process, self.marks.get(process), exempt) {}
+    }
+
+    pub(super) fn processes(&self) -> Vec<GovernedProcess> {
+        let mut all: Vec<GovernedProcess> = seen()
+            .into_iter()
+            .filter_map(|one| self.governed_process(one))
+            .collect();
+        all.sort_by(|a, b| (&a.workload, a.pid).cmp(&(&b.workload, b.pid)));
+        all
+    }
+
+    fn governed_process(&self, one: Seen) -> Option<GovernedProcess> {
+        let mark = self.marks.get(one.process);
+        if !mark.is_governed() {
+            return None;
+        }
+        let exe = std::fs::read_link(format!("/proc/{}/exe", one.process)).ok()?;
+        let since = super::translate::time(u64::from(mark.seconds()).saturating_mul(1_000_000_000));
+        Some(GovernedProcess {
+            pid: one.process,
+            parent: one.parent,
+            exe: exe.to_string_lossy().into_owned(),
+            workload: self.names.workload(u32::from(mark.workload())).to_string(),
+            since: since.try_into().ok()?,
+            inherited: mark.how() & INHERITED != 0,
+            evidence: match mark.how() & !INHERITED {
+                BY_CGROUP => Evidence::Cgroup,
+                rule => Evidence::Rule(rule - 1),
+            },
+        })
+    }
+
+    pub(super) fn workload_of_process(&self, process: u32) -> Option<String> {
+        let mark = self.marks.get(process);
+        let name = |mark: Mark| self.names.workload(u32::from(mark.workload())).to_string();
+        mark.is_governed().then(|| name(mark))
+    }
+}
+
+/// Every process that `/proc` shows.
+pub(super) fn seen() -> Vec<Seen> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten();
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(look)
+        .collect()
+}
+
+/// One process, if it is there.
+pub(super) fn look(process: u32) -> Option<Seen> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name, in parentheses, may hold anything.
+    let mut fields = text.rsplit(')').next()?.split_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    let start = fields.nth(17)?.parse().ok()?;
+    Some(Seen {
+        process,
+        parent,
+        start,
+    })
+}
+
+fn seconds_since_boot() -> u32 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u32::try_from(now.tv_sec).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn proc_tells_of_this_process() {
+        let own = look(std::process::id()).unwrap();
+        assert_eq!(own.parent, std::os::unix::process::parent_id());
+        assert!(own.start > 0);
+        assert!(seen().contains(&own));
+        assert_eq!(look(0), None);
+    }
+}

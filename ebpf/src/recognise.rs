@@ -1,0 +1,88 @@
+//! Processes as they come, change and move: each has a mark, which its children inherit, so that nobody
+//! stops being governed by forking, by leaving a cgroup, or by becoming another program.
+use crate::{
+    attribute::{OFFSETS, read},
+    maps::PROCESSES,
+    select,
+};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns};
+use tollgate_common::recognise::{BY_CGROUP, EXEMPT, Mark};
+
+/// The current process.
+#[inline(always)]
+pub(crate) fn current() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// A process's mark. Every process has one: `None` is for the verifier.
+#[inline(always)]
+pub(crate) fn mark(process: u32) -> Option<Mark> {
+    let mark = PROCESSES.get_ptr(process)?;
+    // SAFETY: a live map value of one word; volatile because others write it meanwhile.
+    Some(unsafe { core::ptr::read_volatile(mark) })
+}
+
+/// Marks a process.
+#[inline(always)]
+pub(crate) fn set(process: u32, to: Mark) {
+    if let Some(mark) = PROCESSES.get_ptr_mut(process) {
+        // SAFETY: as in `mark`.
+        unsafe { core::ptr::write_volatile(mark, to) };
+    }
+}
+
+/// Now, as marks have it.
+#[inline(always)]
+pub(crate) fn now() -> u32 {
+    // SAFETY: needed to call a helper without arguments.
+    (unsafe { bpf_ktime_get_boot_ns() } / 1_000_000_000) as u32
+}
+
+/// A process forked. The child has not run yet. Its mark is always written: the process that had its id
+/// before left one.
+#[inline(always)]
+pub(crate) fn forked(parent: u64, child: u64) {
+    let (Some(parent), Some(id)) = (process_of(parent), process_of(child)) else {
+        return;
+    };
+    if parent == id {
+        return; // A thread.
+    }
+    let inherited = mark(parent).unwrap_or_default().inherited(now());
+    // It may have been made in another cgroup than its parent's.
+    set(id, within(child).unwrap_or(inherited));
+}
+
+/// A process became another program. What governs it stays; being the agent does not.
+#[inline(always)]
+pub(crate) fn executed(task: u64) {
+    if let Some(process) = process_of(task)
+        && mark(process).is_some_and(|mark| mark.workload() == EXEMPT)
+    {
+        set(process, Mark(0));
+    }
+}
+
+/// A process was moved to another cgroup, of whatever hierarchy.
+#[inline(always)]
+pub(crate) fn moved(task: u64) {
+    if let Some(process) = process_of(task)
+        && mark(process).is_some_and(|mark| mark.workload() != EXEMPT)
+        && let Some(mark) = within(task)
+    {
+        set(process, mark);
+    }
+}
+
+/// The mark that a task's cgroup gives, if it is governed.
+#[inline(always)]
+fn within(task: u64) -> Option<Mark> {
+    let workload = select::other(task)?.workload;
+    Some(Mark::governed(workload as u16, BY_CGROUP, now()))
+}
+
+#[inline(always)]
+fn process_of(task: u64) -> Option<u32> {
+    // SAFETY: reads through a helper that checks the address.
+    unsafe { read(task, OFFSETS.load().task_tgid) }
+}

@@ -1,0 +1,249 @@
+//! Who was governed stays so: leaving the cgroup, forking and becoming another program change nothing.
+use crate::support::*;
+use std::net::TcpListener;
+
+/// A governed cgroup, one outside it, and a server for each family that only what is not governed reaches.
+struct Scene {
+    stand: Stand,
+    outside: Cgroup,
+    servers: [Elsewhere; 2],
+}
+
+impl Scene {
+    fn new() -> Self {
+        let stand = Stand::new();
+        let outside = Cgroup::new(stand.fence().cgroup_root(), unique());
+        let servers = ["127.0.0.1", "::1"].map(Elsewhere::new);
+        Self {
+            stand,
+            outside,
+            servers,
+        }
+    }
+
+    /// What the scripts here need: to enter and to leave, and to try both families.
+    fn script(&self, body: &str) -> String {
+        let [v4, v6] = &self.servers;
+        format!(
+            "INSIDE = {:?}
+def inside(): enter(INSIDE)
+def outside(): enter({:?})
+PORTS = {}, {}
+def both(): say(tcp('127.0.0.1', PORTS[0])[1], tcp('::1', PORTS[1])[1])
+{body}",
+            self.stand.cgroup.path().to_str().unwrap(),
+            self.outside.path().to_str().unwrap(),
+            v4.address.port(),
+            v6.address.port()
+        )
+    }
+
+    /// Both connections of `body` came to the agent, as the workload's, and none to a server.
+    fn governed(&self, body: &str) {
+        assert_eq!(python_outside(&self.script(body)), "ok ok", "{body}");
+        for listener in [&self.stand.agent4, &self.stand.agent6] {
+            let flow = self.stand.fence().flow_of(&accept(listener)).unwrap();
+            assert_eq!(&*flow.workload, self.stand.workload(), "{body}");
+            assert_eq!(
+                flow.process.cgroup,
+                format!("/{}", self.outside.name.display())
+            );
+        }
+        for server in &self.servers {
+            assert_quiet(&server.listener);
+        }
+    }
+
+    /// Both connections of `body` came to the servers.
+    fn free(&self, body: &str) {
+        assert_eq!(python_outside(&self.script(body)), "ok ok", "{body}");
+        for server in &self.servers {
+            accept(&server.listener);
+        }
+        for listener in [&self.stand.agent4, &self.stand.agent6] {
+            assert_quiet(listener);
+        }
+    }
+
+    /// Governed while the fence stands, and not without it.
+    fn until_lifted(mut self, body: &str) {
+        self.governed(body);
+        self.stand.lift();
+        self.free(body);
+    }
+}
+
+#[test]
+fn leaving_the_cgroup_is_no_way_out() {
+    Scene::new().until_lifted("inside(); outside(); both()");
+}
+
+#[test]
+fn nor_is_forking_twice_in_a_session_of_ones_own() {
+    Scene::new().until_lifted(
+        "r, w = os.pipe()
+inside()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        outside(); both(); os.close(w); os._exit(0)
+    os._exit(0)
+os.close(w); os.read(r, 1)",
+    );
+}
+
+#[test]
+fn nor_is_becoming_another_program() {
+    Scene::new().until_lifted(
+        "inside(); outside()
+os.execv('/bin/bash', ['bash', '-c', 'for at in 127.0.0.1/%d ::1/%d; do exec 3<>/dev/tcp/$at && echo -n \"ok \"; done' % PORTS])",
+    );
+}
+
+/// Born there by `clone3(CLONE_INTO_CGROUP)`, which no move tells of.
+#[test]
+fn a_process_born_in_a_governed_cgroup_may_not_leave_either() {
+    Scene::new().until_lifted(
+        "import ctypes, struct
+directory = os.open(INSIDE, os.O_RDONLY | os.O_DIRECTORY)
+arguments = ctypes.create_string_buffer(struct.pack('11Q', 1 << 33, 0, 0, 0, 17, 0, 0, 0, 0, 0, directory))
+sys.stdout.flush()
+pid = ctypes.CDLL(None).syscall(435, arguments, 88)
+assert pid >= 0
+if pid == 0:
+    outside(); both(); os._exit(0)
+os.waitpid(pid, 0)",
+    );
+}
+
+/// A thread that leaves alone, through a threaded cgroup, is still of its process.
+#[test]
+fn threads_are_of_their_process() {
+    Scene::new().until_lifted(
+        "import threading
+inside(); outside()
+t = threading.Thread(target=both); t.start(); t.join()",
+    );
+}
+
+#[test]
+fn what_ran_before_is_enrolled_with_its_tree() {
+    let mut scene = Scene::new();
+    let late = Cgroup::new(scene.stand.fence().cgroup_root(), unique());
+    // A tree of four: the youngest left, before anybody governed the cgroup.
+    let body = scene.script(
+        "r, w = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        outside(); say('there'); sys.stdin.readline(); both(); os.close(w); os._exit(0)
+    os.wait(); os._exit(0)
+os.close(w); os.read(r, 1); os.wait()",
+    );
+    let mut tree = Running::start(&late, &body);
+    assert_eq!(tree.line(), "there");
+    let enrolled = scene.stand.fence().govern(&late.name, "late").unwrap();
+    assert_eq!(enrolled.newly.len(), 3, "{enrolled:?}");
+    let listed = scene.stand.fence().governed_processes();
+    let ours: Vec<_> = listed.iter().filter(|p| p.workload == "late").collect();
+    assert_eq!(ours.len(), 3, "{listed:?}");
+    assert_eq!(ours.iter().filter(|p| p.inherited).count(), 1, "{ours:?}");
+    assert_eq!(
+        scene.stand.fence().workload_of(tree.pid()).as_deref(),
+        Some("late")
+    );
+    tree.send("\n");
+    assert_eq!(tree.line(), "ok ok");
+    for listener in [&scene.stand.agent4, &scene.stand.agent6] {
+        let flow = scene.stand.fence().flow_of(&accept(listener)).unwrap();
+        assert_eq!(&*flow.workload, "late");
+    }
+    tree.finish();
+    assert_eq!(scene.stand.fence().workload_of(std::process::id()), None);
+
+    // The same tree without a fence.
+    scene.stand.lift();
+    let mut tree = Running::start(&late, &body);
+    assert_eq!(tree.line(), "there");
+    tree.send("\n");
+    assert_eq!(tree.line(), "ok ok");
+    scene
+        .servers
+        .iter()
+        .for_each(|server| drop(accept(&server.listener)));
+    tree.finish();
+}
+
+/// The hooks need no agent for it, nor does the next one have to be told.
+#[test]
+fn recognition_goes_on_while_there_is_no_agent() {
+    let mut scene = Scene::new();
+    let body = scene.script(
+        "inside(); say('in'); sys.stdin.readline()
+if os.fork() == 0:
+    outside(); both(); sys.stdin.readline(); both(); os._exit(0)
+os.wait()",
+    );
+    let mut client = Running::start_outside(&body);
+    assert_eq!(client.line(), "in");
+    drop(scene.stand.fence.take());
+    let closed = listen("127.0.0.1:0");
+    (scene.stand.agent4, scene.stand.agent6) = (closed, listen("[::1]:0"));
+    client.send("\n");
+    assert_eq!(client.line(), "ECONNREFUSED ECONNREFUSED");
+    scene.stand.fence = Some(open(&scene.stand.options));
+    scene.stand.admit();
+    client.send("\n");
+    assert_eq!(client.line(), "ok ok");
+    let accepted: Vec<&TcpListener> = vec![&scene.stand.agent4, &scene.stand.agent6];
+    for listener in accepted {
+        assert!(scene.stand.fence().flow_of(&accept(listener)).is_some());
+    }
+    client.finish();
+}
+
+/// An id is another process's once its own has ended: the next one with it is not taken for the governed one.
+#[test]
+fn a_reused_process_id_is_another_process() {
+    let scene = Scene::new();
+    let pid: u32 = python_outside(&scene.script(
+        "pid = os.fork()
+if pid == 0:
+    inside(); os._exit(0)
+os.waitpid(pid, 0); say(pid)",
+    ))
+    .parse()
+    .unwrap();
+    scene.free(&format!(
+        "import ctypes, struct
+wanted = ctypes.c_int({pid})
+arguments = ctypes.create_string_buffer(struct.pack('11Q', 0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(wanted), 1, 0))
+sys.stdout.flush()
+pid = ctypes.CDLL(None).syscall(435, arguments, 80)
+if pid == 0:
+    assert os.getpid() == {pid}
+    both(); os._exit(0)
+assert pid == {pid}, pid
+os.waitpid(pid, 0)"
+    ));
+}
+
+/// What is refused inside is refused to who has left, with sockets that were made after and before.
+#[test]
+fn who_left_may_send_no_datagrams_and_make_no_raw_sockets() {
+    let mut scene = Scene::new();
+    let body = "inside(); outside()
+def udp(ip, call):
+    u = socket.socket(family(ip), socket.SOCK_DGRAM)
+    return name(lambda: call(u, ip))
+def connected(u, ip):
+    u.connect((ip, 9)); u.send(b'x')
+for ip in ('127.0.0.1', '::1'):
+    say(udp(ip, lambda u, ip: u.sendto(b'x', (ip, 9))), udp(ip, connected),
+        name(lambda: socket.socket(family(ip), socket.SOCK_RAW, socket.IPPROTO_TCP)))";
+    assert_eq!(
+        python_outside(&scene.script(body)),
+        "EPERM EPERM EPERM\nEPERM EPERM EPERM"
+    );
+    scene.stand.lift();
+    assert_eq!(python_outside(&scene.script(body)), "ok ok ok\nok ok ok");
+}
