@@ -56,11 +56,7 @@ pub const fn loopback4(port: u16) -> Address {
 /// ::1 at `port`.
 #[inline(always)]
 pub const fn loopback6(port: u16) -> Address {
-    Address {
-        ip: [0, 0, 0, 1_u32.to_be()],
-        port,
-        reserved: [0; 3],
-    }
+    address6([0, 0, 0, 1_u32.to_be()], port)
 }
 
 /// An IPv4 address in network order, v4-mapped.
@@ -68,6 +64,16 @@ pub const fn loopback6(port: u16) -> Address {
 pub const fn address4(ip: u32, port: u16) -> Address {
     Address {
         ip: [0, 0, MAPPED, ip],
+        port,
+        reserved: [0; 3],
+    }
+}
+
+/// An IPv6 address in network order.
+#[inline(always)]
+pub const fn address6(ip: [u32; 4], port: u16) -> Address {
+    Address {
+        ip,
         port,
         reserved: [0; 3],
     }

@@ -3,9 +3,11 @@
 use aya_ebpf::{
     Global,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        bpf_probe_read_kernel,
-        generated::{bpf_get_current_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel_str},
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_probe_read_kernel,
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_task,
+            bpf_probe_read_kernel_str,
+        },
     },
 };
 use tollgate_common::{
@@ -58,7 +60,11 @@ pub(crate) unsafe fn current(owner: *mut Owner, workload: u32) -> Option<()> {
         (*owner).uid = ids as u32;
         (*owner).gid = (ids >> 32) as u32;
         (*owner).cgroup = bpf_get_current_cgroup_id();
-        (*owner).comm = bpf_get_current_comm().ok()?;
+        // Into its place: by value it would pass over the stack.
+        let comm = &raw mut (*owner).comm;
+        if bpf_get_current_comm(comm.cast(), size_of::<[u8; 16]>() as u32) != 0 {
+            return None;
+        }
         let task = bpf_get_current_task();
         let leader: u64 = read(task, at.task_group_leader)?;
         (*owner).start = read(leader, at.task_start)?;

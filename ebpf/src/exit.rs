@@ -17,7 +17,7 @@ use aya_ebpf::{
 use tollgate_common::{
     event::{REFUSED, Reason, Refused, TOLD},
     flow::{Address, Client},
-    rules::{DATAGRAM, STREAM, TCP, UDP, address4, leads_to_loopback},
+    rules::{DATAGRAM, STREAM, TCP, UDP, address4, address6, leads_to_loopback},
 };
 
 /// A packet's socket; `None` for what has none, as answers of the kernel itself.
@@ -98,6 +98,15 @@ fn governed(
     let cgroup = PENDING.of(socket.cast())?.governed;
     let workload = select::workload_of(cgroup)?;
     Some(Governed { cgroup, workload })
+}
+
+/// Marks a governed listener that somebody connects to, so that what it accepts is known by that. Kernels before
+/// 6.13 do not show us its first answer, which is [`is_inbound`]'s occasion.
+#[inline(always)]
+pub(crate) fn entering(ctx: &SkBuffContext, socket: *mut bpf_sock) {
+    if field!(socket, state) == BPF_TCP_LISTEN && select::socket(ctx).is_some() {
+        let _ = INBOUND.of_or_new(socket.cast());
+    }
 }
 
 /// Does somebody listen here who was connected to? Such a connection is not the workload's own: it is
@@ -197,7 +206,7 @@ impl Packet {
                     0 if length == 0 && more == 0 => jumbo(ctx),
                     _ => None,
                 };
-                let (source, destination) = (address6(ips[0]), address6(ips[1]));
+                let (source, destination) = (address6(ips[0], 0), address6(ips[1], 0));
                 Some(Self::new(ctx, source, destination, transport))
             }
             _ => None,
@@ -227,13 +236,4 @@ impl Packet {
 fn jumbo(ctx: &SkBuffContext) -> Option<usize> {
     let next = u32::from(ctx.skb.load::<u8>(40).ok()?);
     (next == TCP).then_some(48)
-}
-
-#[inline(always)]
-fn address6(ip: [u32; 4]) -> Address {
-    Address {
-        ip,
-        port: 0,
-        reserved: [0; 3],
-    }
 }

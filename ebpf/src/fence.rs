@@ -33,6 +33,9 @@ pub(crate) enum Errno {
     Econnrefused = 111,
 }
 
+/// Why an attempt is refused, and what its caller sees.
+pub(crate) type Refusal = (Reason, Errno);
+
 /// What a governed task tried.
 #[derive(Clone, Copy)]
 pub(crate) struct Attempt {
@@ -44,11 +47,23 @@ pub(crate) struct Attempt {
     pub(crate) protocol: u32,
     /// `SOCK_…`
     pub(crate) socket_type: u32,
-    /// Where to; `None` where a socket is only being made.
-    pub(crate) destination: Option<Address>,
+    /// Where to; all zero where a socket is only being made.
+    pub(crate) destination: Address,
+    /// Whether there is a destination.
+    pub(crate) has_destination: bool,
 }
 
 impl Attempt {
+    /// What the hook shall return. A hook with several ways to refuse does it here only: each way to
+    /// [`Attempt::report`] may cost a frame of the 512 bytes of stack there are.
+    #[inline(always)]
+    pub(crate) fn answer(&self, done: Result<(), Refusal>) -> i32 {
+        match done {
+            Ok(()) => PASS,
+            Err((reason, errno)) => self.refuse(reason, errno),
+        }
+    }
+
     /// Refuses it: counts, tells the agent, sets the error. Returns what the hook shall return.
     #[inline(always)]
     pub(crate) fn refuse(&self, reason: Reason, errno: Errno) -> i32 {
@@ -86,13 +101,9 @@ impl Attempt {
             (*event).time = bpf_ktime_get_boot_ns();
             (*event).protocol = self.protocol;
             (*event).socket_type = self.socket_type;
-            (*event).has_destination = u32::from(self.destination.is_some());
+            (*event).has_destination = u32::from(self.has_destination);
             (*event).reserved = 0;
-            (*event).destination = self.destination.unwrap_or(Address {
-                ip: [0; 4],
-                port: 0,
-                reserved: [0; 3],
-            });
+            (*event).destination = self.destination;
             (*event).owner.parts = 0;
             (*event).owner.exe_dev = 0;
             (*event).owner.exe_inode = 0;
@@ -144,24 +155,24 @@ fn was_told(ctx: &SockAddrContext, destination: &Address) -> bool {
 /// A datagram socket's peer. Programs connect to every address that a name has and send to none, to
 /// see which way each would go; so it is the first datagram that is refused, by `exit`.
 #[inline(always)]
-pub(crate) fn peer(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> i32 {
+pub(crate) fn peer(
+    ctx: &SockAddrContext,
+    attempt: &Attempt,
+    destination: &Address,
+) -> Result<(), Refusal> {
     if attempt.socket_type != DATAGRAM {
-        return attempt.refuse(Reason::Protocol, Errno::Eperm);
+        return Err((Reason::Protocol, Errno::Eperm));
     }
     if is_dns(destination) {
         note(ctx, attempt);
-        return PASS;
+    } else if hold(ctx, attempt, destination).is_none() {
+        warn!(
+            ctx,
+            "a datagram socket could not be marked, and its connect was refused: there is no memory"
+        );
+        return Err((Reason::Udp, Errno::Eperm));
     }
-    match hold(ctx, attempt, destination) {
-        Some(()) => PASS,
-        None => {
-            warn!(
-                ctx,
-                "a datagram socket could not be marked, and its connect was refused: there is no memory"
-            );
-            attempt.refuse(Reason::Udp, Errno::Eperm)
-        }
-    }
+    Ok(())
 }
 
 /// A governed task makes a socket. Where it is made in no governed cgroup, only the socket itself can

@@ -16,11 +16,8 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use tollgate_common::{
     event::Reason,
-    flow::{
-        ACCEPTED, AGENT_CLOSED, Address, CLIENT_CLOSED, Client, Connection, LISTENER_TAG, Port,
-        Record,
-    },
-    rules::address4,
+    flow::{ACCEPTED, AGENT_CLOSED, CLIENT_CLOSED, Client, Connection, LISTENER_TAG, Port, Record},
+    rules::{address4, address6},
 };
 
 const AF_INET: u32 = 2;
@@ -182,11 +179,7 @@ fn end(ctx: &SockOpsContext, ip4: u32, ip6: [u32; 4], port: u16) -> Port {
     let address = if field!(ctx.ops, family) == AF_INET {
         address4(ip4, port)
     } else {
-        Address {
-            ip: ip6,
-            port,
-            reserved: [0; 3],
-        }
+        address6(ip6, port)
     };
     Port {
         netns: netns(ctx),

@@ -53,7 +53,7 @@ use select::Governed;
 use tollgate_common::{
     event::Reason,
     flow::Address,
-    rules::{STREAM, TCP, UDP, address4, is_mapped},
+    rules::{STREAM, TCP, UDP, address4, address6, is_mapped},
 };
 
 #[cgroup_sock_addr(connect4)]
@@ -63,20 +63,14 @@ fn connect4(ctx: SockAddrContext) -> i32 {
     };
     let destination = destination4(&ctx);
     let attempt = attempt(&ctx, &governed, destination);
-    match attempt.protocol {
+    let done = match attempt.protocol {
         TCP if attempt.socket_type == STREAM => {
-            match steer::connect(&ctx, &attempt, &destination) {
-                Ok(listener) => {
-                    set_field!(listener.ip[3] => ctx.sock_addr, user_ip4);
-                    set_field!(u32::from(listener.port.to_be()) => ctx.sock_addr, user_port);
-                    PASS
-                }
-                Err(refused) => refused,
-            }
+            steer::connect(&ctx, &attempt, &destination).map(|listener| set_ip4(&ctx, &listener))
         }
         UDP => fence::peer(&ctx, &attempt, &destination),
-        _ => attempt.refuse(Reason::Protocol, Errno::Eperm),
-    }
+        _ => Err((Reason::Protocol, Errno::Eperm)),
+    };
+    attempt.answer(done)
 }
 
 #[cgroup_sock_addr(connect6)]
@@ -86,19 +80,14 @@ fn connect6(ctx: SockAddrContext) -> i32 {
     };
     let destination = destination6(&ctx);
     let attempt = attempt(&ctx, &governed, destination);
-    match attempt.protocol {
+    let done = match attempt.protocol {
         TCP if attempt.socket_type == STREAM => {
-            match steer::connect(&ctx, &attempt, &destination) {
-                Ok(listener) => {
-                    set_ip6(&ctx, &listener);
-                    PASS
-                }
-                Err(refused) => refused,
-            }
+            steer::connect(&ctx, &attempt, &destination).map(|listener| set_ip6(&ctx, &listener))
         }
         UDP => fence::peer(&ctx, &attempt, &destination),
-        _ => attempt.refuse(Reason::Protocol, Errno::Eperm),
-    }
+        _ => Err((Reason::Protocol, Errno::Eperm)),
+    };
+    attempt.answer(done)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -124,8 +113,7 @@ fn getpeername4(ctx: SockAddrContext) -> i32 {
     if let Some(asked) = asked_for(&ctx)
         && is_mapped(asked.ip)
     {
-        set_field!(asked.ip[3] => ctx.sock_addr, user_ip4);
-        set_field!(u32::from(asked.port.to_be()) => ctx.sock_addr, user_port);
+        set_ip4(&ctx, &asked);
     }
     PASS
 }
@@ -148,7 +136,8 @@ fn sock_create(ctx: SockContext) -> i32 {
         governed: governed.cgroup,
         protocol: field!(ctx.sock, protocol),
         socket_type: field!(ctx.sock, type_),
-        destination: None,
+        destination: address6([0; 4], 0),
+        has_destination: false,
     };
     match tollgate_common::rules::socket(attempt.socket_type, attempt.protocol) {
         Ok(()) => fence::made(&ctx, &attempt),
@@ -181,9 +170,11 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
 
 #[cgroup_skb(ingress)]
 fn ingress(ctx: SkBuffContext) -> i32 {
-    if let Some(socket) = exit::socket_of(&ctx)
-        && let Some(client) = CLIENTS.of(socket.cast())
-    {
+    let Some(socket) = exit::socket_of(&ctx) else {
+        return PASS;
+    };
+    exit::entering(&ctx, socket);
+    if let Some(client) = CLIENTS.of(socket.cast()) {
         account::packet(&ctx, client, Direction::In);
     }
     PASS
@@ -230,7 +221,8 @@ fn attempt(ctx: &SockAddrContext, governed: &Governed, destination: Address) -> 
         governed: governed.cgroup,
         protocol: field!(ctx.sock_addr, protocol),
         socket_type: field!(ctx.sock_addr, type_),
-        destination: Some(destination),
+        destination,
+        has_destination: true,
     }
 }
 
@@ -247,17 +239,19 @@ fn destination6(ctx: &SockAddrContext) -> Address {
         field!(ctx.sock_addr, user_ip6[2]),
         field!(ctx.sock_addr, user_ip6[3]),
     ];
-    Address {
-        ip,
-        port: port(ctx),
-        reserved: [0; 3],
-    }
+    address6(ip, port(ctx))
 }
 
 /// The port, host order. The kernel gives it in network order, in the lower half of the word.
 #[inline(always)]
 fn port(ctx: &SockAddrContext) -> u16 {
     u16::from_be(field!(ctx.sock_addr, user_port) as u16)
+}
+
+#[inline(always)]
+fn set_ip4(ctx: &SockAddrContext, to: &Address) {
+    set_field!(to.ip[3] => ctx.sock_addr, user_ip4);
+    set_field!(u32::from(to.port.to_be()) => ctx.sock_addr, user_port);
 }
 
 #[inline(always)]

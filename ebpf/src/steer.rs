@@ -1,7 +1,7 @@
 //! Steering: a governed TCP connection goes to the agent's own listener, or nowhere.
 use crate::{
     account, attribute,
-    fence::{Attempt, Errno, PASS},
+    fence::{Attempt, Errno, PASS, Refusal},
     flow, listener,
     maps::{AGENT_SOCKETS, BLANK, CLIENTS, FLOWS, PENDING, cookie_of, socket_of},
     select,
@@ -13,30 +13,32 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use tollgate_common::{
     event::{CLOSED, Reason},
-    flow::{Address, COMPLETE, Client, Connection, LISTENER_TAG, Port},
+    flow::{Address, COMPLETE, Connection, LISTENER_TAG, Port},
     rules::{is_mapped, leads_to_loopback, loopback4, loopback6},
 };
 
-/// Where a governed connection to `destination` has to go instead. `Err`: what the hook returns.
+/// Where a governed connection to `destination` has to go instead.
 #[inline(always)]
 pub(crate) fn connect(
     ctx: &SockAddrContext,
     attempt: &Attempt,
     destination: &Address,
-) -> Result<Address, i32> {
-    let listener = listener_for(destination)
-        .ok_or_else(|| attempt.refuse(Reason::AgentDown, Errno::Econnrefused))?;
+) -> Result<Address, Refusal> {
+    let down = (Reason::AgentDown, Errno::Econnrefused);
+    let listener = listener_for(destination).ok_or(down)?;
     if destination.port == listener.port && leads_to_loopback(destination.ip) {
-        return Err(attempt.refuse(Reason::Direct, Errno::Eperm));
+        return Err((Reason::Direct, Errno::Eperm));
     }
     if !is_the_agents(ctx, &listener) {
-        return Err(attempt.refuse(Reason::AgentDown, Errno::Econnrefused));
+        return Err(down);
     }
-    record(ctx, attempt, destination)
-        .ok_or_else(|| {
-            warn!(ctx, "a connection could not be recorded and was refused: FLOWS is full, or there is no memory");
-            attempt.refuse(Reason::Unrecorded, Errno::Econnrefused)
-        })?;
+    if record(ctx, attempt, destination).is_none() {
+        warn!(
+            ctx,
+            "a connection could not be recorded and was refused: FLOWS is full, or there is no memory"
+        );
+        return Err((Reason::Unrecorded, Errno::Econnrefused));
+    }
     account::connection(attempt.workload);
     Ok(listener)
 }
@@ -96,18 +98,16 @@ fn record(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> Op
         (*entry).kind = CLOSED;
         (*entry).connection = connection;
         (*entry).destination = *destination;
-        let client = Client {
-            connection,
-            port: Port::default(),
-            destination: *destination,
-            workload: attempt.workload,
-            is_marked: u32::from(attempt.governed == select::MARKED),
-        };
         let carried = CLIENTS.of_or_new(socket_of(ctx));
         let owner = attribute::current(&raw mut (*entry).owner, attempt.workload);
         match (carried, owner) {
             (Some(carried), Some(())) => {
-                *carried = client;
+                // Field by field: whole, it would pass over the stack.
+                carried.connection = connection;
+                carried.port = Port::default();
+                carried.destination = *destination;
+                carried.workload = attempt.workload;
+                carried.is_marked = u32::from(attempt.governed == select::MARKED);
                 core::ptr::write_volatile(&raw mut (*entry).state, COMPLETE);
                 Some(())
             }

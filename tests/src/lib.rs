@@ -37,6 +37,17 @@ pub fn eventually<T>(limit: Duration, mut done: impl FnMut() -> Option<T>) -> Op
     }
 }
 
+/// What a promise of at most `limit` allows on this machine: more where `TOLLGATE_TESTS_SLOWER` says that it is
+/// emulated and how many times slower it is for that.
+pub fn at_most(limit: Duration) -> Duration {
+    let slower = std::env::var("TOLLGATE_TESTS_SLOWER");
+    limit
+        * slower
+            .ok()
+            .and_then(|times| times.parse().ok())
+            .unwrap_or(1)
+}
+
 /// The repository's root.
 pub fn repository() -> &'static std::path::Path {
     let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));

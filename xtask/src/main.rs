@@ -8,6 +8,7 @@ mod fuzz;
 mod setup;
 mod sh;
 mod test;
+mod vm;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ enum Verb {
     Demo(demo::Args),
     /// Load through the agent and beside it, in one run.
     Bench(bench::Args),
+    /// Runs the tests, a command or a shell on Debian's own kernel, with systemd, under emulation.
+    Vm(vm::Args),
     /// Looks for inputs that break the policy crate, with coverage to guide it.
     Fuzz(fuzz::Args),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Vm(args) => vm::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
     };
     match done {

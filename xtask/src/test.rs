@@ -4,11 +4,13 @@
 //! number of threads per tier, and signals that reach them, so that they clean up after themselves.
 
 mod leftovers;
+pub(crate) mod tally;
 
-use crate::{build, check, setup, sh};
+use crate::{build, check, setup, sh, vm};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use std::path::PathBuf;
+use tally::{Reading, Tally, count};
 
 /// Which tests.
 #[derive(clap::Args)]
@@ -84,15 +86,6 @@ struct Program {
     executable: PathBuf,
 }
 
-/// What the tests came to.
-#[derive(Default)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-    failures: Vec<String>,
-}
-
 /// Runs every test; fails if one does.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if !sh::is_root() {
@@ -100,7 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let before = leftovers::Snapshot::take();
     let full = args.filter.is_none() && !args.no_check;
-    let mut progress = sh::Progress::new(3 + TIERS.len() + usize::from(full) * 2);
+    let mut progress = sh::Progress::new(4 + TIERS.len() + usize::from(full) * 2);
     progress.step("setup");
     setup::run(setup::Need::Everything)?;
     progress.step("build");
@@ -121,6 +114,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         programs = rest;
         run_tier(tier, chosen, args.filter.as_deref(), &mut tally)?;
     }
+    progress.step("tests in a machine with another kernel");
+    vm::tests(args.filter.as_deref(), &mut tally)?;
     if full {
         progress.step("tests in the documentation");
         run_doctests(&mut tally)?;
@@ -207,36 +202,10 @@ fn run_tier(
 }
 
 fn run_program(program: &Program, command: std::process::Command, tally: &mut Tally) -> Result<()> {
-    let mut summed = false;
-    let mut failed = 0;
-    let succeeded = sh::lines(command, |line| {
-        // Passing tests say nothing: what is left to read is what matters.
-        let dull = line.is_empty() || line.ends_with("... ok") || line.starts_with("running ");
-        if !dull {
-            println!("        {line}");
-        }
-        if let Some(summary) = line.strip_prefix("test result: ") {
-            summed = true;
-            tally.passed += count(summary, "passed");
-            failed += count(summary, "failed");
-            tally.ignored += count(summary, "ignored");
-        } else if let Some(name) = line
-            .strip_prefix("test ")
-            .and_then(|l| l.strip_suffix(" ... FAILED"))
-        {
-            tally
-                .failures
-                .push(format!("{} {}: {name}", program.package, program.name));
-        }
-    })
-    .with_context(|| format!("{} {}", program.package, program.name))?;
-    tally.failed += failed;
-    if !summed || (!succeeded && failed == 0) {
-        tally.fail(format!(
-            "{} {}: ended before its summary",
-            program.package, program.name
-        ));
-    }
+    let name = format!("{} {}", program.package, program.name);
+    let mut reading = Reading::of(name.clone());
+    let succeeded = sh::lines(command, |line| reading.line(line, tally)).with_context(|| name)?;
+    reading.end(succeeded, tally);
     Ok(())
 }
 
@@ -257,57 +226,9 @@ fn run_doctests(tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// The number before `word` in `ok. 3 passed; 0 failed; …`.
-fn count(summary: &str, word: &str) -> u64 {
-    let words: Vec<_> = summary
-        .split([' ', ';'])
-        .filter(|w| !w.is_empty())
-        .collect();
-    words
-        .windows(2)
-        .find_map(|pair| match pair {
-            [number, name] if *name == word => number.parse().ok(),
-            _ => None,
-        })
-        .unwrap_or(0)
-}
-
-impl Tally {
-    /// Counts a failure that is no test's own.
-    fn fail(&mut self, what: String) {
-        self.failed += 1;
-        self.failures.push(what);
-    }
-
-    /// Prints the summary; its last line is the count.
-    fn report(self) -> Result<()> {
-        for failure in &self.failures {
-            println!("{} {failure}", sh::paint("31", "FAILED"));
-        }
-        if self.ignored > 0 {
-            println!("marked as ignored, not run by themselves: {}", self.ignored);
-        }
-        println!("{} passed, {} failed", self.passed, self.failed);
-        if self.failed > 0 {
-            sh::exit_quietly();
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn summaries_are_counted() {
-        let summary =
-            "FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.1s";
-        assert_eq!(count(summary, "passed"), 12);
-        assert_eq!(count(summary, "failed"), 3);
-        assert_eq!(count(summary, "ignored"), 1);
-        assert_eq!(count("", "passed"), 0);
-    }
 
     #[test]
     fn packages_are_named_in_both_forms_of_id() {

@@ -119,6 +119,42 @@ const PACKAGES: &[Package] = &[
         KnownBy::Program("systemd-analyze"),
         "checks the units",
     ),
+    package(
+        "qemu-system-x86",
+        Need::Everything,
+        KnownBy::Program("qemu-system-x86_64"),
+        "the machine with another kernel",
+    ),
+    package(
+        "seabios",
+        Need::Everything,
+        KnownBy::File("/usr/share/seabios/bios-256k.bin"),
+        "its firmware",
+    ),
+    package(
+        "mmdebstrap",
+        Need::Everything,
+        KnownBy::Program("mmdebstrap"),
+        "makes its root file system",
+    ),
+    package(
+        "e2fsprogs",
+        Need::Everything,
+        KnownBy::Program("mke2fs"),
+        "makes its disks",
+    ),
+    package(
+        "busybox-static",
+        Need::Everything,
+        KnownBy::Dpkg,
+        "the first program in it",
+    ),
+    package(
+        "kmod",
+        Need::Everything,
+        KnownBy::Program("depmod"),
+        "orders its kernel's modules",
+    ),
 ];
 
 /// The packages that `need` lacks.

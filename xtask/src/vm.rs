@@ -1,0 +1,185 @@
+//! `cargo xtask vm`: Debian's own kernel with real systemd, pure cgroup v2 and BPF LSM, in a machine that lives for one run.
+//!
+//! qemu emulates it in software, which needs nothing of the host and is some ten times slower than the host. Its root
+//! file system and kernel are made once and kept below `target/vm`; a run never changes them.
+
+mod guest;
+mod images;
+mod kernel;
+mod machine;
+mod root;
+
+use crate::test::tally::{Reading, Tally};
+use crate::{build, setup, sh};
+use anyhow::{Result, bail};
+use guest::{Plan, Said};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+/// What to do in the machine.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which of Debian's kernels it boots.
+    #[arg(long, value_enum, default_value_t)]
+    kernel: kernel::Kernel,
+    /// A shell in it, instead of the tests; `tollgate` and the test programs are on its path.
+    #[arg(long, conflicts_with_all = ["test", "command"])]
+    shell: bool,
+    /// Only tests whose name contains this.
+    #[arg(long, conflicts_with = "command")]
+    test: Option<String>,
+    /// Minutes after which it is switched off.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=600))]
+    minutes: u32,
+    /// A command for its shell, instead of the tests.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// A test program that is run in the machine.
+pub(super) struct Program {
+    pub(super) name: &'static str,
+    /// Tests left to the host: starts of their names, each with why.
+    pub(super) skip: &'static [(&'static str, &'static str)],
+}
+
+const PROGRAMS: &[Program] = &[Program {
+    name: "kernel",
+    skip: &[],
+}];
+
+/// Minutes that the tests may take as a part of `cargo xtask test`.
+const TESTS_MINUTES: u32 = 15;
+
+/// Sets up, builds, boots; fails if what ran there failed.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut progress = sh::Progress::new(4);
+    progress.step("setup");
+    setup::run(setup::Need::Everything)?;
+    progress.step("build");
+    build::run(&build::Args::default())?;
+    progress.step("the machine's parts");
+    let machine = assemble(args.kernel)?;
+    progress.step("the machine");
+    if args.shell {
+        return machine.with(&Plan::Shell)?.shell(args.minutes);
+    }
+    if !args.command.is_empty() {
+        return command(&machine, args);
+    }
+    let mut tally = Tally::default();
+    run_tests(&machine, args.test.as_deref(), args.minutes, &mut tally)?;
+    tally.report()
+}
+
+/// The tests that run in the machine, as a part of all tests. Setup and build are done.
+pub(crate) fn tests(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
+    let machine = assemble(kernel::Kernel::default())?;
+    run_tests(&machine, filter, TESTS_MINUTES, tally)
+}
+
+/// Everything but what it is to do.
+struct Assembled {
+    kernel: kernel::Installed,
+    root: PathBuf,
+    programs: Vec<(String, PathBuf)>,
+}
+
+fn assemble(kernel: kernel::Kernel) -> Result<Assembled> {
+    if !sh::is_root() {
+        bail!("the machine's root file system has root's files in it: run this as root");
+    }
+    let programs = guest::compile(PROGRAMS)?;
+    Ok(Assembled {
+        kernel: kernel::ready(kernel)?,
+        root: root::ready()?,
+        programs,
+    })
+}
+
+impl Assembled {
+    fn with(&self, plan: &Plan<'_>) -> Result<machine::Machine> {
+        let payload = guest::payload(&self.programs, plan)?;
+        Ok(machine::Machine::new(&self.kernel, &self.root, payload))
+    }
+}
+
+fn command(assembled: &Assembled, args: &Args) -> Result<()> {
+    let line = args.command.join(" ");
+    let mut code = None;
+    assembled
+        .with(&Plan::Command(&line))?
+        .run(args.minutes, |line| match guest::said(line) {
+            Said::End(status) => code = Some(status),
+            _ => println!("{line}"),
+        })?;
+    match code {
+        Some(0) => Ok(()),
+        Some(code) => std::process::exit(code),
+        None => bail!("the machine ended before the command did: {}", console()),
+    }
+}
+
+fn run_tests(
+    assembled: &Assembled,
+    filter: Option<&str>,
+    minutes: u32,
+    tally: &mut Tally,
+) -> Result<()> {
+    let plan = Plan::Tests {
+        programs: PROGRAMS,
+        filter,
+    };
+    let machine = assembled.with(&plan)?;
+    let release = &assembled.kernel.release;
+    println!("      Linux {release}");
+    let began = Instant::now();
+    let (mut reading, mut ended) = (None, false);
+    machine.run(minutes, |line| match guest::said(line) {
+        Said::Program(name) => {
+            println!("      vm · {name} ({})", sh::seconds(began.elapsed()));
+            reading = Some(Reading::of(format!("vm {name}")));
+        }
+        Said::Exit(code) => {
+            if let Some(reading) = reading.take() {
+                reading.end(code == 0, tally);
+            }
+        }
+        Said::End(_) => ended = true,
+        Said::Line(line) => match &mut reading {
+            Some(reading) => reading.line(line, tally),
+            None => println!("        {line}"),
+        },
+    })?;
+    if let Some(reading) = reading {
+        reading.end(false, tally);
+    }
+    if !ended {
+        tally.fail(format!("vm: it ended before its tests did: {}", console()));
+    }
+    Ok(())
+}
+
+/// Where the kernel's and systemd's own words are.
+fn console() -> String {
+    let console = machine::console();
+    let shown = console.strip_prefix(sh::root()).unwrap_or(&console);
+    format!("its console's words are in {}", shown.display())
+}
+
+/// Where everything of the machine is kept.
+fn folder() -> PathBuf {
+    sh::root().join("target/vm")
+}
+
+/// What a command prints; an error says what it complained of.
+fn answer(command: Command) -> Result<String> {
+    let shown = sh::shown(&command);
+    let output = sh::output(command)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("`{shown}` failed: {}", said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
