@@ -92,6 +92,7 @@ mod schema;
 mod shape;
 pub mod tools;
 mod when;
+mod work;
 pub use body::{JsonError, Pointer, RedactError, Redacted, Redactor, redact};
 pub use compile::{Compiled, compile};
 pub use decide::{Ability, Who};

@@ -279,7 +279,7 @@ impl Decision<'_> {
 pub struct Reason {
     /// Stable code: `unknown_host`, `no_grant`, `identity_required`, `identity`, `expired`, `uninspected`, `no_route`, `method`,
     /// `denied_by_rule`, `query_extra`, `query_value`, `query_duplicate`, `query_missing`, `header_missing`, `header_value`,
-    /// `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `condition`, `cleartext`; of payloads
+    /// `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `condition`, `work`, `cleartext`; of payloads
     /// `graphql_…`, `grpc_type`, `mcp_…`, `llm_…`.
     pub code: &'static str,
     /// What was missing, for a person. Names may appear, values never.

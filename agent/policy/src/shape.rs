@@ -1,4 +1,5 @@
 //! What a parameter or field may be.
+use crate::work;
 use regex::{Regex, RegexBuilder};
 use std::fmt;
 use std::sync::Arc;
@@ -48,6 +49,8 @@ pub(crate) enum LiteralKind {
 pub(crate) struct Pattern {
     text: Box<str>,
     regex: Regex,
+    /// KiB that its compiled program fits into: what a byte of text costs at worst grows with it.
+    size: u32,
 }
 
 impl Pattern {
@@ -69,15 +72,17 @@ impl Pattern {
             Ok(_) | Err(regex::Error::CompiledTooBig(_)) => {}
             Err(error) => return Err(explain(error)),
         }
-        let regex = build(&format!("\\A(?:{text})\\z"), Self::MAX_PROGRAM).map_err(explain)?;
+        let (regex, size) = sized(&format!("\\A(?:{text})\\z"))?;
         Ok(Self {
             text: text.into(),
             regex,
+            size,
         })
     }
 
+    /// Whether the whole text matches. None does once the decision under way has used up its work.
     pub(crate) fn matches(&self, text: &str) -> bool {
-        self.regex.is_match(text)
+        work::take(text.len(), self.size) && self.regex.is_match(text)
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -212,7 +217,7 @@ pub(crate) fn is_uuid(text: &str) -> bool {
 }
 
 /// A pattern that is looked for anywhere in a text, under the bounds of [`Pattern`], and the KiB that its
-/// compiled program fits into: what a byte of text costs at worst grows with it.
+/// compiled program fits into.
 pub(crate) fn search_pattern(text: &str) -> Result<(Regex, u32), String> {
     if text.len() > Pattern::MAX_TEXT {
         return Err(format!(
@@ -220,6 +225,11 @@ pub(crate) fn search_pattern(text: &str) -> Result<(Regex, u32), String> {
             Pattern::MAX_TEXT
         ));
     }
+    sized(text)
+}
+
+/// Compiles, and finds by trying the KiB that the program fits into.
+fn sized(text: &str) -> Result<(Regex, u32), String> {
     let regex = build(text, Pattern::MAX_PROGRAM).map_err(explain)?;
     let mut size = 1;
     while size << 10 < Pattern::MAX_PROGRAM && build(text, size << 10).is_err() {

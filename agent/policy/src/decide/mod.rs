@@ -19,6 +19,7 @@ use crate::model::{
 };
 use crate::payload::{PayloadFault, is_grpc};
 use crate::policy::{CredentialUse, Policy, RuleData, RuleSet};
+use crate::work::Count;
 use body::{Looked, Trees};
 use query::Stripped;
 use std::borrow::Cow;
@@ -120,14 +121,20 @@ impl Policy {
             Ok(scope) => scope,
             Err(denial) => return Outcome::Decided(*denial),
         };
-        if let Some(rule) = self.denied(scope.rules, &ask) {
-            return Outcome::Decided(deny(
-                &scope,
-                Some(&rule.public),
-                reason::denied_by_rule(rule),
-            ));
+        let work = Count::begin();
+        let denied = self.denied(scope.rules, &ask);
+        let outcome = match denied {
+            Some(rule) => {
+                let reason = reason::denied_by_rule(rule);
+                Outcome::Decided(deny(&scope, Some(&rule.public), reason))
+            }
+            None => self.weigh(&scope, &ask),
+        };
+        // A pattern that was not tried may be one of a deny rule.
+        if denied.is_none() && work.is_used_up() {
+            return Outcome::Decided(deny(&scope, None, reason::too_much_work()));
         }
-        self.weigh(&scope, &ask)
+        outcome
     }
 
     fn ask<'a>(&self, subject: &'a Subject<'a>, request: &'a Request<'a>) -> Ask<'a> {

@@ -99,6 +99,14 @@ pub(super) fn uninspected(api: &Api) -> Reason {
     )
 }
 
+pub(super) fn too_much_work() -> Reason {
+    reason(
+        "work",
+        "to hold the patterns of the rules against this request takes too much work",
+        "send less, or use smaller patterns: in most, `[a-z0-9]` does what `\\w` does",
+    )
+}
+
 pub(super) fn denied_by_rule(rule: &RuleData) -> Reason {
     let detail = format!("{} forbids it", rule.public.label);
     reason(

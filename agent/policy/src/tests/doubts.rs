@@ -390,3 +390,33 @@ fn nothing_is_observed_beside_an_enforced_grant_that_does_not_hold() {
         );
     }
 }
+
+/// A large program, for which the engine's fast ways are of no use.
+const SLOW: &str = "(?:[a-z]|[0-9b]){1,400}(?:[ab]*a[ab]{12})*";
+
+#[test]
+fn patterns_that_take_too_much_work_deny() {
+    let policy = post(&format!(
+        "          body: {{ fields: {{ name: \"/{SLOW}/\" }}, max: 4MiB }}"
+    ));
+    let named = |name: &str| posted(&policy, &format!(r#"{{"name": "{name}"}}"#));
+    assert_eq!(named("ab1"), "POST /x");
+    assert_eq!(named(&"ab1".repeat(1 << 20)), "work");
+    // The next decision has work of its own.
+    assert_eq!(named("ab1"), "POST /x");
+}
+
+#[test]
+fn a_deny_rule_whose_pattern_was_not_tried_does_not_let_pass() {
+    let role = format!(
+        "  r:\n    - api: a\n      allow: [{{ route: \"GET /**\" }}]\n      deny: [{{ route: \"GET /{{x:{SLOW}}}/{{y:{SLOW}}}/secret\" }}]"
+    );
+    let policy = compiled(&with(&role, "r")).policy;
+    assert_eq!(asked(&policy, "GET", "/ab1/ab1/open"), "GET /**");
+    assert_eq!(asked(&policy, "GET", "/ab1/ab1/secret"), "denied_by_rule");
+    let long = "ab".repeat(30_000);
+    assert_eq!(
+        asked(&policy, "GET", &format!("/{long}/ab1/secret")),
+        "work"
+    );
+}
