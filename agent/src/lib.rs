@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod gate;
+pub mod identity;
 #[allow(unsafe_code)] // The kernel's door: every `unsafe` says why it is needed and why it is safe.
 pub mod kernel;
 pub mod pipeline;

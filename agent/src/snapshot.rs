@@ -1,4 +1,5 @@
 //! What the data plane reads on every request: one immutable snapshot, swapped whole.
+use crate::identity::Identities;
 use crate::secrets::Secrets;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ pub struct Snapshot {
     pub mode: Mode,
     /// Values of the policy's credentials and CAs.
     pub secrets: Secrets,
+    /// What the policy's identities are proven by.
+    pub identities: Identities,
     /// `policy{version,hash}` of every record.
     pub stamp: Arc<crate::audit::PolicyStamp>,
 }

@@ -41,6 +41,9 @@ const OVERRIDES: [&str; 19] = [
     "x-rewrite-url",
 ];
 
+/// Where a client shows the agent who it is.
+const IDENTITY: &str = "tollgate-identity";
+
 /// Words that, as a part of a header's name, tell that it carries a credential.
 const CREDENTIAL_WORDS: [&str; 23] = [
     "apikey",
@@ -178,6 +181,7 @@ pub(crate) fn never_passes(name: &str) -> bool {
         || name.is_empty()
         || CONNECTION.binary_search(&name).is_ok()
         || OVERRIDES.binary_search(&name).is_ok()
+        || name == IDENTITY
         || name.starts_with("proxy-") && name != "proxy-authorization"
 }
 
@@ -201,7 +205,8 @@ pub(crate) fn is_needed(name: &str) -> bool {
 
 /// Whether a credential may be injected into this header (lower-case).
 pub(crate) fn may_be_injected(name: &str) -> bool {
-    let connection = CONNECTION.binary_search(&name).is_ok() || name.starts_with("proxy-");
+    let connection =
+        CONNECTION.binary_search(&name).is_ok() || name.starts_with("proxy-") || name == IDENTITY;
     !connection && OVERRIDES.binary_search(&name).is_err() && !name.starts_with("content-")
 }
 

@@ -35,6 +35,7 @@ mod status;
 mod test;
 #[cfg(test)]
 mod tests;
+mod token;
 mod trust;
 mod users;
 mod workloads;
@@ -79,6 +80,7 @@ enum Verb {
     Status(status::Args),
     /// Apply policy and secrets as they are on disk now
     Reload,
+    Token(token::Args),
     Ca(ca::Args),
     Trust(trust::Args),
     Doctor(doctor::Args),
@@ -177,6 +179,7 @@ fn dispatch(context: &Context, verb: Verb) -> anyhow::Result<Outcome> {
         Verb::Workloads(args) => workloads::run(context, &args),
         Verb::Status(args) => status::run(context, &args),
         Verb::Reload => reload::run(context),
+        Verb::Token(args) => token::run(context, &args),
         Verb::Ca(args) => ca::run(context, &args),
         Verb::Trust(args) => trust::run(context, &args),
         Verb::Doctor(args) => doctor::run(context, &args),

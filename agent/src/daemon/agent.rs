@@ -96,10 +96,11 @@ impl Agent {
         let old = self.shared.live.load_full();
         let hash = loaded.policy.hash().to_owned();
         let changed = hash != old.policy.hash();
-        let files = SecretFiles::of(&loaded.policy, &self.config.secrets_dir);
+        let files = SecretFiles::of(&loaded.policy, &self.config);
         let next = policy::snapshot(
             loaded.policy,
             &self.config,
+            &self.shared.published,
             old.generation.saturating_add(1),
         )?;
         self.swap_in(next);
@@ -133,13 +134,19 @@ impl Agent {
     pub(super) fn refresh_secrets(&self) {
         let mut applied = lock(&self.applied);
         let current = self.shared.live.load_full();
-        let files = SecretFiles::of(&current.policy, &self.config.secrets_dir);
+        let files = SecretFiles::of(&current.policy, &self.config);
         if files == applied.secret_files && applied.secrets_stale.is_none() {
             return;
         }
         let generation = current.generation.saturating_add(1);
-        let next = policy::compile(applied.sources.clone())
-            .and_then(|loaded| policy::snapshot(loaded.policy, &self.config, generation));
+        let next = policy::compile(applied.sources.clone()).and_then(|loaded| {
+            policy::snapshot(
+                loaded.policy,
+                &self.config,
+                &self.shared.published,
+                generation,
+            )
+        });
         match next {
             Ok(next) => {
                 self.swap_in(next);

@@ -25,7 +25,10 @@ pub(super) fn run(up: Up) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(Error::Threads)?;
-    let ended = runtime.block_on(serve(up));
+    // Connections to issuers have tasks of their own.
+    let local = tokio::task::LocalSet::new();
+    let ended = local.block_on(&runtime, serve(up));
+    drop(local);
     notify::stopping();
     runtime.shutdown_timeout(LINGER);
     stop(agent);
@@ -47,6 +50,7 @@ async fn serve(up: Up) -> std::io::Result<()> {
         () = agent.shared.fence.events(&mut take) => Err(std::io::Error::other("the kernel's events ended")),
         ended = watch::cgroups(Arc::clone(&agent)) => ended,
         () = watch::secrets(Arc::clone(&agent)) => Ok(()),
+        () = crate::identity::refresh(Arc::downgrade(&agent.shared)) => Ok(()),
         broken = heartbeat(&agent) => Err(broken),
     }
 }

@@ -1,6 +1,6 @@
 //! What the policy language can say and this version's agent cannot hold: found before anything is decided by it.
 use super::cgroups::unrecognised;
-use tollgate_policy::syntax::{Fault, Faults, Location, Severity, Source};
+use tollgate_policy::syntax::{Fault, Faults, Severity, Source};
 use tollgate_policy::{Compiled, Policy};
 
 /// Compiles `sources`, and refuses what the agent could not keep. The one way from policy files to a policy, so that
@@ -12,7 +12,6 @@ pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
     let Compiled { policy, warnings } = tollgate_policy::compile(sources)?;
     let mut faults = warnings.0;
     faults.extend(selectors(&policy, sources));
-    faults.extend(identities(&policy, sources));
     faults.sort_by(|one, other| one.at.cmp(&other.at));
     let faults = Faults(faults);
     if faults.has_errors() {
@@ -40,15 +39,6 @@ fn selectors(policy: &Policy, sources: &[Source]) -> Vec<Fault> {
         Some(fault)
     })
     .collect()
-}
-
-/// One warning, where the first identity is defined.
-fn identities(policy: &Policy, sources: &[Source]) -> Option<Fault> {
-    let first: &Location = policy.identities().iter().map(|i| &i.at).min()?;
-    let message = "grants to identities never hold: this version's agent proves none".to_owned();
-    let mut fault = Fault::found(Severity::Warning, first.clone(), message, sources);
-    fault.help = Some("grant to workloads; who needs an identity is refused with 401".to_owned());
-    Some(fault)
 }
 
 #[cfg(test)]
@@ -89,21 +79,5 @@ mod tests {
             assert!(error.line_text.contains(name), "{error}");
         }
         assert!(compile(&source("{ unit: a.service, cgroup: /a }", "")).is_ok());
-    }
-
-    #[test]
-    fn identities_are_warned_of_and_no_fault() {
-        let unproven = |compiled: &Compiled| {
-            let mut all = compiled.warnings.iter();
-            all.any(|f| f.message.starts_with("grants to identities never hold") && f.at.line == 5)
-        };
-        let more =
-            "identities: { bob: { token: tgi_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa } }\n";
-        assert!(unproven(
-            &compile(&source("{ unit: a.service }", more)).unwrap()
-        ));
-        assert!(!unproven(
-            &compile(&source("{ unit: a.service }", "")).unwrap()
-        ));
     }
 }

@@ -2,6 +2,7 @@
 use super::error::Error;
 use crate::audit::PolicyStamp;
 use crate::config::Config;
+use crate::identity::{Identities, Published, REVOKED, Revoked};
 use crate::secrets::Secrets;
 use crate::snapshot::Snapshot;
 use std::io::Read;
@@ -9,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tollgate_policy::syntax::Source;
-use tollgate_policy::{Compiled, Policy, SecretRef};
+use tollgate_policy::{Compiled, Policy, Proof, SecretRef};
 
 /// Bytes of one policy file at most.
 const FILE_BYTES: u64 = 4 << 20;
@@ -121,9 +122,17 @@ pub(super) fn compile(sources: Vec<Source>) -> Result<Loaded, Error> {
 pub(super) fn snapshot(
     policy: Policy,
     config: &Config,
+    published: &Published,
     generation: u64,
 ) -> Result<Snapshot, Error> {
     let secrets = Secrets::load(&policy, &config.secrets_dir).map_err(Error::Secrets)?;
+    let list = config.state_dir.join(REVOKED);
+    let revoked = Revoked::read(&list).map_err(|source| Error::Revoked {
+        path: list.display().to_string(),
+        source,
+    })?;
+    let identities = Identities::load(&policy, &config.secrets_dir, revoked, published)
+        .map_err(Error::Secrets)?;
     let stamp = Arc::new(PolicyStamp {
         version: policy.version(),
         hash: policy.hash().to_owned(),
@@ -133,6 +142,7 @@ pub(super) fn snapshot(
         policy,
         mode: config.mode,
         secrets,
+        identities,
         stamp,
     })
 }
@@ -145,16 +155,22 @@ pub(super) struct SecretFiles(Vec<(PathBuf, Option<FileState>)>);
 type FileState = (u64, u64, i64, i64);
 
 impl SecretFiles {
-    /// Looks at every `file:` secret and CA of `policy` below `directory`.
-    pub(super) fn of(policy: &Policy, directory: &Path) -> Self {
+    /// Looks at every `file:` secret, CA and key of `policy`, and at the list of revoked tokens.
+    pub(super) fn of(policy: &Policy, config: &Config) -> Self {
         let secrets = policy.credentials().iter().map(|c| &c.secret);
         let cas = policy.apis().iter().filter_map(|a| a.ca.as_ref());
-        let mut keys: Vec<&SecretRef> = secrets.chain(cas).filter(|r| r.source == "file").collect();
+        let issuers = policy.identities().iter().filter_map(|i| match &i.proof {
+            Proof::Jwt { keys, .. } => keys.as_ref(),
+            Proof::Token(_) => None,
+        });
+        let all = secrets.chain(cas).chain(issuers);
+        let mut keys: Vec<&SecretRef> = all.filter(|r| r.source == "file").collect();
         keys.sort_by(|a, b| a.key.cmp(&b.key));
         keys.dedup();
         Self(
             keys.into_iter()
-                .map(|r| directory.join(&r.key))
+                .map(|r| config.secrets_dir.join(&r.key))
+                .chain(std::iter::once(config.state_dir.join(REVOKED)))
                 .map(|path| {
                     let state = std::fs::metadata(&path).ok().map(|m| {
                         let at =

@@ -6,6 +6,7 @@ use super::events::Seen;
 use super::{Lifetime, admin, decisions_dir, dirs, policy, trust};
 use crate::audit;
 use crate::config::Config;
+use crate::identity::Published;
 use crate::kernel::{Fence, Options};
 use crate::pipeline::{self, Listeners, Plane, Room, Shared};
 use crate::snapshot::{Live, Snapshot};
@@ -24,7 +25,8 @@ pub(super) struct Up {
 
 /// Brings an agent up, from configuration to a data plane that answers.
 pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> {
-    let (snapshot, applied) = first_snapshot(&config)?;
+    let published = Published::default();
+    let (snapshot, applied) = first_snapshot(&config, &published)?;
     let authority = Arc::new(Authority::open(&config.state_dir)?);
     publish_trust(&config, &authority)?;
     let (sink, log) = audit::Writer::start(&decisions_dir(&config.state_dir), &config.audit)
@@ -41,6 +43,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         authority,
         sink,
         limits: config.limits.clone(),
+        published,
         room: Room::new(config.limits.held_bytes),
         dns_servers,
         own: addresses.all().into(),
@@ -65,13 +68,13 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     })
 }
 
-fn first_snapshot(config: &Config) -> Result<(Snapshot, Applied), Error> {
+fn first_snapshot(config: &Config, published: &Published) -> Result<(Snapshot, Applied), Error> {
     let loaded = policy::compile(policy::read(&config.policy)?)?;
     for warning in &loaded.warnings {
         tracing::warn!("policy: {warning}");
     }
-    let secret_files = policy::SecretFiles::of(&loaded.policy, &config.secrets_dir);
-    let snapshot = policy::snapshot(loaded.policy, config, 1)?;
+    let secret_files = policy::SecretFiles::of(&loaded.policy, config);
+    let snapshot = policy::snapshot(loaded.policy, config, published, 1)?;
     Ok((snapshot, Applied::new(loaded.sources, secret_files)))
 }
 

@@ -143,6 +143,14 @@ impl Tracker {
         });
     }
 
+    /// Who calls was proven, by what was then taken out.
+    pub(super) fn identified(&mut self, identity: Arc<str>, stripped: Vec<String>) {
+        self.edit(|record| {
+            record.identity = Some(identity);
+            record.stripped = stripped;
+        });
+    }
+
     /// What was taken out and put in.
     pub(super) fn rewritten(
         &mut self,
@@ -151,7 +159,7 @@ impl Tracker {
         credential: Option<Arc<str>>,
     ) {
         self.edit(|record| {
-            record.stripped = stripped;
+            record.stripped.extend(stripped);
             record.injected = injected;
             record.credential = credential;
         });

@@ -1,6 +1,7 @@
 //! The decision. [`Authorized`] is made here alone: what has none is not forwarded.
 use super::account::Tracker;
 use super::body::{Counted, RequestBody};
+use super::identify::Identified;
 use super::parse::Parsed;
 use super::refuse::Refusal;
 use super::serve::Peer;
@@ -47,9 +48,10 @@ pub(super) async fn authorize<'p>(
     worker: &Worker,
     peer: &Peer,
     snapshot: &'p Snapshot,
-    (parsed, body): (Parsed, Incoming),
+    (identified, body): (Identified, Incoming),
     tracker: &mut Tracker,
 ) -> Result<Authorized<'p>, Refusal> {
+    let Identified { parsed, .. } = identified;
     if !worker.shared.sink.healthy() {
         return Err(Refusal::unlogged());
     }
@@ -117,7 +119,7 @@ pub(super) fn now() -> i64 {
 fn decide<'p>(peer: &Peer, snapshot: &'p Snapshot, parsed: &Parsed, held: &Held) -> Outcome<'p> {
     let target = parsed.target();
     snapshot.policy.decide(
-        &peer.subject(),
+        &peer.subject(parsed.identity.as_deref()),
         &Request {
             scheme: peer.scheme,
             host: &parsed.host,

@@ -110,7 +110,8 @@ impl Exchange {
             },
             now: super::authorize::now(),
         };
-        snapshot.policy.decide(&self.peer.subject(), &request)
+        let subject = self.peer.subject(parsed.identity.as_deref());
+        snapshot.policy.decide(&subject, &request)
     }
 }
 

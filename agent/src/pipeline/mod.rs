@@ -1,5 +1,5 @@
 //! The story of one connection, one file per stage, composed here:
-//! accept → attribute → terminate → parse → authorize → rewrite → forward → screen → respond → account → audit.
+//! accept → attribute → terminate → parse → identify → authorize → rewrite → forward → screen → respond → account → audit.
 //!
 //! Each stage consumes the previous one's value, and only the stage's own file can make its value: what was not
 //! authorized cannot be forwarded, and what was forwarded cannot be left out of the log.
@@ -12,6 +12,7 @@ mod forward;
 mod hello;
 mod hold;
 mod hop;
+mod identify;
 mod listen;
 mod parse;
 mod plane;
@@ -47,6 +48,8 @@ pub struct Shared {
     pub sink: audit::Sink,
     /// Bounds.
     pub limits: Limits,
+    /// Keys that issuers published.
+    pub published: crate::identity::Published,
     /// For responses that are held whole.
     pub room: Room,
     /// Resolvers for upstream names.

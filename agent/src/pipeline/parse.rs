@@ -8,6 +8,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use std::rc::Rc;
+use std::sync::Arc;
 use tollgate_policy::Scheme;
 use tollgate_policy::canonical::{Host, Target};
 
@@ -17,6 +18,8 @@ pub(super) struct Parsed {
     pub(super) headers: HeaderMap,
     pub(super) host: Rc<Host>,
     pub(super) port: u16,
+    /// Who was proven to call.
+    pub(super) identity: Option<Arc<str>>,
     raw: PathAndQuery,
     /// Where the canonical form differs from `raw`.
     canonical: Option<Target<'static>>,
@@ -76,6 +79,7 @@ pub(super) fn parse(
         headers: parts.headers,
         host,
         port,
+        identity: None,
         raw,
         canonical,
         bodiless: body.is_end_stream(),

@@ -95,7 +95,7 @@ pub(super) fn rewrite<'p>(
         host: Rc::clone(&parsed.host),
         port: parsed.port,
         workload: Arc::clone(&peer.flow.workload),
-        identity: None,
+        identity: parsed.identity.clone(),
         credential,
         generation: snapshot.generation,
     };

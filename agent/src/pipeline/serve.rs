@@ -3,6 +3,7 @@ use super::account::{self, Tracker};
 use super::attribute::attribute;
 use super::authorize::authorize;
 use super::forward::forward;
+use super::identify::identify;
 use super::parse::parse;
 use super::refuse::Refusal;
 use super::respond::{ResponseBody, respond};
@@ -36,10 +37,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn subject(&self) -> Subject<'_> {
+    /// Who calls, with what was proven of them.
+    pub(super) fn subject<'a>(&'a self, identity: Option<&'a str>) -> Subject<'a> {
         Subject {
             workload: &self.flow.workload,
-            identity: None,
+            identity,
         }
     }
 
@@ -315,7 +317,8 @@ async fn stages<'p>(
 ) -> Result<Screened<'p>, Refusal> {
     let (parsed, body) = parse(peer, &worker.shared.limits, request)?;
     tracker.asked(&parsed);
-    let authorized = authorize(worker, peer, snapshot, (parsed, body), tracker).await?;
+    let identified = identify(worker, snapshot, parsed, tracker)?;
+    let authorized = authorize(worker, peer, snapshot, (identified, body), tracker).await?;
     let rewritten = rewrite(peer, snapshot, authorized, tracker)?;
     let responded = forward(worker, rewritten, tracker).await?;
     screen(worker, peer, responded, tracker).await

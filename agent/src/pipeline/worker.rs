@@ -27,6 +27,8 @@ pub(super) struct Worker {
     pub(super) pool: Rc<Pool>,
     pub(super) resolver: Resolver,
     pub(super) exchanges: Rc<Exchanges>,
+    /// JWTs that held lately.
+    pub(super) verified: crate::identity::Cache,
     pub(super) signals: Signals,
     open: Cell<usize>,
 }
@@ -56,6 +58,7 @@ pub(super) fn run(
             pool: Rc::new(Pool::default()),
             resolver: Resolver::new(&shared.dns_servers),
             exchanges: Rc::new(Exchanges::default()),
+            verified: crate::identity::Cache::default(),
             open: Cell::new(0),
             shared,
             signals,

@@ -157,6 +157,16 @@ fn locate(reference: &SecretRef, dir: &Path) -> Result<PathBuf, Error> {
     }
 }
 
+/// A file that is not secret, such as the keys of an issuer: its path and contents.
+pub(crate) fn public_file(
+    reference: &SecretRef,
+    dir: &Path,
+) -> Result<(PathBuf, Zeroizing<Vec<u8>>), Error> {
+    let path = locate(reference, dir)?;
+    let bytes = read(&label(reference), &path, tls::CA_BYTES, false)?;
+    Ok((path, bytes))
+}
+
 fn injection(credential: &Credential, dir: &Path) -> Result<Injection, Error> {
     let name = label(&credential.secret);
     let path = locate(&credential.secret, dir)?;

@@ -8,6 +8,7 @@
 )]
 
 mod edited;
+mod identity;
 mod language;
 mod redaction;
 mod rules;
