@@ -1,7 +1,8 @@
 //! What a client is told when its request does not pass (RFC 9457), and the same for the log.
+use super::answer::Form;
 use crate::audit::{ReasonRecord, Verdict};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use std::borrow::Cow;
 use tollgate_policy::Reason;
 use tollgate_policy::canonical::Ambiguity;
@@ -90,50 +91,21 @@ impl Refusal {
         }
     }
 
-    /// For the client; gRPC clients read `grpc-status` and not the HTTP status.
-    pub(super) fn response(&self, id: Uuid, request: &HeaderMap) -> Response<Bytes> {
-        let grpc = request
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        if grpc {
-            self.grpc(id)
-        } else {
-            self.problem(id)
+    /// In a word or two, by what came of the request.
+    pub(super) fn title(&self) -> &'static str {
+        match self.verdict {
+            Verdict::Deny => "Refused by Tollgate",
+            Verdict::Limit => "Tollgate limit reached",
+            _ => "Tollgate could not complete the request",
         }
     }
 
-    fn problem(&self, id: Uuid) -> Response<Bytes> {
-        let problem = serde_json::json!({
-            "type": format!("urn:tollgate:{}", self.code),
-            "title": title(self.verdict),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-            "hint": self.hint,
-            "code": self.code,
-            "decision": id,
-            "explain": format!("tollgate explain {id}"),
-        });
-        let mut body = problem.to_string();
-        body.push('\n');
-        let mut response = Response::new(Bytes::from(body));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.status == StatusCode::UNAUTHORIZED {
-            // Asked for by RFC 9110, section 15.5.2.
-            let challenge = HeaderValue::from_static("Bearer realm=\"tollgate\"");
-            headers.insert(header::WWW_AUTHENTICATE, challenge);
+    /// For the client, in the form that it shows.
+    pub(super) fn response(&self, id: Uuid, form: Form) -> Response<Bytes> {
+        match form {
+            Form::Grpc => self.grpc(id),
+            other => other.write(self, id),
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE
-            || self.status == StatusCode::TOO_MANY_REQUESTS
-        {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        response
     }
 
     /// Trailers-only response (gRPC over HTTP/2, "Responses").
@@ -154,7 +126,7 @@ impl Refusal {
         );
         headers.insert("grpc-status", HeaderValue::from_static(status));
         // Percent-encoded per the gRPC specification: anything but visible ASCII, and `%` itself.
-        let text = format!("{} ({}; tollgate explain {id})", self.detail, self.code);
+        let text = super::answer::sentence(self, id);
         let message: String = text
             .bytes()
             .map(|b| {
@@ -193,13 +165,5 @@ impl From<crate::upstream::Error> for Refusal {
             hint: error.hint(),
             detail: error.to_string(),
         }
-    }
-}
-
-fn title(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Deny => "Refused by Tollgate",
-        Verdict::Limit => "Tollgate limit reached",
-        _ => "Tollgate could not complete the request",
     }
 }

@@ -1,5 +1,6 @@
 //! One connection from its first byte to its last, and each of its requests through the stages.
 use super::account::{self, Tracker};
+use super::answer::Form;
 use super::attribute::attribute;
 use super::authorize::authorize;
 use super::forward::forward;
@@ -16,7 +17,7 @@ use crate::audit::Verdict;
 use crate::gate::{Gate, Handle};
 use crate::kernel::Flow;
 use crate::snapshot::Snapshot;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -291,10 +292,10 @@ async fn serve(
         .and_then(|gate| gate.violation(request.uri().path()))
     {
         let refusal = violated(&mut tracker, violation);
-        return Ok(refuse(tracker, &refusal, &HeaderMap::new()));
+        return Ok(refuse(tracker, &refusal, Form::Problem));
     }
     tracker.raw(request.method().as_str(), request.uri().path());
-    let kind = content_type(request.headers());
+    let form = Form::of(request.headers());
     match stages(&worker, &peer, &snapshot, request, &mut tracker).await {
         Ok(screened) => Ok(respond(&worker, screened, tracker)),
         Err(refusal) => {
@@ -303,7 +304,7 @@ async fn serve(
                 Some(violation) => gate_refusal(violation),
                 None => refusal,
             };
-            Ok(refuse(tracker, &refusal, &kind))
+            Ok(refuse(tracker, &refusal, form))
         }
     }
 }
@@ -324,21 +325,12 @@ async fn stages<'p>(
     screen(worker, peer, responded, tracker).await
 }
 
-fn refuse(mut tracker: Tracker, refusal: &Refusal, request: &HeaderMap) -> Response<ResponseBody> {
-    let response = refusal.response(tracker.id(), request);
+fn refuse(mut tracker: Tracker, refusal: &Refusal, form: Form) -> Response<ResponseBody> {
+    let response = refusal.response(tracker.id(), form);
     tracker.refused(refusal, response.status().as_u16());
     tracker.passed(response.body().len());
     tracker.finish();
     response.map(|body| ResponseBody::Own(Some(body)))
-}
-
-/// Only what a refusal needs of the request's headers.
-fn content_type(headers: &HeaderMap) -> HeaderMap<HeaderValue> {
-    headers
-        .get(header::CONTENT_TYPE)
-        .map(|value| (header::CONTENT_TYPE, value.clone()))
-        .into_iter()
-        .collect()
 }
 
 /// A violation that nobody was there to be told of: the client had left.
