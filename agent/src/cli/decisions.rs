@@ -55,7 +55,7 @@ fn limit(text: &str) -> Result<usize, String> {
         })
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "write a number and a unit: 30s, 10m, 2h, 1d".to_owned())
 }
 

@@ -39,6 +39,12 @@ pub(super) struct Args {
     /// Must be readable to the user, or every TLS client would fail in its own way
     #[arg(long)]
     trust: Vec<PathBuf>,
+    /// Laid over the system's own
+    #[arg(long)]
+    bundle: PathBuf,
+    /// Laid over the settings of browsers, so that they trust the CA too
+    #[arg(long)]
+    browsers: PathBuf,
     /// Directories that the command finds empty
     #[arg(long)]
     hide: Vec<PathBuf>,
@@ -60,8 +66,13 @@ fn prepare(args: &Args) -> anyhow::Result<()> {
     let procs = args.cgroup.join("cgroup.procs");
     std::fs::write(&procs, "0")
         .with_context(|| format!("cannot enter the cgroup: {}", procs.display()))?;
-    view::enter(&args.cgroup, args.uid == 0, &args.hide)
-        .context("cannot close off the host's mounts")?;
+    view::enter(
+        &args.cgroup,
+        args.uid == 0,
+        &args.hide,
+        (&args.bundle, &args.browsers),
+    )
+    .context("cannot close off the host's mounts")?;
     become_user(args).context("cannot become the user")?;
     give_up_capabilities().context("cannot give up capabilities")?;
     trust_is_readable(args)?;

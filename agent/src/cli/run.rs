@@ -156,7 +156,13 @@ fn command(args: &Args, user: &User, enrolled: &Enrolled) -> Command {
         .arg("--trust")
         .arg(&enrolled.trust.bundle)
         .arg("--trust")
-        .arg(&enrolled.trust.ca);
+        .arg(&enrolled.trust.ca)
+        .arg("--trust")
+        .arg(&enrolled.trust.java)
+        .arg("--bundle")
+        .arg(&enrolled.trust.bundle)
+        .arg("--browsers")
+        .arg(&enrolled.trust.browsers);
     for directory in &enrolled.hidden {
         command.arg("--hide").arg(directory);
     }

@@ -1,8 +1,10 @@
-//! `tollgate trust env`: the variables that make common clients trust the local CA.
+//! `tollgate trust`: what makes clients trust the local CA: variables for those that are governed, and the host's store.
+mod install;
+
 use super::{Context, Outcome, ca};
 use crate::daemon::admin::wire::Trust;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
-use std::path::Path;
 
 /// Set up trust in the local CA
 #[derive(Debug, clap::Args)]
@@ -19,6 +21,15 @@ enum What {
         #[arg(short = 'o', long = "output", value_enum, default_value_t)]
         form: Form,
     },
+    /// Make every program of this host trust the CA, for the hosts that the policy inspects and no other
+    ///
+    /// Puts a name-constrained certificate of the CA into the system's store, which Debian's and Red Hat's tools hand on
+    /// to OpenSSL, GnuTLS and Java, and into the policies of Chromium, Chrome and Edge where they are installed. It is
+    /// meant for services that are governed and cannot be given variables; under `tollgate run` nothing needs it. Does
+    /// what is missing, and nothing where nothing is: run it again after the policy inspects another host.
+    Install(install::Args),
+    /// Take out again what `install` put in; needs no agent
+    Uninstall(install::Args),
 }
 
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
@@ -49,28 +60,55 @@ const REPLACING: [&str; 13] = [
 /// Variables that add to a client's trust store; each gets the local CA alone.
 const ADDING: [&str; 1] = ["NODE_EXTRA_CA_CERTS"];
 
-/// The variables that make clients trust the local CA, in the order of their names.
-pub(super) fn variables(trust: &Trust) -> Vec<(&'static str, &Path)> {
-    let replacing = REPLACING.iter().map(|name| (*name, trust.bundle.as_path()));
-    let adding = ADDING.iter().map(|name| (*name, trust.ca.as_path()));
-    let mut all: Vec<_> = replacing.chain(adding).collect();
+/// Java reads its options from here, in any of its launchers; it says so on stderr.
+const JAVA: &str = "JAVA_TOOL_OPTIONS";
+
+/// The variables that make clients trust the local CA, in the order of their names. What the caller has Java do
+/// besides stays.
+pub(super) fn variables(trust: &Trust) -> Vec<(&'static str, OsString)> {
+    let replacing = REPLACING
+        .iter()
+        .map(|name| (*name, trust.bundle.clone().into_os_string()));
+    let adding = ADDING
+        .iter()
+        .map(|name| (*name, trust.ca.clone().into_os_string()));
+    let java = (JAVA, java(trust, std::env::var_os(JAVA)));
+    let mut all: Vec<_> = replacing.chain(adding).chain([java]).collect();
     all.sort_unstable_by_key(|(name, _)| *name);
     all
 }
 
+fn java(trust: &Trust, already: Option<OsString>) -> OsString {
+    let mut options = already.unwrap_or_default();
+    if !options.is_empty() {
+        options.push(" ");
+    }
+    options.push("-Djavax.net.ssl.trustStoreType=PKCS12 -Djavax.net.ssl.trustStore=");
+    options.push(&trust.java);
+    options
+}
+
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
-    let What::Env { form } = args.what;
+    let form = match &args.what {
+        What::Env { form } => *form,
+        What::Install(args) => return install::install(context, args),
+        What::Uninstall(args) => return install::uninstall(args),
+    };
     let trust = ca::ask(&context.socket()?)?.trust;
     let variables = variables(&trust);
     let mut out = std::io::stdout().lock();
+    let text = |value: &OsStr| value.to_string_lossy().into_owned();
     match form {
         Form::Sh => {
-            for (name, path) in variables {
-                writeln!(out, "export {name}={}", quote(&path.display().to_string()))?;
+            for (name, value) in variables {
+                writeln!(out, "export {name}={}", quote(&text(&value)))?;
             }
         }
         Form::Json => {
-            let object: std::collections::BTreeMap<_, _> = variables.into_iter().collect();
+            let object: std::collections::BTreeMap<_, _> = variables
+                .iter()
+                .map(|(name, value)| (*name, text(value)))
+                .collect();
             writeln!(out, "{}", serde_json::to_string_pretty(&object)?)?;
         }
     }

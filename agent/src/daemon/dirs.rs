@@ -87,6 +87,15 @@ fn lock(runtime_dir: &Path) -> Result<Lock, Error> {
     Ok(Lock(file))
 }
 
+/// Makes `directory` below `root`, which is there, so that every user can pass through.
+pub(super) fn passable(root: &Path, directory: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    for part in directory.ancestors().take_while(|part| *part != root) {
+        std::fs::set_permissions(part, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
 /// Writes a file that readers see whole or not at all.
 ///
 /// # Errors

@@ -16,30 +16,27 @@ mod notify;
 mod policy;
 mod start;
 mod status;
+mod trust;
 mod watch;
 
 pub use error::Error;
 pub use fit::compile;
 pub use policy::read as read_policy;
+pub use trust::trust;
+
+/// Writes a file that everybody may read, whole or not at all.
+///
+/// # Errors
+/// The system's word.
+pub fn publish(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+    dirs::publish(path, contents, 0o644)
+}
 
 use crate::config::Config;
 use std::path::{Path, PathBuf};
 
-/// Files in the runtime directory that clients are pointed at.
-pub const CA_FILE: &str = "ca.pem";
-/// The system's roots and the local CA.
-pub const BUNDLE_FILE: &str = "ca-bundle.pem";
-
 /// How the directory of a private agent is named.
 pub const PRIVATE_PREFIX: &str = "tollgate-run-";
-
-/// Where the trust files of an agent with this runtime directory are.
-pub fn trust(runtime_dir: &Path) -> admin::wire::Trust {
-    admin::wire::Trust {
-        ca: runtime_dir.join(CA_FILE),
-        bundle: runtime_dir.join(BUNDLE_FILE),
-    }
-}
 
 /// Where the decision log of an agent with this state directory is.
 pub fn decisions_dir(state_dir: &Path) -> PathBuf {

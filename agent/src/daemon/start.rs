@@ -3,14 +3,14 @@ use super::agent::{Agent, Applied};
 use super::enrol::Enrolments;
 use super::error::Error;
 use super::events::Seen;
-use super::{Lifetime, admin, decisions_dir, dirs, policy, trust};
+use super::{Lifetime, admin, decisions_dir, policy, trust};
 use crate::audit;
 use crate::config::Config;
 use crate::identity::Published;
 use crate::kernel::{Fence, Options};
 use crate::pipeline::{self, Listeners, Plane, Room, Shared};
 use crate::snapshot::{Live, Snapshot};
-use crate::tls::Authority;
+use crate::tls::{Authority, Issuing};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
@@ -27,8 +27,8 @@ pub(super) struct Up {
 pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> {
     let published = Published::default();
     let (snapshot, applied) = first_snapshot(&config, &published)?;
-    let authority = Arc::new(Authority::open(&config.state_dir)?);
-    publish_trust(&config, &authority)?;
+    let authority = Authority::open(&config.state_dir)?;
+    trust::publish(&config, &authority)?;
     let (sink, log) = audit::Writer::start(&decisions_dir(&config.state_dir), &config.audit)
         .map_err(|e| Error::Audit(e.to_string()))?;
     let listeners = pipeline::bind(config.port, config.workers).map_err(Error::Listen)?;
@@ -40,7 +40,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let shared = Arc::new(Shared {
         live: Live::new(snapshot),
         fence,
-        authority,
+        issuing: Arc::new(Issuing::new(authority)),
         sink,
         limits: config.limits.clone(),
         published,
@@ -76,23 +76,6 @@ fn first_snapshot(config: &Config, published: &Published) -> Result<(Snapshot, A
     let secret_files = policy::SecretFiles::of(&loaded.policy, config);
     let snapshot = policy::snapshot(loaded.policy, config, published, 1)?;
     Ok((snapshot, Applied::new(loaded.sources, secret_files)))
-}
-
-/// Writes the CA's certificate, and the bundle of the system's roots and it, where every workload can read them.
-fn publish_trust(config: &Config, authority: &Authority) -> Result<(), Error> {
-    let files = trust(&config.runtime_dir);
-    let bundle = authority.bundle_pem()?;
-    for (path, pem) in [
-        (files.ca, authority.certificate_pem()),
-        (files.bundle, bundle.as_str()),
-    ] {
-        let fail = |source| Error::Publish {
-            path: path.display().to_string(),
-            source,
-        };
-        dirs::publish(&path, pem.as_bytes(), 0o644).map_err(fail)?;
-    }
-    Ok(())
 }
 
 /// The data plane's addresses; the same port for all workers.

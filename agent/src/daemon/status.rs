@@ -40,8 +40,8 @@ impl Agent {
             layers,
             policy,
             ca: CaStatus {
-                fingerprint: self.shared.authority.fingerprint().to_owned(),
-                not_after: self.shared.authority.not_after(),
+                fingerprint: self.shared.issuing.current().fingerprint().to_owned(),
+                not_after: self.shared.issuing.current().not_after(),
             },
             audit,
             lost_events: fence.lost_events(),

@@ -32,7 +32,7 @@ pub use listen::{Listeners, bind};
 pub use plane::Plane;
 pub(crate) use worker::LocalExecutor;
 
-use crate::{audit, config::Limits, kernel::Fence, snapshot::Live, tls::Authority};
+use crate::{audit, config::Limits, kernel::Fence, snapshot::Live, tls::Issuing};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ pub struct Shared {
     /// The kernel half.
     pub fence: Arc<Fence>,
     /// Issues leaves.
-    pub authority: Arc<Authority>,
+    pub issuing: Arc<Issuing>,
     /// Where records go.
     pub sink: audit::Sink,
     /// Bounds.

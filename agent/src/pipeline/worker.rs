@@ -54,7 +54,7 @@ pub(super) fn run(
     let local = tokio::task::LocalSet::new();
     local.block_on(runtime, async move {
         let worker = Rc::new(Worker {
-            leaves: LeafCache::new(Arc::clone(&shared.authority)),
+            leaves: LeafCache::new(Arc::clone(&shared.issuing)),
             pool: Rc::new(Pool::default()),
             resolver: Resolver::new(&shared.dns_servers),
             exchanges: Rc::new(Exchanges::default()),

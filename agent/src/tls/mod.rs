@@ -1,11 +1,44 @@
 //! TLS on both sides: the issuing CA, leaves for clients, verification of upstreams.
 mod authority;
+mod constrain;
+mod files;
 mod leaf;
+mod stores;
 mod upstream;
 
 pub use authority::Authority;
+pub use constrain::inspected;
 pub(crate) use leaf::LeafCache;
+pub(crate) use stores::{browser_policy, pkcs12};
 pub(crate) use upstream::{CA_BYTES, Roots};
+
+use arc_swap::ArcSwap;
+use rustls_pki_types::CertificateDer;
+use std::sync::Arc;
+
+/// The CA in use: workers read it without a lock, a rotation swaps it whole.
+#[derive(Debug)]
+pub struct Issuing(ArcSwap<Authority>);
+
+impl Issuing {
+    /// Starts with this one.
+    pub fn new(authority: Authority) -> Self {
+        Self(ArcSwap::from_pointee(authority))
+    }
+    /// The one to issue with now.
+    pub fn current(&self) -> Arc<Authority> {
+        self.0.load_full()
+    }
+    /// From now on leaves are another's.
+    pub fn replace(&self, authority: Authority) {
+        self.0.store(Arc::new(authority));
+    }
+}
+
+/// Certificates one after the other, PEM.
+pub(crate) fn bundle_pem(roots: &[CertificateDer<'_>]) -> String {
+    roots.iter().map(authority::pem).collect()
+}
 
 /// What can go wrong with the CA or the trust roots. Each message says what to do.
 #[derive(Debug, thiserror::Error)]

@@ -8,8 +8,12 @@
 //! - For root, what the kernel lets uid 0 write without any capability is read-only too: /proc/sys (`core_pattern` runs
 //!   a program as full root, outside of every cgroup), sysfs and its like.
 //!
+//! - The system's trust bundle is the agent's, with its CA in it; Chromium and its kin find a policy beside the host's own.
+//!
 //! Undoing any of it takes `CAP_SYS_ADMIN` in the initial user namespace. In a user namespace made by the command the
 //! kernel locks these mounts together as they are, and a new mount of cgroup2 starts at the command's own cgroup.
+mod trust;
+
 use crate::kernel::namespaces;
 use anyhow::{Context, bail};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
@@ -48,7 +52,12 @@ const PROC_SWITCHES: [&str; 7] = [
 ];
 
 /// Enters the view. The process is in `cgroup` already, and still has all privileges.
-pub(super) fn enter(cgroup: &Path, root: bool, hidden: &[PathBuf]) -> anyhow::Result<()> {
+pub(super) fn enter(
+    cgroup: &Path,
+    root: bool,
+    hidden: &[PathBuf],
+    (bundle, browsers): (&Path, &Path),
+) -> anyhow::Result<()> {
     let cwd = rustix::process::getcwd(Vec::new()).context("the working directory")?;
     let cwd = PathBuf::from(OsString::from_vec(cwd.into_bytes()));
     // One that is not there has nothing to hide.
@@ -74,6 +83,7 @@ pub(super) fn enter(cgroup: &Path, root: bool, hidden: &[PathBuf]) -> anyhow::Re
     if root {
         hold_switches(&mounts)?;
     }
+    trust::lay_over(bundle, browsers);
     for directory in &hidden {
         cover(directory).with_context(|| format!("cannot hide {}", directory.display()))?;
     }

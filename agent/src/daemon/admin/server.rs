@@ -1,10 +1,10 @@
 //! The agent's side of the admin socket. Bounded in requests, bytes and time; it never touches the data plane.
 use super::super::agent::{Agent, lock};
 use super::super::error::Error;
-use super::super::{explain, trust};
+use super::super::explain;
 use super::client::socket_path;
 use super::wire::{
-    Ca, DECISIONS, Envelope, Fault, FaultKind, Flow, REQUEST_BYTES, Reply, Request, VERSION,
+    DECISIONS, Envelope, Fault, FaultKind, Flow, REQUEST_BYTES, Reply, Request, VERSION,
 };
 use crate::audit::{self, Filter};
 use std::os::unix::fs::PermissionsExt;
@@ -270,16 +270,13 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
             let left = lock(&agent.enrolments).end_run(cgroup_id)?;
             Ok(vec![Reply::Released { left }])
         }
-        Request::Ca => {
-            let authority = &agent.shared.authority;
-            let ca = Ca {
-                certificate: authority.certificate_pem().to_owned(),
-                fingerprint: authority.fingerprint().to_owned(),
-                not_after: authority.not_after(),
-                trust: trust(&agent.config.runtime_dir),
-            };
-            Ok(vec![Reply::Ca(ca)])
-        }
+        Request::Ca => match agent.ca() {
+            Ok(ca) => Ok(vec![Reply::Ca(ca)]),
+            Err(e) => Err(fault(FaultKind::Failed, &e.to_string())),
+        },
+        Request::RotateCa { overlap } => agent
+            .rotate_ca(Duration::from_secs(overlap))
+            .map(|reply| vec![reply]),
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tollgate_policy::Mode;
 
 /// The protocol's version; the agent refuses any other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of a request line at most, its newline included.
 pub const REQUEST_BYTES: u64 = 2 << 20;
 /// Bytes of a reply line at most, its newline included.
@@ -66,6 +66,11 @@ pub enum Request {
     },
     /// The local CA; answered by [`Reply::Ca`].
     Ca,
+    /// Replace the local CA; answered by [`Reply::Ca`], the new one.
+    RotateCa {
+        /// For how long programs that know only the old one are served, seconds.
+        overlap: u64,
+    },
 }
 
 /// A request to decide on without sending it.
@@ -229,6 +234,10 @@ pub struct Trust {
     pub ca: PathBuf,
     /// The system's roots and the CA.
     pub bundle: PathBuf,
+    /// The same as a PKCS #12 file for Java.
+    pub java: PathBuf,
+    /// A directory to lay over the settings of Chromium and its kin.
+    pub browsers: PathBuf,
 }
 
 /// The local CA.
@@ -240,6 +249,12 @@ pub struct Ca {
     pub fingerprint: String,
     /// When it expires.
     pub not_after: jiff::Timestamp,
+    /// Until when programs that know only the CA before it are served.
+    pub overlap: Option<jiff::Timestamp>,
+    /// The certificate good for nothing but `names`, PEM: for programs that are not governed.
+    pub constrained: String,
+    /// What the policy inspects.
+    pub names: Vec<String>,
     /// Where the trust files are.
     pub trust: Trust,
 }
