@@ -5,6 +5,7 @@
 
 mod debian;
 mod extra;
+mod fleet;
 
 use crate::sh;
 use anyhow::{Result, bail};

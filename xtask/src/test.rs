@@ -62,6 +62,11 @@ const TIERS: &[Tier] = &[
         programs: &[("tollgate-tests", "pipeline"), ("tollgate-tests", "http2")],
     },
     Tier {
+        name: "clients",
+        threads: 1,
+        programs: &[("tollgate-tests", "clients")],
+    },
+    Tier {
         name: "daemon",
         threads: 1,
         programs: &[("tollgate-tests", "daemon")],

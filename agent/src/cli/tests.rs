@@ -46,6 +46,7 @@ fn what_is_understood() {
         "ca rotate",
         "ca rotate --overlap 12h -o json",
         "trust env -o json",
+        "trust env -o env",
         "trust install --dry-run",
         "trust uninstall",
         "doctor",

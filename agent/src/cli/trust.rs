@@ -15,7 +15,7 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Print the variables, for `eval "$(tollgate trust env)"` or an EnvironmentFile
+    /// Print the variables, for `eval "$(tollgate trust env)"` or, with `-o env`, an EnvironmentFile of systemd
     Env {
         /// Form of the output
         #[arg(short = 'o', long = "output", value_enum, default_value_t)]
@@ -37,6 +37,8 @@ enum Form {
     /// `export NAME='value'`
     #[default]
     Sh,
+    /// `NAME="value"`
+    Env,
     /// One object.
     Json,
 }
@@ -102,6 +104,12 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
         Form::Sh => {
             for (name, value) in variables {
                 writeln!(out, "export {name}={}", quote(&text(&value)))?;
+            }
+        }
+        Form::Env => {
+            for (name, value) in variables {
+                let value = text(&value).replace('\\', "\\\\").replace('"', "\\\"");
+                writeln!(out, "{name}=\"{value}\"")?;
             }
         }
         Form::Json => {

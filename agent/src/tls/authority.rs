@@ -323,6 +323,29 @@ pub(super) fn pem(der: &CertificateDer<'_>) -> String {
     pem::encode_config(&pem::Pem::new("CERTIFICATE", der.to_vec()), config)
 }
 
+/// Whether a client that trusts `root` takes a leaf for `host`.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) fn verifies(authority: &Authority, root: &CertificateDer<'_>, host: &str) -> bool {
+    let leaf = authority.leaf(&Host::parse(host).unwrap()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root.clone().into_owned()).unwrap();
+    let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(
+        Arc::new(roots),
+        super::upstream::provider(),
+    );
+    let name = host.trim_matches(['[', ']']).to_owned();
+    rustls::client::danger::ServerCertVerifier::verify_server_cert(
+        &*verifier.build().unwrap(),
+        leaf.cert.first().unwrap(),
+        leaf.cert.get(1..).unwrap(),
+        &name.try_into().unwrap(),
+        &[],
+        rustls_pki_types::UnixTime::now(),
+    )
+    .is_ok()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
@@ -407,27 +430,4 @@ mod tests {
         assert!(!verifies(&last, &old.certificate, "api.example.com"));
         assert!(verifies(&last, &last.certificate, "api.example.com"));
     }
-}
-
-/// Whether a client that trusts `root` takes a leaf for `host`.
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-pub(super) fn verifies(authority: &Authority, root: &CertificateDer<'_>, host: &str) -> bool {
-    let leaf = authority.leaf(&Host::parse(host).unwrap()).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(root.clone().into_owned()).unwrap();
-    let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(
-        Arc::new(roots),
-        super::upstream::provider(),
-    );
-    let name = host.trim_matches(['[', ']']).to_owned();
-    rustls::client::danger::ServerCertVerifier::verify_server_cert(
-        &*verifier.build().unwrap(),
-        leaf.cert.first().unwrap(),
-        leaf.cert.get(1..).unwrap(),
-        &name.try_into().unwrap(),
-        &[],
-        rustls_pki_types::UnixTime::now(),
-    )
-    .is_ok()
 }

@@ -108,6 +108,36 @@ const PACKAGES: &[Package] = &[
         "installs Python clients apart",
     ),
     package(
+        "git",
+        Need::Everything,
+        KnownBy::File("/usr/bin/git"),
+        "a client",
+    ),
+    package(
+        "wget",
+        Need::Everything,
+        KnownBy::Program("wget"),
+        "a client",
+    ),
+    package(
+        "chromium",
+        Need::Everything,
+        KnownBy::Program("chromium"),
+        "a client",
+    ),
+    package(
+        "openjdk-17-jdk-headless",
+        Need::Everything,
+        KnownBy::File("/usr/lib/jvm/java-17-openjdk-amd64/bin/javac"),
+        "a client",
+    ),
+    package(
+        "npm",
+        Need::Everything,
+        KnownBy::Program("npm"),
+        "installs Node clients",
+    ),
+    package(
         "rust-web-clippy",
         Need::Everything,
         KnownBy::Version("1.96"),

@@ -1,5 +1,5 @@
 //! What Debian does not package: kept below `target/tools`.
-use super::Need;
+use super::{Need, fleet};
 use crate::sh;
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,22 @@ pub(super) const ALL: &[Extra] = &[
         need: Need::Demo,
         install: install_clients,
         there: clients_are_there,
+    },
+    Extra {
+        name: "more Python clients",
+        why: "a fleet of programs to hold to their scopes",
+        how: "pip, in target/tools/fleet",
+        need: Need::Everything,
+        install: fleet::install_python,
+        there: fleet::python_is_there,
+    },
+    Extra {
+        name: "Node clients",
+        why: "the same of Node",
+        how: "npm, in target/tools/node",
+        need: Need::Everything,
+        install: fleet::install_node,
+        there: fleet::node_is_there,
     },
     Extra {
         name: "rustfmt and clippy",
