@@ -9,6 +9,12 @@ pub const CLOSED: u32 = 1;
 /// `kind` of a [`Refused`].
 pub const REFUSED: u32 = 2;
 
+/// `kind` of a [`Stranger`].
+pub const STRANGER: u32 = 3;
+
+/// `kind` of an [`Overspent`].
+pub const OVERSPENT: u32 = 4;
+
 /// Why a hook refused. The numbers are keys of `REFUSALS` and stay as they are.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +33,15 @@ pub enum Reason {
     Unrecorded = 6,
     /// A packet of a governed socket that no hook steered.
     Unsteered = 7,
+    /// A connection from a network namespace in which the agent does not listen.
+    Namespace = 8,
+    /// The workload has spent what it may in this window.
+    Quota = 9,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::AgentDown,
         Self::Udp,
         Self::Raw,
@@ -39,6 +49,8 @@ impl Reason {
         Self::Direct,
         Self::Unrecorded,
         Self::Unsteered,
+        Self::Namespace,
+        Self::Quota,
     ];
 }
 
@@ -64,6 +76,32 @@ pub struct Refused {
     pub destination: Address,
     /// Who tried.
     pub owner: Owner,
+}
+
+/// A governed task is in a network namespace in which the agent does not listen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Stranger {
+    /// [`STRANGER`].
+    pub kind: u32,
+    /// Its thread-group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Key into `WORKLOADS`.
+    pub workload: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+    /// Cookie of the namespace.
+    pub netns: u64,
+}
+
+/// A workload has spent what it may in this window, and something more of it was dropped. Told once a second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Overspent {
+    /// [`OVERSPENT`].
+    pub kind: u32,
+    /// Key into `WORKLOADS`.
+    pub workload: u32,
 }
 
 /// [`Pending::state`]: the refusal was told, and is not told again for the same destination.
@@ -92,6 +130,8 @@ pub struct RefusalKey {
 }
 
 const _: () = assert!(size_of::<Refused>() == 56 + size_of::<Owner>());
+const _: () = assert!(size_of::<Stranger>() == 24);
+const _: () = assert!(size_of::<Overspent>() == 8);
 const _: () = assert!(size_of::<Pending>() == 16 + size_of::<Refused>());
 const _: () = assert!(size_of::<RefusalKey>() == 8);
-pod!(Refused, Pending, RefusalKey);
+pod!(Refused, Stranger, Overspent, Pending, RefusalKey);

@@ -14,6 +14,10 @@ pub const MAX_GOVERNED: u32 = 65_536;
 pub const MAX_WORKLOADS: u32 = 16_384;
 /// Steered connections at once.
 pub const MAX_FLOWS: u32 = 131_072;
+/// Network namespaces with listeners of the agent at once.
+pub const MAX_NAMESPACES: u32 = 4_096;
+/// Network namespaces without, of which it is remembered that the agent was told.
+pub const MAX_STRANGERS: u32 = 1_024;
 /// Resolvers at once.
 pub const MAX_RESOLVERS: u32 = 64;
 /// Bytes of the event ring.

@@ -1,16 +1,25 @@
 //! What the agent tells the hooks.
 use crate::{limits::NAME_BYTES, pod};
 
-/// The one entry of `SETTINGS`. The hooks read its fields one by one; each is a single load.
+/// The one entry of `SETTINGS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// [`crate::ABI`] of whoever made the maps; 0 until the first start is complete.
     pub abi: u32,
-    /// The agent's port on 127.0.0.1, host order; 0: none.
+}
+
+/// Where the agent listens in one network namespace: the value of `NAMESPACES`, by the namespace's
+/// cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// On 127.0.0.1, host order; 0: nowhere.
     pub port4: u16,
-    /// The agent's port on ::1, host order; 0: none.
+    /// On ::1, host order; 0: nowhere.
     pub port6: u16,
+    /// Explicit padding to 8 bytes.
+    pub reserved: u32,
 }
 
 /// A workload's name, padded with NUL: the value of `WORKLOADS`.
@@ -65,11 +74,16 @@ pub struct Offsets {
     pub node_id: u32,
     /// `kernfs_node.name`
     pub node_name: u32,
-    /// Explicit padding to a multiple of 8.
-    pub reserved: u32,
+    /// `task_struct.nsproxy`
+    pub task_namespaces: u32,
+    /// `nsproxy.net_ns`
+    pub namespaces_net: u32,
+    /// `net.net_cookie`
+    pub net_cookie: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == 8);
+const _: () = assert!(size_of::<Settings>() == 4);
+const _: () = assert!(size_of::<Ports>() == 8);
 const _: () = assert!(size_of::<Name>() == 64);
-const _: () = assert!(size_of::<Offsets>() == 88);
-pod!(Settings, Name, Offsets);
+const _: () = assert!(size_of::<Offsets>() == 96);
+pod!(Settings, Ports, Name, Offsets);

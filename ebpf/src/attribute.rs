@@ -40,7 +40,9 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
     root_hierarchy: 0,
     node_id: 0,
     node_name: 0,
-    reserved: 0,
+    task_namespaces: 0,
+    namespaces_net: 0,
+    net_cookie: 0,
 });
 
 /// Writes the current task into `owner`, which is memory of a map entry or a ring entry. `None`: the

@@ -31,6 +31,8 @@ pub(crate) enum Errno {
     Eperm = 1,
     /// Nobody is there.
     Econnrefused = 111,
+    /// It has spent what it may.
+    Edquot = 122,
 }
 
 /// Why an attempt is refused, and what its caller sees.

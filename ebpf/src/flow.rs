@@ -6,11 +6,11 @@
 use crate::{
     account, atomic,
     maps::{AGENT_SOCKETS, CLIENTS, EVENTS, FLOWS, PORTS},
+    namespace,
 };
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_ANY, BPF_SOCK_OPS_STATE_CB_FLAG},
-    helpers::generated::bpf_get_netns_cookie,
     programs::SockOpsContext,
 };
 use aya_log_ebpf::warn;
@@ -182,13 +182,7 @@ fn end(ctx: &SockOpsContext, ip4: u32, ip6: [u32; 4], port: u16) -> Port {
         address6(ip6, port)
     };
     Port {
-        netns: netns(ctx),
+        netns: namespace::cookie(ctx.as_ptr()),
         address,
     }
-}
-
-#[inline(always)]
-fn netns(ctx: &SockOpsContext) -> u64 {
-    // SAFETY: needed to call a helper, with the context that the kernel passed.
-    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }

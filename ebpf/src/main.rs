@@ -1,8 +1,9 @@
 //! Tollgate's eBPF programs, attached at the root of the cgroup tree and to tracepoints of the scheduler's.
 //!
 //! This file is the list of hooks: each reads its context and asks one of the modules. `select` says
-//! whose task it is, `recognise` what becomes of it, `attribute` who it is, `steer` where it goes, `flow` how its record gets to the
-//! agent, `fence` what is refused, `exit` what leaves nevertheless, `account` what is counted.
+//! whose task it is, `recognise` what becomes of it, `attribute` who it is, `namespace` whether the agent
+//! is there, `steer` where it goes, `flow` how its record gets to the agent, `fence` what is refused,
+//! `exit` what leaves nevertheless, `account` what is counted, `quota` when that is enough.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)] // For `atomic`.
@@ -33,6 +34,8 @@ mod fence;
 mod flow;
 mod listener;
 mod maps;
+mod namespace;
+mod quota;
 mod recognise;
 mod select;
 mod steer;
@@ -139,6 +142,10 @@ fn sock_create(ctx: SockContext) -> i32 {
         destination: address6([0; 4], 0),
         has_destination: false,
     };
+    let netns = namespace::cookie(ctx.as_ptr());
+    if namespace::ports(netns).is_none() {
+        namespace::told(netns, recognise::current(), governed.workload);
+    }
     match tollgate_common::rules::socket(attempt.socket_type, attempt.protocol) {
         Ok(()) => fence::made(&ctx, &attempt),
         Err(reason) => attempt.refuse(reason, Errno::Eperm),
@@ -175,6 +182,9 @@ fn ingress(ctx: SkBuffContext) -> i32 {
     };
     exit::entering(&ctx, socket);
     if let Some(client) = CLIENTS.of(socket.cast()) {
+        if !quota::passes(&ctx, client.workload) {
+            return DROP;
+        }
         account::packet(&ctx, client, Direction::In);
     }
     PASS
@@ -190,6 +200,9 @@ fn egress(ctx: SkBuffContext) -> i32 {
         return DROP;
     }
     if let Some(client) = client {
+        if !quota::passes(&ctx, client.workload) {
+            return DROP;
+        }
         account::packet(&ctx, client, Direction::Out);
     }
     PASS
@@ -198,18 +211,21 @@ fn egress(ctx: SkBuffContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
     recognise::forked(ctx.arg(0), ctx.arg(1));
+    namespace::entered(ctx.arg(1));
     0
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
     recognise::executed(ctx.arg(0));
+    namespace::entered(ctx.arg(0));
     0
 }
 
 #[raw_tracepoint(tracepoint = "cgroup_attach_task")]
 fn cgroup_attach_task(ctx: RawTracePointContext) -> i32 {
     recognise::moved(ctx.arg(2));
+    namespace::entered(ctx.arg(2));
     0
 }
 

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{
         BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
     },
-    btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     cty::c_void,
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
@@ -13,9 +13,13 @@ use aya_ebpf::{
 use tollgate_common::{
     event::{Pending, RefusalKey, Refused},
     flow::{Account, AgentSocket, Client, Connection, Port, Record},
-    limits::{EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_RESOLVERS, MAX_WORKLOADS},
+    limits::{
+        EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_NAMESPACES, MAX_RESOLVERS, MAX_STRANGERS,
+        MAX_WORKLOADS,
+    },
+    quota::{Quota, Spent},
     recognise::{MAX_PROCESSES, Mark, Scope, Subtree},
-    settings::{Name, Settings},
+    settings::{Name, Ports, Settings},
 };
 
 const SHARED: usize = BPF_F_MMAPABLE as usize;
@@ -37,6 +41,13 @@ pub(crate) static PROCESSES: Array<Mark, { MAX_PROCESSES as usize }, SHARED> = A
 /// Workload → name; for the agent that comes after this one.
 #[btf_map]
 pub(crate) static WORKLOADS: HashMap<u32, Name, { MAX_WORKLOADS as usize }, LAZY> = HashMap::new();
+/// Cookie of a network namespace → where the agent listens in it.
+#[btf_map]
+pub(crate) static NAMESPACES: HashMap<u64, Ports, { MAX_NAMESPACES as usize }, LAZY> =
+    HashMap::new();
+/// Cookie of a network namespace without the agent → when it was last told of it.
+#[btf_map]
+pub(crate) static STRANGERS: LruHashMap<u64, u64, { MAX_STRANGERS as usize }> = LruHashMap::new();
 /// Addresses that may be sent DNS.
 #[btf_map]
 pub(crate) static RESOLVERS: HashMap<[u32; 4], u32, { MAX_RESOLVERS as usize }, LAZY> =
@@ -67,6 +78,12 @@ pub(crate) static PORTS: HashMap<Port, Connection, { MAX_FLOWS as usize }, LAZY>
 #[btf_map]
 pub(crate) static ACCOUNTS: PerCpuHashMap<u32, Account, { MAX_WORKLOADS as usize }, LAZY> =
     PerCpuHashMap::new();
+/// Workload → what it may move in a window.
+#[btf_map]
+pub(crate) static QUOTAS: Array<Quota, { MAX_WORKLOADS as usize + 1 }> = Array::new();
+/// Workload → what it has moved.
+#[btf_map]
+pub(crate) static SPENT: Array<Spent, { MAX_WORKLOADS as usize + 1 }> = Array::new();
 /// Refusals counted.
 #[btf_map]
 pub(crate) static REFUSALS: HashMap<RefusalKey, u64, { MAX_WORKLOADS as usize * 8 }, LAZY> =

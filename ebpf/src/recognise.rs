@@ -81,8 +81,9 @@ fn within(task: u64) -> Option<Mark> {
     Some(Mark::governed(workload as u16, BY_CGROUP, now()))
 }
 
+/// A task's process.
 #[inline(always)]
-fn process_of(task: u64) -> Option<u32> {
+pub(crate) fn process_of(task: u64) -> Option<u32> {
     // SAFETY: reads through a helper that checks the address.
     unsafe { read(task, OFFSETS.load().task_tgid) }
 }

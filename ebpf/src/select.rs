@@ -1,7 +1,7 @@
 //! Which workload is the current task of, or a packet's socket?
 use crate::{
     attribute::{OFFSETS, pointer, read},
-    maps::{GOVERNED, SCOPE, SETTINGS},
+    maps::{GOVERNED, SCOPE},
     recognise,
 };
 use aya_ebpf::{
@@ -11,14 +11,7 @@ use aya_ebpf::{
 use tollgate_common::{
     limits::MAX_LEVEL,
     recognise::{EXEMPT, FILTER_WORDS, Scope, place},
-    settings::Settings,
 };
-
-/// The agent's settings. Read each field through the pointer once: they change while we run.
-#[inline(always)]
-pub(crate) fn settings() -> Option<*const Settings> {
-    SETTINGS.get_ptr(0)
-}
 
 /// Whose a task or a socket is.
 #[derive(Clone, Copy)]

@@ -4,7 +4,7 @@ use crate::{
     fence::{Attempt, Errno, PASS, Refusal},
     flow, listener,
     maps::{AGENT_SOCKETS, BLANK, CLIENTS, FLOWS, PENDING, cookie_of, socket_of},
-    select,
+    namespace, quota, recognise, select,
 };
 use aya_ebpf::{
     EbpfContext as _, bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns,
@@ -15,6 +15,7 @@ use tollgate_common::{
     event::{CLOSED, Reason},
     flow::{Address, COMPLETE, Connection, LISTENER_TAG, Port},
     rules::{is_mapped, leads_to_loopback, loopback4, loopback6},
+    settings::Ports,
 };
 
 /// Where a governed connection to `destination` has to go instead.
@@ -24,8 +25,16 @@ pub(crate) fn connect(
     attempt: &Attempt,
     destination: &Address,
 ) -> Result<Address, Refusal> {
+    let netns = namespace::cookie(ctx.as_ptr());
+    let Some(ports) = namespace::ports(netns) else {
+        namespace::told(netns, recognise::current(), attempt.workload);
+        return Err((Reason::Namespace, Errno::Econnrefused));
+    };
+    if !quota::is_left(attempt.workload) {
+        return Err((Reason::Quota, Errno::Edquot));
+    }
     let down = (Reason::AgentDown, Errno::Econnrefused);
-    let listener = listener_for(destination).ok_or(down)?;
+    let listener = listener_for(destination, &ports).ok_or(down)?;
     if destination.port == listener.port && leads_to_loopback(destination.ip) {
         return Err((Reason::Direct, Errno::Eperm));
     }
@@ -45,19 +54,11 @@ pub(crate) fn connect(
 
 /// The agent's listener of the same family, if it has one.
 #[inline(always)]
-fn listener_for(destination: &Address) -> Option<Address> {
-    let settings = select::settings()?;
-    // SAFETY: the pointer is into a map value; each port is one volatile load.
-    let (port4, port6) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const (*settings).port4),
-            core::ptr::read_volatile(&raw const (*settings).port6),
-        )
-    };
+fn listener_for(destination: &Address, ports: &Ports) -> Option<Address> {
     let listener = if is_mapped(destination.ip) {
-        loopback4(port4)
+        loopback4(ports.port4)
     } else {
-        loopback6(port6)
+        loopback6(ports.port6)
     };
     (listener.port != 0).then_some(listener)
 }

@@ -2,7 +2,7 @@
 use crate::body::{BodySpec, Redactor};
 use crate::canonical::Host;
 use crate::grants::{ALWAYS, Clause, Grants, Guard, GuardId};
-use crate::model::{Api, Credential, Identity, Rule, Workload};
+use crate::model::{Api, Budget, Credential, Identity, Rule, Workload};
 use crate::payload::Payload;
 use crate::route::{Index, Methods, Template};
 use crate::shape::Shape;
@@ -32,6 +32,9 @@ pub struct Policy {
     pub(crate) guards: Vec<Guard>,
     /// Names of the headers that rules look at, sorted, each once.
     pub(crate) headers_read: Vec<String>,
+    pub(crate) budgets: Vec<Budget>,
+    /// The workloads that have one, in order.
+    pub(crate) budgeted: Vec<Box<str>>,
 }
 
 /// One rule, allow or deny. What few rules have is boxed: there are many rules.
@@ -152,6 +155,19 @@ impl Policy {
     /// All workloads, in the order of their names.
     pub fn workloads(&self) -> &[Workload] {
         &self.workloads
+    }
+
+    /// All budgets, in the order of their names.
+    pub fn budgets(&self) -> &[Budget] {
+        &self.budgets
+    }
+
+    /// Whether a workload has a budget.
+    pub fn is_budgeted(&self, workload: &str) -> bool {
+        let found = self
+            .budgeted
+            .binary_search_by(|known| (**known).cmp(workload));
+        found.is_ok()
     }
 
     /// All identities, in the order of their names.

@@ -5,6 +5,7 @@
     clippy::indexing_slicing,
     clippy::panic
 )]
+mod budgets;
 mod cases;
 mod decisions;
 mod diff;

@@ -37,6 +37,7 @@ mod test;
 mod tests;
 mod token;
 mod trust;
+mod usage;
 mod users;
 mod workloads;
 
@@ -77,6 +78,7 @@ enum Verb {
     Decisions(decisions::Args),
     Flows(flows::Args),
     Workloads(workloads::Args),
+    Usage(usage::Args),
     Status(status::Args),
     /// Apply policy and secrets as they are on disk now
     Reload,
@@ -177,6 +179,7 @@ fn dispatch(context: &Context, verb: Verb) -> anyhow::Result<Outcome> {
         Verb::Decisions(args) => decisions::run(context, &args),
         Verb::Flows(args) => flows::run(context, &args),
         Verb::Workloads(args) => workloads::run(context, &args),
+        Verb::Usage(args) => usage::run(context, &args),
         Verb::Status(args) => status::run(context, &args),
         Verb::Reload => reload::run(context),
         Verb::Token(args) => token::run(context, &args),

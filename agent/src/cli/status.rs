@@ -2,7 +2,7 @@
 use super::output::{self, Colour, Form, Format, Paint};
 use super::{Context, Outcome};
 use crate::daemon::admin::client;
-use crate::daemon::admin::wire::{Reply, Request, Status, Verdict};
+use crate::daemon::admin::wire::{Namespace, Reply, Request, Status, Verdict};
 use std::path::Path;
 use tollgate_policy::Mode;
 
@@ -155,6 +155,9 @@ fn agent_and_policy(status: &Status, lines: &mut Lines) {
         idle => format!("; not on this host now: {}", output::escape(&idle)),
     };
     lines.fact("governed", &format!("{} cgroups{idle}", status.governed));
+    for namespace in &status.namespaces {
+        lines.fact("namespace", &of_namespace(namespace));
+    }
     lines.fact(
         "ca",
         &format!(
@@ -184,6 +187,17 @@ fn agent_and_policy(status: &Status, lines: &mut Lines) {
         "events",
         &format!("{lost} lost; {unrecorded} refusals counted without a record each"),
     );
+}
+
+fn of_namespace(namespace: &Namespace) -> String {
+    let served = match (namespace.port, &namespace.refused) {
+        (Some(port), _) if namespace.ipv6 => format!("port {port}"),
+        (Some(port), _) => format!("port {port}, IPv4 only: it has no ::1"),
+        (None, Some(why)) => format!("REFUSED: {}", output::escape(why)),
+        (None, None) => "REFUSED".to_owned(),
+    };
+    let workloads = output::escape(&namespace.workloads.join(", "));
+    format!("net:[{}] {workloads}: {served}", namespace.inode)
 }
 
 fn short(fingerprint: &str) -> String {

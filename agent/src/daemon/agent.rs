@@ -1,8 +1,10 @@
 //! A running agent as its control plane sees it, and the changes it can take.
 use super::admin::wire::{Fault, FaultKind, Reply};
+use super::budgets::Budgets;
 use super::enrol::Enrolments;
 use super::error::Error;
 use super::events::Seen;
+use super::namespaces::Namespaces;
 use super::policy::{self, SecretFiles};
 use super::{Lifetime, notify};
 use crate::audit::Log;
@@ -26,6 +28,8 @@ pub(super) struct Agent {
     /// Locked for the whole of a change, so that changes come one after the other.
     pub(super) applied: Mutex<Applied>,
     pub(super) enrolments: Mutex<Enrolments>,
+    pub(super) namespaces: Namespaces,
+    pub(super) budgets: Budgets,
     pub(super) started: jiff::Timestamp,
     pub(super) port: u16,
 }
@@ -121,6 +125,7 @@ impl Agent {
         if let Some(plane) = lock(&self.plane).as_ref() {
             plane.snapshot_changed();
         }
+        self.apply_budgets();
         self.settle();
     }
 

@@ -4,7 +4,7 @@ use super::agent::{Agent, lock};
 use super::error::Error;
 use super::events::Recorder;
 use super::start::Up;
-use super::{Lifetime, admin, dirs, notify, watch};
+use super::{Lifetime, admin, budgets, dirs, notify, watch};
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,7 +41,11 @@ async fn serve(up: Up) -> std::io::Result<()> {
     let told = Told::listen(&agent)?;
     admin.set_nonblocking(true)?;
     let admin = UnixListener::from_std(admin)?;
-    let mut recorder = Recorder::new(Arc::clone(&agent.seen), Arc::clone(&agent.shared));
+    let mut recorder = Recorder::new(
+        Arc::clone(&agent.seen),
+        Arc::clone(&agent.shared),
+        agent.namespaces.look(),
+    );
     let mut take = |event| recorder.take(event);
     announce(&agent);
     tokio::select! {
@@ -51,6 +55,7 @@ async fn serve(up: Up) -> std::io::Result<()> {
         ended = watch::cgroups(Arc::clone(&agent)) => ended,
         () = watch::secrets(Arc::clone(&agent)) => Ok(()),
         () = crate::identity::refresh(Arc::downgrade(&agent.shared)) => Ok(()),
+        () = budgets::watch(Arc::clone(&agent)) => Ok(()),
         broken = heartbeat(&agent) => Err(broken),
     }
 }
@@ -198,10 +203,12 @@ fn describe(agent: &Agent) -> String {
 /// Stops in order: no new connections, requests under way finish, decisions reach the disk. What is governed stays
 /// fenced in, unless the agent was private.
 fn stop(agent: Arc<Agent>) {
+    agent.namespaces.stop();
     let plane = lock(&agent.plane).take();
     if let Some(plane) = plane {
         plane.drain();
     }
+    agent.budgets.write(&agent.shared.fence.usage());
     let stats = agent.log.close();
     if stats.queued > 0 || stats.dropped > 0 {
         tracing::error!(

@@ -1,5 +1,6 @@
 //! What the kernel did on its own: refusals become records, ended flows are kept for a while.
 use super::admin::wire;
+use super::namespaces::Look;
 use crate::audit::{Coverage, ReasonRecord, Record, RequestRecord, Timing, Verdict};
 use crate::kernel::{Counters, Event, Flow, Refusal};
 use crate::pipeline::Shared;
@@ -62,14 +63,16 @@ impl Seen {
 pub(super) struct Recorder {
     seen: Arc<Seen>,
     shared: Arc<Shared>,
+    strangers: Look,
     allowances: HashMap<Arc<str>, Allowance>,
 }
 
 impl Recorder {
-    pub(super) fn new(seen: Arc<Seen>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(seen: Arc<Seen>, shared: Arc<Shared>, strangers: Look) -> Self {
         Self {
             seen,
             shared,
+            strangers,
             allowances: HashMap::new(),
         }
     }
@@ -83,6 +86,8 @@ impl Recorder {
                 counters,
             } => self.seen.closed(flow, opened, counters),
             Event::Refused(refusal) => self.refused(refusal),
+            Event::Overspent { workload } => self.shared.overspent.add(workload),
+            Event::Stranger { pid, workload } => self.strangers.at(pid, workload),
         }
     }
 

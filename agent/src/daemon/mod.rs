@@ -3,6 +3,7 @@
 //! Everything that can fail by configuration fails before anything is steered: see `start.rs`.
 pub mod admin;
 mod agent;
+mod budgets;
 mod cgroups;
 mod control;
 mod dirs;
@@ -12,6 +13,7 @@ mod events;
 pub mod explain;
 mod fit;
 mod harden;
+mod namespaces;
 mod notify;
 mod policy;
 mod start;

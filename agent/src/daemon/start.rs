@@ -1,14 +1,16 @@
 //! The ordered start. What a person can get wrong comes first, what changes the host last.
 use super::agent::{Agent, Applied};
+use super::budgets::Budgets;
 use super::enrol::Enrolments;
 use super::error::Error;
 use super::events::Seen;
+use super::namespaces::Namespaces;
 use super::{Lifetime, admin, decisions_dir, policy, trust};
 use crate::audit;
 use crate::config::Config;
 use crate::identity::Published;
 use crate::kernel::{Fence, Options};
-use crate::pipeline::{self, Listeners, Plane, Room, Shared};
+use crate::pipeline::{self, Listeners, Overspent, Plane, Room, Shared};
 use crate::snapshot::{Live, Snapshot};
 use crate::tls::{Authority, Issuing};
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +37,8 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let addresses = addresses(&listeners)?;
     let dns_servers = resolvers(&config);
     let fence = Arc::new(stand_fence(&config, &dns_servers, &listeners, &addresses)?);
+    let budgets = Budgets::read(&config.state_dir);
+    budgets.apply(&fence, &snapshot.policy)?;
     let mut enrolments = Enrolments::adopt(Arc::clone(&fence));
     enrolments.settle(&snapshot.policy);
     let shared = Arc::new(Shared {
@@ -45,10 +49,17 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         limits: config.limits.clone(),
         published,
         room: Room::new(config.limits.held_bytes),
+        overspent: Overspent::default(),
         dns_servers,
         own: addresses.all().into(),
     });
     let plane = Plane::start(Arc::clone(&shared), listeners).map_err(Error::Threads)?;
+    let namespaces = Namespaces::start(
+        Arc::clone(&shared.fence),
+        plane.doors(),
+        addresses.v4.port(),
+    )
+    .map_err(Error::Threads)?;
     let admin = admin::server::bind(&config.runtime_dir)?;
     let agent = Agent {
         started: jiff::Timestamp::now(),
@@ -61,6 +72,8 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         plane: Mutex::new(Some(plane)),
         applied: Mutex::new(applied),
         enrolments: Mutex::new(enrolments),
+        namespaces,
+        budgets,
     };
     Ok(Up {
         agent: Arc::new(agent),

@@ -32,6 +32,7 @@ impl Agent {
             },
             mode: self.config.mode,
             governed: governed.len(),
+            namespaces: self.namespaces.all(),
             idle_workloads,
             connections: lock(&self.plane)
                 .as_ref()

@@ -67,7 +67,9 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         root_hierarchy: at("cgroup_root", &["hierarchy_id"])?,
         node_id: at("kernfs_node", &["id"])?,
         node_name: at("kernfs_node", &["name"])?,
-        reserved: 0,
+        task_namespaces: at("task_struct", &["nsproxy"])?,
+        namespaces_net: at("nsproxy", &["net_ns"])?,
+        net_cookie: at("net", &["net_cookie"])?,
     })
 }
 

@@ -137,6 +137,12 @@ pub enum Error {
         /// What happened.
         source: Box<aya::maps::MapError>,
     },
+    /// The network namespace of a listener cannot be told.
+    #[error("cannot tell the network namespace of a listener: {source}; it must be an open socket")]
+    Namespace {
+        /// What happened.
+        source: io::Error,
+    },
     /// A cgroup that cannot be governed because it is not there.
     #[error("cannot govern the cgroup {path}: {source}; give a path below the cgroup2 mount")]
     Cgroup {

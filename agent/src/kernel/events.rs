@@ -7,7 +7,9 @@ use aya::maps::{MapData, RingBuf};
 use std::sync::PoisonError;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tollgate_common::event::{CLOSED, REFUSED, Reason, Refused};
+use tollgate_common::event::{
+    CLOSED, OVERSPENT, Overspent, REFUSED, Reason, Refused, STRANGER, Stranger,
+};
 use tollgate_common::flow::Record;
 use tollgate_common::rules::{DATAGRAM, RAW, STREAM, TCP, UDP};
 
@@ -87,6 +89,19 @@ impl Fence {
                 })
             }
             REFUSED => Some(Event::Refused(self.refusal(&plain(bytes)?)?)),
+            STRANGER => {
+                let stranger: Stranger = plain(bytes)?;
+                Some(Event::Stranger {
+                    pid: stranger.tgid,
+                    workload: self.names.workload(stranger.workload),
+                })
+            }
+            OVERSPENT => {
+                let overspent: Overspent = plain(bytes)?;
+                Some(Event::Overspent {
+                    workload: self.names.workload(overspent.workload),
+                })
+            }
             _ => None,
         }
     }
@@ -137,6 +152,8 @@ pub(super) fn code(reason: Reason) -> &'static str {
         Reason::Direct => "direct",
         Reason::Unrecorded => "unrecorded",
         Reason::Unsteered => "unsteered",
+        Reason::Namespace => "namespace",
+        Reason::Quota => "quota",
     }
 }
 
@@ -155,6 +172,12 @@ fn detail(reason: Reason) -> &'static str {
         }
         Reason::Unrecorded => {
             "the connection's owner could not be recorded, so it was refused: too many connections at once, or no memory"
+        }
+        Reason::Namespace => {
+            "the agent does not listen in this connection's network namespace: it has been told and comes if it can (`tollgate status` says why it could not); connect again"
+        }
+        Reason::Quota => {
+            "the workload has spent the bytes that its budget gives it: `tollgate usage` shows when there are more"
         }
         Reason::Unsteered => {
             "a packet of a socket that was not steered: one that was connected, or made raw, before the workload was governed; connect again"

@@ -2,6 +2,7 @@
 use super::{
     Enrolled, Error, Fence, Governed, cgroup,
     maps::{Maps, Writers, read, write},
+    namespaces,
     translate::{self, text},
 };
 use aya::maps::{MapError, PerCpuValues};
@@ -14,7 +15,7 @@ use tollgate_common::ABI;
 use tollgate_common::flow::{Account, AgentSocket, Connection, LISTENER_TAG};
 use tollgate_common::limits::{MAX_RESOLVERS, MAX_WORKLOADS, NAME_BYTES};
 use tollgate_common::recognise::Subtree;
-use tollgate_common::settings::{Name, Settings};
+use tollgate_common::settings::{Name, Ports, Settings};
 
 /// `BPF_NOEXIST`
 const NOT_THERE: u64 = 1;
@@ -28,11 +29,7 @@ pub(super) fn prepare(maps: &Maps, resolvers: &[IpAddr]) -> Result<(), Error> {
         });
     }
     let mut writers = maps.write();
-    let settings = Settings {
-        abi: ABI,
-        ..writers.settings()?
-    };
-    writers.set(settings)?;
+    writers.set(Settings { abi: ABI })?;
     let wanted: Vec<[u32; 4]> = resolvers.iter().map(|&ip| translate::ip(ip)).collect();
     let old: Vec<[u32; 4]> = writers.resolvers.keys().filter_map(Result::ok).collect();
     for ip in old.iter().filter(|ip| !wanted.contains(ip)) {
@@ -53,7 +50,12 @@ impl Fence {
         listeners: &[impl AsFd],
         port4: u16,
         port6: Option<u16>,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
+        let namespace = listeners.first().map_or_else(
+            || Err(std::io::ErrorKind::InvalidInput.into()),
+            |first| namespaces::cookie(first.as_fd()),
+        );
+        let namespace = namespace.map_err(|source| Error::Namespace { source })?;
         let mut writers = self.maps.write();
         let tag = AgentSocket {
             tag: LISTENER_TAG,
@@ -66,14 +68,33 @@ impl Fence {
                 source: Box::new(source),
             })?;
         }
-        self.listeners.set(listeners);
         // Only now: a port without a tag behind it refuses.
-        let settings = Settings {
+        let ports = Ports {
             port4,
             port6: port6.unwrap_or(0),
-            ..writers.settings()?
+            reserved: 0,
         };
-        writers.set(settings)
+        writers
+            .namespaces
+            .insert(namespace, ports, 0)
+            .map_err(write("NAMESPACES"))?;
+        self.listeners.set(namespace, ports, listeners);
+        Ok(namespace)
+    }
+
+    pub(super) fn retire_listeners(&self, namespace: u64) -> Result<(), Error> {
+        let mut writers = self.maps.write();
+        self.listeners.remove(namespace);
+        removed(writers.namespaces.remove(&namespace), "NAMESPACES")
+    }
+
+    pub(super) fn retire_strangers(&self) -> Result<(), Error> {
+        let mut writers = self.maps.write();
+        let known: Vec<u64> = writers.namespaces.keys().filter_map(Result::ok).collect();
+        for namespace in known.into_iter().filter(|n| !self.listeners.has(*n)) {
+            removed(writers.namespaces.remove(&namespace), "NAMESPACES")?;
+        }
+        Ok(())
     }
 
     pub(super) fn govern_subtree(&self, path: &Path, workload: &str) -> Result<Enrolled, Error> {
@@ -101,7 +122,12 @@ impl Fence {
 
     /// The workload's id, made if it has none. Ids are counted up and never given to another name:
     /// records and counters of the past keep theirs.
-    fn workload_id(&self, writers: &mut Writers, workload: &str, name: Name) -> Result<u32, Error> {
+    pub(super) fn workload_id(
+        &self,
+        writers: &mut Writers,
+        workload: &str,
+        name: Name,
+    ) -> Result<u32, Error> {
         let known = self.names.workloads.load();
         if let Some((&id, _)) = known.iter().find(|(_, known)| &***known == workload) {
             return Ok(id);
@@ -133,15 +159,7 @@ impl Fence {
     }
 
     pub(super) fn release_subtree(&self, id: u64) -> Result<(), Error> {
-        match self.maps.write().governed.remove(&id) {
-            Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-            {
-                Ok(())
-            }
-            result => result.map_err(write("GOVERNED")),
-        }
+        removed(self.maps.write().governed.remove(&id), "GOVERNED")
     }
 
     pub(super) fn all_governed(&self) -> Vec<Governed> {
@@ -173,8 +191,21 @@ impl Fence {
     }
 }
 
+/// What is not there need not be removed.
+fn removed(result: Result<(), MapError>, map: &'static str) -> Result<(), Error> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        result => result.map_err(write(map)),
+    }
+}
+
 /// A name that fits, with a NUL after it.
-fn name(workload: &str) -> Result<Name, Error> {
+pub(super) fn name(workload: &str) -> Result<Name, Error> {
     let mut name = Name([0; NAME_BYTES]);
     match name.0.get_mut(..workload.len()) {
         Some(bytes)

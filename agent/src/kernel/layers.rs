@@ -5,10 +5,12 @@ use super::{
     load::Loaded,
     sys,
 };
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, RawFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tollgate_common::flow::LISTENER_TAG;
+use tollgate_common::settings::Ports;
 
 impl Fence {
     pub(super) fn ask_layers(&self) -> Vec<Layer> {
@@ -88,21 +90,13 @@ impl Fence {
     /// Is there a listener that connections are steered to, at each port that the hooks know, open and
     /// tagged? Without one they are refused.
     fn listener_layer(&self) -> Layer {
-        let why = match self.maps.write().settings() {
-            Err(error) => Some(error.to_string()),
-            Ok(settings) if settings.port4 == 0 && settings.port6 == 0 => {
-                Some("no listener has been admitted: every connection is refused".to_owned())
-            }
-            Ok(settings) => [
-                (Ipv4Addr::LOCALHOST.into(), settings.port4),
-                (Ipv6Addr::LOCALHOST.into(), settings.port6),
-            ]
-            .into_iter()
-            .map(|(ip, port): (IpAddr, u16)| SocketAddr::new(ip, port))
-            .find(|at| at.port() != 0 && !self.listens(*at))
-            .map(|at| {
+        let all = self.listeners.all();
+        let why = if all.is_empty() {
+            Some("no listener has been admitted: every connection is refused".to_owned())
+        } else {
+            all.iter().find_map(|set| self.gap(set)).map(|at| {
                 format!("no tagged listener is open at {at}: connections that would go there are refused; restart the agent")
-            }),
+            })
         };
         Layer {
             name: "listener".to_owned(),
@@ -112,30 +106,58 @@ impl Fence {
         }
     }
 
+    /// The first address of a namespace's listeners at which none listens.
+    fn gap(&self, set: &Set) -> Option<SocketAddr> {
+        [
+            (Ipv4Addr::LOCALHOST.into(), set.ports.port4),
+            (Ipv6Addr::LOCALHOST.into(), set.ports.port6),
+        ]
+        .into_iter()
+        .map(|(ip, port): (IpAddr, u16)| SocketAddr::new(ip, port))
+        .find(|at| at.port() != 0 && !self.listens(set, *at))
+    }
+
     /// Is one of the descriptors that were admitted still a listener for `at`, with the tag?
-    fn listens(&self, at: SocketAddr) -> bool {
-        self.listeners.all().into_iter().any(|fd| {
+    fn listens(&self, set: &Set, at: SocketAddr) -> bool {
+        set.listeners.iter().any(|&fd| {
             let carried = self.maps.agent_sockets.get(&fd, 0);
             carried.is_ok_and(|carried| carried.tag == LISTENER_TAG) && is_listener(fd, at)
         })
     }
 }
 
-/// The numbers of the descriptors that were admitted. Not the descriptors: holding those would keep a
-/// listener open of which the agent has let go.
+/// What was admitted in one network namespace.
+#[derive(Debug, Clone)]
+struct Set {
+    ports: Ports,
+    /// The numbers of the descriptors. Not the descriptors: holding those would keep a listener open of which the
+    /// agent has let go.
+    listeners: Vec<RawFd>,
+}
+
+/// What was admitted, by the cookie of its network namespace.
 #[derive(Debug, Default)]
-pub(super) struct Admitted(Mutex<Vec<RawFd>>);
+pub(super) struct Admitted(Mutex<BTreeMap<u64, Set>>);
 
 impl Admitted {
-    pub(super) fn set(&self, listeners: Vec<RawFd>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = listeners;
+    fn sets(&self) -> MutexGuard<'_, BTreeMap<u64, Set>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn all(&self) -> Vec<RawFd> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    pub(super) fn set(&self, namespace: u64, ports: Ports, listeners: Vec<RawFd>) {
+        self.sets().insert(namespace, Set { ports, listeners });
+    }
+
+    pub(super) fn remove(&self, namespace: u64) {
+        self.sets().remove(&namespace);
+    }
+
+    pub(super) fn has(&self, namespace: u64) -> bool {
+        self.sets().contains_key(&namespace)
+    }
+
+    fn all(&self) -> Vec<Set> {
+        self.sets().values().cloned().collect()
     }
 }
 

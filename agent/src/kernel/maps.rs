@@ -6,8 +6,9 @@ use aya::maps::{
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tollgate_common::event::RefusalKey;
 use tollgate_common::flow::{Account, AgentSocket, Connection, Record};
+use tollgate_common::quota::{Quota, Spent};
 use tollgate_common::recognise::Subtree;
-use tollgate_common::settings::{Name, Settings};
+use tollgate_common::settings::{Name, Ports, Settings};
 
 /// What is read.
 pub(super) struct Maps {
@@ -16,6 +17,8 @@ pub(super) struct Maps {
     pub(super) flows: HashMap<MapData, Connection, Record>,
     pub(super) accounts: PerCpuHashMap<MapData, u32, Account>,
     pub(super) refusals: HashMap<MapData, RefusalKey, u64>,
+    pub(super) quotas: Array<MapData, Quota>,
+    pub(super) spent: Array<MapData, Spent>,
     pub(super) lost: PerCpuArray<MapData, u64>,
     /// Taken by whoever waits for events.
     pub(super) events: Mutex<Option<RingBuf<MapData>>>,
@@ -28,6 +31,9 @@ pub(super) struct Writers {
     pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) workloads: HashMap<MapData, u32, Name>,
     pub(super) resolvers: HashMap<MapData, [u32; 4], u32>,
+    pub(super) namespaces: HashMap<MapData, u64, Ports>,
+    pub(super) quotas: Array<MapData, Quota>,
+    pub(super) spent: Array<MapData, Spent>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
     pub(super) accounts: PerCpuHashMap<MapData, u32, Account>,
 }
@@ -47,6 +53,8 @@ impl Maps {
             flows: open(pins, "FLOWS")?,
             accounts: open(pins, "ACCOUNTS")?,
             refusals: open(pins, "REFUSALS")?,
+            quotas: open(pins, "QUOTAS")?,
+            spent: open(pins, "SPENT")?,
             lost: open(pins, "LOST")?,
             events: Mutex::new(Some(open(pins, "EVENTS")?)),
             writers: Mutex::new(Writers {
@@ -54,6 +62,9 @@ impl Maps {
                 governed: open(pins, "GOVERNED")?,
                 workloads: open(pins, "WORKLOADS")?,
                 resolvers: open(pins, "RESOLVERS")?,
+                namespaces: open(pins, "NAMESPACES")?,
+                quotas: open(pins, "QUOTAS")?,
+                spent: open(pins, "SPENT")?,
                 agent_sockets: open(pins, "AGENT_SOCKETS")?,
                 accounts: open(pins, "ACCOUNTS")?,
             }),
@@ -68,11 +79,6 @@ impl Maps {
 }
 
 impl Writers {
-    /// The agent's settings as they are.
-    pub(super) fn settings(&self) -> Result<Settings, Error> {
-        self.settings.get(&0, 0).map_err(read("SETTINGS"))
-    }
-
     /// Changes the settings.
     pub(super) fn set(&mut self, settings: Settings) -> Result<(), Error> {
         self.settings.set(0, settings, 0).map_err(write("SETTINGS"))

@@ -17,11 +17,13 @@ pub mod namespaces;
 mod pins;
 mod probe;
 mod processes;
+mod quota;
 mod shared;
 mod sys;
 mod translate;
 
 pub use error::Error;
+pub use quota::{Allowance, Usage};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -188,6 +190,18 @@ pub enum Evidence {
 pub enum Event {
     /// A connection or datagram refused.
     Refused(Refusal),
+    /// A governed process is in a network namespace in which no listeners are admitted.
+    Stranger {
+        /// Its pid.
+        pid: u32,
+        /// Its workload.
+        workload: Arc<str>,
+    },
+    /// A workload has spent its quota, and something more of it was dropped: its connections move nothing any more.
+    Overspent {
+        /// The workload.
+        workload: Arc<str>,
+    },
     /// A steered connection ended.
     Closed {
         /// The flow.
@@ -212,7 +226,8 @@ pub struct Refusal {
     pub destination: Option<SocketAddr>,
     /// `tcp`, `udp`, `icmp`, `raw`, or the protocol's number.
     pub protocol: String,
-    /// Stable code: `agent_down`, `udp`, `raw`, `protocol`, `direct`, `unrecorded`, `unsteered`.
+    /// Stable code: `agent_down`, `udp`, `raw`, `protocol`, `direct`, `unrecorded`, `unsteered`,
+    /// `namespace`, `quota`.
     pub reason: &'static str,
     /// The reason for a person, and what to do.
     pub detail: String,
@@ -286,7 +301,8 @@ impl Fence {
     }
 
     /// Tags the agent's listeners and tells the hooks their ports: from here on governed connections
-    /// are steered. `port6: None` refuses governed connections over IPv6.
+    /// of the network namespace that they are in are steered. `port6: None` refuses governed
+    /// connections over IPv6. Returns the namespace's cookie.
     ///
     /// # Errors
     /// See [`Error`].
@@ -295,8 +311,24 @@ impl Fence {
         listeners: &[impl AsFd],
         port4: u16,
         port6: Option<u16>,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         self.admit_listeners(listeners, port4, port6)
+    }
+
+    /// Refuses governed connections of a network namespace from here on.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn retire(&self, namespace: u64) -> Result<(), Error> {
+        self.retire_listeners(namespace)
+    }
+
+    /// Forgets listeners that an earlier agent had in network namespaces where this one has none.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn forget_namespaces(&self) -> Result<(), Error> {
+        self.retire_strangers()
     }
 
     /// Governs a cgroup subtree (path below the cgroup2 root), and what runs in it.
@@ -372,6 +404,19 @@ impl Fence {
             () = self.wait_for_events(sink) => {}
             () = self.hook_log.pass_on() => {}
         }
+    }
+
+    /// Gives exactly these workloads quotas. What was spent in a window stays spent, unless windows get another length.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn set_quotas(&self, allowances: &[Allowance<'_>]) -> Result<(), Error> {
+        self.replace_quotas(allowances)
+    }
+
+    /// What every workload with a quota has spent.
+    pub fn usage(&self) -> Vec<Usage> {
+        self.all_usage()
     }
 
     /// Events lost because nobody drained them in time.

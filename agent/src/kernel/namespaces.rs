@@ -1,6 +1,9 @@
-//! A view of the host that is one process tree's own.
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+//! Namespaces: a view of the host that is one process tree's own, and sockets in another network.
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 
 /// Gives the calling thread its own mount namespace, and makes the cgroup that it is in the root of all cgroups it can
 /// see. Mounts are still shared with the host: the caller says how they propagate before it changes any.
@@ -12,4 +15,110 @@ pub fn leave_the_hosts_view() -> io::Result<()> {
     // table that other threads do not see; these two flags leave descriptors and memory as they are.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP) }
         .map_err(io::Error::from)
+}
+
+/// A network namespace, kept alive while this is.
+#[derive(Debug)]
+pub struct Network(File);
+
+impl Network {
+    /// The one that a thread is in; `None` for this process's own.
+    ///
+    /// # Errors
+    /// The thread is gone, or may not be looked at.
+    pub fn of(pid: u32, thread: u32) -> io::Result<Self> {
+        File::open(format!("/proc/{pid}/task/{thread}/ns/net")).map(Self)
+    }
+
+    /// Tells it from others for as long as it lives.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn inode(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.ino())
+    }
+
+    /// Does `work` on a thread of its own that is in this namespace, with its loopback interface up: what it opens stays
+    /// there, the caller stays where it is.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered (`EPERM` without `CAP_SYS_ADMIN`), or its loopback not be brought up.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("namespace".to_owned())
+                .spawn_scoped(scope, || {
+                    move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))?;
+                    raise_loopback()?;
+                    work()
+                })?;
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+        })
+    }
+}
+
+/// Brings the calling thread's loopback interface up, if it is not: in a new namespace it is down, has no address, and
+/// nothing can be bound to it.
+fn raise_loopback() -> io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // SAFETY: needed because nobody wraps this call. All zero is a valid request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    let up = libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
+    control(&socket, libc::SIOCGIFFLAGS, &mut request)?;
+    // SAFETY: the kernel filled in the flags, which are integers.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    if flags & up != 0 {
+        return Ok(());
+    }
+    request.ifr_ifru.ifru_flags = flags | up;
+    control(&socket, libc::SIOCSIFFLAGS, &mut request)
+}
+
+/// Asks the kernel something about an interface.
+fn control(
+    socket: &socket2::Socket,
+    question: libc::c_ulong,
+    request: &mut libc::ifreq,
+) -> io::Result<()> {
+    // SAFETY: the descriptor is a socket's, and both questions read and write an `ifreq`, which outlives the call.
+    let done = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            question as _,
+            std::ptr::from_mut(request),
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// `SO_NETNS_COOKIE`: the kernel's id of a socket's network namespace, never used again.
+pub(super) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut size = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8);
+    // SAFETY: needed because nobody wraps this option. The kernel writes at most `size` bytes to `cookie`; both outlive
+    // the call.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            std::ptr::from_mut(&mut size),
+        )
+    };
+    if done == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use tollgate_common::{ABI, event, flow, limits, recognise, settings};
+use tollgate_common::{ABI, event, flow, limits, quota, recognise, settings};
 
 /// A map's name and the sizes of its key and value.
 struct Shape {
@@ -34,6 +34,8 @@ const MAPS: &[Shape] = &[
     shape::<u32, recognise::Mark>("PROCESSES", recognise::MAX_PROCESSES),
     shape::<u32, settings::Name>("WORKLOADS", limits::MAX_WORKLOADS),
     shape::<[u32; 4], u32>("RESOLVERS", limits::MAX_RESOLVERS),
+    shape::<u64, settings::Ports>("NAMESPACES", limits::MAX_NAMESPACES),
+    shape::<u64, u64>("STRANGERS", limits::MAX_STRANGERS),
     shape::<i32, flow::Client>("CLIENTS", 0),
     shape::<i32, flow::AgentSocket>("AGENT_SOCKETS", 0),
     shape::<i32, event::Pending>("PENDING", 0),
@@ -43,6 +45,8 @@ const MAPS: &[Shape] = &[
     shape::<flow::Port, flow::Connection>("PORTS", limits::MAX_FLOWS),
     shape::<u32, flow::Account>("ACCOUNTS", limits::MAX_WORKLOADS),
     shape::<event::RefusalKey, u64>("REFUSALS", limits::MAX_WORKLOADS * 8),
+    shape::<u32, quota::Quota>("QUOTAS", limits::MAX_WORKLOADS + 1),
+    shape::<u32, quota::Spent>("SPENT", limits::MAX_WORKLOADS + 1),
     shape::<(), ()>("EVENTS", limits::EVENT_BYTES),
     shape::<u32, u64>("LOST", 1),
 ];

@@ -1,4 +1,5 @@
-//! The data plane's listeners: on loopback, one set per worker, one port for all.
+//! The data plane's listeners: on loopback, one set per worker, one port for all. In the agent's own network namespace,
+//! and in each other one that something governed is in.
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -39,6 +40,18 @@ pub fn bind(port: u16, workers: usize) -> io::Result<Vec<Listeners>> {
         all.push(pair(port)?);
     }
     Ok(all)
+}
+
+/// The same in another network namespace, where the calling thread is for now: at `port` if it is free there, else
+/// wherever the kernel chooses.
+///
+/// # Errors
+/// Nothing can be bound there.
+pub fn bind_here(port: u16, workers: usize) -> io::Result<Vec<Listeners>> {
+    match bind(port, workers) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => bind(0, workers),
+        result => result,
+    }
 }
 
 fn pair(port: u16) -> io::Result<Listeners> {

@@ -22,14 +22,16 @@ mod respond;
 mod rewrite;
 mod screen;
 mod serve;
+mod spent;
 mod splice;
 mod terminate;
 mod worker;
 
 pub(crate) use body::RequestBody;
 pub use hold::Room;
-pub use listen::{Listeners, bind};
-pub use plane::Plane;
+pub use listen::{Listeners, bind, bind_here};
+pub use plane::{Doors, Plane};
+pub use spent::Overspent;
 pub(crate) use worker::LocalExecutor;
 
 use crate::{audit, config::Limits, kernel::Fence, snapshot::Live, tls::Issuing};
@@ -53,6 +55,8 @@ pub struct Shared {
     pub published: crate::identity::Published,
     /// For responses that are held whole.
     pub room: Room,
+    /// Workloads whose connections are to end.
+    pub overspent: Overspent,
     /// Resolvers for upstream names.
     pub dns_servers: Vec<IpAddr>,
     /// The agent's own addresses, never dialled.

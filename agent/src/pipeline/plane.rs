@@ -1,12 +1,13 @@
-//! The running data plane: a thread per worker, and the two things ever said to them: the policy changed, stop.
-use super::worker::{self, Signals};
+//! The running data plane: a thread per worker, and the things ever said to them: the policy changed, listen here too,
+//! listen there no longer, stop.
+use super::worker::{self, Door, Signals};
 use super::{Listeners, Shared};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// The running data plane: one current-thread runtime per worker.
 #[derive(Debug)]
@@ -16,6 +17,41 @@ pub struct Plane {
     stop: watch::Sender<bool>,
     open: Arc<AtomicUsize>,
     beats: Vec<Arc<AtomicU64>>,
+    doors: Doors,
+}
+
+/// Workers at most that listen in a network namespace other than the agent's own: each costs descriptors.
+const SPREAD: usize = 4;
+
+/// Opens and closes listeners of the running data plane.
+#[derive(Debug, Clone, Default)]
+pub struct Doors(Vec<mpsc::UnboundedSender<Door>>);
+
+impl Doors {
+    /// How many sets of listeners a network namespace other than the agent's own is to have.
+    pub fn spread(&self) -> usize {
+        self.0.len().clamp(1, SPREAD)
+    }
+
+    /// Serves these listeners from here on, until [`Self::close`] is called with the same key.
+    pub fn open(&self, key: u64, listeners: Vec<Listeners>) {
+        // Not always the same workers.
+        let first = usize::try_from(key).unwrap_or(0);
+        for (number, listeners) in listeners.into_iter().enumerate() {
+            let at = first.wrapping_add(number) % self.0.len().max(1);
+            if let Some(worker) = self.0.get(at) {
+                // A worker that is gone drops them, which closes them: the hooks refuse then.
+                let _ = worker.send(Door::Open(key, listeners));
+            }
+        }
+    }
+
+    /// Closes the listeners that were opened with this key; connections go on.
+    pub fn close(&self, key: u64) {
+        for worker in &self.0 {
+            let _ = worker.send(Door::Close(key));
+        }
+    }
 }
 
 impl Plane {
@@ -33,6 +69,7 @@ impl Plane {
             stop,
             open: Arc::clone(&open),
             beats: Vec::new(),
+            doors: Doors::default(),
         };
         for (index, listeners) in listeners.into_iter().enumerate() {
             let beat = Arc::new(AtomicU64::new(0));
@@ -43,14 +80,16 @@ impl Plane {
                 open: Arc::clone(&open),
                 beat,
             };
+            let (door, doors) = mpsc::unbounded_channel();
+            plane.doors.0.push(door);
             let shared = Arc::clone(&shared);
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
             let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-            plane
-                .workers
-                .push(thread.spawn(move || worker::run(&runtime, shared, listeners, signals))?);
+            plane.workers.push(
+                thread.spawn(move || worker::run(&runtime, shared, (listeners, doors), signals))?,
+            );
         }
         Ok(plane)
     }
@@ -58,6 +97,11 @@ impl Plane {
     /// Connections open now.
     pub fn connections(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// A way to have it listen elsewhere too.
+    pub fn doors(&self) -> Doors {
+        self.doors.clone()
     }
 
     /// One counter per worker that goes up at least once a second while its thread answers.

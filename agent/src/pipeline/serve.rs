@@ -1,7 +1,7 @@
 //! One connection from its first byte to its last, and each of its requests through the stages.
 use super::account::{self, Tracker};
 use super::answer::Form;
-use super::attribute::attribute;
+use super::attribute::{Attributed, attribute};
 use super::authorize::authorize;
 use super::forward::forward;
 use super::identify::identify;
@@ -10,6 +10,7 @@ use super::refuse::Refusal;
 use super::respond::{ResponseBody, respond};
 use super::rewrite::rewrite;
 use super::screen::{Screened, screen};
+use super::spent::Held;
 use super::splice;
 use super::terminate::{Failure, Terminated, terminate};
 use super::worker::{LocalExecutor, Worker};
@@ -22,6 +23,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -79,6 +81,28 @@ pub(super) async fn connection(worker: &Rc<Worker>, stream: TcpStream, over: boo
         );
         return reset(&attributed.stream);
     }
+    let flow = attributed.flow.clone();
+    let held = Held::new(worker, &flow.workload, &attributed.stream);
+    let mut spent = tokio::select! {
+        () = all_of(worker, attributed) => false,
+        () = Held::spent(held.as_ref()) => true,
+    };
+    let Some(held) = held else { return };
+    if !spent {
+        spent = tokio::select! {
+            () = held.arrived() => false,
+            () = Held::spent(Some(&held)) => true,
+        };
+    }
+    if spent {
+        let why = "the workload has spent the bytes that its budget gives it: `tollgate usage` shows when there are more";
+        ended(worker, Some(&flow), Verdict::Limit, "quota", why.into());
+        reset(&held.socket);
+    }
+}
+
+/// Serves a connection whose owner is known.
+async fn all_of(worker: &Rc<Worker>, attributed: Attributed) {
     // Before anything is read: whoever connects to such an api may wait for it to speak first.
     if let Some(ruling) = splice::decide(worker, &attributed.flow, None) {
         let client = (attributed.stream, attributed.flow);
@@ -148,8 +172,8 @@ fn ended(
 }
 
 /// Closes with a reset, so that the client fails at once and does not take the end for an answer.
-pub(super) fn reset(stream: &TcpStream) {
-    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+pub(super) fn reset(socket: &impl AsFd) {
+    let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(

@@ -3,13 +3,16 @@ use super::{Listeners, Plane, Shared, exchange::Exchanges, serve};
 use crate::tls::LeafCache;
 use crate::upstream::{Pool, Resolver};
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// What the control plane tells a worker, and what it shows in return.
 #[derive(Debug, Clone)]
@@ -18,6 +21,15 @@ pub(super) struct Signals {
     pub(super) stop: watch::Receiver<bool>,
     pub(super) open: Arc<AtomicUsize>,
     pub(super) beat: Arc<AtomicU64>,
+}
+
+/// Listeners of other network namespaces, by a key that the control plane gives them.
+#[derive(Debug)]
+pub(super) enum Door {
+    /// Serve these too.
+    Open(u64, Listeners),
+    /// Close those with this key.
+    Close(u64),
 }
 
 /// What the connections of one worker share. Never leaves its thread.
@@ -48,7 +60,7 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
 pub(super) fn run(
     runtime: &tokio::runtime::Runtime,
     shared: Arc<Shared>,
-    listeners: Listeners,
+    (listeners, doors): (Listeners, UnboundedReceiver<Door>),
     signals: Signals,
 ) {
     let local = tokio::task::LocalSet::new();
@@ -66,13 +78,34 @@ pub(super) fn run(
         worker.exchanges.recheck(worker.shared.live.load_full());
         tokio::task::spawn_local(housekeeping(Rc::clone(&worker)));
         tokio::task::spawn_local(follow_changes(Rc::clone(&worker)));
+        let other = tokio::task::spawn_local(follow_doors(Rc::clone(&worker), doors));
         if let Err(error) = accept_all(&worker, listeners).await {
             // The thread ends, the plane reports itself broken, and the hooks refuse what reaches no listener.
             tracing::error!(%error, "a worker cannot listen");
             return;
         }
+        other.abort();
         drained(&worker).await;
     });
+}
+
+/// Opens and closes listeners in other network namespaces as it is told, until the worker stops.
+async fn follow_doors(worker: Rc<Worker>, mut doors: UnboundedReceiver<Door>) {
+    // Dropped with this task, which ends every task in it and closes their listeners.
+    let mut open: HashMap<u64, JoinSet<()>> = HashMap::new();
+    while let Some(door) = doors.recv().await {
+        match door {
+            Door::Open(key, listeners) => {
+                let worker = Rc::clone(&worker);
+                open.entry(key).or_default().spawn_local(async move {
+                    if let Err(error) = accept_all(&worker, listeners).await {
+                        tracing::error!(%error, "a worker cannot listen in another network namespace");
+                    }
+                });
+            }
+            Door::Close(key) => drop(open.remove(&key)),
+        }
+    }
 }
 
 /// Accepts until told to stop.

@@ -7,9 +7,11 @@
 )]
 
 mod asking;
+mod budgets;
 mod changing;
 mod confined;
 mod living;
+mod namespaces;
 mod running;
 mod starting;
 mod support;

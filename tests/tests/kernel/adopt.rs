@@ -86,6 +86,7 @@ fn a_next_agent_takes_over_in_place() {
         );
     }
     stand.admit();
+    stand.fence().forget_namespaces().unwrap();
     assert_eq!(stand.run(&connect), "ok");
     let flow = stand.fence().flow_of(&stand.accept(&stand.agent4)).unwrap();
     assert_eq!(&*flow.workload, stand.workload());
@@ -156,16 +157,17 @@ fn workload_ids_survive_and_are_never_reused() {
 fn pins_of_another_version_are_refused_and_keep_enforcing() {
     let mut stand = Stand::new();
     drop(stand.fence.take());
+    // The agent is gone, and its listeners are.
+    (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
     let settings = stand.options.pin_dir.join("maps/SETTINGS");
     let abi = |value: &str| {
         let bytes = [value, "0", "0", "0"];
-        let rest = ["0"; 4]; // No ports.
         let mut command = Command::new("bpftool");
         command
             .args(["map", "update", "pinned"])
             .arg(&settings)
             .args(["key", "0", "0", "0", "0", "value"]);
-        assert!(command.args(bytes).args(rest).status().unwrap().success());
+        assert!(command.args(bytes).status().unwrap().success());
     };
     abi("99");
     let error = Fence::open(&stand.options).unwrap_err();

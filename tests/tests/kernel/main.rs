@@ -12,6 +12,8 @@
 mod account;
 mod adopt;
 mod exit;
+mod namespaces;
+mod quota;
 mod recognise;
 mod refuse;
 mod steer;

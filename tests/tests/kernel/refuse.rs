@@ -36,7 +36,7 @@ fn refusals(fence: &Fence, count: usize) -> Vec<Refusal> {
         .into_iter()
         .filter_map(|event| match event {
             Event::Refused(refusal) => Some(refusal),
-            Event::Closed { .. } => None,
+            _ => None,
         })
         .collect()
 }

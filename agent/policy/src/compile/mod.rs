@@ -1,4 +1,5 @@
 //! From documents to a policy: names resolved, rules ordered, lookups built.
+mod budget;
 mod instances;
 mod names;
 mod place;
@@ -106,6 +107,7 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         .map(|instance| std::mem::take(&mut instance.all))
         .collect();
     let decoder = &mut *reading.decoder;
+    let budgets = budget::budgets(decoder, &names, &document);
     let bindings = rules::Bindings::resolve(decoder, &names, &document.credentials, &document.apis);
     let ruled = rules::build(decoder, &names, &bindings, &document.apis, instances);
     let subjects = subjects::build(decoder, &ruled, &document.workloads, &granted);
@@ -136,6 +138,8 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         tcp,
         subjects: subjects.grants,
         guards: subjects.guards,
+        budgeted: budget::budgeted(&budgets),
+        budgets,
     }
 }
 

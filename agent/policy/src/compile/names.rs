@@ -23,6 +23,8 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn collect(decoder: &mut Decoder, document: &Document<'_>) -> Self {
+        // Nothing refers to a budget, but it is defined once too.
+        Table::collect(decoder, "budget", &document.budgets);
         Self {
             workloads: Table::collect(decoder, "workload", &document.workloads),
             identities: Table::collect(decoder, "identity", &document.identities),

@@ -3,6 +3,7 @@
 //! A value that is wrong leaves a fault in the decoder and a gap here; names are kept in any case, so
 //! that one fault is not followed by others about a name that is missing.
 mod body;
+mod budget;
 mod credential;
 mod fill;
 mod grant;
@@ -19,6 +20,7 @@ use crate::syntax::{Decoder, Fields, Node, Span, quote};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub(crate) use budget::Budget;
 pub(crate) use credential::Credential;
 pub(crate) use fill::Arguments;
 pub(crate) use grant::Grant;
@@ -52,6 +54,7 @@ pub(crate) struct Document<'n> {
     pub(crate) credentials: Vec<Named<Credential>>,
     pub(crate) roles: Vec<Named<Template<'n>>>,
     pub(crate) grants: Vec<Grant>,
+    pub(crate) budgets: Vec<Named<Budget>>,
 }
 
 /// What reading a document needs.
@@ -111,7 +114,7 @@ impl<'n> Document<'n> {
         let credentials = fields.take("credentials");
         let roles = fields.take("roles");
         let grants = fields.take("grants");
-        fields.unsupported(reading.decoder, "budgets");
+        let budgets = fields.take("budgets");
         fields.finish(reading.decoder);
         self.workloads
             .extend(definitions(reading, workloads, place::workload));
@@ -128,6 +131,8 @@ impl<'n> Document<'n> {
             .unwrap_or_default();
         self.grants
             .extend(grants.iter().filter_map(|node| grant::grant(reading, node)));
+        self.budgets
+            .extend(definitions(reading, budgets, budget::budget));
     }
 }
 

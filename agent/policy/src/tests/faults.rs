@@ -64,7 +64,7 @@ grants:
   - { role: issue-triage, to: { workload: report-builder } }
   - { role: "chat(x: y)", to: { workload: notebooks, identity: alice }, mode: observe, until: 2026-12-31 }
 budgets:
-  interns: { for: { workload: notebooks } }
+  interns: { for: { workload: notebooks }, each: identity, limits: { usd: 50/day, bytes: 1GiB/day } }
 "#;
     let found = faults(text);
     let expected = [
@@ -72,7 +72,8 @@ budgets:
         "17:25: the secret source `vault` is not supported by this version",
         "18:17: `aws-sigv4` is not supported by this version",
         "30:11: a deny rule has no `query`",
-        "37:1: `budgets` is not supported by this version",
+        "38:44: `each` is not supported by this version",
+        "38:70: `usd` is not supported by this version",
     ];
     assert_eq!(found, expected);
 }

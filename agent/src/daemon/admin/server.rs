@@ -250,6 +250,7 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
             .into_iter()
             .map(Reply::Account)
             .collect()),
+        Request::Usage => Ok(agent.usage().into_iter().map(Reply::Usage).collect()),
         Request::Decisions { filter, .. } => decisions(agent, filter, DECISIONS_UNASKED),
         Request::Reload => agent.reload().map(|reply| vec![reply]),
         Request::Explain(question) => {

@@ -41,6 +41,8 @@ pub enum Request {
     Workloads,
     /// Kernel accounts per workload; answered by [`Reply::Account`]s.
     Accounts,
+    /// Budgets spent and left; answered by [`Reply::Usage`]s.
+    Usage,
     /// Decisions on record; answered by [`Reply::Decision`]s.
     Decisions {
         /// Which.
@@ -110,6 +112,8 @@ pub enum Reply {
     Workload(Governed),
     /// A workload's account.
     Account(WorkloadAccount),
+    /// A budget.
+    Usage(Usage),
     /// A decision.
     Decision(Arc<Record>),
     /// While following: so many decisions were left out because the reader was too slow. They are in the log.
@@ -144,6 +148,7 @@ impl Reply {
             Self::Flow(_)
                 | Self::Workload(_)
                 | Self::Account(_)
+                | Self::Usage(_)
                 | Self::Decision(_)
                 | Self::Missed(_)
         )
@@ -173,6 +178,27 @@ pub enum FaultKind {
     NotFound,
     /// The agent could not do it.
     Failed,
+}
+
+/// What is spent and what is left of a budget.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Its name in the policy.
+    pub budget: String,
+    /// Whose it is.
+    pub workload: String,
+    /// Of what: `bytes`.
+    pub unit: String,
+    /// How much there is in a window.
+    pub limit: u64,
+    /// The window: `min`, `hour` or `day`.
+    pub window: String,
+    /// Spent in this one.
+    pub spent: u64,
+    /// Left in it.
+    pub left: u64,
+    /// When the next one begins.
+    pub until: jiff::Timestamp,
 }
 
 /// A flow, live or ended.
@@ -347,6 +373,9 @@ pub struct Status {
     pub governed: usize,
     /// Workloads of the policy that nothing on the host matches now, and that only `tollgate run` can start.
     pub idle_workloads: Vec<String>,
+    /// Network namespaces other than the agent's own in which something governed is.
+    #[serde(default)]
+    pub namespaces: Vec<Namespace>,
     /// Connections open on the data plane.
     pub connections: usize,
     /// The kernel's layers, asked now.
@@ -361,6 +390,23 @@ pub struct Status {
     pub lost_events: u64,
     /// Kernel refusals counted but not recorded one by one, because a workload made too many.
     pub unrecorded_refusals: u64,
+}
+
+/// A network namespace other than the agent's own in which something governed is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Inode of the namespace: `net:[N]` in `/proc/PID/ns/net`.
+    pub inode: u64,
+    /// Workloads in it.
+    pub workloads: Vec<String>,
+    /// Since when the agent knows of it.
+    pub since: jiff::Timestamp,
+    /// Port of the agent's listeners on 127.0.0.1 in it; none: it is refused.
+    pub port: Option<u16>,
+    /// Whether it listens on ::1 too; where it does not, IPv6 is refused.
+    pub ipv6: bool,
+    /// Why it is refused.
+    pub refused: Option<String>,
 }
 
 /// What the facts come to.

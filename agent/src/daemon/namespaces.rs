@@ -1,0 +1,311 @@
+//! Listeners in the network namespaces that something governed is in: opened when such a process is seen, closed when the
+//! last one is gone. On a thread of its own, since entering a namespace takes one anyway.
+use super::admin::wire;
+use super::agent::lock;
+use crate::kernel::Fence;
+use crate::kernel::namespaces::Network;
+use crate::pipeline::{self, Doors, Listeners};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often governed processes are looked through for namespaces that came or went.
+const LOOK: Duration = Duration::from_secs(1);
+/// At most this part of the time is spent on that, however many processes there are.
+const SHARE: u32 = 20;
+/// A namespace in which nothing governed was seen for this long is left.
+const LEAVE: Duration = Duration::from_secs(2);
+/// One that could not be entered is tried again after this long.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Namespaces with listeners at once, and those of one workload: who may make namespaces could make any number, and
+/// each costs descriptors.
+const NAMESPACES: usize = 1024;
+/// See [`NAMESPACES`].
+const PER_WORKLOAD: usize = 256;
+/// Threads of a process that are looked at: each may be in a namespace of its own.
+const THREADS: usize = 64;
+/// Processes waiting to be looked at; more are found by the next look through all.
+const WAITING: usize = 1024;
+
+/// What the thread is told.
+#[derive(Debug)]
+enum Told {
+    /// A process of this workload is where the agent is not.
+    Stranger(u32, Arc<str>),
+    Stop,
+}
+
+/// Tells the thread of a process that is where the agent is not.
+#[derive(Debug, Clone)]
+pub(super) struct Look(SyncSender<Told>);
+
+impl Look {
+    /// Has this process looked at, at once.
+    pub(super) fn at(&self, pid: u32, workload: Arc<str>) {
+        let _ = self.0.try_send(Told::Stranger(pid, workload));
+    }
+}
+
+/// The running thread, and what it has in hand.
+#[derive(Debug)]
+pub(super) struct Namespaces {
+    told: SyncSender<Told>,
+    known: Arc<Mutex<Vec<wire::Namespace>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Namespaces {
+    /// Starts it, with a first look through everything that is governed.
+    pub(super) fn start(fence: Arc<Fence>, doors: Doors, port: u16) -> io::Result<Self> {
+        let (told, waiting) = sync_channel(WAITING);
+        let known = Arc::new(Mutex::new(Vec::new()));
+        let keeper = Keeper {
+            own: Network::of(std::process::id(), std::process::id())?.inode()?,
+            fence,
+            doors,
+            port,
+            places: BTreeMap::new(),
+            known: Arc::clone(&known),
+        };
+        let thread = std::thread::Builder::new()
+            .name("namespaces".to_owned())
+            .spawn(move || keeper.run(&waiting))?;
+        Ok(Self {
+            told,
+            known,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// A way to tell it of processes.
+    pub(super) fn look(&self) -> Look {
+        Look(self.told.clone())
+    }
+
+    /// What is served and what is refused, now.
+    pub(super) fn all(&self) -> Vec<wire::Namespace> {
+        lock(&self.known).clone()
+    }
+
+    /// Ends the thread. What listens goes on listening until the data plane closes it.
+    pub(super) fn stop(&self) {
+        let _ = self.told.send(Told::Stop);
+        if let Some(thread) = lock(&self.thread).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread for network namespaces had panicked");
+        }
+    }
+}
+
+/// A namespace that something governed is in.
+#[derive(Debug)]
+struct Place {
+    workloads: BTreeSet<Arc<str>>,
+    since: jiff::Timestamp,
+    /// When something governed was last seen in it.
+    seen: Instant,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Served { cookie: u64, port: u16, ipv6: bool },
+    Refused { why: String, at: Instant },
+}
+
+/// The thread's own.
+struct Keeper {
+    fence: Arc<Fence>,
+    doors: Doors,
+    port: u16,
+    /// Inode of the agent's own namespace.
+    own: u64,
+    /// By inode; that of a namespace which is served cannot be another's.
+    places: BTreeMap<u64, Place>,
+    known: Arc<Mutex<Vec<wire::Namespace>>>,
+}
+
+impl Keeper {
+    fn run(mut self, told: &Receiver<Told>) {
+        self.look_through();
+        // What an earlier agent had and this one has not found again: the hooks tell of it when it is used.
+        if let Err(error) = self.fence.forget_namespaces() {
+            tracing::error!("namespaces of an earlier agent: {error}");
+        }
+        let mut next = Instant::now() + LOOK;
+        loop {
+            let wait = next.saturating_duration_since(Instant::now());
+            match told.recv_timeout(wait) {
+                Ok(Told::Stranger(pid, workload)) => {
+                    self.look_at(pid, &workload);
+                    self.publish();
+                }
+                Ok(Told::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    let began = Instant::now();
+                    self.look_through();
+                    next = Instant::now() + LOOK.max(began.elapsed() * SHARE);
+                }
+            }
+        }
+    }
+
+    /// Looks at every governed process, and leaves what none is in any more.
+    fn look_through(&mut self) {
+        for place in self.places.values_mut() {
+            place.workloads.clear();
+        }
+        for process in self.fence.governed_processes() {
+            self.look_at(process.pid, &Arc::from(process.workload));
+        }
+        let over: Vec<u64> = self
+            .places
+            .iter()
+            .filter(|(_, place)| place.workloads.is_empty() && place.seen.elapsed() > LEAVE)
+            .map(|(inode, _)| *inode)
+            .collect();
+        for inode in over {
+            if let Some(place) = self.places.remove(&inode) {
+                self.leave(inode, &place);
+            }
+        }
+        self.publish();
+    }
+
+    /// Serves the namespaces that a process is in.
+    fn look_at(&mut self, pid: u32, workload: &Arc<str>) {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+        // A process that is gone by now is in no namespace.
+        let threads = threads.into_iter().flatten().filter_map(Result::ok);
+        let mut inodes = BTreeSet::from([self.own]);
+        for thread in threads.take(THREADS) {
+            let Some(thread) = thread.file_name().to_str().and_then(|t| t.parse().ok()) else {
+                continue;
+            };
+            let Ok(network) = Network::of(pid, thread) else {
+                continue;
+            };
+            if let Ok(inode) = network.inode()
+                && inodes.insert(inode)
+            {
+                self.found(&network, inode, workload);
+            }
+        }
+    }
+
+    fn found(&mut self, network: &Network, inode: u64, workload: &Arc<str>) {
+        if let Some(place) = self.places.get_mut(&inode) {
+            place.workloads.insert(Arc::clone(workload));
+            place.seen = Instant::now();
+            match &place.state {
+                State::Refused { at, .. } if at.elapsed() > AGAIN => {}
+                _ => return,
+            }
+        }
+        let state = self
+            .within_bounds(inode, workload)
+            .and_then(|()| self.serve(network));
+        let state = match state {
+            Ok(served) => {
+                tracing::info!(namespace = inode, %workload, "listening in a network namespace");
+                served
+            }
+            Err(why) => {
+                tracing::error!(namespace = inode, %workload, "network namespace refused: {why}");
+                State::Refused {
+                    why,
+                    at: Instant::now(),
+                }
+            }
+        };
+        let place = self.places.entry(inode).or_insert_with(|| Place {
+            workloads: BTreeSet::new(),
+            since: jiff::Timestamp::now(),
+            seen: Instant::now(),
+            state: State::Refused {
+                why: String::new(),
+                at: Instant::now(),
+            },
+        });
+        place.workloads.insert(Arc::clone(workload));
+        place.state = state;
+    }
+
+    fn within_bounds(&self, inode: u64, workload: &Arc<str>) -> Result<(), String> {
+        let others = || self.places.iter().filter(|(other, _)| **other != inode);
+        let of_workload = others().filter(|(_, place)| place.workloads.contains(workload));
+        if of_workload.count() >= PER_WORKLOAD {
+            return Err(format!(
+                "the workload is in {PER_WORKLOAD} network namespaces already: end some of them"
+            ));
+        }
+        if others().count() >= NAMESPACES {
+            return Err(format!(
+                "{NAMESPACES} network namespaces are served already: end some of them"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Listens in a namespace, and lets the hooks steer there.
+    fn serve(&self, network: &Network) -> Result<State, String> {
+        let (port, spread) = (self.port, self.doors.spread());
+        let listeners = network
+            .within(|| pipeline::bind_here(port, spread))
+            .map_err(|e| format!("cannot listen in it: {e}"))?;
+        let port = |set: &Listeners| set.port().map_err(|e| e.to_string());
+        let first = listeners.first().ok_or("no listeners")?;
+        let (port4, ipv6) = (port(first)?, first.v6.is_some());
+        let sockets: Vec<BorrowedFd<'_>> = listeners
+            .iter()
+            .flat_map(|l| std::iter::once(&l.v4).chain(&l.v6))
+            .map(AsFd::as_fd)
+            .collect();
+        let cookie = self
+            .fence
+            .admit(&sockets, port4, ipv6.then_some(port4))
+            .map_err(|e| e.to_string())?;
+        self.doors.open(cookie, listeners);
+        Ok(State::Served {
+            cookie,
+            port: port4,
+            ipv6,
+        })
+    }
+
+    /// Stops listening in a namespace: without it, it would live as long as the agent.
+    fn leave(&self, inode: u64, place: &Place) {
+        let State::Served { cookie, .. } = place.state else {
+            return;
+        };
+        // The hooks refuse first, then the listeners close.
+        if let Err(error) = self.fence.retire(cookie) {
+            tracing::error!(namespace = inode, "not retired: {error}");
+        }
+        self.doors.close(cookie);
+        tracing::info!(namespace = inode, "left a network namespace");
+    }
+
+    fn publish(&self) {
+        let known = self.places.iter().map(|(inode, place)| {
+            let (port, ipv6, refused) = match &place.state {
+                State::Served { port, ipv6, .. } => (Some(*port), *ipv6, None),
+                State::Refused { why, .. } => (None, false, Some(why.clone())),
+            };
+            wire::Namespace {
+                inode: *inode,
+                workloads: place.workloads.iter().map(ToString::to_string).collect(),
+                since: place.since,
+                port,
+                ipv6,
+                refused,
+            }
+        });
+        *lock(&self.known) = known.collect();
+    }
+}

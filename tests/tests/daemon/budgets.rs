@@ -1,0 +1,146 @@
+//! Budgets: held by the kernel, shown by `usage`, told to whoever runs into them, and kept.
+use crate::support::*;
+use harness::eventually;
+use rustix::process::Signal;
+use serde_json::Value;
+use std::fs;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+fn limited(limit: &str) -> String {
+    format!(
+        "{POLICY}budgets:\n  small: {{ for: {{ workload: job }}, limits: {{ bytes: {limit} }} }}\n"
+    )
+}
+
+fn usage(place: &Place) -> Vec<Value> {
+    let output = place.output(&["usage", "-o", "json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn spent(place: &Place) -> u64 {
+    usage(place)[0]["spent"].as_u64().unwrap()
+}
+
+#[test]
+fn what_is_spent_is_shown_and_refused_and_kept() {
+    let mut place = Place::new();
+    place.write_policy(&limited("1MiB/day"));
+    place.start();
+    assert_eq!(spent(&place), 0);
+    assert_eq!(place.ask(), forbidden());
+    let first = spent(&place);
+    assert!(first > 300, "{first}");
+    let shown = text(&place.output(&["usage"]).stdout);
+    for word in ["BUDGET", "small", "job", "1.0 MiB/day"] {
+        assert!(shown.contains(word), "{word} in {shown}");
+    }
+
+    // Neither an end without a word nor an orderly one forgets anything.
+    for signal in [Signal::KILL, Signal::TERM] {
+        place.end(signal);
+        place.start();
+        assert_eq!(spent(&place), first);
+    }
+    // The host is rebooted, which takes the maps with it: what was written down counts.
+    place.end(Signal::TERM);
+    fs::remove_dir_all(format!("/sys/fs/bpf/{}", place.name)).unwrap();
+    place.start();
+    assert_eq!(spent(&place), first);
+
+    // Less than was spent: refused at once, and told so. More: it goes on.
+    place.write_policy(&limited("300/day"));
+    assert!(place.output(&["reload"]).status.success());
+    assert_eq!(usage(&place)[0]["left"], 0);
+    let (code, said) = place.ask();
+    assert_eq!((code, &*said), (7, "000"));
+    let told = eventually(Duration::from_secs(5), || {
+        (place.on_disk("\"quota\"") > 0).then_some(())
+    });
+    assert!(told.is_some(), "no record of the refusal");
+    place.write_policy(&limited("1MiB/day"));
+    assert!(place.output(&["reload"]).status.success());
+    assert_eq!(place.ask(), forbidden());
+    place.write_policy(POLICY);
+    assert!(place.output(&["reload"]).status.success());
+    assert!(usage(&place).is_empty());
+}
+
+/// Bytes sent, and received.
+const TRANSFER: usize = 1_000_000;
+
+/// A server that takes what comes and then gives as much back.
+fn mirror() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut body = vec![0; TRANSFER];
+            if (&stream).read_exact(&mut body).is_ok() {
+                let _ = (&stream).write_all(&body);
+            }
+        }
+    });
+    port
+}
+
+/// In the middle of a transfer the client is told at once, instead of waiting for what never comes.
+#[test]
+fn a_transfer_that_runs_into_the_limit_is_reset() {
+    let mut place = Place::new();
+    let port = mirror();
+    let policy = |limit: &str| {
+        let roles = format!(
+            "roles:\n  echo: [{{ api: mirror }}]\napis:\n  mirror: {{ tcp: [\"127.0.0.1:{port}\"] }}"
+        );
+        let grants = "grants:\n  - { role: echo, to: { workload: job } }";
+        let budgets = format!(
+            "budgets:\n  small: {{ for: {{ workload: job }}, limits: {{ bytes: {limit} }} }}"
+        );
+        format!(
+            "version: 1\nworkloads:\n  job: {{ match: {{ cgroup: \"CGROUP/**\" }} }}\n{roles}\n{grants}\n{budgets}\n"
+        )
+    };
+    place.write_policy(&policy("1GiB/day"));
+    place.start();
+    let transfer = format!(
+        "
+import socket, time
+begin = time.monotonic()
+s = socket.create_connection(('127.0.0.1', {port})); s.settimeout(20)
+n = 0
+try:
+    s.sendall(bytes({TRANSFER}))
+    while True:
+        d = s.recv(65536)
+        if not d: break
+        n += len(d)
+    print('whole', n)
+except OSError as e: print(type(e).__name__, n > 300000, time.monotonic() - begin < 15)
+"
+    );
+    let transfers = |limit: &str| {
+        place.write_policy(&policy(limit));
+        assert!(place.output(&["reload"]).status.success());
+        let output = place.in_job("python3", &["-c", &transfer]);
+        text(&output.stdout).trim().to_owned()
+    };
+    assert_eq!(transfers("1GiB/day"), "whole 1000000");
+    // What was spent by then is a little more than 2 MB: enough for half of what goes, or for half of what comes back.
+    let sending = transfers("2400KiB/day");
+    assert!(
+        [
+            "ConnectionResetError False True",
+            "BrokenPipeError False True"
+        ]
+        .contains(&&*sending),
+        "{sending}"
+    );
+    assert_eq!(transfers("4MiB/day"), "ConnectionResetError True True");
+    let told = eventually(Duration::from_secs(5), || {
+        (place.on_disk("\"LIMIT\"") >= 2).then_some(())
+    });
+    assert!(told.is_some(), "the resets are not on record");
+    assert_eq!(transfers("1GiB/day"), "whole 1000000");
+}
