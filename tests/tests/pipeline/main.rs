@@ -7,6 +7,7 @@
     clippy::panic
 )]
 
+mod container;
 mod edited;
 mod identity;
 mod language;

@@ -87,6 +87,12 @@ const PACKAGES: &[Package] = &[
         KnownBy::Program("bpftool"),
         "shows what is attached and pinned, to the kernel tests",
     ),
+    package(
+        "crun",
+        Need::Everything,
+        KnownBy::Program("crun"),
+        "runs containers",
+    ),
     package("curl", Need::Demo, KnownBy::Program("curl"), "a client"),
     package(
         "ca-certificates",
