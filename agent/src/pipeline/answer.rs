@@ -75,6 +75,11 @@ impl Form {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // Nobody guesses at a kind of which names out of the request could make more than text.
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
         if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
             headers.insert(DECISION, id);
         }
@@ -83,10 +88,6 @@ impl Form {
             headers.insert(
                 header::CONTENT_SECURITY_POLICY,
                 HeaderValue::from_static(nothing),
-            );
-            headers.insert(
-                header::X_CONTENT_TYPE_OPTIONS,
-                HeaderValue::from_static("nosniff"),
             );
         }
         if refusal.status == StatusCode::UNAUTHORIZED {
