@@ -123,6 +123,7 @@ const TROUBLE: &[(&str, &str, &str)] = &[
 fn every_client_is_served_and_is_told_what_was_refused() {
     let began = Instant::now();
     let stage = Stage::new();
+    without_tollgate(&stage);
     let only = std::env::var("TOLLGATE_CLIENT").ok();
     let mut failures = Vec::new();
     let mut shown = Vec::new();
@@ -148,6 +149,24 @@ fn every_client_is_served_and_is_told_what_was_refused() {
     assert!(failures.is_empty(), "\n{}", failures.join("\n\n"));
     if only.is_none() {
         page::compare(&shown, &trouble);
+    }
+}
+
+/// The servers refuse who has no credential, and what is counted tells it: else nothing below would mean anything.
+fn without_tollgate(stage: &Stage) {
+    for url in [
+        "https://api.orders.example/v1/orders",
+        "https://packages.example/npm/greeting",
+    ] {
+        let (with, without) = stage.reached();
+        let mut curl = stage.world.client("curl");
+        curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"]);
+        let answer = curl.arg(stage.world.ca_file()).arg(url).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer.stdout), "401", "{url}");
+        let counted = harness::eventually(std::time::Duration::from_secs(2), || {
+            (stage.reached() == (with, without + 1)).then_some(())
+        });
+        assert!(counted.is_some(), "{url}: {:?}", stage.reached());
     }
 }
 

@@ -216,6 +216,7 @@ impl Places {
         let modules = self.node.join("node_modules").display().to_string();
         [
             ("HOME", scratch.clone()),
+            ("TMPDIR", scratch.clone()),
             ("NODE_PATH", modules),
             ("PYTHONDONTWRITEBYTECODE", "1".into()),
             ("LC_ALL", "C".into()),

@@ -1,5 +1,8 @@
 //! Trust in the agent's CA: with constraints, after a rotation, and installed on the host.
 use crate::stage::{Ran, Stage};
+use harness::client::Running;
+use harness::repository;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// A client whose whole store is replaced by a PEM file through this variable.
@@ -136,6 +139,13 @@ fn a_constrained_root_is_good_for_the_hosts_of_the_policy_alone() {
 fn a_rotation_is_not_noticed_until_its_overlap_ends() {
     let stage = Stage::small();
     let old = export(&stage, "old.pem", &["export"]);
+    let demo = repository().join("tests/demo");
+    let demo = stage.world.show(&demo, "demo").unwrap();
+    let mut node = stage.agent.governed(&stage.world, "fleet", "node");
+    node.arg(demo.join("client.mjs"));
+    let mut running = Running::start(node).unwrap();
+    let mut ask = |url: &str| running.ask(&json!({"method": "GET", "url": url}).to_string());
+    assert_eq!(ask(ORDERS).unwrap()["status"], 200);
     let told = asked(&stage, "ca", &["rotate"]);
     assert!(told.contains("overlap      until "), "{told}");
     let new = export(&stage, "new.pem", &["export"]);
@@ -153,6 +163,8 @@ fn a_rotation_is_not_noticed_until_its_overlap_ends() {
             );
         }
     }
+    // A program that has been running since before, on a connection to a host that it did not speak to yet.
+    assert_eq!(ask(PAYROLL).unwrap()["status"], 403);
     // With what a run is given now, whatever store that replaces.
     let wget = stage.run(&format!("wget -nv -O - {ORDERS}"));
     assert!(wget.out.contains("orders"), "{wget:?}");
