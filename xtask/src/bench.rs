@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: the same load straight at nginx and through Tollgate, in one run.
+mod kernel;
 mod policy;
+mod table;
 
 use crate::{build, setup, sh};
 use anyhow::{Context as _, Result, bail};
@@ -24,12 +26,16 @@ pub(crate) struct Args {
 enum What {
     /// The policy crate by itself: CPU time of deciding and compiling, memory, cedar-policy beside it.
     Policy(policy::Args),
+    /// What the fence adds to connect(), send() and a bulk transfer, with it and without it by turns.
+    Kernel(kernel::Args),
 }
 
 /// Sets up, builds, and becomes the bench.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if let Some(What::Policy(args)) = &args.what {
-        return policy::run(args);
+    match &args.what {
+        Some(What::Policy(args)) => return policy::run(args),
+        Some(What::Kernel(args)) => return kernel::run(args),
+        None => {}
     }
     if !sh::is_root() {
         bail!("the bench loads eBPF and makes network namespaces: run this as root");

@@ -44,10 +44,16 @@ pub(super) struct Program {
     pub(super) skip: &'static [(&'static str, &'static str)],
 }
 
-const PROGRAMS: &[Program] = &[Program {
-    name: "kernel",
-    skip: &[],
-}];
+const PROGRAMS: &[Program] = &[
+    Program {
+        name: "installed",
+        skip: &[],
+    },
+    Program {
+        name: "kernel",
+        skip: &[],
+    },
+];
 
 /// Minutes that the tests may take as a part of `cargo xtask test`.
 const TESTS_MINUTES: u32 = 15;

@@ -14,4 +14,5 @@ mod living;
 mod namespaces;
 mod running;
 mod starting;
+mod storms;
 mod support;

@@ -1,7 +1,8 @@
 //! `cargo xtask bench policy`: how fast and how large the policy crate is, against its goals.
+use super::table::{Figure, Goal, Line, Unit, report};
 use crate::sh;
-use anyhow::{Context as _, Result, anyhow, bail};
-use serde_json::{Value, json};
+use anyhow::{Context as _, Result, anyhow};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// How long to measure.
@@ -10,51 +11,6 @@ pub(crate) struct Args {
     /// Seconds per figure.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
-}
-
-/// What a figure is held against.
-#[derive(Clone, Copy)]
-enum Goal {
-    /// Less than this.
-    Below(f64),
-    /// At most this.
-    AtMost(f64),
-    /// Shown for comparison only.
-    None,
-}
-
-/// What a figure counts.
-#[derive(Clone, Copy)]
-enum Unit {
-    Nanoseconds,
-    Times,
-    Bytes,
-    Count,
-}
-
-/// A figure, with the least and most that it may be but for noise.
-#[derive(Clone, Copy)]
-struct Figure {
-    value: f64,
-    least: f64,
-    most: f64,
-}
-
-/// One line of the table.
-struct Line {
-    name: &'static str,
-    figure: Figure,
-    unit: Unit,
-    goal: Goal,
-}
-
-/// What becomes of a goal.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Met,
-    WithinNoise,
-    Missed,
-    NoGoal,
 }
 
 /// Times by criterion's name of them.
@@ -131,17 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     timed.stdout(said.try_clone()?).stderr(said);
     sh::run(timed).with_context(|| format!("what it said is in {}", log.display()))?;
 
-    let lines = lines(&criterion, &counted)?;
-    let report = folder.join("policy.json");
-    let told: Vec<_> = lines.iter().map(Line::json).collect();
-    std::fs::write(&report, serde_json::to_string_pretty(&told)? + "\n")?;
-    print(&lines);
-    println!("also in {}", shown(&report));
-    let missed = lines.iter().filter(|line| line.result() == Verdict::Missed);
-    match missed.count() {
-        0 => Ok(()),
-        missed => bail!("{missed} goals are missed"),
-    }
+    report(&lines(&criterion, &counted)?, "policy")
 }
 
 fn bench(more: &[&str]) -> std::process::Command {
@@ -253,151 +199,4 @@ fn estimate(criterion: &Path, id: &str) -> Result<Figure> {
         least: number("/median/confidence_interval/lower_bound")?,
         most: number("/median/confidence_interval/upper_bound")?,
     })
-}
-
-impl Figure {
-    fn over(self, other: Self) -> Self {
-        Self {
-            value: self.value / other.value,
-            least: self.least / other.most,
-            most: self.most / other.least,
-        }
-    }
-}
-
-impl Line {
-    fn result(&self) -> Verdict {
-        let holds = |value: f64| match self.goal {
-            Goal::Below(goal) => value < goal,
-            Goal::AtMost(goal) => value <= goal,
-            Goal::None => true,
-        };
-        match self.goal {
-            Goal::None => Verdict::NoGoal,
-            _ if holds(self.figure.value) => Verdict::Met,
-            _ if holds(self.figure.least) => Verdict::WithinNoise,
-            _ => Verdict::Missed,
-        }
-    }
-
-    fn goal(&self) -> String {
-        match self.goal {
-            Goal::Below(goal) => format!("< {}", self.unit.show(goal)),
-            Goal::AtMost(goal) => format!("<= {}", self.unit.show(goal)),
-            Goal::None => String::new(),
-        }
-    }
-
-    fn json(&self) -> Value {
-        let (goal, inclusive) = match self.goal {
-            Goal::Below(goal) => (Some(goal), Some(false)),
-            Goal::AtMost(goal) => (Some(goal), Some(true)),
-            Goal::None => (None, None),
-        };
-        let unit = match self.unit {
-            Unit::Nanoseconds => "ns",
-            Unit::Times => "times",
-            Unit::Bytes => "bytes",
-            Unit::Count => "count",
-        };
-        json!({
-            "figure": self.name, "value": self.figure.value, "least": self.figure.least,
-            "most": self.figure.most, "unit": unit, "goal": goal, "goal_itself_is_met": inclusive,
-            "result": self.result().word(),
-        })
-    }
-}
-
-impl Verdict {
-    fn word(&self) -> &'static str {
-        match self {
-            Self::Met => "met",
-            Self::WithinNoise => "within noise",
-            Self::Missed => "MISSED",
-            Self::NoGoal => "",
-        }
-    }
-}
-
-impl Unit {
-    fn show(self, value: f64) -> String {
-        let scaled = |value: f64, units: &[(f64, &str)]| {
-            let (scale, unit) = units
-                .iter()
-                .find(|(scale, _)| value >= *scale)
-                .or(units.last())
-                .copied()
-                .unwrap_or((1.0, ""));
-            let value = value / scale;
-            let digits = if value < 100.0 && scale > 1.0 { 2 } else { 0 };
-            format!("{value:.digits$} {unit}")
-        };
-        match self {
-            Self::Nanoseconds => scaled(value, &[(1e6, "ms"), (1e3, "us"), (1.0, "ns")]),
-            Self::Bytes => scaled(value, &[(1_048_576.0, "MiB"), (1.0, "B")]),
-            Self::Times => format!("{value:.2} times"),
-            Self::Count => format!("{value}"),
-        }
-    }
-}
-
-fn print(lines: &[Line]) {
-    println!("{:<40} {:>12} {:>12}  result", "figure", "measured", "goal");
-    for line in lines {
-        let result = line.result();
-        let colour = match result {
-            Verdict::Met | Verdict::NoGoal => "32",
-            Verdict::WithinNoise => "33",
-            Verdict::Missed => "31",
-        };
-        println!(
-            "{:<40} {:>12} {:>12}  {}",
-            line.name,
-            line.unit.show(line.figure.value),
-            line.goal(),
-            sh::paint(colour, result.word())
-        );
-    }
-}
-
-fn shown(path: &Path) -> String {
-    let below = path.strip_prefix(sh::root()).unwrap_or(path);
-    below.display().to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(value: f64, least: f64, goal: Goal) -> Line {
-        Line {
-            name: "x",
-            figure: Figure {
-                value,
-                least,
-                most: value,
-            },
-            unit: Unit::Nanoseconds,
-            goal,
-        }
-    }
-
-    #[test]
-    fn goals_are_missed_only_beyond_noise() {
-        let result = |value, least, goal| line(value, least, goal).result();
-        assert_eq!(result(9.0, 8.0, Goal::Below(10.0)), Verdict::Met);
-        assert_eq!(result(10.0, 9.0, Goal::Below(10.0)), Verdict::WithinNoise);
-        assert_eq!(result(12.0, 11.0, Goal::Below(10.0)), Verdict::Missed);
-        assert_eq!(result(10.0, 10.0, Goal::AtMost(10.0)), Verdict::Met);
-        assert_eq!(result(1.0, 1.0, Goal::AtMost(0.0)), Verdict::Missed);
-        assert_eq!(result(1.0, 1.0, Goal::None), Verdict::NoGoal);
-    }
-
-    #[test]
-    fn figures_are_shown_in_their_unit() {
-        assert_eq!(Unit::Nanoseconds.show(1_500.0), "1.50 us");
-        assert_eq!(Unit::Nanoseconds.show(200e6), "200 ms");
-        assert_eq!(Unit::Nanoseconds.show(312.4), "312 ns");
-        assert_eq!(Unit::Bytes.show(1_024.0), "1024 B");
-    }
 }

@@ -1,0 +1,153 @@
+//! What the fence costs: the same work with it and without it, by turns, in CPU time. `cargo xtask bench kernel` shows
+//! it against the goals.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    missing_docs
+)]
+
+mod work;
+
+use serde_json::{Value, json};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tollgate::kernel::{Fence, Options};
+
+/// Where nobody listens: a governed connection to it is steered.
+const ELSEWHERE: &str = "198.51.100.7:80";
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(at) = arguments.iter().position(|word| word == "--work") {
+        return work::run(&arguments[at + 1..]);
+    }
+    let rounds = arguments
+        .iter()
+        .position(|word| word == "--rounds")
+        .map_or(9, |at| arguments[at + 1].parse().expect("a number"));
+    println!("{}", Bench::new().run(rounds));
+}
+
+/// Listeners that stay, and a fence that comes and goes.
+struct Bench {
+    listeners: [TcpListener; 2],
+    options: Options,
+    name: String,
+}
+
+/// Costs of one round, by name.
+type Round = Vec<(&'static str, f64)>;
+
+impl Bench {
+    fn new() -> Self {
+        let listeners = ["127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).expect("bind"));
+        for listener in &listeners {
+            let listener = listener.try_clone().expect("clone");
+            std::thread::spawn(move || work::serve(&listener));
+        }
+        let name = format!("tollgate-bench-{}", std::process::id());
+        let options = Options {
+            pin_dir: Path::new("/sys/fs/bpf").join(&name),
+            cgroup_root: None,
+            resolvers: Vec::new(),
+        };
+        Self {
+            listeners,
+            options,
+            name,
+        }
+    }
+
+    fn run(&self, rounds: usize) -> Value {
+        // The first warms up.
+        let all: Vec<Round> = (0..=rounds).map(|_| self.round()).skip(1).collect();
+        let names: Vec<&str> = all[0].iter().map(|(name, _)| *name).collect();
+        let figures = names.iter().enumerate().map(|(at, name)| {
+            let mut values: Vec<f64> = all.iter().map(|round| round[at].1).collect();
+            values.sort_by(f64::total_cmp);
+            let part = |of_four: usize| values[(values.len() - 1) * of_four / 4];
+            json!({ "figure": name, "value": part(2), "least": part(1), "most": part(3) })
+        });
+        figures.collect()
+    }
+
+    fn round(&self) -> Round {
+        let own = self.listeners[0].local_addr().expect("bound");
+        let elsewhere: SocketAddr = ELSEWHERE.parse().expect("an address");
+        let without = Costs::of(None, own);
+        let fence = Fence::open(&self.options).expect("the fence stands (as root)");
+        let cgroup = fence.cgroup_root().join(&self.name);
+        std::fs::create_dir_all(&cgroup).expect("make a cgroup");
+        fence
+            .govern(Path::new(&self.name), "bench")
+            .expect("govern");
+        let port = own.port();
+        let port6 = self.listeners[1].local_addr().expect("bound").port();
+        let listeners: Vec<_> = self.listeners.iter().collect();
+        fence.admit(&listeners, port, Some(port6)).expect("admit");
+        let with = Costs::of(None, own);
+        let governed = Costs::of(Some(cgroup.clone()), elsewhere);
+        fence.lift().expect("lift");
+        // The last process of it may not have been reaped yet.
+        let _ = harness::eventually(std::time::Duration::from_secs(5), || {
+            std::fs::remove_dir(&cgroup).ok()
+        });
+        vec![
+            (
+                "connect_datagram_ungoverned",
+                with.datagram - without.datagram,
+            ),
+            ("connect_stream_ungoverned", with.connect - without.connect),
+            (
+                "connect_stream_governed",
+                governed.connect - without.connect,
+            ),
+            ("send_ungoverned", with.send - without.send),
+            ("send_governed", governed.send - without.send),
+            ("bulk_ungoverned", with.bulk / without.bulk),
+            ("connect_datagram_itself", without.datagram),
+            ("connect_stream_itself", without.connect),
+            ("send_itself", without.send),
+            ("bulk_itself", (1e6 / without.bulk).round()),
+        ]
+    }
+}
+
+/// Nanoseconds of CPU for each call, and for each kilobyte of a bulk transfer.
+struct Costs {
+    datagram: f64,
+    connect: f64,
+    send: f64,
+    bulk: f64,
+}
+
+impl Costs {
+    /// In a process of its own: who was governed once stays so.
+    fn of(cgroup: Option<PathBuf>, target: SocketAddr) -> Self {
+        let own = std::env::current_exe().expect("this program");
+        let mut command = match &cgroup {
+            None => Command::new(&own),
+            Some(cgroup) => {
+                let mut shell = Command::new("sh");
+                let enter = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", cgroup.display());
+                shell.args(["-c", &enter, "sh"]).arg(&own);
+                shell
+            }
+        };
+        command.args(["--work", &target.to_string()]);
+        // A bulk transfer of its own needs a listener, which a governed process may not have.
+        command.args(cgroup.is_none().then_some("bulk"));
+        let output = command.stderr(Stdio::inherit()).output().expect("start");
+        assert!(output.status.success(), "the work failed");
+        let costs: [f64; 4] = serde_json::from_slice(&output.stdout).expect("four costs");
+        let [datagram, connect, send, bulk] = costs;
+        Self {
+            datagram,
+            connect,
+            send,
+            bulk,
+        }
+    }
+}

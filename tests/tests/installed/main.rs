@@ -1,0 +1,162 @@
+//! The real unit under real systemd, on a host that may be changed: it installs the service, governs a unit, and ends
+//! both in every way. `cargo xtask vm` runs it in a machine of its own; it refuses to run elsewhere.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs
+)]
+
+mod host;
+
+use harness::{at_most, eventually};
+use host::{Host, text};
+use std::time::{Duration, Instant};
+
+/// curl's exit code where nobody answers.
+const REFUSED: &str = "7";
+
+#[test]
+fn the_service_starts_sandboxed_and_says_what_is_in_force() {
+    let host = Host::new();
+    assert_eq!(host.show("tollgate", "ActiveState"), "active");
+    assert_eq!(host.show("tollgate", "NRestarts"), "0");
+    // Exposure in tenths, as in the test of the unit's file; here of the running service.
+    let scored = host.output(
+        "systemd-analyze",
+        &["security", "--threshold=37", "tollgate"],
+    );
+    assert!(scored.status.success(), "{}", text(&scored.stdout));
+    let status = host.output("tollgate", &["status"]);
+    let told = text(&status.stdout);
+    assert_eq!(status.status.code(), Some(0), "{told}");
+    assert!(told.starts_with("enforcing\n"), "{told}");
+}
+
+#[test]
+fn layers_that_this_kernel_lacks_are_said_to_be_missing() {
+    let host = Host::new();
+    let layers = host.layers();
+    let unix = &layers["connect_unix"];
+    assert_eq!(unix["enforcing"], false, "{unix}");
+    assert!(
+        !unix["why"].as_str().unwrap_or_default().is_empty(),
+        "{unix}"
+    );
+    for name in [
+        "connect4",
+        "connect6",
+        "egress",
+        "sock_create",
+        "sched_process_fork",
+    ] {
+        assert_eq!(layers[name]["enforcing"], true, "{name}");
+    }
+}
+
+#[test]
+fn a_governed_unit_is_held_to_its_policy_by_its_name() {
+    let host = Host::new();
+    assert_eq!(host.report(&host.allowed), "0 200");
+    assert_eq!(host.report(host::DENIED), "0 403");
+    assert_eq!(host.report(host::DENIED6), "0 403");
+    let decisions = host.decisions();
+    for (verdict, count) in [("ALLOW", 1), ("DENY", 2)] {
+        let found: Vec<_> = decisions
+            .iter()
+            .filter(|d| d["verdict"] == verdict)
+            .collect();
+        assert_eq!(found.len(), count, "{decisions:#?}");
+        for decision in found {
+            assert_eq!(decision["process"]["unit"], host::UNIT, "{decision}");
+            assert_eq!(decision["workload"], "report-builder", "{decision}");
+        }
+    }
+    // The same program as another unit is nobody's business.
+    host.start_asking("other.service");
+    assert_eq!(host::report("other.service", &host.allowed), "0 200");
+    assert_eq!(host.decisions().len(), decisions.len());
+    host.systemctl(&["stop", "other.service"]);
+}
+
+#[test]
+fn stopped_killed_and_restarted_it_never_opens() {
+    let host = Host::new();
+    assert_eq!(host.report(&host.allowed), "0 200");
+
+    host.systemctl(&["stop", "tollgate"]);
+    let refused = format!("{REFUSED} 000");
+    for target in [host.allowed.as_str(), host::DENIED, host::DENIED6] {
+        assert_eq!(host.report(target), refused);
+    }
+    assert_eq!(host.nginx_requests(), 1, "only what was allowed before");
+    host.systemctl(&["start", "tollgate"]);
+    assert_eq!(host.report(&host.allowed), "0 200");
+
+    let before = host.show("tollgate", "MainPID");
+    host.systemctl(&["kill", "--signal=KILL", "tollgate"]);
+    let begun = Instant::now();
+    host.comes_back(&before);
+    let limit = at_most(Duration::from_secs(2));
+    assert!(begun.elapsed() < limit, "back after {:?}", begun.elapsed());
+    assert_eq!(host.show("tollgate", "NRestarts"), "1");
+    assert_eq!(host.report(&host.allowed), "0 200");
+
+    let before = host.show("tollgate", "MainPID");
+    host.systemctl(&["restart", "tollgate"]);
+    assert_ne!(host.show("tollgate", "MainPID"), before);
+    assert_eq!(host.report(host::DENIED), "0 403");
+}
+
+/// Again and again out of memory: what it governs is refused, and nothing of it gets out.
+#[test]
+fn an_agent_that_runs_out_of_memory_leaves_nothing_open() {
+    let host = Host::new();
+    assert_eq!(host.report(&host.allowed), "0 200");
+    let before = host.show("tollgate", "MainPID");
+    host.systemctl(&[
+        "set-property",
+        "--runtime",
+        "tollgate",
+        "MemoryMax=1M",
+        "MemorySwapMax=0",
+    ]);
+    let killed = eventually(at_most(Duration::from_secs(5)), || {
+        (host.oom_kills() > 0).then_some(())
+    });
+    assert!(killed.is_some(), "the kernel killed nobody");
+    for target in [host.allowed.as_str(), host::DENIED, host::DENIED6] {
+        assert_eq!(host.report(target), format!("{REFUSED} 000"));
+    }
+    assert_eq!(host.nginx_requests(), 1);
+    host.systemctl(&[
+        "set-property",
+        "--runtime",
+        "tollgate",
+        "MemoryMax=infinity",
+    ]);
+    host.comes_back(&before);
+    assert_eq!(host.report(&host.allowed), "0 200");
+}
+
+/// What a unit did before it was governed does not go on, and lifting the fence by hand is seen.
+#[test]
+fn without_the_fence_the_unit_is_free_and_status_says_so() {
+    let host = Host::new();
+    assert_eq!(host.report(host::DENIED), "0 403");
+    host.systemctl(&["stop", "tollgate"]);
+    std::fs::remove_dir_all("/sys/fs/bpf/tollgate").unwrap();
+    assert_eq!(
+        host.report(&host.allowed),
+        "0 200",
+        "the effect is the fence's"
+    );
+    let status = host.output("tollgate", &["status"]);
+    assert_eq!(status.status.code(), Some(3), "{}", text(&status.stdout));
+    assert!(
+        !text(&status.stdout).contains("fence   stands"),
+        "{}",
+        text(&status.stdout)
+    );
+}

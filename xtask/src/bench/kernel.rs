@@ -1,0 +1,128 @@
+//! `cargo xtask bench kernel`: what the fence costs who is governed and who is not, against its goals.
+use super::table::{Figure, Goal, Line, Unit, report};
+use crate::{build, setup, sh};
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+/// How long to measure.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Rounds, each without and with the fence.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+}
+
+/// Figures by the name that the bench has for them.
+const FIGURES: &[(&str, &str, Unit, Goal)] = &[
+    (
+        "added to connect(), nobody's, datagram socket",
+        "connect_datagram_ungoverned",
+        Unit::Nanoseconds,
+        Goal::Below(300.0),
+    ),
+    (
+        "added to connect(), nobody's, with its handshake",
+        "connect_stream_ungoverned",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
+        "added to connect(), governed, with its handshake",
+        "connect_stream_governed",
+        Unit::Nanoseconds,
+        Goal::Below(2e3),
+    ),
+    (
+        "added to send(), governed",
+        "send_governed",
+        Unit::Nanoseconds,
+        Goal::Below(50.0),
+    ),
+    (
+        "added to send(), nobody's",
+        "send_ungoverned",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
+        "bulk transfer, nobody's, compared to without",
+        "bulk_ungoverned",
+        Unit::Times,
+        Goal::AtMost(1.01),
+    ),
+    (
+        "connect() itself, datagram socket",
+        "connect_datagram_itself",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
+        "connect() itself, with its handshake",
+        "connect_stream_itself",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
+        "send() itself",
+        "send_itself",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
+        "bulk transfer itself, MB for a second of CPU",
+        "bulk_itself",
+        Unit::Count,
+        Goal::None,
+    ),
+];
+
+/// Builds, measures, prints one table; fails if a goal is missed.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if !sh::is_root() {
+        bail!("the bench loads eBPF: run this as root");
+    }
+    let mut progress = sh::Progress::new(3);
+    progress.step("setup");
+    setup::run(setup::Need::Build)?;
+    progress.step("build");
+    build::run(&build::Args::default())?;
+    progress.step("measure CPU time");
+    std::fs::create_dir_all(sh::root().join("target/bench"))?;
+    let mut bench = sh::command("cargo");
+    // What is measured is the kernel's: the bench itself need not be optimised.
+    bench
+        .args(["bench", "--quiet", "--locked", "--profile", "dev"])
+        .args(["--package", "tollgate-tests", "--bench", "kernel", "--"])
+        .args(["--rounds", &args.rounds.to_string()]);
+    let output = sh::output(bench)?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let line = said.lines().rev().find(|line| line.starts_with('['));
+    let Some(line) = line else {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    };
+    report(&lines(&serde_json::from_str(line)?)?, "kernel")
+}
+
+fn lines(told: &Value) -> Result<Vec<Line>> {
+    let told = told.as_array().context("the bench tells no list")?;
+    let figure = |id: &str| {
+        let found = told
+            .iter()
+            .find(|figure| figure.get("figure").is_some_and(|name| name == id));
+        let number = |key: &str| found?.get(key)?.as_f64();
+        Some(Figure {
+            value: number("value")?,
+            least: number("least")?,
+            most: number("most")?,
+        })
+    };
+    let line = |(name, id, unit, goal): &(&'static str, &str, Unit, Goal)| {
+        Ok(Line {
+            name,
+            figure: figure(id).with_context(|| format!("the bench tells no {id}"))?,
+            unit: *unit,
+            goal: *goal,
+        })
+    };
+    FIGURES.iter().map(line).collect()
+}
