@@ -37,11 +37,13 @@ pub enum Reason {
     Namespace = 8,
     /// The workload has spent what it may in this window.
     Quota = 9,
+    /// Whose it is was not known yet.
+    Unsettled = 10,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::AgentDown,
         Self::Udp,
         Self::Raw,
@@ -51,6 +53,7 @@ impl Reason {
         Self::Unsteered,
         Self::Namespace,
         Self::Quota,
+        Self::Unsettled,
     ];
 }
 

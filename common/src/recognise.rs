@@ -1,5 +1,5 @@
 //! How processes are recognised: what the hooks know of each, and by what the agent has them know it.
-use crate::pod;
+use crate::{limits::MAX_LEVEL, pod};
 
 /// Every process id that a kernel gives (`PID_MAX_LIMIT`): with an entry for each, `PROCESSES` is never full.
 pub const MAX_PROCESSES: u32 = 4 << 20;
@@ -16,8 +16,16 @@ pub struct Mark(pub u64);
 
 /// [`Mark::workload`] of the agent itself, which nothing steers.
 pub const EXEMPT: u16 = u16::MAX;
+/// A workload's id that no workload has: what is refused until the agent knows whose it is.
+pub const UNSETTLED: u16 = u16::MAX - 1;
 /// Workloads have ids below this one: a mark has 16 bits for them.
-pub const WORKLOAD_IDS: u32 = EXEMPT as u32;
+pub const WORKLOAD_IDS: u32 = UNSETTLED as u32;
+/// [`Mark::class`]: what it runs was not looked at, or is not known yet.
+pub const UNKNOWN: u16 = 0;
+/// [`Mark::class`]: what it runs is none of the executables that rules name.
+pub const OTHER: u16 = 1;
+/// First class of an executable that rules name.
+pub const FIRST_CLASS: u16 = 2;
 /// [`Mark::how`]: it was in a governed cgroup.
 pub const BY_CGROUP: u16 = 0;
 /// [`Mark::how`], a bit: its parent was what the rest says, and it inherited.
@@ -34,6 +42,24 @@ impl Mark {
     #[inline(always)]
     pub const fn running(class: u16) -> Self {
         Self((class as u64) << 16)
+    }
+
+    /// The same, for whom the rules were asked in vain, `stamp` being theirs and the user's.
+    #[inline(always)]
+    pub const fn stamped(self, stamp: u32) -> Self {
+        Self(self.0 as u32 as u64 | (stamp as u64) << 32)
+    }
+
+    /// What executable it runs, if it is not governed.
+    #[inline(always)]
+    pub const fn class(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// For what the rules were last asked in vain, if it is not governed.
+    #[inline(always)]
+    pub const fn stamp(self) -> u32 {
+        (self.0 >> 32) as u32
     }
 
     /// Whose it is; 0: nobody's.
@@ -57,7 +83,7 @@ impl Mark {
     /// Is it a workload's?
     #[inline(always)]
     pub const fn is_governed(self) -> bool {
-        !matches!(self.workload(), 0 | EXEMPT)
+        !matches!(self.workload(), 0 | EXEMPT | UNSETTLED)
     }
 
     /// Of a child of this process, made at `seconds`.
@@ -71,8 +97,8 @@ impl Mark {
     }
 }
 
-/// Where something may be governed: the one entry of `SCOPE`. Hooks and agent write it at the same time: bits are only ever
-/// added, atomically, so that a change never hides something else.
+/// Where something may be governed, and by what: the one entry of `SCOPE`, words that hooks and agent write at the same time,
+/// atomically. Of levels and filter, bits are only ever added, so that a change never hides something else.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scope {
@@ -80,6 +106,188 @@ pub struct Scope {
     pub levels: u64,
     /// Bits of [`place`] of every governed cgroup: one whose bit is not set is not governed, and need not be looked up.
     pub filter: [u64; FILTER_WORDS],
+    /// Bits of [`ANY_RULE`], [`BY_EXECUTABLE`], [`BY_DIGEST`], [`BY_CONTAINER`]; the upper half is another number with each
+    /// change of the rules.
+    pub rules: u64,
+    /// [`Shape`]s of the cgroup paths that are looked for; 0: none.
+    pub shapes: [u64; SHAPES],
+}
+
+/// [`Scope::rules`]: there are rules.
+pub const ANY_RULE: u64 = 1;
+/// [`Scope::rules`]: some name executables.
+pub const BY_EXECUTABLE: u64 = 2;
+/// [`Scope::rules`]: some name executables by their content, which only the agent can look at.
+pub const BY_DIGEST: u64 = 4;
+/// [`Scope::rules`]: some name containers, which only the agent can look up.
+pub const BY_CONTAINER: u64 = 8;
+
+/// Shapes of cgroup paths that are looked for at once.
+pub const SHAPES: usize = 32;
+
+/// Cgroup paths that are alike: so many names deep, and at the same places any name. One word of [`Scope::shapes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape(pub u64);
+
+impl Shape {
+    /// `stars`: bit N, any name at level N. `slices`: all but the last name must end in `.slice`.
+    #[inline(always)]
+    pub const fn new(depth: u32, stars: u32, slices: bool, generation: u32) -> Self {
+        let head = (depth & 0x7f) | (slices as u32) << 7 | generation << 8;
+        Self(head as u64 | (stars as u64) << 32)
+    }
+
+    /// How many names deep.
+    #[inline(always)]
+    pub const fn depth(self) -> u32 {
+        self.0 as u32 & 0x7f
+    }
+
+    /// Must all but the last name end in `.slice`?
+    #[inline(always)]
+    pub const fn slices(self) -> bool {
+        self.0 & 0x80 != 0
+    }
+
+    /// The generation of `STEPS` that it is of.
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        self.0 as u32 >> 8
+    }
+
+    /// Bit N: any name at level N.
+    #[inline(always)]
+    pub const fn stars(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The same paths of another generation.
+    pub const fn is_like(self, other: Self) -> bool {
+        self.depth() == other.depth()
+            && self.slices() == other.slices()
+            && self.stars() == other.stars()
+    }
+}
+
+/// Bytes of a cgroup's name, with its closing NUL: more than the kernel lets one have.
+pub const CGROUP_NAME: usize = 256;
+/// Names and steps of cgroup paths that are looked for.
+pub const MAX_STEPS: u32 = 131_072;
+/// The name that stands for any.
+pub const ANY_NAME: u32 = u32::MAX;
+/// Nodes of a generation; the first is its root.
+pub const NODES: u32 = 1 << 20;
+/// Generations, after which numbers begin again.
+pub const GENERATIONS: u32 = 1 << 12;
+
+/// From the way so far, by one more name: the key of `STEPS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Step {
+    /// `generation * NODES` and a number.
+    pub node: u32,
+    /// A value of `NAMES`, or [`ANY_NAME`].
+    pub name: u32,
+}
+
+/// Where a step leads: a value of `STEPS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// The next node.
+    pub node: u32,
+    /// Who has a cgroup whose path ends here; 0: nobody.
+    pub workload: u32,
+    /// Of several, the lowest has it.
+    pub rank: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+    /// What conditions such a path fulfils.
+    pub conditions: u64,
+}
+
+/// Bytes of an executable's name that are looked at, with its closing NUL; longer ones are cut.
+pub const EXE_NAME: usize = 64;
+/// Executables that are known at once.
+pub const MAX_EXECUTABLES: u32 = 65_536;
+/// Rules at once, of every kind of executable.
+pub const MAX_RULES: u32 = 65_536;
+/// Conditions on cgroups that rules may combine with others: one bit each.
+pub const MAX_CONDITIONS: u32 = 64;
+/// Conditions that hold for one process and that rules are asked with.
+pub const ASKED: u32 = 8;
+
+/// A file: the key of `EXECUTABLES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct File {
+    /// Its inode.
+    pub inode: u64,
+    /// Its device, in the kernel's encoding: major << 20 | minor.
+    pub device: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// What is known of a file: a value of `EXECUTABLES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Executable {
+    /// When it was last changed, seconds: another time, another content.
+    pub seconds: i64,
+    /// And nanoseconds.
+    pub nanoseconds: u32,
+    /// [`OTHER`], or what rules call it.
+    pub class: u32,
+}
+
+/// What must hold for a rule: the key of `RULES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Case {
+    /// A condition's bit and 1; 0: in whatever cgroup.
+    pub condition: u32,
+    /// A class; [`OTHER`]: whatever it runs; [`UNKNOWN`]: not known yet, and some class would do.
+    pub class: u32,
+    /// The real user.
+    pub uid: u32,
+    /// 1: whoever the user is; `uid` is 0 then.
+    pub any_user: u32,
+}
+
+/// Who has it: a value of `RULES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// Key into `WORKLOADS`.
+    pub workload: u32,
+    /// Of several, the lowest has it.
+    pub rank: u32,
+    /// The rule's number, which marks tell.
+    pub number: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// `kind` of a [`Unseen`], after those of `event`.
+pub const UNSEEN: u32 = 5;
+
+/// A process runs what the agent has to look at: sent through `EVENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unseen {
+    /// [`UNSEEN`].
+    pub kind: u32,
+    /// Thread-group id.
+    pub process: u32,
+    /// What it runs.
+    pub file: File,
+    /// When that was last changed, seconds.
+    pub seconds: i64,
+    /// And nanoseconds.
+    pub nanoseconds: u32,
+    /// Explicit padding.
+    pub reserved: u32,
 }
 
 /// Where a cgroup's bit is in [`Scope::filter`]: the word, and its bit. Ids are numbers that follow each other.
@@ -95,7 +303,7 @@ pub const fn place(cgroup: u64) -> (usize, u64) {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Subtree {
-    /// Key into `WORKLOADS`; 0: only `conditions` are known of it.
+    /// Key into `WORKLOADS`, or [`UNSETTLED`]; 0: only `conditions` are known of it.
     pub workload: u32,
     /// Explicit padding.
     pub reserved: u32,
@@ -104,10 +312,20 @@ pub struct Subtree {
 }
 
 const _: () = assert!(size_of::<Mark>() == 8);
-const _: () = assert!(size_of::<Scope>() == 8 + 8 * FILTER_WORDS);
+const _: () = assert!(size_of::<Scope>() == 8 * (2 + FILTER_WORDS + SHAPES));
 const _: () = assert!(size_of::<Subtree>() == 16);
+const _: () = assert!(size_of::<Step>() == 8);
+const _: () = assert!(size_of::<Arrival>() == 24);
+const _: () = assert!(size_of::<File>() == 16);
+const _: () = assert!(size_of::<Executable>() == 16);
+const _: () = assert!(size_of::<Case>() == 16);
+const _: () = assert!(size_of::<Rule>() == 16);
+const _: () = assert!(size_of::<Unseen>() == 40);
 const _: () = assert!(crate::limits::MAX_WORKLOADS < WORKLOAD_IDS);
-pod!(Mark, Scope, Subtree);
+const _: () = assert!(MAX_LEVEL <= 32);
+pod!(
+    Mark, Scope, Subtree, Step, Arrival, File, Executable, Case, Rule, Unseen
+);
 
 #[cfg(test)]
 mod tests {
@@ -125,6 +343,23 @@ mod tests {
         assert_eq!(Mark::running(3).inherited(2), Mark::running(3));
         assert!(!Mark::running(u16::MAX).is_governed());
         assert!(!Mark::governed(EXEMPT, 0, 1).is_governed());
+    }
+
+    #[test]
+    fn shapes_keep_what_they_are_made_of() {
+        let shape = Shape::new(31, 0x8000_0002, true, GENERATIONS - 1);
+        assert_eq!((shape.depth(), shape.stars()), (31, 0x8000_0002));
+        assert!(shape.slices());
+        assert_eq!(shape.generation(), GENERATIONS - 1);
+        assert!(shape.is_like(Shape::new(31, 0x8000_0002, true, 0)));
+        assert!(!shape.is_like(Shape::new(31, 0x8000_0002, false, 0)));
+    }
+
+    #[test]
+    fn a_stamp_leaves_the_class() {
+        let mark = Mark::running(7).stamped(9);
+        assert_eq!((mark.class(), mark.stamp(), mark.workload()), (7, 9, 0));
+        assert_eq!(mark.stamped(10), Mark::running(7).stamped(10));
     }
 
     #[test]

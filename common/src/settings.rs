@@ -80,10 +80,14 @@ pub struct Offsets {
     pub namespaces_net: u32,
     /// `net.net_cookie`
     pub net_cookie: u32,
+    /// `inode.i_ctime_sec`, or where `inode.i_ctime` and its seconds are
+    pub inode_changed: u32,
+    /// `inode.i_ctime_nsec`, or where those of `inode.i_ctime` are
+    pub inode_changed_nanoseconds: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == 4);
 const _: () = assert!(size_of::<Ports>() == 8);
 const _: () = assert!(size_of::<Name>() == 64);
-const _: () = assert!(size_of::<Offsets>() == 96);
+const _: () = assert!(size_of::<Offsets>() == 104);
 pod!(Settings, Ports, Name, Offsets);

@@ -37,3 +37,23 @@ pub(crate) unsafe fn fetch_or(to: *mut u64, bits: u64) -> u64 {
     }
     value
 }
+
+/// `*to = new` if it is `old`; whether it was.
+///
+/// # Safety
+/// As for [`add`].
+#[inline(always)]
+pub(crate) unsafe fn replace(to: *mut u64, old: u64, new: u64) -> bool {
+    let mut found = old;
+    // SAFETY: as in `add`; the instruction compares with `r0` and leaves there what it found.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({to} + 0, r0, {new})",
+            to = in(reg) to,
+            new = in(reg) new,
+            inout("r0") found,
+            options(nostack),
+        );
+    }
+    found == old
+}

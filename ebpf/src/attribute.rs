@@ -43,6 +43,8 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
     task_namespaces: 0,
     namespaces_net: 0,
     net_cookie: 0,
+    inode_changed: 0,
+    inode_changed_nanoseconds: 0,
 });
 
 /// Writes the current task into `owner`, which is memory of a map entry or a ring entry. `None`: the

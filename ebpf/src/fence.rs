@@ -13,6 +13,7 @@ use aya_log_ebpf::warn;
 use tollgate_common::{
     event::{REFUSED, Reason, Refused, TOLD},
     flow::Address,
+    recognise::UNSETTLED,
     rules::{DATAGRAM, DNS, UDP},
 };
 
@@ -64,6 +65,12 @@ impl Attempt {
             Ok(()) => PASS,
             Err((reason, errno)) => self.refuse(reason, errno),
         }
+    }
+
+    /// Is it not known yet whose it is?
+    #[inline(always)]
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.workload == u32::from(UNSETTLED)
     }
 
     /// Refuses it: counts, tells the agent, sets the error. Returns what the hook shall return.
@@ -130,6 +137,9 @@ pub(crate) fn datagram(ctx: &SockAddrContext, attempt: &Attempt, destination: &A
     if attempt.protocol != UDP || attempt.socket_type != DATAGRAM {
         return attempt.refuse(Reason::Protocol, Errno::Eperm);
     }
+    if attempt.is_unsettled() {
+        return attempt.refuse(Reason::Unsettled, Errno::Econnrefused);
+    }
     // Port 0 is nowhere: a connected socket that sends with control messages names no destination.
     // `exit` looks at the packet.
     if destination.port == 0 || is_dns(destination) {
@@ -181,7 +191,8 @@ pub(crate) fn peer(
 /// tell later, when its packets leave, whose it is; without memory for that there is no socket.
 #[inline(always)]
 pub(crate) fn made(ctx: &SockContext, attempt: &Attempt) -> i32 {
-    if attempt.governed != MARKED {
+    // Who is not settled may have it, and is told when it connects or sends.
+    if attempt.governed != MARKED || attempt.is_unsettled() {
         return PASS;
     }
     let Some(client) = CLIENTS.of_or_new(ctx.as_ptr()) else {

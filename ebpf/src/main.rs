@@ -1,7 +1,7 @@
 //! Tollgate's eBPF programs, attached at the root of the cgroup tree and to tracepoints of the scheduler's.
 //!
 //! This file is the list of hooks: each reads its context and asks one of the modules. `select` says
-//! whose task it is, `recognise` what becomes of it, `attribute` who it is, `namespace` whether the agent
+//! whose task it is, `recognise` and `rules` how that is known, `birth` of which cgroups, `attribute` who it is, `namespace` whether the agent
 //! is there, `steer` where it goes, `flow` how its record gets to the agent, `fence` what is refused,
 //! `exit` what leaves nevertheless, `account` what is counted, `quota` when that is enough.
 #![no_std]
@@ -29,6 +29,7 @@ macro_rules! set_field {
 mod account;
 mod atomic;
 mod attribute;
+mod birth;
 mod exit;
 mod fence;
 mod flow;
@@ -37,6 +38,7 @@ mod maps;
 mod namespace;
 mod quota;
 mod recognise;
+mod rules;
 mod select;
 mod steer;
 
@@ -67,6 +69,7 @@ fn connect4(ctx: SockAddrContext) -> i32 {
     let destination = destination4(&ctx);
     let attempt = attempt(&ctx, &governed, destination);
     let done = match attempt.protocol {
+        _ if attempt.is_unsettled() => Err((Reason::Unsettled, Errno::Econnrefused)),
         TCP if attempt.socket_type == STREAM => {
             steer::connect(&ctx, &attempt, &destination).map(|listener| set_ip4(&ctx, &listener))
         }
@@ -84,6 +87,7 @@ fn connect6(ctx: SockAddrContext) -> i32 {
     let destination = destination6(&ctx);
     let attempt = attempt(&ctx, &governed, destination);
     let done = match attempt.protocol {
+        _ if attempt.is_unsettled() => Err((Reason::Unsettled, Errno::Econnrefused)),
         TCP if attempt.socket_type == STREAM => {
             steer::connect(&ctx, &attempt, &destination).map(|listener| set_ip6(&ctx, &listener))
         }
@@ -226,6 +230,18 @@ fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
 fn cgroup_attach_task(ctx: RawTracePointContext) -> i32 {
     recognise::moved(ctx.arg(2));
     namespace::entered(ctx.arg(2));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "cgroup_mkdir")]
+fn cgroup_mkdir(ctx: RawTracePointContext) -> i32 {
+    let _ = birth::made(ctx.arg(0));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "cgroup_rmdir")]
+fn cgroup_rmdir(ctx: RawTracePointContext) -> i32 {
+    let _ = birth::gone(ctx.arg(0));
     0
 }
 

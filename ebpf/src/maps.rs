@@ -18,7 +18,10 @@ use tollgate_common::{
         MAX_WORKLOADS,
     },
     quota::{Quota, Spent},
-    recognise::{MAX_PROCESSES, Mark, Scope, Subtree},
+    recognise::{
+        Arrival, CGROUP_NAME, Case, EXE_NAME, Executable, File, MAX_EXECUTABLES, MAX_PROCESSES,
+        MAX_RULES, MAX_STEPS, Mark, Rule, Scope, Step, Subtree,
+    },
     settings::{Name, Ports, Settings},
 };
 
@@ -48,6 +51,27 @@ pub(crate) static NAMESPACES: HashMap<u64, Ports, { MAX_NAMESPACES as usize }, L
 /// Cookie of a network namespace without the agent → when it was last told of it.
 #[btf_map]
 pub(crate) static STRANGERS: LruHashMap<u64, u64, { MAX_STRANGERS as usize }> = LruHashMap::new();
+/// Names that the paths of `STEPS` are made of → their numbers.
+#[btf_map]
+pub(crate) static NAMES: HashMap<[u8; CGROUP_NAME], u32, { MAX_STEPS as usize }, LAZY> =
+    HashMap::new();
+/// The paths of cgroups that are governed from their birth on, name by name.
+#[btf_map]
+pub(crate) static STEPS: HashMap<Step, Arrival, { MAX_STEPS as usize }, LAZY> = HashMap::new();
+/// Executables that are known.
+#[btf_map]
+pub(crate) static EXECUTABLES: HashMap<File, Executable, { MAX_EXECUTABLES as usize }, LAZY> =
+    HashMap::new();
+/// Names of executables that rules name by their path: any file of such a name is looked at.
+#[btf_map]
+pub(crate) static EXE_NAMES: HashMap<[u8; EXE_NAME], u32, { MAX_RULES as usize }, LAZY> =
+    HashMap::new();
+/// By what processes are recognised that are in no governed cgroup.
+#[btf_map]
+pub(crate) static RULES: HashMap<Case, Rule, { MAX_RULES as usize }, LAZY> = HashMap::new();
+/// Where a tracepoint's program puts the names that it reads. Nothing else runs there meanwhile.
+#[btf_map]
+pub(crate) static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 /// Addresses that may be sent DNS.
 #[btf_map]
 pub(crate) static RESOLVERS: HashMap<[u32; 4], u32, { MAX_RESOLVERS as usize }, LAZY> =
@@ -94,6 +118,27 @@ pub(crate) static EVENTS: RingBuf<Refused, { EVENT_BYTES as usize }> = RingBuf::
 /// Events that did not fit.
 #[btf_map]
 pub(crate) static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// A value of `ROOM`.
+#[repr(C)]
+pub(crate) struct Room {
+    /// A cgroup's name, zeros behind it.
+    pub(crate) name: [u8; CGROUP_NAME],
+    /// An executable's, zeros behind it.
+    pub(crate) exe: [u8; EXE_NAME],
+    /// The numbers of the names of a path, by their level.
+    pub(crate) numbers: [u32; 32],
+    /// The level of the cgroup that is being made.
+    pub(crate) level: u32,
+    /// Digits that follow each other, where they are counted.
+    pub(crate) digits: u32,
+    /// 1: all names but the last end in `.slice`.
+    pub(crate) slices: u32,
+    /// Explicit padding.
+    pub(crate) reserved: u32,
+    /// What the path says.
+    pub(crate) found: Arrival,
+}
 
 /// Socket storage with flags: aya's own type has none, and cannot be used outside `sock_addr`.
 #[repr(C)]

@@ -1,12 +1,13 @@
 //! Processes as they come, change and move: each has a mark, which its children inherit, so that nobody
 //! stops being governed by forking, by leaving a cgroup, or by becoming another program.
 use crate::{
+    atomic,
     attribute::{OFFSETS, read},
     maps::PROCESSES,
-    select,
+    rules, select,
 };
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns};
-use tollgate_common::recognise::{BY_CGROUP, EXEMPT, Mark};
+use tollgate_common::recognise::{ANY_RULE, BY_CGROUP, EXEMPT, Mark, UNSETTLED};
 
 /// The current process.
 #[inline(always)]
@@ -20,6 +21,15 @@ pub(crate) fn mark(process: u32) -> Option<Mark> {
     let mark = PROCESSES.get_ptr(process)?;
     // SAFETY: a live map value of one word; volatile because others write it meanwhile.
     Some(unsafe { core::ptr::read_volatile(mark) })
+}
+
+/// Marks a process, unless somebody else has marked it meanwhile.
+#[inline(always)]
+pub(crate) fn replace(process: u32, old: Mark, new: Mark) {
+    if let Some(mark) = PROCESSES.get_ptr_mut(process) {
+        // SAFETY: a live map value of one word, aligned to 8.
+        unsafe { atomic::replace(mark.cast(), old.0, new.0) };
+    }
 }
 
 /// Marks a process.
@@ -53,24 +63,38 @@ pub(crate) fn forked(parent: u64, child: u64) {
     set(id, within(child).unwrap_or(inherited));
 }
 
-/// A process became another program. What governs it stays; being the agent does not.
+/// The current process became another program. What governs it stays; being the agent does not. Otherwise
+/// the rules are asked.
 #[inline(always)]
 pub(crate) fn executed(task: u64) {
-    if let Some(process) = process_of(task)
-        && mark(process).is_some_and(|mark| mark.workload() == EXEMPT)
-    {
-        set(process, Mark(0));
+    let process = current();
+    let Some(old) = mark(process) else { return };
+    if old.is_governed() {
+        return;
+    }
+    let rules = select::scope().map_or(0, select::rules);
+    let new = Mark::running(rules::class_at_exec(rules, process, task));
+    set(process, new);
+    if rules & ANY_RULE != 0 {
+        select::task(); // Its answer is marked.
     }
 }
 
 /// A process was moved to another cgroup, of whatever hierarchy.
 #[inline(always)]
 pub(crate) fn moved(task: u64) {
-    if let Some(process) = process_of(task)
-        && mark(process).is_some_and(|mark| mark.workload() != EXEMPT)
-        && let Some(mark) = within(task)
-    {
-        set(process, mark);
+    let Some(process) = process_of(task) else {
+        return;
+    };
+    let old = mark(process).unwrap_or_default();
+    if old.workload() == EXEMPT {
+        return;
+    }
+    match within(task) {
+        Some(mark) => set(process, mark),
+        // Other conditions may hold there.
+        None if !old.is_governed() => replace(process, old, Mark::running(old.class())),
+        None => (),
     }
 }
 
@@ -78,6 +102,9 @@ pub(crate) fn moved(task: u64) {
 #[inline(always)]
 fn within(task: u64) -> Option<Mark> {
     let workload = select::other(task)?.workload;
+    if workload == u32::from(UNSETTLED) {
+        return None;
+    }
     Some(Mark::governed(workload as u16, BY_CGROUP, now()))
 }
 

@@ -2,7 +2,7 @@
 use crate::{
     attribute::{OFFSETS, pointer, read},
     maps::{GOVERNED, SCOPE},
-    recognise,
+    recognise, rules as by_rules,
 };
 use aya_ebpf::{
     helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_skb_ancestor_cgroup_id},
@@ -31,34 +31,69 @@ const NOBODY: Governed = Governed {
 pub(crate) const MARKED: u64 = 0;
 
 /// Whose the current task is: that of the deepest governed cgroup above it, or else its own or its
-/// parent's since it was in one.
+/// parent's since it was in one, or else whose the rules say.
 #[inline(always)]
 pub(crate) fn task() -> Option<Governed> {
-    let mut found = NOBODY;
-    find(&mut found);
-    (found.workload != 0).then_some(found)
+    let mut found = find();
+    if found == ASK {
+        found = by_rules::recognise();
+    }
+    if found & BY_MARK != 0 {
+        return Some(Governed {
+            cgroup: MARKED,
+            workload: found as u32,
+        });
+    }
+    let workload = workload_of(found)?;
+    Some(Governed {
+        cgroup: found,
+        workload,
+    })
 }
 
-/// On a stack of its own: that of the connect hooks has no room for it.
+/// What [`find`] returns for who is in no governed cgroup, with the workload in its lower half.
+pub(crate) const BY_MARK: u64 = 1 << 63;
+/// What [`find`] returns for who is still to be asked for. The root's id, which nobody governs.
+const ASK: u64 = 1;
+
+/// On a stack of its own, with its answer in one word: the connect hooks' stack has no room for either. The cgroup's id,
+/// or one of the above; 0: nobody's.
 #[inline(never)]
-fn find(found: &mut Governed) {
-    let Some(scope) = scope() else { return };
-    let levels = levels(scope);
-    if levels == 0 {
-        return; // Nothing was ever governed on this host.
+fn find() -> u64 {
+    let Some(scope) = scope() else { return 0 };
+    let (levels, rules) = (levels(scope), rules(scope));
+    if levels == 0 && rules == 0 {
+        return 0; // Nothing was ever governed on this host.
     }
     let mark = recognise::mark(recognise::current()).unwrap_or_default();
     if mark.workload() == EXEMPT {
-        return;
+        return 0;
     }
-    // SAFETY: needed to call a helper; it takes any number and returns 0 below the task's depth.
-    let ancestor = |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) };
-    if let Some(deepest) = deepest(scope, levels, ancestor) {
-        *found = deepest;
+    if let Some(deepest) = deepest(scope, levels, &mut 0, current_ancestor) {
+        deepest.cgroup
     } else if mark.is_governed() {
-        found.cgroup = MARKED;
-        found.workload = u32::from(mark.workload());
+        BY_MARK | u64::from(mark.workload())
+    } else if rules != 0 {
+        ASK
+    } else {
+        0
     }
+}
+
+/// What conditions hold for the current task's cgroups.
+#[inline(always)]
+pub(crate) fn conditions() -> u64 {
+    let mut conditions = 0;
+    if let Some(scope) = scope() {
+        deepest(scope, levels(scope), &mut conditions, current_ancestor);
+    }
+    conditions
+}
+
+#[inline(always)]
+fn current_ancestor(level: i32) -> u64 {
+    // SAFETY: needed to call a helper; it takes any number and returns 0 below the task's depth.
+    unsafe { bpf_get_current_ancestor_cgroup_id(level) }
 }
 
 /// The deepest governed cgroup above the one in which a packet's socket was made.
@@ -66,7 +101,7 @@ fn find(found: &mut Governed) {
 pub(crate) fn socket(ctx: &SkBuffContext) -> Option<Governed> {
     let scope = scope()?;
     // SAFETY: as in `task`, with the context that the kernel passed.
-    deepest(scope, levels(scope), |level| unsafe {
+    deepest(scope, levels(scope), &mut 0, |level| unsafe {
         bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level)
     })
 }
@@ -74,15 +109,21 @@ pub(crate) fn socket(ctx: &SkBuffContext) -> Option<Governed> {
 /// The deepest governed cgroup above another task than the current one.
 #[inline(always)]
 pub(crate) fn other(task: u64) -> Option<Governed> {
-    let scope = scope()?;
-    let levels = levels(scope);
-    if levels == 0 {
+    let at = OFFSETS.load();
+    if levels(scope()?) == 0 {
         return None;
     }
-    let at = OFFSETS.load();
     // SAFETY: reads through a helper that checks the address.
     let cgroup = unsafe { pointer(pointer(task, at.task_cgroups)?, at.set_cgroup)? };
-    deepest(scope, levels, |level| ancestor(cgroup, level).unwrap_or(0))
+    above(cgroup)
+}
+
+/// The deepest governed cgroup above a cgroup, or itself.
+#[inline(always)]
+pub(crate) fn above(cgroup: u64) -> Option<Governed> {
+    let scope = scope()?;
+    let ancestor = |level| ancestor(cgroup, level).unwrap_or(0);
+    deepest(scope, levels(scope), &mut 0, ancestor)
 }
 
 /// The id of a cgroup's ancestor at `level`, itself at its own.
@@ -100,7 +141,7 @@ fn ancestor(cgroup: u64, level: i32) -> Option<u64> {
 }
 
 #[inline(always)]
-fn scope() -> Option<*const Scope> {
+pub(crate) fn scope() -> Option<*const Scope> {
     SCOPE.get_ptr(0)
 }
 
@@ -109,6 +150,13 @@ fn levels(scope: *const Scope) -> u64 {
     // SAFETY: the pointer is into a map value, which lives while the program runs; volatile because
     // others write it meanwhile.
     unsafe { core::ptr::read_volatile(&raw const (*scope).levels) }
+}
+
+/// What rules there are, and which generation of them.
+#[inline(always)]
+pub(crate) fn rules(scope: *const Scope) -> u64 {
+    // SAFETY: as in `levels`.
+    unsafe { core::ptr::read_volatile(&raw const (*scope).rules) }
 }
 
 /// May this cgroup be governed?
@@ -124,9 +172,15 @@ fn may_be(scope: *const Scope, cgroup: u64) -> bool {
 }
 
 /// Only levels at which something is governed are asked, and only cgroups that may be governed are
-/// looked up: who is not governed pays next to nothing, also with every packet.
+/// looked up: who is not governed pays next to nothing, also with every packet. What holds of all of them
+/// goes into `conditions`.
 #[inline(always)]
-fn deepest(scope: *const Scope, levels: u64, ancestor: impl Fn(i32) -> u64) -> Option<Governed> {
+fn deepest(
+    scope: *const Scope,
+    levels: u64,
+    conditions: &mut u64,
+    ancestor: impl Fn(i32) -> u64,
+) -> Option<Governed> {
     // Not an `Option`: the compiler keeps one's unset value on the stack, where the verifier finds "R2 !read_ok".
     let mut found = NOBODY;
     for level in 0..MAX_LEVEL {
@@ -144,8 +198,13 @@ fn deepest(scope: *const Scope, levels: u64, ancestor: impl Fn(i32) -> u64) -> O
         if !may_be(scope, cgroup) {
             continue;
         }
-        if let Some(workload) = workload_of(cgroup) {
-            found = Governed { cgroup, workload };
+        // SAFETY: the value is read once; a removed entry's memory stays readable.
+        if let Some(subtree) = unsafe { GOVERNED.get(cgroup) } {
+            *conditions |= subtree.conditions;
+            if subtree.workload != 0 {
+                let workload = subtree.workload;
+                found = Governed { cgroup, workload };
+            }
         }
     }
     (found.workload != 0).then_some(found)
@@ -154,7 +213,7 @@ fn deepest(scope: *const Scope, levels: u64, ancestor: impl Fn(i32) -> u64) -> O
 /// Whose a cgroup is, if it is governed.
 #[inline(always)]
 pub(crate) fn workload_of(cgroup: u64) -> Option<u32> {
-    // SAFETY: the value is read once; a removed entry's memory stays readable.
+    // SAFETY: as in `deepest`.
     let workload = unsafe { GOVERNED.get(cgroup) }?.workload;
     (workload != 0).then_some(workload)
 }

@@ -7,8 +7,8 @@ use crate::{
     namespace, quota, recognise, select,
 };
 use aya_ebpf::{
-    EbpfContext as _, bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns,
-    programs::SockAddrContext,
+    EbpfContext as _, bindings::BPF_NOEXIST, cty::c_void,
+    helpers::generated::bpf_ktime_get_boot_ns, programs::SockAddrContext,
 };
 use aya_log_ebpf::warn;
 use tollgate_common::{
@@ -41,7 +41,7 @@ pub(crate) fn connect(
     if !is_the_agents(ctx, &listener) {
         return Err(down);
     }
-    if record(ctx, attempt, destination).is_none() {
+    if record(ctx.as_ptr(), attempt, destination) != RECORDED {
         warn!(
             ctx,
             "a connection could not be recorded and was refused: FLOWS is full, or there is no memory"
@@ -74,10 +74,19 @@ fn is_the_agents(ctx: &SockAddrContext, listener: &Address) -> bool {
     })
 }
 
-/// Records who connects where, in the map and on the socket. `None`: it could not be.
+/// What [`record`] returns when it has.
+const RECORDED: u32 = 1;
+
+/// Records who connects where, in the map and on the socket. On a stack of its own: the hook's has no room for it.
+#[inline(never)]
+fn record(ctx: *mut c_void, attempt: &Attempt, destination: &Address) -> u32 {
+    let ctx = SockAddrContext::new(ctx.cast());
+    try_record(&ctx, attempt, destination).map_or(0, |()| RECORDED)
+}
+
 #[inline(always)]
 #[allow(clippy::needless_borrows_for_generic_args)] // A copy of `BLANK` would not fit the stack.
-fn record(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> Option<()> {
+fn try_record(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> Option<()> {
     // SAFETY: needed to call a helper without arguments.
     let opened = unsafe { bpf_ktime_get_boot_ns() };
     let connection = Connection {

@@ -38,7 +38,6 @@ mod tests;
 mod token;
 mod trust;
 mod usage;
-mod users;
 mod workloads;
 
 use crate::config::{self, Config};

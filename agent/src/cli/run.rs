@@ -4,11 +4,11 @@ mod wait;
 
 use self::host::Host;
 use super::output::{self, Colour, Paint};
-use super::users::{self, Database, User};
 use super::{Context, Outcome, decisions, trust};
 use crate::audit::{Filter, Record, Verdict};
 use crate::daemon::admin::client;
 use crate::daemon::admin::wire::{DECISIONS, Enrolled, Reply, Request};
+use crate::daemon::users::{self, Database, User};
 use anyhow::bail;
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
 //! Which cgroups of this host a policy's workloads are: selectors against the tree below the cgroup2 root.
+use super::selectors::has_process;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tollgate_policy::{Policy, Selector};
@@ -83,12 +84,15 @@ pub(super) fn workload_of(policy: &Policy, cgroup: &str) -> Option<String> {
     policy
         .workloads()
         .iter()
-        .find(|w| w.selectors.iter().any(|s| selects(s, cgroup)))
+        .find(|w| {
+            let mut selectors = w.selectors.iter();
+            selectors.any(|s| !has_process(s) && selects(s, cgroup))
+        })
         .map(|w| w.name.clone())
 }
 
-/// Whether `selector` means this cgroup (path below the root, starting with `/`). One with a condition that a
-/// cgroup does not tell is refused when the policy is loaded, and means none.
+/// Whether the conditions on cgroups of `selector` hold for this one (path below the root, starting with `/`); it has
+/// some.
 pub(super) fn selects(selector: &Selector, cgroup: &str) -> bool {
     let unit = selector.unit.as_deref().map(|unit| is_unit(unit, cgroup));
     let glob = selector.cgroup.as_deref().map(|glob| {
@@ -96,22 +100,10 @@ pub(super) fn selects(selector: &Selector, cgroup: &str) -> bool {
         let path: Vec<&str> = cgroup.trim_start_matches('/').split('/').collect();
         glob_matches(&pattern, &path)
     });
-    unrecognised(selector).is_none()
+    selector.container.is_none()
         && (unit.is_some() || glob.is_some())
         && unit.unwrap_or(true)
         && glob.unwrap_or(true)
-}
-
-/// The first condition of a selector that the kernel half does not recognise.
-pub(super) fn unrecognised(selector: &Selector) -> Option<&'static str> {
-    let conditions = [
-        ("container", &selector.container),
-        ("user", &selector.user),
-        ("exe", &selector.exe),
-        ("sha256", &selector.sha256),
-    ];
-    let given = conditions.into_iter().find(|(_, value)| value.is_some());
-    given.map(|(name, _)| name)
 }
 
 /// Only the system manager's units: below a slice of slices. A user's own manager is a delegated service, and
@@ -200,12 +192,6 @@ mod tests {
         assert!(selects(&both, "/system.slice/report.service"));
         assert!(!selects(&both, "/other.slice/report.service"));
         assert!(!selects(&both, "/system.slice/other.service"));
-        let owned = Selector {
-            user: Some("intern".to_owned()),
-            ..both
-        };
-        assert_eq!(unrecognised(&owned), Some("user"));
-        assert!(!selects(&owned, "/system.slice/report.service"));
     }
 
     #[test]

@@ -15,6 +15,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const LINGER: Duration = Duration::from_secs(2);
 /// How often `systemctl status` is told how things are.
 const STATUS: Duration = Duration::from_secs(10);
+/// Processes that wait for their executable to be looked at.
+const UNSEEN: usize = 4096;
 /// A worker that says nothing for this long does not answer: it has a word to say each second.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -41,10 +43,12 @@ async fn serve(up: Up) -> std::io::Result<()> {
     let told = Told::listen(&agent)?;
     admin.set_nonblocking(true)?;
     let admin = UnixListener::from_std(admin)?;
+    let (to_look_at, unseen) = tokio::sync::mpsc::channel(UNSEEN);
     let mut recorder = Recorder::new(
         Arc::clone(&agent.seen),
         Arc::clone(&agent.shared),
         agent.namespaces.look(),
+        to_look_at,
     );
     let mut take = |event| recorder.take(event);
     announce(&agent);
@@ -56,6 +60,7 @@ async fn serve(up: Up) -> std::io::Result<()> {
         () = watch::secrets(Arc::clone(&agent)) => Ok(()),
         () = crate::identity::refresh(Arc::downgrade(&agent.shared)) => Ok(()),
         () = budgets::watch(Arc::clone(&agent)) => Ok(()),
+        () = watch::unseen(Arc::clone(&agent), unseen) => Ok(()),
         broken = heartbeat(&agent) => Err(broken),
     }
 }

@@ -1,8 +1,9 @@
 //! Keeps the kernel's list of governed cgroups true to the policy and to the host.
 use super::admin::wire::{Enrolled, Fault, FaultKind};
 use super::cgroups::{self, Match};
+use super::rules::Rules;
 use crate::config::Config;
-use crate::kernel::{self, Fence};
+use crate::kernel::{self, Fence, FileState};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ pub(super) struct Enrolments {
     runs: HashMap<u64, Run>,
     /// The policy that was settled last.
     settled: Option<String>,
+    rules: Rules,
+    /// Processes that became governed while they ran, and what they have open is not looked at yet.
+    newly: Vec<u32>,
 }
 
 /// A cgroup that a selector matches.
@@ -81,12 +85,16 @@ impl Enrolments {
             selected,
             runs,
             settled: None,
+            rules: Rules::default(),
+            newly: Vec::new(),
         }
     }
 
     /// Governs what `policy` selects on this host now, and no longer what it does not; removes runs that are over.
     /// Returns every cgroup directory, to be watched.
     pub(super) fn settle(&mut self, policy: &Policy) -> Vec<PathBuf> {
+        // First of all: what is made while the tree is walked is governed from its birth on.
+        self.rules.take_up(&self.fence, policy);
         let found = cgroups::walk(self.fence.cgroup_root(), policy);
         if found.truncated {
             tracing::error!(
@@ -96,6 +104,8 @@ impl Enrolments {
         for wanted in found.matches.iter().filter(|m| !is_run(&m.cgroup)) {
             self.govern(wanted);
         }
+        self.newly
+            .extend(self.rules.settle(&self.fence, &found.directories));
         let stays = |cgroup: &String| found.matches.iter().any(|m| m.cgroup == *cgroup);
         let gone: Vec<String> = self
             .selected
@@ -118,6 +128,12 @@ impl Enrolments {
         found.directories
     }
 
+    /// Looks at a file that `process` runs.
+    pub(super) fn meet(&mut self, process: u32, file: FileState) {
+        let newly = self.rules.meet(&self.fence, process, file);
+        self.newly.extend(newly);
+    }
+
     fn govern(&mut self, wanted: &Match) {
         let old = self.selected.get(&wanted.cgroup);
         if old.is_some_and(|s| s.inode == wanted.inode && s.workload == wanted.workload) {
@@ -127,7 +143,8 @@ impl Enrolments {
             .fence
             .govern(Path::new(&wanted.cgroup), &wanted.workload)
         {
-            Ok(kernel::Enrolled { cgroup_id, .. }) => {
+            Ok(kernel::Enrolled { cgroup_id, newly }) => {
+                self.newly.extend(newly);
                 tracing::info!(
                     cgroup = wanted.cgroup,
                     workload = wanted.workload,

@@ -2,12 +2,13 @@
 use super::admin::wire;
 use super::namespaces::Look;
 use crate::audit::{Coverage, ReasonRecord, Record, RequestRecord, Timing, Verdict};
-use crate::kernel::{Counters, Event, Flow, Refusal};
+use crate::kernel::{Counters, Event, FileState, Flow, Refusal};
 use crate::pipeline::Shared;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::mpsc;
 
 /// Ended flows kept for `tollgate flows`.
 const ENDED: usize = 1024;
@@ -64,15 +65,24 @@ pub(super) struct Recorder {
     seen: Arc<Seen>,
     shared: Arc<Shared>,
     strangers: Look,
+    unseen: mpsc::Sender<(u32, FileState)>,
     allowances: HashMap<Arc<str>, Allowance>,
 }
 
 impl Recorder {
-    pub(super) fn new(seen: Arc<Seen>, shared: Arc<Shared>, strangers: Look) -> Self {
+    /// `strangers` and `unseen`: where processes go that are in a namespace without the agent, or run what has to be
+    /// looked at.
+    pub(super) fn new(
+        seen: Arc<Seen>,
+        shared: Arc<Shared>,
+        strangers: Look,
+        unseen: mpsc::Sender<(u32, FileState)>,
+    ) -> Self {
         Self {
             seen,
             shared,
             strangers,
+            unseen,
             allowances: HashMap::new(),
         }
     }
@@ -88,6 +98,8 @@ impl Recorder {
             Event::Refused(refusal) => self.refused(refusal),
             Event::Overspent { workload } => self.shared.overspent.add(workload),
             Event::Stranger { pid, workload } => self.strangers.at(pid, workload),
+            // Too many at once: the next connection that is refused tells again.
+            Event::Unseen { pid, file } => drop(self.unseen.try_send((pid, file))),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the policy language can say and this version's agent cannot hold: found before anything is decided by it.
-use super::cgroups::unrecognised;
+use super::selectors::{CONDITIONS, has_cgroup, has_process};
 use tollgate_policy::syntax::{Fault, Faults, Severity, Source};
-use tollgate_policy::{Compiled, Policy};
+use tollgate_policy::{Compiled, Policy, Selector};
 
 /// Compiles `sources`, and refuses what the agent could not keep. The one way from policy files to a policy, so that
 /// what `tollgate check` calls valid is what the agent takes.
@@ -23,22 +23,74 @@ pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
     })
 }
 
-/// A selector that is not understood would leave ungoverned what it means.
+/// What a selector says that cannot be held, and what is wider than it looks.
 fn selectors(policy: &Policy, sources: &[Source]) -> Vec<Fault> {
     let all = policy.workloads().iter().flat_map(|w| &w.selectors);
+    let mut combined: Vec<Selector> = Vec::new();
     all.filter_map(|selector| {
-        let condition = unrecognised(selector)?;
-        let message = format!(
-            "this version recognises workloads by `unit` and `cgroup`; `{condition}` cannot be held yet"
-        );
-        let mut fault = Fault::found(Severity::Error, selector.at.clone(), message, sources);
-        fault.help = Some(
-            "recognise it by `unit` or `cgroup`, or leave `match` out and start it with `tollgate run --workload`"
-                .to_owned(),
-        );
+        if has_cgroup(selector) && has_process(selector) {
+            let part = Selector {
+                cgroup: selector.cgroup.clone(),
+                unit: selector.unit.clone(),
+                container: selector.container.clone(),
+                ..Selector::default()
+            };
+            if !combined.contains(&part) {
+                combined.push(part);
+            }
+        }
+        let (severity, message, help) = remark(selector, combined.len())?;
+        let mut fault = Fault::found(severity, selector.at.clone(), message, sources);
+        fault.help = Some(help.to_owned());
         Some(fault)
     })
     .collect()
+}
+
+/// Programs that run other programs: each of those is the interpreter to the kernel.
+const INTERPRETERS: [&str; 12] = [
+    "python", "node", "perl", "ruby", "php", "java", "sh", "bash", "dash", "busybox", "deno",
+    "ld-linux",
+];
+
+fn remark(selector: &Selector, combined: usize) -> Option<(Severity, String, &'static str)> {
+    if selector.container.is_some() {
+        let message = "this version does not recognise workloads by `container` yet".to_owned();
+        return Some((
+            Severity::Error,
+            message,
+            "recognise it by the `cgroup` or `unit` that the container runs in, or by `exe`",
+        ));
+    }
+    if combined > CONDITIONS {
+        let message = format!(
+            "more than {CONDITIONS} conditions on cgroups stand beside `user`, `exe` or `sha256`"
+        );
+        return Some((
+            Severity::Error,
+            message,
+            "leave the cgroup out, or name a wider one",
+        ));
+    }
+    let by_user_alone =
+        !has_cgroup(selector) && selector.exe.is_none() && selector.sha256.is_none();
+    if by_user_alone && matches!(selector.user.as_deref(), Some("root" | "0")) {
+        let message = "all that root runs would be governed, the host's own services and this agent's administration included";
+        return Some((
+            Severity::Error,
+            message.to_owned(),
+            "add `unit`, `cgroup` or `exe`",
+        ));
+    }
+    let exe = selector.exe.as_deref()?;
+    let name = exe.rsplit('/').next()?;
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let is_interpreter = INTERPRETERS.contains(&stem) || name.starts_with("ld-");
+    (is_interpreter && !has_cgroup(selector) && selector.user.is_none()).then(|| {
+        let message =
+            format!("`{name}` runs other programs: this is every program that it runs, whoever's");
+        (Severity::Warning, message, "add `user`, `unit` or `cgroup`")
+    })
 }
 
 #[cfg(test)]
@@ -54,30 +106,51 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_half_does_not_recognise_is_refused_with_its_place() {
-        for (condition, name) in [
-            ("{ user: intern, cgroup: /a }", "user"),
-            ("{ exe: /usr/bin/python3, cgroup: /a }", "exe"),
-            ("{ container: image-1 }", "container"),
+    fn what_cannot_be_held_or_is_too_wide_is_told_with_its_place() {
+        for (condition, severity, told) in [
+            ("{ container: image-1 }", Severity::Error, "`container`"),
             (
-                "[{ unit: a.service }, { user: intern, cgroup: /a }]",
-                "user",
+                "[{ unit: a.service }, { user: root }]",
+                Severity::Error,
+                "administration",
+            ),
+            (
+                "{ exe: /usr/bin/python3.11 }",
+                Severity::Warning,
+                "every program",
             ),
         ] {
-            let faults = compile(&source(condition, "")).unwrap_err();
-            let error = faults
+            let found = match compile(&source(condition, "")) {
+                Ok(compiled) => compiled.warnings,
+                Err(faults) => faults,
+            };
+            let found = found
                 .iter()
-                .find(|f| f.severity == Severity::Error)
-                .unwrap();
-            assert!(
-                error
-                    .message
-                    .contains(&format!("`{name}` cannot be held yet")),
-                "{error}"
-            );
-            assert_eq!(error.at.line, 4, "{error}");
-            assert!(error.line_text.contains(name), "{error}");
+                .find(|f| f.severity == severity && f.message.contains(told));
+            assert!(found.is_some_and(|fault| fault.at.line == 4), "{condition}");
         }
-        assert!(compile(&source("{ unit: a.service, cgroup: /a }", "")).is_ok());
+        for good in [
+            "{ unit: a.service, cgroup: /a }",
+            "{ user: intern, cgroup: /a }",
+            "{ user: root, exe: /usr/bin/python3.11 }",
+            "{ exe: /usr/bin/curl }",
+        ] {
+            let compiled = compile(&source(good, "")).unwrap();
+            let remarks = compiled
+                .warnings
+                .iter()
+                .filter(|f| f.at.line == 4 && f.message.contains("runs"));
+            assert_eq!(remarks.count(), 0, "{good}");
+        }
+    }
+
+    #[test]
+    fn conditions_beside_others_are_bounded() {
+        let many = |count: usize| {
+            let each = (0..count).map(|n| format!("{{ user: u, cgroup: /c{n} }}"));
+            format!("[{}]", each.collect::<Vec<_>>().join(", "))
+        };
+        assert!(compile(&source(&many(CONDITIONS), "")).is_ok());
+        assert!(compile(&source(&many(CONDITIONS + 1), "")).is_err());
     }
 }

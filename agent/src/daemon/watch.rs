@@ -1,5 +1,6 @@
 //! Watches the host: cgroups that come and go, and secrets that are written.
-use super::agent::Agent;
+use super::agent::{Agent, lock};
+use crate::kernel::FileState;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 use std::io;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::unix::pipe::Receiver;
+use tokio::sync::mpsc;
 
 /// The tree is walked this often even if nothing was heard: runs that are over are removed then, and a watch that
 /// could not be set is made up for.
@@ -52,6 +54,19 @@ pub(super) async fn secrets(agent: Arc<Agent>) {
             tracing::error!("looking for secrets failed: {e}");
         }
     }
+}
+
+/// Looks at executables that a hook asks for, for ever.
+pub(super) async fn unseen(agent: Arc<Agent>, mut asked: mpsc::Receiver<(u32, FileState)>) {
+    while let Some((process, file)) = asked.recv().await {
+        let looking = Arc::clone(&agent);
+        let met =
+            tokio::task::spawn_blocking(move || lock(&looking.enrolments).meet(process, file));
+        if let Err(e) = met.await {
+            tracing::error!("looking at an executable failed: {e}");
+        }
+    }
+    std::future::pending().await
 }
 
 /// An inotify instance on cgroup directories. To the runtime it is a pipe: something to wait for and to read.

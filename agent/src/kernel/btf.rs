@@ -45,6 +45,12 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         btf.offset(structure, path)
             .ok_or_else(|| format!("no {structure}.{}", path.join(".")))
     };
+    // Linux 6.11 took the time apart, 6.6 had renamed it.
+    let changed = |apart: &str, within: &str| {
+        at("inode", &[apart])
+            .or_else(|_| at("inode", &["__i_ctime", within]))
+            .or_else(|_| at("inode", &["i_ctime", within]))
+    };
     Ok(Offsets {
         task_group_leader: at("task_struct", &["group_leader"])?,
         task_start: at("task_struct", &["start_boottime"])?,
@@ -70,6 +76,8 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         task_namespaces: at("task_struct", &["nsproxy"])?,
         namespaces_net: at("nsproxy", &["net_ns"])?,
         net_cookie: at("net", &["net_cookie"])?,
+        inode_changed: changed("i_ctime_sec", "tv_sec")?,
+        inode_changed_nanoseconds: changed("i_ctime_nsec", "tv_nsec")?,
     })
 }
 

@@ -1,6 +1,6 @@
 //! What the hooks told through the ring.
 use super::{
-    Event, Fence, Flow, Refusal,
+    Event, Fence, FileState, Flow, Refusal,
     translate::{address, counters, time},
 };
 use aya::maps::{MapData, RingBuf};
@@ -11,6 +11,7 @@ use tollgate_common::event::{
     CLOSED, OVERSPENT, Overspent, REFUSED, Reason, Refused, STRANGER, Stranger,
 };
 use tollgate_common::flow::Record;
+use tollgate_common::recognise::{UNSEEN, Unseen};
 use tollgate_common::rules::{DATAGRAM, RAW, STREAM, TCP, UDP};
 
 /// Events handled before other tasks get a turn.
@@ -88,6 +89,17 @@ impl Fence {
                     counters: counters(&record.traffic),
                 })
             }
+            UNSEEN => {
+                let unseen: Unseen = plain(bytes)?;
+                Some(Event::Unseen {
+                    pid: unseen.process,
+                    file: FileState {
+                        device: unseen.file.device,
+                        inode: unseen.file.inode,
+                        changed: (unseen.seconds, unseen.nanoseconds),
+                    },
+                })
+            }
             REFUSED => Some(Event::Refused(self.refusal(&plain(bytes)?)?)),
             STRANGER => {
                 let stranger: Stranger = plain(bytes)?;
@@ -154,6 +166,7 @@ pub(super) fn code(reason: Reason) -> &'static str {
         Reason::Unsteered => "unsteered",
         Reason::Namespace => "namespace",
         Reason::Quota => "quota",
+        Reason::Unsettled => "unsettled",
     }
 }
 
@@ -178,6 +191,9 @@ fn detail(reason: Reason) -> &'static str {
         }
         Reason::Quota => {
             "the workload has spent the bytes that its budget gives it: `tollgate usage` shows when there are more"
+        }
+        Reason::Unsettled => {
+            "it is not known yet whose this process is: the agent has to look at its executable or its container first; try again, and start the agent if it is down"
         }
         Reason::Unsteered => {
             "a packet of a socket that was not steered: one that was connected, or made raw, before the workload was governed; connect again"

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tollgate_common::ABI;
 use tollgate_common::flow::{Account, AgentSocket, Connection, LISTENER_TAG};
 use tollgate_common::limits::{MAX_RESOLVERS, MAX_WORKLOADS, NAME_BYTES};
-use tollgate_common::recognise::Subtree;
+use tollgate_common::recognise::{Subtree, UNSETTLED, WORKLOAD_IDS};
 use tollgate_common::settings::{Name, Ports, Settings};
 
 /// `BPF_NOEXIST`
@@ -97,14 +97,35 @@ impl Fence {
         Ok(())
     }
 
-    pub(super) fn govern_subtree(&self, path: &Path, workload: &str) -> Result<Enrolled, Error> {
-        let name = name(workload)?;
+    pub(super) fn set_conditions(&self, path: &Path, conditions: u64) -> Result<u64, Error> {
         let subtree = cgroup::subtree(&self.root, path)?;
         let mut writers = self.maps.write();
-        let id = self.workload_id(&mut writers, workload, name)?;
+        let old = writers.governed.get(&subtree.id, 0).unwrap_or_default();
+        if old.conditions == conditions {
+            return Ok(subtree.id);
+        }
+        let new = Subtree { conditions, ..old };
+        if new == Subtree::default() {
+            drop(writers);
+            self.release_subtree(subtree.id)?;
+        } else {
+            let inserted = writers.governed.insert(subtree.id, new, 0);
+            inserted.map_err(write("GOVERNED"))?;
+            self.scope.add(subtree.id, subtree.level);
+        }
+        self.scope.ask_again();
+        Ok(subtree.id)
+    }
+
+    pub(super) fn govern_subtree(&self, path: &Path, workload: &str) -> Result<Enrolled, Error> {
+        let subtree = cgroup::subtree(&self.root, path)?;
+        let mut writers = self.maps.write();
+        let ids = self.workload_ids(&mut writers, std::iter::once(workload))?;
+        let id = ids.get(workload).copied().unwrap_or_default();
+        let old = writers.governed.get(&subtree.id, 0).unwrap_or_default();
         let found = Subtree {
             workload: id,
-            ..Subtree::default()
+            ..old
         };
         writers
             .governed
@@ -120,42 +141,39 @@ impl Fence {
         })
     }
 
-    /// The workload's id, made if it has none. Ids are counted up and never given to another name:
-    /// records and counters of the past keep theirs.
-    pub(super) fn workload_id(
+    /// The ids of workloads, made where they have none. Ids are counted up and never given to another name: records and
+    /// counters of the past keep theirs.
+    pub(super) fn workload_ids<'a>(
         &self,
         writers: &mut Writers,
-        workload: &str,
-        name: Name,
-    ) -> Result<u32, Error> {
-        let known = self.names.workloads.load();
-        if let Some((&id, _)) = known.iter().find(|(_, known)| &***known == workload) {
-            return Ok(id);
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<HashMap<String, u32>, Error> {
+        let known = self.names.workloads.load_full();
+        let mut ids: HashMap<Arc<str>, u32> = known
+            .iter()
+            .map(|(id, name)| (Arc::clone(name), *id))
+            .collect();
+        let named = known.keys().filter(|id| **id < WORKLOAD_IDS);
+        let mut last = named.max().copied().unwrap_or(0);
+        let (mut all, mut asked) = (HashMap::clone(&known), HashMap::new());
+        for workload in names {
+            let id = match ids.get(workload) {
+                Some(id) => *id,
+                None => {
+                    last += 1;
+                    name_workload(writers, workload, last)?;
+                    let shared: Arc<str> = Arc::from(workload);
+                    all.insert(last, Arc::clone(&shared));
+                    ids.insert(shared, last);
+                    last
+                }
+            };
+            asked.insert(workload.to_owned(), id);
         }
-        let id = known.keys().max().map_or(1, |last| last + 1);
-        if id > MAX_WORKLOADS {
-            return Err(Error::TooMany {
-                what: "workloads",
-                limit: MAX_WORKLOADS,
-            });
+        if all.len() != known.len() {
+            self.names.workloads.store(Arc::new(all));
         }
-        let cpus = aya::util::nr_cpus().unwrap_or(1);
-        // Zeros on every CPU. The account first: a workload without one would go uncounted.
-        if let Ok(zeros) = PerCpuValues::try_from(vec![Account::default(); cpus]) {
-            match writers.accounts.insert(id, zeros, NOT_THERE) {
-                Err(MapError::SyscallError(error))
-                    if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
-                result => result.map_err(write("ACCOUNTS"))?,
-            }
-        }
-        writers
-            .workloads
-            .insert(id, name, 0)
-            .map_err(write("WORKLOADS"))?;
-        let mut all = HashMap::clone(&known);
-        all.insert(id, Arc::from(workload));
-        self.names.workloads.store(Arc::new(all));
-        Ok(id)
+        Ok(asked)
     }
 
     pub(super) fn release_subtree(&self, id: u64) -> Result<(), Error> {
@@ -164,6 +182,7 @@ impl Fence {
 
     pub(super) fn all_governed(&self) -> Vec<Governed> {
         let entries = self.maps.governed.iter().filter_map(Result::ok);
+        let entries = entries.filter(|(_, subtree)| subtree.workload != 0);
         let mut all: Vec<Governed> = entries
             .map(|(cgroup_id, subtree)| Governed {
                 cgroup_id,
@@ -183,6 +202,10 @@ impl Fence {
             .workloads
             .iter()
             .map(|entry| entry.map(|(id, name)| (id, Arc::from(text(&name.0)))))
+            .chain(std::iter::once(Ok((
+                u32::from(UNSETTLED),
+                Arc::from("unsettled"),
+            ))))
             .collect();
         self.names
             .workloads
@@ -204,8 +227,32 @@ fn removed(result: Result<(), MapError>, map: &'static str) -> Result<(), Error>
     }
 }
 
+/// Makes a workload known under a number.
+fn name_workload(writers: &mut Writers, workload: &str, id: u32) -> Result<(), Error> {
+    let name = name(workload)?;
+    if id > MAX_WORKLOADS {
+        return Err(Error::TooMany {
+            what: "workloads",
+            limit: MAX_WORKLOADS,
+        });
+    }
+    let cpus = aya::util::nr_cpus().unwrap_or(1);
+    // Zeros on every CPU. The account first: a workload without one would go uncounted.
+    if let Ok(zeros) = PerCpuValues::try_from(vec![Account::default(); cpus]) {
+        match writers.accounts.insert(id, zeros, NOT_THERE) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
+            result => result.map_err(write("ACCOUNTS"))?,
+        }
+    }
+    writers
+        .workloads
+        .insert(id, name, 0)
+        .map_err(write("WORKLOADS"))
+}
+
 /// A name that fits, with a NUL after it.
-pub(super) fn name(workload: &str) -> Result<Name, Error> {
+fn name(workload: &str) -> Result<Name, Error> {
     let mut name = Name([0; NAME_BYTES]);
     match name.0.get_mut(..workload.len()) {
         Some(bytes)

@@ -25,12 +25,22 @@ pub(super) const HOOKS: &[Hook] = &[
     Hook {
         name: "sched_process_exec",
         attach: TRACEPOINT,
-        leaves_open: "nothing while the agent runs; a program that the agent's own process becomes is not governed",
+        leaves_open: "programs that are recognised by what they are or by their user, until they connect; a program that the agent's own process becomes",
     },
     Hook {
         name: "cgroup_attach_task",
         attach: TRACEPOINT,
         leaves_open: "processes that enter a governed cgroup and leave it again",
+    },
+    Hook {
+        name: "cgroup_mkdir",
+        attach: TRACEPOINT,
+        leaves_open: "what new cgroups of a workload send before the agent has seen them, which takes milliseconds, or for as long as it is down",
+    },
+    Hook {
+        name: "cgroup_rmdir",
+        attach: TRACEPOINT,
+        leaves_open: "nothing passes that should not; cgroups that are gone stay listed until the agent sees it",
     },
     Hook {
         name: "ingress",

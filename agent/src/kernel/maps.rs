@@ -7,7 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tollgate_common::event::RefusalKey;
 use tollgate_common::flow::{Account, AgentSocket, Connection, Record};
 use tollgate_common::quota::{Quota, Spent};
-use tollgate_common::recognise::Subtree;
+use tollgate_common::recognise::{
+    Arrival, CGROUP_NAME, Case, EXE_NAME, Executable, File, Rule, Step, Subtree,
+};
 use tollgate_common::settings::{Name, Ports, Settings};
 
 /// What is read.
@@ -36,6 +38,11 @@ pub(super) struct Writers {
     pub(super) spent: Array<MapData, Spent>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
     pub(super) accounts: PerCpuHashMap<MapData, u32, Account>,
+    pub(super) names: HashMap<MapData, [u8; CGROUP_NAME], u32>,
+    pub(super) steps: HashMap<MapData, Step, Arrival>,
+    pub(super) executables: HashMap<MapData, File, Executable>,
+    pub(super) exe_names: HashMap<MapData, [u8; EXE_NAME], u32>,
+    pub(super) rules: HashMap<MapData, Case, Rule>,
 }
 
 impl std::fmt::Debug for Maps {
@@ -67,6 +74,11 @@ impl Maps {
                 spent: open(pins, "SPENT")?,
                 agent_sockets: open(pins, "AGENT_SOCKETS")?,
                 accounts: open(pins, "ACCOUNTS")?,
+                names: open(pins, "NAMES")?,
+                steps: open(pins, "STEPS")?,
+                executables: open(pins, "EXECUTABLES")?,
+                exe_names: open(pins, "EXE_NAMES")?,
+                rules: open(pins, "RULES")?,
             }),
         })
     }

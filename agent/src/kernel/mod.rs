@@ -18,6 +18,7 @@ mod pins;
 mod probe;
 mod processes;
 mod quota;
+mod recognise;
 mod shared;
 mod sys;
 mod translate;
@@ -185,6 +186,77 @@ pub enum Evidence {
     Rule(u16),
 }
 
+/// A file at one moment: written or replaced, it is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileState {
+    /// Its filesystem's device, in the kernel's own encoding.
+    pub device: u32,
+    /// Its inode.
+    pub inode: u64,
+    /// When it was last changed, in seconds and nanoseconds.
+    pub changed: (i64, u32),
+}
+
+/// By what the hooks recognise workloads, without the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recognition {
+    /// Cgroups that are governed, or looked at by rules, from their birth on.
+    pub paths: Vec<CgroupPath>,
+    /// Rules for who is in no governed cgroup.
+    pub cases: Vec<Case>,
+    /// Names of executables' files of which each is looked at.
+    pub exe_names: std::collections::HashSet<String>,
+    /// Some rule names executables.
+    pub by_executable: bool,
+    /// Some rule names executables by their content.
+    pub by_digest: bool,
+    /// Some selector names containers: their cgroups are refused until they are looked up.
+    pub by_container: bool,
+}
+
+/// A cgroup's path, of names, or any at some places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CgroupPath {
+    /// From the root; `None`: any name.
+    pub names: Vec<Option<String>>,
+    /// All but the last must be slices.
+    pub slices: bool,
+    /// Who has such a cgroup.
+    pub workload: Option<String>,
+    /// Of several paths that a cgroup has, the lowest counts.
+    pub rank: u32,
+    /// Which condition it fulfils.
+    pub condition: Option<u32>,
+}
+
+/// All that must hold for a process to be a workload's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Case {
+    /// A condition that its cgroup, or one above it, fulfils.
+    pub condition: Option<u32>,
+    /// Its real user.
+    pub uid: Option<u32>,
+    /// What it runs.
+    pub executable: Runs,
+    /// Whose it is then.
+    pub workload: String,
+    /// Of several cases that hold, the lowest counts.
+    pub rank: u32,
+    /// For [`Evidence::Rule`].
+    pub number: u32,
+}
+
+/// What executable a case is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// Whatever it is.
+    Anything,
+    /// Of this class.
+    Class(u16),
+    /// One that is not known yet: refused until it is.
+    Unknown,
+}
+
 /// Something the kernel did on its own.
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -201,6 +273,13 @@ pub enum Event {
     Overspent {
         /// The workload.
         workload: Arc<str>,
+    },
+    /// A process runs a file that is to be looked at before it may connect.
+    Unseen {
+        /// The process.
+        pid: u32,
+        /// The file, as it was then.
+        file: FileState,
     },
     /// A steered connection ended.
     Closed {
@@ -227,7 +306,7 @@ pub struct Refusal {
     /// `tcp`, `udp`, `icmp`, `raw`, or the protocol's number.
     pub protocol: String,
     /// Stable code: `agent_down`, `udp`, `raw`, `protocol`, `direct`, `unrecorded`, `unsteered`,
-    /// `namespace`, `quota`.
+    /// `namespace`, `quota`, `unsettled`.
     pub reason: &'static str,
     /// The reason for a person, and what to do.
     pub detail: String,
@@ -244,6 +323,11 @@ pub struct Layer {
     pub leaves_open: String,
     /// Why it is not in force.
     pub why: Option<String>,
+}
+
+/// Ids of every process that there is.
+pub fn processes() -> Vec<u32> {
+    processes::seen().iter().map(|one| one.process).collect()
 }
 
 impl Fence {
@@ -345,6 +429,44 @@ impl Fence {
     /// See [`Error`].
     pub fn release(&self, cgroup_id: u64) -> Result<(), Error> {
         self.release_subtree(cgroup_id)
+    }
+
+    /// Has the hooks recognise exactly this, from now on and without the agent.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn recognise(&self, by: &Recognition) -> Result<(), Error> {
+        self.recognise_by(by)
+    }
+
+    /// Governs a process that was there before the rule by which it is recognised, and what it has made. Returns
+    /// who was not governed before.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn enrol(&self, pid: u32, workload: &str, rule: u16) -> Result<Vec<u32>, Error> {
+        self.enrol_process(pid, workload, rule)
+    }
+
+    /// Says which conditions a cgroup fulfils (path below the cgroup2 root). Returns its id.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn fulfils(&self, cgroup: &Path, conditions: u64) -> Result<u64, Error> {
+        self.set_conditions(cgroup, conditions)
+    }
+
+    /// Says of which class a file is; `None`: of none.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn know(&self, file: &FileState, class: Option<u16>) -> Result<(), Error> {
+        self.know_file(file, class)
+    }
+
+    /// Forgets of which classes files are.
+    pub fn forget_executables(&self) {
+        self.forget_files();
     }
 
     /// Lets go of every process of workloads for which `stays` does not hold.

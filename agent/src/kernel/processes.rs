@@ -1,6 +1,6 @@
 //! Processes that were there before what governs them: their marks are the agent's to write, once; from then on
 //! the hooks keep them.
-use super::{Evidence, Fence, GovernedProcess, cgroup};
+use super::{Error, Evidence, Fence, GovernedProcess, cgroup};
 use std::path::Path;
 use tollgate_common::recognise::{BY_CGROUP, EXEMPT, INHERITED, Mark};
 
@@ -35,6 +35,23 @@ impl Fence {
             }
         }
         found
+    }
+
+    /// Marks a process that a rule recognises, and what it has made. Returns who was not governed before.
+    pub(super) fn enrol_process(
+        &self,
+        process: u32,
+        workload: &str,
+        rule: u16,
+    ) -> Result<Vec<u32>, Error> {
+        let ids = self.workload_ids(&mut self.maps.write(), std::iter::once(workload))?;
+        let id = ids.get(workload).and_then(|id| u16::try_from(*id).ok());
+        let mut found = Vec::new();
+        if id.is_some_and(|id| self.mark(process, id, rule.saturating_add(1))) {
+            found.push(process);
+            found.extend(self.enrol_descendants());
+        }
+        Ok(found)
     }
 
     /// Marks the children of who is governed; those that the hooks saw being made have theirs.

@@ -1,13 +1,13 @@
 //! Byte quotas: what the agent gives, what the hooks count.
 use super::{
     Error, Fence,
-    govern::name,
     maps::{read, write},
 };
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tollgate_common::quota::{Quota, Spent};
+use tollgate_common::recognise::WORKLOAD_IDS;
 
 /// What a workload is to have.
 #[derive(Debug, Clone, Copy)]
@@ -43,13 +43,18 @@ impl Fence {
     pub(super) fn replace_quotas(&self, allowances: &[Allowance<'_>]) -> Result<(), Error> {
         let mut writers = self.maps.write();
         let mut wanted = HashMap::new();
+        let ids = self.workload_ids(
+            &mut writers,
+            allowances.iter().map(|allowance| allowance.workload),
+        )?;
         for allowance in allowances {
-            let id =
-                self.workload_id(&mut writers, allowance.workload, name(allowance.workload)?)?;
-            wanted.insert(id, allowance);
+            if let Some(id) = ids.get(allowance.workload) {
+                wanted.insert(*id, allowance);
+            }
         }
         let (now, boot) = clocks();
-        for id in self.names.workloads.load().keys() {
+        let names = self.names.workloads.load();
+        for id in names.keys().filter(|id| **id < WORKLOAD_IDS) {
             let old = writers.quotas.get(id, 0).map_err(read("QUOTAS"))?;
             let new = wanted
                 .get(id)

@@ -4,7 +4,12 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tollgate_common::recognise::{MAX_PROCESSES, Mark, Scope, place};
+use tollgate_common::recognise::{MAX_PROCESSES, Mark, SHAPES, Scope, Shape, place};
+
+/// Where the words of `Scope` are.
+const RULES_AT: usize = std::mem::offset_of!(Scope, rules) / 8;
+/// See [`RULES_AT`].
+const SHAPES_AT: usize = std::mem::offset_of!(Scope, shapes) / 8;
 
 /// The words of a map of one kind of entry.
 #[derive(Debug)]
@@ -79,6 +84,67 @@ impl SharedScope {
         // The levels come last: without them nobody looks at the rest.
         self.set(1 + word, bit);
         self.set(0, 1 << level);
+    }
+
+    /// Has the hooks look for paths of these shapes. One that they look for already stays in its place, so that it is
+    /// looked for at every moment.
+    pub(super) fn set_shapes(&self, wanted: &[Shape]) {
+        let old: Vec<Shape> = (0..SHAPES).map(|at| self.shape(at)).collect();
+        let stays = |old: Shape| wanted.iter().find(|shape| shape.is_like(old)).copied();
+        let mut places: Vec<Option<Shape>> = old.iter().map(|old| stays(*old)).collect();
+        let new = wanted
+            .iter()
+            .filter(|new| !old.iter().any(|old| new.is_like(*old)));
+        // The first place must not be empty while another is not: that is how the hooks see that there is nothing.
+        for shape in new {
+            let free = places
+                .iter_mut()
+                .zip(&old)
+                .find(|(place, old)| place.is_none() && old.0 == 0);
+            match free {
+                Some((place, _)) => *place = Some(*shape),
+                None => places.push(Some(*shape)),
+            }
+        }
+        let mut more = places.split_off(SHAPES).into_iter();
+        for (at, place) in places.iter().enumerate() {
+            let word = place.or_else(|| more.next().flatten()).unwrap_or(Shape(0));
+            self.put(SHAPES_AT + at, word.0);
+        }
+    }
+
+    /// The generation of the shapes that are there.
+    pub(super) fn generation(&self) -> u32 {
+        let shapes = (0..SHAPES).map(|at| self.shape(at));
+        let last = shapes.filter(|shape| shape.0 != 0).map(Shape::generation);
+        last.last().unwrap_or(0)
+    }
+
+    /// Has the hooks ask the rules anew.
+    pub(super) fn set_rules(&self, flags: u64) {
+        let random = u64::from(uuid::Uuid::new_v4().as_fields().0);
+        let generation = if flags == 0 { 0 } else { random << 32 };
+        self.put(RULES_AT, flags | generation);
+    }
+
+    /// Has every process that was asked for in vain asked for again.
+    pub(super) fn ask_again(&self) {
+        let old = self
+            .0
+            .get(RULES_AT)
+            .map_or(0, |word| word.load(Ordering::SeqCst));
+        self.set_rules(old & u64::from(u32::MAX));
+    }
+
+    fn shape(&self, at: usize) -> Shape {
+        let word = self.0.get(SHAPES_AT + at);
+        Shape(word.map_or(0, |word| word.load(Ordering::SeqCst)))
+    }
+
+    fn put(&self, at: usize, to: u64) {
+        if let Some(word) = self.0.get(at) {
+            word.store(to, Ordering::SeqCst);
+        }
     }
 
     fn set(&self, word: usize, bits: u64) {

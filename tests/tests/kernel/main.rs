@@ -11,11 +11,13 @@
 
 mod account;
 mod adopt;
+mod birth;
 mod exit;
 mod namespaces;
 mod quota;
 mod recognise;
 mod refuse;
+mod rules;
 mod steer;
 mod stress;
 mod support;

@@ -1,28 +1,34 @@
-//! Whom a command runs as: users and groups from the local files, and what sudo says.
+//! Users and groups from the local files: whom a command runs as, with what sudo says, and whom selectors name.
 use anyhow::{Context, bail};
 use std::path::PathBuf;
 
 /// A user to become.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct User {
-    pub(super) name: Option<String>,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) groups: Vec<u32>,
-    pub(super) home: Option<PathBuf>,
-    pub(super) shell: Option<PathBuf>,
+pub struct User {
+    /// In `/etc/passwd`, if it is there.
+    pub name: Option<String>,
+    /// Its number.
+    pub uid: u32,
+    /// Its own group's.
+    pub gid: u32,
+    /// All its groups', its own first.
+    pub groups: Vec<u32>,
+    /// Its home.
+    pub home: Option<PathBuf>,
+    /// Its shell.
+    pub shell: Option<PathBuf>,
 }
 
 /// Where users come from.
-#[derive(Debug, Default)]
-pub(super) struct Database {
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Database {
     passwd: String,
     group: String,
 }
 
 impl Database {
     /// Of this host.
-    pub(super) fn open() -> Self {
+    pub fn open() -> Self {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         Self {
             passwd: read("/etc/passwd"),
@@ -30,12 +36,26 @@ impl Database {
         }
     }
 
+    /// Of these texts.
+    #[cfg(test)]
+    pub(super) fn of(passwd: &str, group: &str) -> Self {
+        Self {
+            passwd: passwd.to_owned(),
+            group: group.to_owned(),
+        }
+    }
+
+    /// The number of a user, given by name or number; `None`: no such name.
+    pub(super) fn uid(&self, user: &str) -> Option<u32> {
+        let known = self.by_name(user).map(|user| user.uid);
+        known.or_else(|| user.parse().ok().filter(|uid| *uid != u32::MAX))
+    }
+
     /// The user named by `--user`; else who called sudo; else root, who is the only one that can call.
-    pub(super) fn choose(
-        &self,
-        asked: Option<&str>,
-        sudo: Option<(u32, u32)>,
-    ) -> anyhow::Result<User> {
+    ///
+    /// # Errors
+    /// There is no such user.
+    pub fn choose(&self, asked: Option<&str>, sudo: Option<(u32, u32)>) -> anyhow::Result<User> {
         match (asked, sudo) {
             (Some(asked), _) => self.named(asked),
             (None, Some((uid, gid))) if uid != 0 => {
@@ -118,7 +138,10 @@ fn membership(line: &str, user: &str) -> Option<u32> {
 }
 
 /// Who called sudo.
-pub(super) fn sudo_caller() -> anyhow::Result<Option<(u32, u32)>> {
+///
+/// # Errors
+/// What sudo left in the environment is damaged.
+pub fn sudo_caller() -> anyhow::Result<Option<(u32, u32)>> {
     let number = |name: &str| -> anyhow::Result<Option<u32>> {
         let Some(text) = std::env::var_os(name) else {
             return Ok(None);

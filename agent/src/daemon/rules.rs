@@ -1,0 +1,218 @@
+//! Rules for who is in no governed cgroup: kept true to the policy, to the host's users and to the files that
+//! executables are; processes that ran before a rule are enrolled.
+use super::executables::{self, Executables};
+use super::selectors::Selectors;
+use super::users::Database;
+use crate::kernel::{Fence, FileState, Recognition};
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use tollgate_policy::Policy;
+
+/// Passes over the processes before the rest is left to the hooks.
+const PASSES: usize = 8;
+
+/// What the policy recognises processes by, and what is known for that.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    policy: Option<String>,
+    selectors: Selectors,
+    users: Database,
+    executables: Executables,
+    told: Option<Recognition>,
+    /// Conditions that cgroups fulfil, as the hooks were told.
+    fulfilled: HashMap<String, (u64, u64)>,
+    /// What the hooks are told is to be made again.
+    stale: bool,
+    /// The hooks were told something else than before: who runs already is to be asked for.
+    scan: bool,
+}
+
+impl Rules {
+    /// Takes up a policy, users and files that changed, and tells the hooks.
+    pub(super) fn take_up(&mut self, fence: &Fence, policy: &Policy) {
+        let is_new = self.policy.as_deref() != Some(policy.hash());
+        if is_new {
+            let old = std::mem::replace(&mut self.selectors, Selectors::of(policy));
+            self.policy = Some(policy.hash().to_owned());
+            if old.wants != self.selectors.wants {
+                self.executables.want(&self.selectors.wants);
+                fence.forget_executables();
+                self.stale = true;
+            }
+        }
+        let users = Database::open();
+        let moved = !self.selectors.wants.is_empty() && self.executables.look_at_paths();
+        if is_new || moved || users != self.users {
+            self.users = users;
+            self.stale = true;
+        }
+        if std::mem::take(&mut self.stale) {
+            self.look_at_running(fence);
+            self.tell(fence);
+        }
+    }
+
+    /// Tells the hooks what they recognise by now.
+    fn tell(&mut self, fence: &Fence) {
+        let next = self
+            .selectors
+            .recognition(&self.users, &self.executables.classes);
+        if self.told.as_ref() == Some(&next) {
+            return;
+        }
+        match fence.recognise(&next) {
+            Ok(()) => {
+                self.told = Some(next);
+                self.scan = true;
+            }
+            Err(e) => {
+                self.stale = true;
+                tracing::error!("not all that the policy says can be recognised: {e}");
+            }
+        }
+    }
+
+    /// Says which conditions each cgroup fulfils, and enrols the processes that a rule recognises. Returns who became
+    /// governed by that.
+    pub(super) fn settle(&mut self, fence: &Fence, directories: &[PathBuf]) -> Vec<u32> {
+        let root = fence.cgroup_root();
+        let mut seen = HashSet::new();
+        for directory in directories {
+            let Ok(below) = directory.strip_prefix(root) else {
+                continue;
+            };
+            let cgroup = format!("/{}", below.display());
+            let wanted = self.selectors.fulfilled(&cgroup);
+            let told = self.fulfilled.get(&cgroup).map_or(0, |(bits, _)| *bits);
+            if wanted == 0 && told == 0 {
+                continue;
+            }
+            seen.insert(cgroup.clone());
+            match fence.fulfils(Path::new(&cgroup), wanted) {
+                Ok(id) => drop(self.fulfilled.insert(cgroup, (wanted, id))),
+                Err(e) => tracing::debug!(cgroup, "conditions not told: {e}"),
+            }
+        }
+        self.fulfilled
+            .retain(|cgroup, (bits, _)| *bits != 0 && seen.contains(cgroup));
+        match std::mem::take(&mut self.scan) && self.selectors.has_rules() {
+            true => self.enrol_running(fence),
+            false => Vec::new(),
+        }
+    }
+
+    /// Makes known what every process runs.
+    fn look_at_running(&mut self, fence: &Fence) {
+        if self.selectors.wants.is_empty() {
+            return;
+        }
+        let mut seen = HashSet::new();
+        for process in crate::kernel::processes() {
+            if let Some((mut file, state)) = executables::running(process)
+                && seen.insert(state)
+            {
+                let fulfilled = self.executables.fulfils(&mut file, &state);
+                self.know(fence, &state, &fulfilled);
+            }
+        }
+    }
+
+    fn know(&mut self, fence: &Fence, state: &FileState, fulfilled: &[usize]) {
+        let class = self.executables.class(fulfilled);
+        if class.is_some_and(|class| !self.is_told(class)) {
+            // Rules for the class first: a file of a class without rules would be nobody's.
+            self.tell(fence);
+        }
+        if let Err(e) = fence.know(state, class) {
+            tracing::error!("an executable stays unknown, and what runs it is refused: {e}");
+        }
+    }
+
+    fn is_told(&self, class: u16) -> bool {
+        let of = |case: &crate::kernel::Case| case.executable == crate::kernel::Runs::Class(class);
+        self.told
+            .as_ref()
+            .is_some_and(|told| told.cases.iter().any(of))
+    }
+
+    /// Looks at a file that a hook has not seen before, which `process` runs. Returns who became governed by that.
+    pub(super) fn meet(&mut self, fence: &Fence, process: u32, seen: FileState) -> Vec<u32> {
+        let Some((mut file, mut state)) = executables::running(process) else {
+            return Vec::new(); // Gone: who runs it next tells again.
+        };
+        if (state.inode, state.changed) != (seen.inode, seen.changed) {
+            return Vec::new();
+        }
+        state.device = seen.device;
+        self.executables.look_at_paths();
+        let fulfilled = self.executables.fulfils(&mut file, &state);
+        self.know(fence, &state, &fulfilled);
+        self.enrol(fence, process).unwrap_or_default()
+    }
+
+    /// Enrols who ran before the rule that recognises it.
+    fn enrol_running(&mut self, fence: &Fence) -> Vec<u32> {
+        let mut found = Vec::new();
+        for _ in 0..PASSES {
+            let before = found.len();
+            for process in crate::kernel::processes() {
+                if fence.workload_of(process).is_none() {
+                    found.extend(self.enrol(fence, process).unwrap_or_default());
+                }
+            }
+            if found.len() == before {
+                break;
+            }
+        }
+        found
+    }
+
+    /// `None`: no rule recognises it, or it is gone.
+    fn enrol(&mut self, fence: &Fence, process: u32) -> Option<Vec<u32>> {
+        if process <= 1 {
+            return None; // The system's own manager: what it starts is looked at by itself.
+        }
+        let uid = real_user(process)?;
+        let runs = match self.selectors.wants.is_empty() {
+            true => Vec::new(),
+            false => {
+                let (mut file, state) = executables::running(process)?;
+                self.executables.fulfils(&mut file, &state)
+            }
+        };
+        let conditions = self.conditions(process);
+        let (rule, workload) = self
+            .selectors
+            .process(uid, &runs, conditions, &self.users)?;
+        let enrolled = fence.enrol(process, workload, rule);
+        enrolled
+            .inspect_err(|e| tracing::error!(process, "not governed: {e}"))
+            .ok()
+    }
+
+    /// What holds for the cgroup that a process is in: for it or for one above it.
+    fn conditions(&self, process: u32) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
+        let own = text
+            .lines()
+            .find_map(|line| line.strip_prefix("0::"))
+            .unwrap_or_default();
+        let above = Path::new(own).ancestors().filter_map(Path::to_str);
+        above.fold(0, |all, cgroup| all | self.selectors.fulfilled(cgroup))
+    }
+
+    /// A rule by its number, for a person.
+    pub(super) fn describe(&self, rule: u16) -> Option<String> {
+        self.selectors.describe(rule)
+    }
+}
+
+/// The real user of a process; kernel threads, which run no program, have none.
+fn real_user(process: u32) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    if !text.lines().any(|line| line.starts_with("VmSize:")) {
+        return None;
+    }
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}

@@ -1,0 +1,349 @@
+//! From a policy's selectors to what the kernel half recognises by: paths of cgroups, and cases of user, executable
+//! and cgroup together.
+use super::executables::Wants;
+use super::users::Database;
+use crate::kernel::{Case, CgroupPath, Recognition, Runs};
+use std::collections::BTreeMap;
+use tollgate_policy::{Policy, Selector};
+
+/// Slices that a unit's cgroup may lie in, one in the other: deeper ones are found by the agent's own walk.
+const SLICES: usize = 7;
+/// Conditions on cgroups that stand beside other conditions, at most: the hooks have a bit for each.
+pub(super) const CONDITIONS: usize = 64;
+
+/// A policy's selectors, understood.
+#[derive(Debug, Default)]
+pub(super) struct Selectors {
+    /// All of them, in the order of the workloads' names: a rule's number is its place here.
+    all: Vec<Numbered>,
+    /// Cgroup conditions that stand beside others; a condition's bit is its place here.
+    conditions: Vec<Selector>,
+    /// Executables that are named.
+    pub(super) wants: Vec<Wants>,
+}
+
+/// A selector, and how it is to be written down for the hooks.
+#[derive(Debug)]
+struct Numbered {
+    selector: Selector,
+    workload: String,
+    rank: u32,
+    condition: Option<u32>,
+    wants: Option<usize>,
+}
+
+impl Selectors {
+    pub(super) fn of(policy: &Policy) -> Self {
+        let mut found = Self::default();
+        for (rank, workload) in (0..).zip(policy.workloads()) {
+            for selector in &workload.selectors {
+                let numbered = Numbered {
+                    condition: found.condition(selector),
+                    wants: found.wants(selector),
+                    selector: selector.clone(),
+                    workload: workload.name.clone(),
+                    rank,
+                };
+                found.all.push(numbered);
+            }
+        }
+        found
+    }
+
+    fn condition(&mut self, selector: &Selector) -> Option<u32> {
+        if !has_cgroup(selector) || !has_process(selector) {
+            return None;
+        }
+        let part = Selector {
+            cgroup: selector.cgroup.clone(),
+            unit: selector.unit.clone(),
+            container: selector.container.clone(),
+            ..Selector::default()
+        };
+        let known = self.conditions.iter().position(|known| *known == part);
+        let bit = known.unwrap_or_else(|| {
+            self.conditions.push(part);
+            self.conditions.len() - 1
+        });
+        u32::try_from(bit).ok()
+    }
+
+    fn wants(&mut self, selector: &Selector) -> Option<usize> {
+        if selector.exe.is_none() && selector.sha256.is_none() {
+            return None;
+        }
+        let wants = Wants {
+            exe: selector.exe.as_ref().map(Into::into),
+            sha256: selector.sha256.clone(),
+        };
+        let known = self.wants.iter().position(|known| *known == wants);
+        Some(known.unwrap_or_else(|| {
+            self.wants.push(wants);
+            self.wants.len() - 1
+        }))
+    }
+
+    /// What the hooks are told. `classes`: each class of executables, and which of `wants` it fulfils.
+    pub(super) fn recognition(
+        &self,
+        users: &Database,
+        classes: &BTreeMap<u16, Vec<usize>>,
+    ) -> Recognition {
+        let mut told = Recognition::default();
+        for (number, one) in (0..).zip(&self.all) {
+            let workload = one.condition.is_none().then(|| one.workload.clone());
+            if has_cgroup(&one.selector) && (workload.is_none() || !has_process(&one.selector)) {
+                told.paths
+                    .extend(paths(&one.selector).map(|(names, slices)| CgroupPath {
+                        names,
+                        slices,
+                        workload: workload.clone(),
+                        rank: one.rank,
+                        condition: one.condition,
+                    }));
+            }
+            if has_process(&one.selector) {
+                told.cases.extend(one.cases(number, users, classes));
+            }
+        }
+        let named = self
+            .wants
+            .iter()
+            .filter_map(|wants| wants.exe.as_ref()?.file_name());
+        told.exe_names = named
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
+        told.by_executable = !self.wants.is_empty();
+        told.by_digest = self.wants.iter().any(|wants| wants.exe.is_none());
+        told
+    }
+
+    /// Conditions that a cgroup itself fulfils.
+    pub(super) fn fulfilled(&self, cgroup: &str) -> u64 {
+        let bits = (0..).zip(&self.conditions);
+        bits.filter(|(_, condition)| super::cgroups::selects(condition, cgroup))
+            .fold(0, |all, (bit, _)| all | 1_u64.wrapping_shl(bit))
+    }
+
+    /// The first that recognises a process by what is known of it, and its number.
+    pub(super) fn process(
+        &self,
+        uid: u32,
+        runs: &[usize],
+        conditions: u64,
+        users: &Database,
+    ) -> Option<(u16, &str)> {
+        let holds = |one: &Numbered| {
+            has_process(&one.selector)
+                && one
+                    .condition
+                    .is_none_or(|bit| conditions & 1_u64.wrapping_shl(bit) != 0)
+                && one.wants.is_none_or(|wants| runs.contains(&wants))
+                && one
+                    .selector
+                    .user
+                    .as_ref()
+                    .is_none_or(|user| users.uid(user) == Some(uid))
+        };
+        let (number, one) = (0..).zip(&self.all).find(|(_, one)| holds(one))?;
+        Some((number, &one.workload))
+    }
+
+    /// Does any selector look at processes themselves?
+    pub(super) fn has_rules(&self) -> bool {
+        self.all.iter().any(|one| has_process(&one.selector))
+    }
+
+    /// A selector by its number, for a person.
+    pub(super) fn describe(&self, number: u16) -> Option<String> {
+        let selector = &self.all.get(usize::from(number))?.selector;
+        let parts = [
+            ("user", &selector.user),
+            ("exe", &selector.exe),
+            ("sha256", &selector.sha256),
+            ("unit", &selector.unit),
+            ("cgroup", &selector.cgroup),
+            ("container", &selector.container),
+        ];
+        let given = parts.into_iter().filter_map(|(key, value)| {
+            let value: String = value.as_ref()?.chars().take(64).collect();
+            Some(format!("{key} {value}"))
+        });
+        Some(given.collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Numbered {
+    fn cases(
+        &self,
+        number: u32,
+        users: &Database,
+        classes: &BTreeMap<u16, Vec<usize>>,
+    ) -> Vec<Case> {
+        let uid = match &self.selector.user {
+            None => None,
+            // Nobody's yet: there is no such user for as long as the host says so.
+            Some(user) => match users.uid(user) {
+                None => return Vec::new(),
+                known => known,
+            },
+        };
+        let case = |executable| Case {
+            condition: self.condition,
+            uid,
+            executable,
+            workload: self.workload.clone(),
+            rank: self.rank,
+            number,
+        };
+        let Some(wants) = self.wants else {
+            return vec![case(Runs::Anything)];
+        };
+        let fulfilling = classes
+            .iter()
+            .filter(|(_, fulfilled)| fulfilled.contains(&wants));
+        fulfilling
+            .map(|(class, _)| case(Runs::Class(*class)))
+            .chain(std::iter::once(case(Runs::Unknown)))
+            .collect()
+    }
+}
+
+/// Is there a condition on the cgroup?
+pub(super) fn has_cgroup(selector: &Selector) -> bool {
+    selector.cgroup.is_some() || selector.unit.is_some() || selector.container.is_some()
+}
+
+/// Is there a condition on the process itself?
+pub(super) fn has_process(selector: &Selector) -> bool {
+    selector.user.is_some() || selector.exe.is_some() || selector.sha256.is_some()
+}
+
+type Names = Vec<Option<String>>;
+
+/// The cgroup paths that a selector means, and whether all but the last name must be slices. None where only the agent
+/// can tell.
+fn paths(selector: &Selector) -> impl Iterator<Item = (Names, bool)> {
+    let mut found: Vec<(Names, bool)> = Vec::new();
+    let literal = |name: &str| (name != "*").then(|| name.to_owned());
+    let glob = selector.cgroup.as_deref().map(|glob| {
+        let glob = glob.trim_start_matches('/');
+        let (names, open) = match glob.strip_suffix("**") {
+            Some(above) => (above.trim_end_matches('/'), true),
+            None => (glob, false),
+        };
+        let names: Names = names
+            .split('/')
+            .filter(|name| !name.is_empty())
+            .map(literal)
+            .collect();
+        (names, open)
+    });
+    match (&selector.container, &selector.unit, glob) {
+        (None, Some(unit), None) => found.extend(below(&[], unit)),
+        (None, None, Some((names, _))) if !names.is_empty() => found.push((names, false)),
+        (None, None, Some(_)) => found.push((vec![None], false)),
+        (None, Some(unit), Some((mut names, open))) => {
+            if open {
+                found.extend(below(&names, unit));
+            }
+            if let Some(last) = names.last_mut()
+                && last.as_ref().is_none_or(|last| last == unit)
+            {
+                *last = Some(unit.clone());
+                found.push((names, true));
+            }
+        }
+        _ => {}
+    }
+    found.into_iter()
+}
+
+/// A unit in so many slices below `above`.
+fn below(above: &[Option<String>], unit: &str) -> impl Iterator<Item = (Names, bool)> {
+    (0..=SLICES.saturating_sub(above.len())).map(move |slices| {
+        let stars = std::iter::repeat_n(None, slices);
+        let names = above.iter().cloned().chain(stars);
+        (names.chain([Some(unit.to_owned())]).collect(), true)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn shown(selector: &Selector) -> Vec<String> {
+        let text = |(names, slices): (Names, bool)| {
+            let names: Vec<String> = names.into_iter().map(|n| n.unwrap_or("*".into())).collect();
+            format!("{}{}", names.join("/"), if slices { " slices" } else { "" })
+        };
+        paths(selector).map(text).collect()
+    }
+
+    fn selector(cgroup: Option<&str>, unit: Option<&str>) -> Selector {
+        Selector {
+            cgroup: cgroup.map(str::to_owned),
+            unit: unit.map(str::to_owned),
+            ..Selector::default()
+        }
+    }
+
+    #[test]
+    fn paths_of_selectors() {
+        assert_eq!(shown(&selector(Some("/a/*/c"), None)), ["a/*/c"]);
+        assert_eq!(shown(&selector(Some("/a/**"), None)), ["a"]);
+        assert_eq!(shown(&selector(Some("/**"), None)), ["*"]);
+        let unit = shown(&selector(None, Some("x.service")));
+        assert_eq!(unit.len(), SLICES + 1);
+        assert_eq!(unit.first().unwrap(), "x.service slices");
+        assert_eq!(unit.get(2).unwrap(), "*/*/x.service slices");
+        let both = shown(&selector(Some("/user.slice/**"), Some("n.scope")));
+        assert_eq!(both.first().unwrap(), "user.slice/n.scope slices");
+        assert_eq!(both.get(1).unwrap(), "user.slice/*/n.scope slices");
+        assert_eq!(
+            shown(&selector(Some("/a.slice/*"), Some("n.scope"))),
+            ["a.slice/n.scope slices"]
+        );
+        assert!(shown(&selector(Some("/a.slice/b"), Some("n.scope"))).is_empty());
+    }
+
+    #[test]
+    fn what_the_hooks_are_told() {
+        let text = "version: 1\nworkloads:\n  a: { match: { user: root, cgroup: /x/** } }\n  b: { match: { exe: /bin/sh } }\n  c: { match: { unit: c.service } }\n  d: { match: { user: nobody-there } }\n";
+        let source = tollgate_policy::syntax::Source {
+            name: "p".into(),
+            text: text.into(),
+        };
+        let policy = tollgate_policy::compile(&[source]).unwrap().policy;
+        let selectors = Selectors::of(&policy);
+        let users = Database::of("root:x:0:0::/:/bin/sh\n", "");
+        let classes = BTreeMap::from([(9, vec![0])]);
+        let told = selectors.recognition(&users, &classes);
+        assert!(told.by_executable && !told.by_digest && told.exe_names.contains("sh"));
+        let cases: Vec<_> = told
+            .cases
+            .iter()
+            .map(|c| (&*c.workload, c.executable, c.uid, c.condition))
+            .collect();
+        assert_eq!(
+            cases,
+            [
+                ("a", Runs::Anything, Some(0), Some(0)),
+                ("b", Runs::Class(9), None, None),
+                ("b", Runs::Unknown, None, None)
+            ]
+        );
+        let first = told.paths.first().unwrap();
+        assert_eq!(
+            (first.condition, first.workload.as_deref()),
+            (Some(0), None)
+        );
+        assert_eq!(selectors.fulfilled("/x/y"), 1);
+        assert_eq!(selectors.fulfilled("/y"), 0);
+        assert_eq!(selectors.process(0, &[], 1, &users), Some((0, "a")));
+        assert_eq!(selectors.process(0, &[], 0, &users), None);
+        assert_eq!(selectors.process(5, &[0], 0, &users), Some((1, "b")));
+        assert_eq!(selectors.describe(0).unwrap(), "user root, cgroup /x/**");
+    }
+}

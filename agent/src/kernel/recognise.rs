@@ -1,0 +1,366 @@
+//! By what the hooks recognise workloads on their own: paths of cgroups as these are made, and rules on users and
+//! executables. What is new is written before what is old is taken away, so that nothing is missed in between.
+use super::{Case, CgroupPath, Error, Fence, FileState, Recognition, maps::Writers, maps::write};
+use aya::maps::{HashMap as Map, MapData, MapError};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use tollgate_common::recognise::{
+    self as abi, ANY_NAME, Arrival, CGROUP_NAME, EXE_NAME, Executable, File, GENERATIONS,
+    MAX_CONDITIONS, NODES, OTHER, Rule, SHAPES, Shape, Step, UNKNOWN, UNSETTLED,
+};
+
+/// The tree of paths that the hooks go along.
+#[derive(Debug, Default)]
+struct Tree {
+    names: BTreeMap<String, u32>,
+    steps: BTreeMap<Step, Arrival>,
+    shapes: Vec<Shape>,
+    nodes: u32,
+}
+
+impl Fence {
+    /// Has the hooks recognise exactly this.
+    pub(super) fn recognise_by(&self, by: &Recognition) -> Result<(), Error> {
+        self.follow_paths(&by.paths)?;
+        self.look_for(&by.exe_names)?;
+        self.ask_by(by)
+    }
+
+    fn follow_paths(&self, paths: &[CgroupPath]) -> Result<(), Error> {
+        let mut writers = self.maps.write();
+        let workloads = self.ids(
+            &mut writers,
+            paths.iter().filter_map(|p| p.workload.as_deref()),
+        )?;
+        let generation = (self.scope.generation() + 1) % GENERATIONS;
+        let known: BTreeMap<String, u32> = entries(&writers.names)
+            .map(|(name, number)| (super::translate::text(&name), number))
+            .collect();
+        let tree = Tree::grow(paths, generation, &known, &workloads)?;
+        for (name, number) in &tree.names {
+            let name = padded(name);
+            writers
+                .names
+                .insert(name, number, 0)
+                .map_err(write("NAMES"))?;
+        }
+        for (step, arrival) in &tree.steps {
+            let inserted = writers.steps.insert(step, arrival, 0);
+            inserted.map_err(write("STEPS"))?;
+        }
+        self.scope.set_shapes(&tree.shapes);
+        let stale = entries(&writers.steps).filter(|(step, _)| !tree.steps.contains_key(step));
+        let stale: Vec<Step> = stale.map(|(step, _)| step).collect();
+        stale
+            .iter()
+            .for_each(|step| drop(writers.steps.remove(step)));
+        for name in known.keys().filter(|name| !tree.names.contains_key(*name)) {
+            let _ = writers.names.remove(&padded(name));
+        }
+        Ok(())
+    }
+
+    fn look_for(&self, names: &HashSet<String>) -> Result<(), Error> {
+        let mut writers = self.maps.write();
+        let wanted: HashSet<[u8; EXE_NAME]> = names.iter().map(|name| padded(name)).collect();
+        for name in &wanted {
+            let inserted = writers.exe_names.insert(name, 1, 0);
+            inserted.map_err(write("EXE_NAMES"))?;
+        }
+        let stale = entries(&writers.exe_names).filter(|(name, _)| !wanted.contains(name));
+        let stale: Vec<_> = stale.map(|(name, _)| name).collect();
+        stale
+            .iter()
+            .for_each(|name| drop(writers.exe_names.remove(name)));
+        Ok(())
+    }
+
+    fn ask_by(&self, by: &Recognition) -> Result<(), Error> {
+        let mut writers = self.maps.write();
+        let workloads = self.ids(&mut writers, by.cases.iter().map(|case| &*case.workload))?;
+        let mut wanted: HashMap<abi::Case, Rule> = HashMap::new();
+        for case in &by.cases {
+            let id = workloads.get(&*case.workload).copied().unwrap_or_default();
+            for (key, rule) in written(case, id) {
+                let best = wanted.entry(key).or_insert(rule);
+                if rule.rank < best.rank {
+                    *best = rule;
+                }
+            }
+        }
+        for (case, rule) in &wanted {
+            let inserted = writers.rules.insert(case, rule, 0);
+            inserted.map_err(write("RULES"))?;
+        }
+        self.scope.set_rules(flags(by));
+        let stale = entries(&writers.rules).filter(|(case, _)| !wanted.contains_key(case));
+        let stale: Vec<abi::Case> = stale.map(|(case, _)| case).collect();
+        stale
+            .iter()
+            .for_each(|case| drop(writers.rules.remove(case)));
+        // Again: a hook may have asked, and remembered the answer, while the old ones were there.
+        self.scope.set_rules(flags(by));
+        Ok(())
+    }
+
+    /// Ids of workloads by their names, made where there are none.
+    fn ids<'a>(
+        &self,
+        writers: &mut Writers,
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<HashMap<String, u32>, Error> {
+        let names: HashSet<&str> = names.collect();
+        self.workload_ids(writers, names.into_iter())
+    }
+
+    /// Tells the hooks what class a file is of.
+    pub(super) fn know_file(&self, file: &FileState, class: Option<u16>) -> Result<(), Error> {
+        let known = Executable {
+            seconds: file.changed.0,
+            nanoseconds: file.changed.1,
+            class: u32::from(class.map_or(OTHER, class_of)),
+        };
+        let key = File {
+            inode: file.inode,
+            device: file.device,
+            reserved: 0,
+        };
+        let mut writers = self.maps.write();
+        match writers.executables.insert(key, known, 0) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
+            {
+                // Full of files that were seen once: start over. What is in use is asked for again.
+                let all: Vec<File> = entries(&writers.executables)
+                    .map(|(file, _)| file)
+                    .collect();
+                all.iter()
+                    .for_each(|file| drop(writers.executables.remove(file)));
+                writers.executables.insert(key, known, 0)
+            }
+            result => result,
+        }
+        .map_err(write("EXECUTABLES"))
+    }
+
+    /// Forgets what class files are of, and what processes run: other ones are asked for now.
+    pub(super) fn forget_files(&self) {
+        let mut writers = self.maps.write();
+        let all: Vec<File> = entries(&writers.executables)
+            .map(|(file, _)| file)
+            .collect();
+        all.iter()
+            .for_each(|file| drop(writers.executables.remove(file)));
+        drop(writers);
+        self.marks
+            .clear(|mark| mark.workload() == 0 && mark.class() != UNKNOWN);
+    }
+}
+
+/// A class of the domain, which counts from 0, as the hooks have it.
+fn class_of(number: u16) -> u16 {
+    number.saturating_add(abi::FIRST_CLASS)
+}
+
+/// What the hooks are told of a case. Where it names executables, files that are not known yet may be of it.
+fn written(case: &Case, workload: u32) -> impl Iterator<Item = (abi::Case, Rule)> {
+    let (uid, any_user) = case.uid.map_or((0, 1), |uid| (uid, 0));
+    let key = move |class: u16| abi::Case {
+        condition: case.condition.map_or(0, |bit| bit + 1),
+        class: u32::from(class),
+        uid,
+        any_user,
+    };
+    let rule = Rule {
+        workload,
+        rank: case.rank,
+        number: case.number,
+        reserved: 0,
+    };
+    let unsettled = Rule {
+        workload: u32::from(UNSETTLED),
+        ..rule
+    };
+    match case.executable {
+        super::Runs::Anything => [Some((key(OTHER), rule)), None],
+        super::Runs::Unknown => [Some((key(UNKNOWN), unsettled)), None],
+        super::Runs::Class(class) => [Some((key(class_of(class)), rule)), None],
+    }
+    .into_iter()
+    .flatten()
+}
+
+fn flags(by: &Recognition) -> u64 {
+    let flag = |is, bit| if is { bit } else { 0 };
+    flag(!by.cases.is_empty(), abi::ANY_RULE)
+        | flag(by.by_executable, abi::BY_EXECUTABLE)
+        | flag(by.by_digest, abi::BY_DIGEST)
+        | flag(by.by_container, abi::BY_CONTAINER)
+}
+
+fn entries<K: aya::Pod, V: aya::Pod>(
+    map: &Map<MapData, K, V>,
+) -> impl Iterator<Item = (K, V)> + '_ {
+    map.iter().filter_map(Result::ok)
+}
+
+/// A name as the hooks have it: zeros behind it, cut where it is too long.
+fn padded<const N: usize>(name: &str) -> [u8; N] {
+    let mut padded = [0; N];
+    for (to, from) in padded.iter_mut().take(N - 1).zip(name.bytes()) {
+        *to = from;
+    }
+    padded
+}
+
+impl Tree {
+    fn grow(
+        paths: &[CgroupPath],
+        generation: u32,
+        known: &BTreeMap<String, u32>,
+        workloads: &HashMap<String, u32>,
+    ) -> Result<Self, Error> {
+        let mut tree = Self::default();
+        let mut next_name = known.values().max().map_or(1, |last| last + 1);
+        for path in paths {
+            tree.add_shape(path, generation)?;
+            let mut node = generation * NODES;
+            for (depth, name) in (1..).zip(&path.names) {
+                let number = match name {
+                    None => ANY_NAME,
+                    Some(name) => *tree.names.entry(name.clone()).or_insert_with(|| {
+                        known.get(name).copied().unwrap_or_else(|| {
+                            next_name += 1;
+                            next_name - 1
+                        })
+                    }),
+                };
+                let step = Step { node, name: number };
+                node = tree.arrive(step, generation)?;
+                if depth == path.names.len()
+                    && let Some(arrival) = tree.steps.get_mut(&step)
+                {
+                    arrival.takes(path, workloads);
+                }
+            }
+        }
+        Ok(tree)
+    }
+
+    fn add_shape(&mut self, path: &CgroupPath, generation: u32) -> Result<(), Error> {
+        let any = (1..).zip(&path.names).filter(|(_, name)| name.is_none());
+        let stars = any.fold(0, |stars, (depth, _)| stars | 1_u32.wrapping_shl(depth));
+        let depth = u32::try_from(path.names.len()).unwrap_or(u32::MAX);
+        let shape = Shape::new(depth, stars, path.slices, generation);
+        if !self.shapes.contains(&shape) {
+            self.shapes.push(shape);
+        }
+        match self.shapes.len() <= SHAPES {
+            true => Ok(()),
+            false => Err(Error::TooMany {
+                what: "shapes of cgroup paths (so many names deep, with `*` at these places)",
+                limit: SHAPES as u32,
+            }),
+        }
+    }
+
+    fn arrive(&mut self, step: Step, generation: u32) -> Result<u32, Error> {
+        if let Some(arrival) = self.steps.get(&step) {
+            return Ok(arrival.node);
+        }
+        self.nodes += 1;
+        if self.nodes >= NODES.min(abi::MAX_STEPS / 2) {
+            return Err(Error::TooMany {
+                what: "names in the cgroup paths of the policy",
+                limit: abi::MAX_STEPS / 2,
+            });
+        }
+        let node = generation * NODES + self.nodes;
+        let arrival = Arrival {
+            node,
+            rank: u32::MAX,
+            ..Arrival::default()
+        };
+        self.steps.insert(step, arrival);
+        Ok(node)
+    }
+}
+
+/// What a path gives to a cgroup that has it.
+trait Takes {
+    fn takes(&mut self, path: &CgroupPath, workloads: &HashMap<String, u32>);
+}
+
+impl Takes for Arrival {
+    fn takes(&mut self, path: &CgroupPath, workloads: &HashMap<String, u32>) {
+        if let Some(bit) = path.condition.filter(|bit| *bit < MAX_CONDITIONS) {
+            self.conditions |= 1 << bit;
+        }
+        if let Some(id) = path.workload.as_ref().and_then(|name| workloads.get(name))
+            && path.rank < self.rank
+        {
+            self.rank = path.rank;
+            self.workload = *id;
+        }
+    }
+}
+
+const _: () = assert!(
+    CGROUP_NAME > 255,
+    "the kernel's own limit fits, with its NUL"
+);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+
+    fn path(text: &str, workload: &str, rank: u32) -> CgroupPath {
+        CgroupPath {
+            names: text
+                .split('/')
+                .map(|name| (name != "*").then(|| name.to_owned()))
+                .collect(),
+            slices: false,
+            workload: Some(workload.to_owned()),
+            rank,
+            condition: None,
+        }
+    }
+
+    #[test]
+    fn paths_share_their_beginnings_and_keep_their_names_numbers() {
+        let ids = HashMap::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
+        let known = BTreeMap::from([("x".to_owned(), 7)]);
+        let paths = [
+            path("x/y", "b", 1),
+            path("x/*", "a", 0),
+            path("x/y", "a", 0),
+        ];
+        let tree = Tree::grow(&paths, 3, &known, &ids).unwrap();
+        assert_eq!(tree.names["x"], 7);
+        assert_eq!(tree.names["y"], 8);
+        assert_eq!(tree.steps.len(), 3, "{tree:?}");
+        assert_eq!(tree.shapes.len(), 2);
+        let root = 3 * NODES;
+        let first = tree.steps[&Step {
+            node: root,
+            name: 7,
+        }];
+        assert_eq!(first.workload, 0);
+        let end = tree.steps[&Step {
+            node: first.node,
+            name: 8,
+        }];
+        assert_eq!((end.workload, end.rank), (1, 0), "the lowest rank has it");
+    }
+
+    #[test]
+    fn too_many_shapes_are_an_error() {
+        let ids = HashMap::new();
+        let paths: Vec<_> = (0..=SHAPES)
+            .map(|n| path(&format!("{}x", "*/".repeat(n)), "a", 0))
+            .collect();
+        assert!(Tree::grow(&paths[..SHAPES - 2], 0, &BTreeMap::new(), &ids).is_ok());
+        assert!(Tree::grow(&paths, 0, &BTreeMap::new(), &ids).is_err());
+    }
+}

@@ -1,0 +1,250 @@
+//! Recognising who is in no governed cgroup: by user, by executable, and by both within a cgroup.
+use crate::{
+    account,
+    attribute::{OFFSETS, pointer, read},
+    maps::{EVENTS, EXE_NAMES, EXECUTABLES, ROOM, RULES},
+    recognise,
+    select::{self, BY_MARK},
+};
+use aya_ebpf::helpers::{
+    bpf_get_current_uid_gid,
+    generated::{bpf_get_current_task, bpf_probe_read_kernel_str},
+};
+use tollgate_common::recognise::{
+    ANY_RULE, ASKED, BY_DIGEST, BY_EXECUTABLE, Case, EXE_NAME, Executable, File, Mark, OTHER, Rule,
+    UNKNOWN, UNSEEN, UNSETTLED, Unseen,
+};
+
+/// The nanoseconds of a time; the kernel keeps a mark of its own beside them.
+const NANOSECONDS: u32 = (1 << 31) - 1;
+/// The system's own manager: what it starts is recognised by itself, and would all inherit from it.
+const INIT: u32 = 1;
+
+/// Asks the rules whose the current process is: [`BY_MARK`] and the workload, or 0. Asked in vain, they are not asked
+/// again until they change, the user does, or the cgroup.
+#[inline(never)]
+pub(crate) fn recognise() -> u64 {
+    let rules = select::scope().map_or(0, select::rules);
+    let uid = bpf_get_current_uid_gid() as u32;
+    let stamp = stamp(rules, uid);
+    let process = recognise::current();
+    let mark = recognise::mark(process).unwrap_or_default();
+    if rules & ANY_RULE == 0 || mark.stamp() == stamp || process <= INIT {
+        return 0;
+    }
+    let class = match mark.class() {
+        UNKNOWN if rules & BY_EXECUTABLE != 0 => current_class(process),
+        known => known,
+    };
+    let mut best = NOT_FOUND;
+    ask(u32::from(class), uid, select::conditions(), &mut best);
+    let new = match best.workload as u16 {
+        UNSETTLED => return BY_MARK | u64::from(UNSETTLED), // Asked again the next time.
+        0 => Mark::running(class).stamped(stamp),
+        workload => Mark::governed(workload, best.number as u16 + 1, recognise::now()),
+    };
+    recognise::replace(process, mark, new);
+    match best.workload {
+        0 => 0,
+        workload => BY_MARK | u64::from(workload),
+    }
+}
+
+const NOT_FOUND: Rule = Rule {
+    workload: 0,
+    rank: u32::MAX,
+    number: 0,
+    reserved: 0,
+};
+
+/// Another number for each change of the rules and each user; never that of who was not asked for.
+#[inline(always)]
+fn stamp(rules: u64, uid: u32) -> u32 {
+    let stamp = (rules >> 32) as u32 ^ uid;
+    if stamp == 0 { 1 } else { stamp }
+}
+
+/// Asks the rules of each condition that holds, and those without one.
+#[inline(never)]
+fn ask(class: u32, uid: u32, mut conditions: u64, best: &mut Rule) {
+    ask_with(0, class, uid, best);
+    for _ in 0..ASKED {
+        if conditions == 0 {
+            return;
+        }
+        ask_with(conditions.trailing_zeros() + 1, class, uid, best);
+        conditions &= conditions.wrapping_sub(1);
+    }
+    if conditions != 0 {
+        // More hold than can be asked: rather nobody's than the wrong one's.
+        best.workload = u32::from(UNSETTLED);
+    }
+}
+
+#[inline(always)]
+fn ask_with(condition: u32, class: u32, uid: u32, best: &mut Rule) {
+    let other = u32::from(OTHER);
+    consider(
+        Case {
+            condition,
+            class: other,
+            uid,
+            any_user: 0,
+        },
+        best,
+    );
+    consider(
+        Case {
+            condition,
+            class: other,
+            uid: 0,
+            any_user: 1,
+        },
+        best,
+    );
+    if class != other {
+        consider(
+            Case {
+                condition,
+                class,
+                uid,
+                any_user: 0,
+            },
+            best,
+        );
+        consider(
+            Case {
+                condition,
+                class,
+                uid: 0,
+                any_user: 1,
+            },
+            best,
+        );
+    }
+}
+
+#[inline(always)]
+fn consider(case: Case, best: &mut Rule) {
+    if let Some(rule) = RULES.get_ptr(case) {
+        // SAFETY: a live map value; the memory of a removed one stays readable.
+        let rule = unsafe { &*rule };
+        if rule.rank < best.rank {
+            best.rank = rule.rank;
+            best.workload = rule.workload;
+            best.number = rule.number;
+        }
+    }
+}
+
+/// What class the current process's executable is of, as far as that is known. What is not is told to the agent.
+#[inline(never)]
+fn current_class(process: u32) -> u16 {
+    // SAFETY: needed to call a helper without arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let Some((file, changed, _)) = executable(task) else {
+        return OTHER; // No program of its own.
+    };
+    let class = known_class(&file, &changed).unwrap_or(UNKNOWN);
+    if class == UNKNOWN {
+        tell(process, &file, &changed);
+    }
+    class
+}
+
+/// What class the program that a process has just become is of.
+#[inline(always)]
+pub(crate) fn class_at_exec(rules: u64, process: u32, task: u64) -> u16 {
+    if rules & BY_EXECUTABLE == 0 {
+        return UNKNOWN;
+    }
+    let Some((file, changed, dentry)) = executable(task) else {
+        return UNKNOWN;
+    };
+    let class = match known_class(&file, &changed) {
+        Some(class) => class,
+        None if rules & BY_DIGEST != 0 || is_named(dentry) => UNKNOWN,
+        None => OTHER,
+    };
+    if class == UNKNOWN {
+        tell(process, &file, &changed);
+    }
+    class
+}
+
+/// `None`: nothing is known of the file. One that was changed since it was looked at has no class.
+#[inline(always)]
+fn known_class(file: &File, changed: &Executable) -> Option<u16> {
+    // SAFETY: a live map value; the memory of a removed one stays readable.
+    let known = unsafe { &*EXECUTABLES.get_ptr(file)? };
+    let is_same = known.seconds == changed.seconds && known.nanoseconds == changed.nanoseconds;
+    Some(if is_same { known.class as u16 } else { UNKNOWN })
+}
+
+/// A task's executable: which file, when it was last changed, and where its name is.
+#[inline(always)]
+fn executable(task: u64) -> Option<(File, Executable, u64)> {
+    let at = OFFSETS.load();
+    // SAFETY: reads through a helper that checks the address.
+    unsafe {
+        let exe = pointer(pointer(task, at.task_mm)?, at.mm_exe_file)?;
+        let inode = pointer(exe, at.file_inode)?;
+        let file = File {
+            inode: read(inode, at.inode_ino)?,
+            device: read(pointer(inode, at.inode_sb)?, at.sb_dev)?,
+            reserved: 0,
+        };
+        let changed = Executable {
+            seconds: read(inode, at.inode_changed)?,
+            nanoseconds: read::<u32>(inode, at.inode_changed_nanoseconds)? & NANOSECONDS,
+            class: 0,
+        };
+        Some((file, changed, pointer(exe, at.file_dentry)?))
+    }
+}
+
+/// Do rules name an executable that is called like this one?
+#[inline(always)]
+fn is_named(dentry: u64) -> bool {
+    let Some(room) = ROOM.get_ptr_mut(0) else {
+        return true;
+    };
+    // SAFETY: the room is a live map value, all writes are within it, and the name is read through a helper
+    // that checks the address.
+    unsafe {
+        let words = (&raw mut (*room).exe).cast::<u64>();
+        for word in 0..EXE_NAME / 8 {
+            core::ptr::write_volatile(words.add(word), 0);
+        }
+        let Some(name) = pointer(dentry, OFFSETS.load().dentry_name) else {
+            return true;
+        };
+        let to = (&raw mut (*room).exe).cast();
+        if bpf_probe_read_kernel_str(to, EXE_NAME as u32, name as *const _) <= 0 {
+            return true;
+        }
+        EXE_NAMES.get_ptr(&(*room).exe).is_some()
+    }
+}
+
+/// Asks the agent to look at a file. The stack has no room for what is told: it goes into the ring at once, into an
+/// entry that is longer.
+#[inline(always)]
+fn tell(process: u32, file: &File, changed: &Executable) {
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        return account::lost();
+    };
+    let event = entry.as_mut_ptr().cast::<Unseen>();
+    // SAFETY: the entry is ours until submitted, and as long as a `Refused`, which is longer; each field is written.
+    unsafe {
+        (*event).kind = UNSEEN;
+        (*event).process = process;
+        (*event).file.inode = file.inode;
+        (*event).file.device = file.device;
+        (*event).file.reserved = 0;
+        (*event).seconds = changed.seconds;
+        (*event).nanoseconds = changed.nanoseconds;
+        (*event).reserved = 0;
+    }
+    entry.submit(0);
+}

@@ -1,0 +1,208 @@
+//! Cgroups that are governed from their birth on: between `mkdir` and the first connection nobody has a chance.
+use crate::support::*;
+use tollgate::kernel::{CgroupPath, Recognition};
+
+/// A path below the cgroup root, where `*` is any name.
+fn path(text: &str, workload: &str, rank: u32, slices: bool) -> CgroupPath {
+    let names = text.split('/');
+    CgroupPath {
+        names: names
+            .map(|name| (name != "*").then(|| name.to_owned()))
+            .collect(),
+        slices,
+        workload: Some(workload.to_owned()),
+        rank,
+        condition: None,
+    }
+}
+
+fn by(paths: Vec<CgroupPath>) -> Recognition {
+    Recognition {
+        paths,
+        ..Recognition::default()
+    }
+}
+
+/// Makes a cgroup, enters it, connects over both families and removes it, again and again.
+fn churn(parent: &Cgroup, servers: &[Elsewhere; 2], times: u32) -> String {
+    format!(
+        "out = set()
+own = [line.split('::', 1)[1].strip() for line in open('/proc/self/cgroup') if line.startswith('0::')][0]
+for n in range({times}):
+    path = '{parent}/job-%d' % n
+    os.mkdir(path)
+    if os.fork() == 0:
+        enter(path)
+        say(tcp('127.0.0.1', {v4})[1], tcp('::1', {v6})[1])
+        os._exit(0)
+    os.wait()
+    while name(lambda: os.rmdir(path)) == 'EBUSY': time.sleep(0.001)",
+        parent = parent.path().display(),
+        v4 = servers[0].address.port(),
+        v6 = servers[1].address.port(),
+    )
+}
+
+#[test]
+fn not_one_connection_gets_out_of_a_new_cgroup() {
+    let mut stand = Stand::new();
+    let parent = Cgroup::new(stand.fence().cgroup_root(), unique());
+    let servers = ["127.0.0.1", "::1"].map(Elsewhere::new);
+    let jobs = format!("{}/*", parent.name.display());
+    let wanted = by(vec![path(&jobs, "jobs", 0, false)]);
+    stand.fence().recognise(&wanted).unwrap();
+
+    // With an agent: all of them come to it.
+    let script = churn(&parent, &servers, 20);
+    let mut client = Running::start_outside(&script);
+    for _ in 0..20 {
+        for listener in [&stand.agent4, &stand.agent6] {
+            let flow = stand.fence().flow_of(&accept(listener)).unwrap();
+            assert_eq!(&*flow.workload, "jobs");
+        }
+        assert_eq!(client.line(), "ok ok");
+    }
+    client.finish();
+
+    // Without one: none of them gets anywhere.
+    drop(stand.fence.take());
+    (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+    let said = python_outside(&script);
+    assert_eq!(said.lines().count(), 20);
+    assert!(
+        said.lines().all(|line| line == "ECONNREFUSED ECONNREFUSED"),
+        "{said}"
+    );
+    for server in &servers {
+        assert_quiet(&server.listener);
+    }
+
+    // The next agent finds that the cgroups are gone, without having looked.
+    stand.fence = Some(open(&stand.options));
+    let left = stand.fence().governed();
+    assert!(
+        left.iter().all(|governed| governed.workload != "jobs"),
+        "{left:?}"
+    );
+    stand.lift();
+    assert_eq!(python_outside(&churn(&parent, &servers, 1)), "ok ok");
+    servers
+        .iter()
+        .for_each(|server| drop(accept(&server.listener)));
+}
+
+/// The workload of a new cgroup, if it has one.
+fn workload_of(stand: &Stand, cgroup: &Cgroup) -> Option<String> {
+    let mut all = stand.fence().governed().into_iter();
+    all.find(|governed| governed.cgroup_id == cgroup.id())
+        .map(|governed| governed.workload)
+}
+
+#[test]
+fn paths_are_matched_name_by_name() {
+    let stand = Stand::new();
+    let root = stand.fence().cgroup_root().to_owned();
+    let top = Cgroup::new(&root, format!("{}.slice", unique()));
+    let name = top.name.to_str().unwrap().to_owned();
+    let paths = vec![
+        path(&format!("{name}/fixed"), "fixed", 3, false),
+        path(&format!("{name}/*/leaf"), "leaf", 2, false),
+        path(&format!("{name}/*/*"), "any", 4, false),
+        path(&format!("*/{name}.service"), "unit", 1, true),
+        path(&format!("*/*/{name}.service"), "unit", 1, true),
+    ];
+    stand.fence().recognise(&by(paths.clone())).unwrap();
+    let new = |below: &str| Cgroup::new(&root, format!("{name}/{below}"));
+    let check = |cgroup: &Cgroup, expected: Option<&str>| {
+        let found = workload_of(&stand, cgroup);
+        assert_eq!(found.as_deref(), expected, "{}", cgroup.name.display());
+    };
+    let (fixed, other) = (new("fixed"), new("other"));
+    check(&fixed, Some("fixed"));
+    check(&other, None);
+    check(&new("other/leaf"), Some("leaf"));
+    check(&new("other/twig"), Some("any"));
+    // Inside one of another workload, one of its own; inside one of the same, none is needed.
+    let inner = new("fixed/leaf");
+    check(&inner, Some("leaf"));
+    check(&new("fixed/leaf/deeper"), None);
+    // A unit is one below slices only: anybody can have a directory of its name elsewhere.
+    check(&new(&format!("{name}.service")), Some("unit"));
+    let slice = new("a.slice");
+    check(&new(&format!("a.slice/{name}.service")), Some("unit"));
+    check(&new(&format!("other/{name}.service")), Some("any"));
+    drop(slice);
+
+    // What no longer is in the policy is no longer looked for, what still is, is.
+    stand.fence().recognise(&by(paths[..1].to_vec())).unwrap();
+    drop((fixed, inner));
+    check(&new("fixed"), Some("fixed"));
+    check(&new("other/again"), None);
+}
+
+/// Ten thousand names: all are told from each other, and being made takes no longer.
+#[test]
+fn many_paths_are_as_good_as_one() {
+    let stand = Stand::new();
+    let top = Cgroup::new(stand.fence().cgroup_root(), unique());
+    let name = top.name.to_str().unwrap();
+    let paths = (0..10_000).map(|n| path(&format!("{name}/w{n}"), &format!("w{n}"), n, false));
+    let begun = std::time::Instant::now();
+    stand.fence().recognise(&by(paths.collect())).unwrap();
+    eprintln!("10 000 paths told in {:?}", begun.elapsed());
+    for n in [0, 4_321, 9_999] {
+        let made = top.child(&format!("w{n}"));
+        assert_eq!(workload_of(&stand, &made), Some(format!("w{n}")));
+    }
+    assert_eq!(workload_of(&stand, &top.child("w10000")), None);
+}
+
+/// A container's cgroup is refused until somebody knows whose it is.
+#[test]
+fn a_new_container_waits_until_it_is_known() {
+    let stand = Stand::new();
+    let top = Cgroup::new(stand.fence().cgroup_root(), unique());
+    let wanted = Recognition {
+        by_container: true,
+        ..Recognition::default()
+    };
+    stand.fence().recognise(&wanted).unwrap();
+    let id = "0123456789abcdef".repeat(4);
+    let servers = ["127.0.0.1", "::1"].map(Elsewhere::new);
+    let both = format!(
+        "say(tcp('127.0.0.1', {})[1], tcp('::1', {})[1])",
+        servers[0].address.port(),
+        servers[1].address.port()
+    );
+    let plain = top.child(&format!("docker-{}.scope", &id[..63]));
+    assert_eq!(python(&plain, &both), "ok ok", "no container's id");
+    let container = top.child(&format!("docker-{id}.scope"));
+    assert_eq!(python(&container, &both), "ECONNREFUSED ECONNREFUSED");
+    servers
+        .iter()
+        .for_each(|server| drop(accept(&server.listener)));
+    servers
+        .iter()
+        .for_each(|server| assert_quiet(&server.listener));
+    let account = stand.fence().accounts();
+    let unsettled = account
+        .iter()
+        .find(|account| account.workload == "unsettled");
+    assert_eq!(
+        unsettled.map(|account| account.refusals["unsettled"]),
+        Some(2)
+    );
+    stand.fence().govern(&container.name, "known").unwrap();
+    assert_eq!(python(&container, &both), "ok ok");
+    let flow = stand.fence().flow_of(&accept(&stand.agent4)).unwrap();
+    assert_eq!(&*flow.workload, "known");
+    stand.fence().release(container.id()).unwrap();
+    assert_eq!(
+        python(&container, &both),
+        "ok ok",
+        "somebody's whom nobody governs"
+    );
+    servers
+        .iter()
+        .for_each(|server| drop(accept(&server.listener)));
+}

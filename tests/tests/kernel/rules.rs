@@ -1,0 +1,293 @@
+//! Who is recognised by what it is: user, executable, and both within a cgroup.
+use crate::support::*;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use tollgate::kernel::{Case, CgroupPath, Event, FileState, Recognition, Runs};
+
+const INTERN: u32 = 54_321;
+
+fn case(workload: &str, uid: Option<u32>, executable: Runs, condition: Option<u32>) -> Case {
+    Case {
+        condition,
+        uid,
+        executable,
+        workload: workload.to_owned(),
+        rank: 0,
+        number: 7,
+    }
+}
+
+/// A stand, and servers that only what is not governed reaches.
+struct Scene {
+    stand: Stand,
+    servers: [Elsewhere; 2],
+}
+
+impl Scene {
+    fn new(by: &Recognition) -> Self {
+        let stand = Stand::new();
+        stand.fence().recognise(by).unwrap();
+        let servers = ["127.0.0.1", "::1"].map(Elsewhere::new);
+        Self { stand, servers }
+    }
+
+    fn script(&self, body: &str) -> String {
+        format!(
+            "PORTS = {}, {}
+def both(): say(tcp('127.0.0.1', PORTS[0])[1], tcp('::1', PORTS[1])[1])
+{body}",
+            self.servers[0].address.port(),
+            self.servers[1].address.port()
+        )
+    }
+
+    /// Runs the script; whose both connections were, and nobody's where they were free.
+    fn whose(&self, body: &str) -> Option<String> {
+        assert_eq!(python_outside(&self.script(body)), "ok ok", "{body}");
+        self.who()
+    }
+
+    fn who(&self) -> Option<String> {
+        if self.servers[0].listener.accept().is_ok() {
+            accept(&self.servers[1].listener);
+            return None;
+        }
+        let flows = [&self.stand.agent4, &self.stand.agent6]
+            .map(|listener| self.stand.fence().flow_of(&accept(listener)).unwrap());
+        assert_eq!(flows[0].workload, flows[1].workload);
+        self.servers
+            .iter()
+            .for_each(|server| assert_quiet(&server.listener));
+        Some(flows[0].workload.to_string())
+    }
+}
+
+#[test]
+fn a_user_is_recognised_when_it_connects_and_stays_so() {
+    let by = Recognition {
+        cases: vec![case("interns", Some(INTERN), Runs::Anything, None)],
+        ..Recognition::default()
+    };
+    let mut scene = Scene::new(&by);
+    let become_intern = format!("os.setresuid({INTERN}, {INTERN}, {INTERN}); both()");
+    assert_eq!(scene.whose("both()"), None);
+    assert_eq!(scene.whose(&become_intern).as_deref(), Some("interns"));
+    assert_eq!(scene.whose("os.setresuid(5, 5, 5); both()"), None);
+    // Asked in vain as somebody else, it is asked again as the intern. Once recognised it stays, whoever it becomes.
+    let body = format!(
+        "tcp('127.0.0.1', 1)
+os.setresuid({INTERN}, 0, 0); tcp('127.0.0.1', PORTS[0]); os.setresuid(0, 0, 0); both()"
+    );
+    assert_eq!(python_outside(&scene.script(&body)), "ok ok");
+    accept(&scene.stand.agent4);
+    assert_eq!(scene.who().as_deref(), Some("interns"));
+    // By exec, without a connection; its children inherit.
+    let body = format!(
+        "import subprocess
+subprocess.run(['true'], user={INTERN})
+pid = os.fork()
+if pid == 0:
+    os.setresuid({INTERN}, 0, 0)
+    os.execv(sys.executable, ['python3', '-c', 'import os; os.setresuid(0, 0, 0); print(os.getpid(), flush=True); input()'])
+say('made'); sys.stdin.readline(); os.kill(pid, 9); os.wait()"
+    );
+    let mut tree = Running::start_outside(&body);
+    let mut lines = [tree.line(), tree.line()];
+    lines.sort();
+    let pid: u32 = lines[0].parse().unwrap();
+    assert_eq!(
+        scene.stand.fence().workload_of(pid).as_deref(),
+        Some("interns")
+    );
+    tree.finish();
+    scene.stand.lift();
+    assert_eq!(python_outside(&scene.script(&become_intern)), "ok ok");
+    scene
+        .servers
+        .iter()
+        .for_each(|server| drop(accept(&server.listener)));
+}
+
+#[test]
+fn a_user_within_a_cgroup_is_both() {
+    let stand = Stand::new();
+    let root = stand.fence().cgroup_root().to_owned();
+    let (near, far) = (unique(), Cgroup::new(&root, unique()));
+    let by = Recognition {
+        paths: vec![CgroupPath {
+            names: vec![Some(near.clone())],
+            slices: false,
+            workload: None,
+            rank: 0,
+            condition: Some(5),
+        }],
+        cases: vec![case("near", Some(INTERN), Runs::Anything, Some(5))],
+        ..Recognition::default()
+    };
+    drop(stand);
+    let scene = Scene::new(&by);
+    let near = Cgroup::new(&root, near);
+    let inner = near.child("inner");
+    let within = |cgroup: &Cgroup, uid: u32| {
+        let path = cgroup.path();
+        format!(
+            "enter('{}'); os.setresuid({uid}, {uid}, {uid}); both()",
+            path.display()
+        )
+    };
+    assert_eq!(scene.whose(&within(&near, INTERN)).as_deref(), Some("near"));
+    assert_eq!(
+        scene.whose(&within(&inner, INTERN)).as_deref(),
+        Some("near")
+    );
+    assert_eq!(scene.whose(&within(&near, 5)), None);
+    assert_eq!(scene.whose(&within(&far, INTERN)), None);
+    // A cgroup that was there before, and one that no longer counts.
+    scene.stand.fence().fulfils(&far.name, 1 << 5).unwrap();
+    assert_eq!(scene.whose(&within(&far, INTERN)).as_deref(), Some("near"));
+    scene.stand.fence().fulfils(&far.name, 0).unwrap();
+    assert_eq!(scene.whose(&within(&far, INTERN)), None);
+}
+
+/// A copy of a shell, that is called `name`.
+fn copy(folder: &Path, name: &str) -> PathBuf {
+    let to = folder.join(name);
+    std::fs::copy("/bin/bash", &to).unwrap();
+    std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o755)).unwrap();
+    to
+}
+
+fn state(path: &Path) -> FileState {
+    let found = path.metadata().unwrap();
+    let device = rustix::fs::major(found.dev()) << 20 | rustix::fs::minor(found.dev());
+    FileState {
+        device,
+        inode: found.ino(),
+        changed: (found.ctime(), u32::try_from(found.ctime_nsec()).unwrap()),
+    }
+}
+
+/// Replaces the process by this shell, which then connects.
+fn exec(program: &Path, scene: &Scene) -> String {
+    let [v4, v6] = [0, 1].map(|at| scene.servers[at].address.port());
+    let connect = format!(
+        "for at in 127.0.0.1/{v4} ::1/{v6}; do (exec 3<>/dev/tcp/$at) 2>/dev/null && echo -n 'ok ' || echo -n 'refused '; done"
+    );
+    format!(
+        "os.execv('{}', ['bash', '-c', {connect:?}])",
+        program.display()
+    )
+}
+
+const REFUSED: &str = "refused refused";
+
+#[test]
+fn an_executable_is_its_file_and_not_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tool, same, link) = (
+        copy(folder.path(), "tool"),
+        copy(folder.path(), "same"),
+        folder.path().join("link"),
+    );
+    std::fs::hard_link(&tool, &link).unwrap();
+    let by = Recognition {
+        cases: vec![
+            case("tools", None, Runs::Class(3), None),
+            case("tools", None, Runs::Unknown, None),
+        ],
+        exe_names: ["tool".to_owned()].into(),
+        by_executable: true,
+        ..Recognition::default()
+    };
+    let scene = Scene::new(&by);
+    let fence = scene.stand.fence();
+    fence.know(&state(&tool), Some(3)).unwrap();
+    assert_eq!(scene.whose(&exec(&tool, &scene)).as_deref(), Some("tools"));
+    assert_eq!(scene.whose(&exec(&link, &scene)).as_deref(), Some("tools"));
+    assert_eq!(scene.whose(&exec(&same, &scene)), None, "another file");
+    // Mounted over something else's path, in a namespace of its own, it still is what it is.
+    let mounted = format!(
+        "import ctypes
+c = ctypes.CDLL(None)
+assert c.unshare(0x20000) == 0 and c.mount(b'none', b'/', None, 0x44000, None) == 0
+assert c.mount(b'{}', b'{}', None, 0x1000, None) == 0
+{}",
+        tool.display(),
+        same.display(),
+        exec(&same, &scene)
+    );
+    assert_eq!(scene.whose(&mounted).as_deref(), Some("tools"));
+
+    // Replaced: what runs by this name now was not looked at yet, is refused, and is told to the agent.
+    let new = copy(folder.path(), "new");
+    std::fs::rename(&new, &tool).unwrap();
+    assert_eq!(python_outside(&scene.script(&exec(&tool, &scene))), REFUSED);
+    let new = state(&tool);
+    let is_told = |event: &Event| matches!(event, Event::Unseen { file, .. } if *file == new);
+    crate::refuse::events(fence, |events| events.iter().any(is_told));
+    fence.know(&state(&tool), None).unwrap();
+    assert_eq!(scene.whose(&exec(&tool, &scene)), None);
+    fence.know(&state(&tool), Some(3)).unwrap();
+    assert_eq!(scene.whose(&exec(&tool, &scene)).as_deref(), Some("tools"));
+    // Written to: another content, so not known.
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(&tool)
+        .unwrap()
+        .set_len(tool.metadata().unwrap().size() + 1)
+        .unwrap();
+    assert_eq!(python_outside(&scene.script(&exec(&tool, &scene))), REFUSED);
+}
+
+#[test]
+fn with_digests_every_unknown_executable_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let any = copy(folder.path(), "any");
+    let by = Recognition {
+        cases: vec![
+            case("digest", Some(INTERN), Runs::Class(4), None),
+            case("digest", Some(INTERN), Runs::Unknown, None),
+        ],
+        by_executable: true,
+        by_digest: true,
+        ..Recognition::default()
+    };
+    let scene = Scene::new(&by);
+    let fence = scene.stand.fence();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let as_intern = format!(
+        "os.setresuid({INTERN}, {INTERN}, {INTERN}); {}",
+        exec(&any, &scene)
+    );
+    assert_eq!(python_outside(&scene.script(&as_intern)), REFUSED);
+    // Whom no rule means, whatever it runs, does not wait.
+    assert_eq!(scene.whose(&exec(&any, &scene)), None);
+    fence.know(&state(&any), Some(4)).unwrap();
+    assert_eq!(scene.whose(&as_intern).as_deref(), Some("digest"));
+    assert_eq!(scene.whose(&exec(&any, &scene)), None);
+    fence.know(&state(&any), None).unwrap();
+    assert_eq!(scene.whose(&as_intern), None);
+}
+
+#[test]
+fn what_runs_already_is_enrolled_by_a_rule_and_let_go_with_its_workload() {
+    let scene = Scene::new(&Recognition::default());
+    let body =
+        scene.script("say('up'); sys.stdin.readline(); both(); sys.stdin.readline(); both()");
+    let mut client = Running::start_outside(&body);
+    assert_eq!(client.line(), "up");
+    let fence = scene.stand.fence();
+    assert_eq!(
+        fence.enrol(client.pid(), "late", 3).unwrap(),
+        [client.pid()]
+    );
+    client.send("\n");
+    assert_eq!(client.line(), "ok ok");
+    assert_eq!(scene.who().as_deref(), Some("late"));
+    fence.forget_workloads(|name| name != "late");
+    assert_eq!(fence.workload_of(client.pid()), None);
+    client.send("\n");
+    assert_eq!(client.line(), "ok ok");
+    assert_eq!(scene.who(), None);
+    client.finish();
+}
