@@ -2,15 +2,19 @@
 use super::output::{self, Form, Format, Table};
 use super::{Context, Outcome};
 use crate::daemon::admin::client;
-use crate::daemon::admin::wire::{Reply, Request};
+use crate::daemon::admin::wire::{Recognised, Reply, Request};
 use crate::kernel::{Governed, WorkloadAccount};
 use std::path::Path;
 
 /// Show what is governed, and the kernel's account of each workload
 ///
-/// Each governed cgroup with its workload, and the workload's account since the fence stands.
+/// Each workload's governed cgroups, its processes, and its account since the fence stands. With --processes, each process: since
+/// when it is governed, and by which evidence. A process stays governed after it has left the cgroup, and so do its children.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// List the processes
+    #[arg(long, short)]
+    processes: bool,
     #[command(flatten)]
     form: Form,
 }
@@ -20,6 +24,7 @@ pub(super) struct Args {
 struct Listed {
     workload: String,
     cgroups: Vec<Governed>,
+    processes: Vec<Recognised>,
     account: Option<WorkloadAccount>,
 }
 
@@ -29,9 +34,13 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
         output::print_json(args.form.format, &listed)?;
         return Ok(Outcome::Done);
     }
+    if args.processes {
+        return print_processes(&listed);
+    }
     let mut table = Table::new(&[
         "WORKLOAD",
         "CGROUPS",
+        "PROCESSES",
         "CONNECTIONS",
         "REFUSED",
         "SENT",
@@ -49,6 +58,7 @@ fn listed(socket: &Path) -> anyhow::Result<Vec<Listed>> {
     let empty = |workload: &String| Listed {
         workload: workload.clone(),
         cgroups: Vec::new(),
+        processes: Vec::new(),
         account: None,
     };
     for reply in
@@ -62,6 +72,13 @@ fn listed(socket: &Path) -> anyhow::Result<Vec<Listed>> {
                     .cgroups
                     .push(governed);
             }
+            Reply::Process(process) => {
+                by_name
+                    .entry(process.process.workload.clone())
+                    .or_insert_with_key(empty)
+                    .processes
+                    .push(process);
+            }
             Reply::Account(account) => {
                 let listed = by_name
                     .entry(account.workload.clone())
@@ -74,7 +91,32 @@ fn listed(socket: &Path) -> anyhow::Result<Vec<Listed>> {
     Ok(by_name.into_values().collect())
 }
 
-fn row(listed: &Listed) -> [String; 6] {
+fn print_processes(listed: &[Listed]) -> anyhow::Result<Outcome> {
+    let mut table = Table::new(&["WORKLOAD", "PROCESS", "PARENT", "SINCE", "BY"]);
+    for Recognised {
+        process,
+        sha256,
+        by,
+    } in listed.iter().flat_map(|workload| &workload.processes)
+    {
+        let inherited = if process.inherited { ", inherited" } else { "" };
+        let digest = sha256.as_ref().map(|digest| {
+            let start: String = digest.chars().take(12).collect();
+            format!(", content {start}…")
+        });
+        table.row([
+            process.workload.clone(),
+            format!("{}({})", process.exe, process.pid),
+            process.parent.to_string(),
+            output::local(process.since),
+            format!("{by}{inherited}{}", digest.unwrap_or_default()),
+        ]);
+    }
+    table.print()?;
+    Ok(Outcome::Done)
+}
+
+fn row(listed: &Listed) -> [String; 7] {
     let cgroups = listed
         .cgroups
         .iter()
@@ -93,6 +135,7 @@ fn row(listed: &Listed) -> [String; 6] {
         Some(cgroups.collect::<Vec<_>>().join(" "))
             .filter(|c| !c.is_empty())
             .unwrap_or_else(|| "-".to_owned()),
+        listed.processes.len().to_string(),
         account.map_or("-".to_owned(), |a| a.connections.to_string()),
         refusals
             .filter(|r| !r.is_empty())

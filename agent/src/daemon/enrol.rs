@@ -1,9 +1,9 @@
 //! Keeps the kernel's list of governed cgroups true to the policy and to the host.
-use super::admin::wire::{Enrolled, Fault, FaultKind};
+use super::admin::wire::{Enrolled, Fault, FaultKind, Recognised};
 use super::cgroups::{self, Match};
 use super::rules::Rules;
 use crate::config::Config;
-use crate::kernel::{self, Fence, FileState};
+use crate::kernel::{self, Evidence, Fence, FileState, GovernedProcess};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -132,6 +132,22 @@ impl Enrolments {
     pub(super) fn meet(&mut self, process: u32, file: FileState) {
         let newly = self.rules.meet(&self.fence, process, file);
         self.newly.extend(newly);
+    }
+
+    /// A governed process, with why it is governed.
+    pub(super) fn recognised(&self, process: GovernedProcess) -> Recognised {
+        let by = match process.evidence {
+            Evidence::Cgroup => "cgroup".to_owned(),
+            Evidence::Rule(rule) => self
+                .rules
+                .describe(rule)
+                .unwrap_or_else(|| format!("rule {rule} of an earlier policy")),
+        };
+        Recognised {
+            sha256: self.rules.digest_of(process.pid),
+            by,
+            process,
+        }
     }
 
     fn govern(&mut self, wanted: &Match) {

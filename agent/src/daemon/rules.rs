@@ -201,6 +201,12 @@ impl Rules {
         above.fold(0, |all, cgroup| all | self.selectors.fulfilled(cgroup))
     }
 
+    /// The digest of what a process runs, where it was taken.
+    pub(super) fn digest_of(&self, process: u32) -> Option<String> {
+        let (_, state) = executables::running(process)?;
+        self.executables.known_digest(&state).cloned()
+    }
+
     /// A rule by its number, for a person.
     pub(super) fn describe(&self, rule: u16) -> Option<String> {
         self.selectors.describe(rule)

@@ -2,6 +2,7 @@
 use super::{
     Counters, Fence, Flow, FlowAccount, WorkloadAccount,
     events::code,
+    govern::UNSETTLED_NAME,
     translate::{address, counters, time},
 };
 use std::collections::{BTreeMap, HashSet};
@@ -71,6 +72,9 @@ impl Fence {
                 }
             })
             .collect();
+        // What nobody settled is listed where something came of it.
+        accounts
+            .retain(|account| account.workload != UNSETTLED_NAME || !account.refusals.is_empty());
         accounts.sort_by(|a, b| a.workload.cmp(&b.workload));
         accounts
     }

@@ -17,6 +17,8 @@ use tollgate_common::limits::{MAX_RESOLVERS, MAX_WORKLOADS, NAME_BYTES};
 use tollgate_common::recognise::{Subtree, UNSETTLED, WORKLOAD_IDS};
 use tollgate_common::settings::{Name, Ports, Settings};
 
+/// In place of a workload's name, where it is not known yet whose something is.
+pub(super) const UNSETTLED_NAME: &str = "unsettled";
 /// `BPF_NOEXIST`
 const NOT_THERE: u64 = 1;
 
@@ -204,7 +206,7 @@ impl Fence {
             .map(|entry| entry.map(|(id, name)| (id, Arc::from(text(&name.0)))))
             .chain(std::iter::once(Ok((
                 u32::from(UNSETTLED),
-                Arc::from("unsettled"),
+                Arc::from(UNSETTLED_NAME),
             ))))
             .collect();
         self.names

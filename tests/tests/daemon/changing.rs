@@ -70,14 +70,15 @@ fn a_selector_that_cannot_be_held_is_refused_with_its_place() {
     let mut place = Place::new();
     place.start();
     let hash = place.status()["policy"]["hash"].clone();
-    let other = POLICY.replace("{ cgroup:", "{ exe: /usr/bin/curl, cgroup:");
+    let other = POLICY.replace("{ cgroup:", "{ container: x, cgroup:");
     place.write_policy(&other);
     for verb in ["check", "reload"] {
         let output = place.output(&[verb]);
         assert_eq!(output.status.code(), Some(2), "{verb}");
         let told = text(&output.stderr);
         assert!(
-            told.contains("policy.yaml:3:17") && told.contains("`exe` cannot be held yet"),
+            told.contains("policy.yaml:3:17")
+                && told.contains("does not recognise workloads by `container`"),
             "{verb}: {told}"
         );
     }

@@ -12,6 +12,7 @@ mod changing;
 mod confined;
 mod living;
 mod namespaces;
+mod recognising;
 mod running;
 mod starting;
 mod storms;

@@ -236,13 +236,7 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
     match request {
         Request::Status => Ok(vec![Reply::Status(Box::new(agent.status()))]),
         Request::Flows => Ok(flows(agent)),
-        Request::Workloads => Ok(agent
-            .shared
-            .fence
-            .governed()
-            .into_iter()
-            .map(Reply::Workload)
-            .collect()),
+        Request::Workloads => Ok(workloads(agent)),
         Request::Accounts => Ok(agent
             .shared
             .fence
@@ -279,6 +273,17 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
             .rotate_ca(Duration::from_secs(overlap))
             .map(|reply| vec![reply]),
     }
+}
+
+fn workloads(agent: &Agent) -> Vec<Reply> {
+    let fence = &agent.shared.fence;
+    let processes = fence.governed_processes();
+    let cgroups = fence.governed().into_iter().map(Reply::Workload);
+    let enrolments = lock(&agent.enrolments);
+    let recognised = processes
+        .into_iter()
+        .map(|process| Reply::Process(enrolments.recognised(process)));
+    cgroups.chain(recognised).collect()
 }
 
 fn flows(agent: &Agent) -> Vec<Reply> {

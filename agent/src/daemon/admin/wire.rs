@@ -3,7 +3,9 @@
 //! The client sends one [`Envelope`] on one line; the agent answers with lines of [`Reply`], the last of which is a
 //! final one ([`Reply::is_final`]). These are wire types: the agent's own types are translated where they differ.
 use crate::audit::{Filter, Record, Stats};
-use crate::kernel::{Counters, FlowAccount, Governed, Layer, Process, WorkloadAccount};
+use crate::kernel::{
+    Counters, FlowAccount, Governed, GovernedProcess, Layer, Process, WorkloadAccount,
+};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,7 +39,7 @@ pub enum Request {
     Status,
     /// Live flows and the last ended ones; answered by [`Reply::Flow`]s.
     Flows,
-    /// What is governed; answered by [`Reply::Workload`]s.
+    /// What is governed; answered by [`Reply::Workload`]s and [`Reply::Process`]es.
     Workloads,
     /// Kernel accounts per workload; answered by [`Reply::Account`]s.
     Accounts,
@@ -110,6 +112,8 @@ pub enum Reply {
     Flow(Box<Flow>),
     /// A subtree under governance.
     Workload(Governed),
+    /// A process under governance.
+    Process(Recognised),
     /// A workload's account.
     Account(WorkloadAccount),
     /// A budget.
@@ -147,6 +151,7 @@ impl Reply {
             self,
             Self::Flow(_)
                 | Self::Workload(_)
+                | Self::Process(_)
                 | Self::Account(_)
                 | Self::Usage(_)
                 | Self::Decision(_)
@@ -199,6 +204,18 @@ pub struct Usage {
     pub left: u64,
     /// When the next one begins.
     pub until: jiff::Timestamp,
+}
+
+/// A process under governance, and why it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Recognised {
+    /// The process.
+    #[serde(flatten)]
+    pub process: GovernedProcess,
+    /// SHA-256 of its executable in hex, where it was taken.
+    pub sha256: Option<String>,
+    /// The selector, or the cgroup, by which it or its ancestor was recognised, for a person.
+    pub by: String,
 }
 
 /// A flow, live or ended.

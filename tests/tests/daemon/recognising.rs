@@ -1,0 +1,158 @@
+//! Workloads by user, executable and cgroup, as a policy names them, under the real agent.
+use crate::support::*;
+use harness::eventually;
+use rustix::process::Signal;
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const INTERN: u32 = 54_322;
+
+/// Runs a shell script as a user, in the test's own cgroup: ungoverned but for who it is.
+fn as_user(uid: u32, script: &str) -> Output {
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--reuid",
+        &uid.to_string(),
+        "--clear-groups",
+        "sh",
+        "-c",
+        script,
+    ]);
+    command
+        .stdin(Stdio::null())
+        .current_dir("/")
+        .output()
+        .unwrap()
+}
+
+fn curl(program: &str) -> String {
+    format!("{program} -sS -m 5 -o /dev/null -w '%{{http_code}}' {ELSEWHERE}")
+}
+
+/// What the agent answered: the test's machine reaches nothing at that address by itself.
+fn answered(output: &Output) -> bool {
+    text(&output.stdout) == "403"
+}
+
+fn digest(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().unwrap();
+    text(&output.stdout).split(' ').next().unwrap().to_owned()
+}
+
+fn processes(place: &Place, workload: &str) -> Vec<Value> {
+    let output = place.output(&["workloads", "-o", "json"]);
+    let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let ours = all.into_iter().find(|w| w["workload"] == workload);
+    ours.map_or(Vec::new(), |w| w["processes"].as_array().unwrap().clone())
+}
+
+#[test]
+fn users_and_executables_are_recognised_as_the_policy_names_them() {
+    let mut place = Place::new();
+    fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
+    let [named, content] = ["named", "content"].map(|name| {
+        let to = place.path(name);
+        fs::copy("/usr/bin/curl", &to).unwrap();
+        to
+    });
+    // Another content than the host's own curl.
+    let mut bytes = fs::read(&content).unwrap();
+    bytes.push(0);
+    fs::write(&content, bytes).unwrap();
+    let more = format!(
+        "workloads:\n  interns: {{ match: {{ user: {INTERN} }} }}\n  named: {{ match: {{ exe: {} }} }}\n  content: {{ match: {{ user: 54323, sha256: {} }} }}\n",
+        named.display(),
+        digest(&content),
+    );
+    place.write_policy(&POLICY.replace("workloads:\n", &more));
+    // Runs already, and is enrolled; what it made, too.
+    let mut sleeper = Command::new("setpriv")
+        .args([
+            "--reuid",
+            &INTERN.to_string(),
+            "--clear-groups",
+            "sh",
+            "-c",
+            "sleep 60 & wait",
+        ])
+        .spawn()
+        .unwrap();
+    place.start();
+
+    assert!(answered(&as_user(INTERN, &curl("curl"))));
+    assert!(!answered(&as_user(5, &curl("curl"))));
+    let named = named.display().to_string();
+    assert!(answered(&as_user(5, &curl(&named))));
+    let content = content.display().to_string();
+    // It may be refused until it was looked at, which the first run asks for.
+    let seen = eventually(START, || {
+        answered(&as_user(54_323, &curl(&content))).then_some(())
+    });
+    assert!(seen.is_some(), "the content is not recognised");
+    assert!(!answered(&as_user(5, &curl(&content))));
+
+    // Replaced by an upgrade: recognised again, and not open in between.
+    fs::copy("/usr/bin/wget", place.path("other")).unwrap();
+    fs::copy("/usr/bin/curl", place.path("next")).unwrap();
+    fs::rename(place.path("next"), &named).unwrap();
+    let first = as_user(5, &curl(&named));
+    let refused = first.status.code() == Some(REFUSED.0);
+    assert!(refused || answered(&first), "{first:?}");
+    let seen = eventually(START, || answered(&as_user(5, &curl(&named))).then_some(()));
+    assert!(seen.is_some(), "the new file is not recognised");
+
+    let interns = processes(&place, "interns");
+    let ours = |p: &&Value| p["pid"].as_u64() == Some(sleeper.id().into());
+    let own = interns.iter().find(ours).expect("not enrolled");
+    assert_eq!(own["by"], format!("user {INTERN}"));
+    assert!(own["since"].as_str().is_some());
+    let child = interns.iter().find(|p| p["parent"] == own["pid"]);
+    assert!(child.is_some(), "its child is not enrolled: {interns:?}");
+
+    // Without the workload, its processes are nobody's.
+    place.write_policy(POLICY);
+    assert_eq!(place.output(&["reload"]).status.code(), Some(0));
+    assert!(processes(&place, "interns").is_empty());
+    assert!(!answered(&as_user(INTERN, &curl("curl"))));
+    let _ = Command::new("kill").arg(sleeper.id().to_string()).status();
+    let _ = sleeper.kill();
+    let _ = sleeper.wait();
+}
+
+/// What is made and entered at once is governed, also by nobody's hand while the agent is dead.
+#[test]
+fn a_new_cgroup_is_governed_from_its_birth_on() {
+    let mut place = Place::new();
+    place.write_policy(&POLICY.replace("CGROUP/**", "CGROUP/*"));
+    place.start();
+    let made = |place: &Place, name: &str| {
+        let cgroup = place.cgroup.join(name);
+        let script = format!(
+            "mkdir {0} && echo $$ > {0}/cgroup.procs && {1}",
+            cgroup.display(),
+            curl("curl")
+        );
+        let output = Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let _ = fs::remove_dir(&cgroup);
+        output
+    };
+    let first = eventually(START, || answered(&made(&place, "first")).then_some(()));
+    assert!(first.is_some(), "not governed");
+    for n in 0..10 {
+        assert!(answered(&made(&place, &format!("alive-{n}"))));
+    }
+    place.end(Signal::KILL);
+    for n in 0..10 {
+        assert_eq!(
+            made(&place, &format!("dead-{n}")).status.code(),
+            Some(REFUSED.0)
+        );
+    }
+}
