@@ -1,6 +1,7 @@
 //! What the hooks tell the agent through the `EVENTS` ring. Each begins with its `kind`.
 use crate::{
     flow::{Address, Owner},
+    openings::SocketName,
     pod,
 };
 
@@ -8,6 +9,8 @@ use crate::{
 pub const CLOSED: u32 = 1;
 /// `kind` of a [`Refused`].
 pub const REFUSED: u32 = 2;
+/// `kind` of a [`NameRefused`].
+pub const NAME_REFUSED: u32 = 16;
 
 /// `kind` of a [`Stranger`].
 pub const STRANGER: u32 = 3;
@@ -39,11 +42,17 @@ pub enum Reason {
     Quota = 9,
     /// Whose it is was not known yet.
     Unsettled = 10,
+    /// A connection to a port that the workload may not listen on.
+    Listen = 16,
+    /// The agent's own port, for a socket of a governed task.
+    Port = 17,
+    /// A Unix socket that the workload may not speak to.
+    Unix = 18,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::AgentDown,
         Self::Udp,
         Self::Raw,
@@ -54,6 +63,9 @@ impl Reason {
         Self::Namespace,
         Self::Quota,
         Self::Unsettled,
+        Self::Listen,
+        Self::Port,
+        Self::Unix,
     ];
 }
 
@@ -107,6 +119,16 @@ pub struct Overspent {
     pub workload: u32,
 }
 
+/// A refusal of something that has a name instead of an address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct NameRefused {
+    /// All the rest, with [`NAME_REFUSED`] for its kind.
+    pub refused: Refused,
+    /// The socket's name, as its caller gave it.
+    pub name: SocketName,
+}
+
 /// [`Pending::state`]: the refusal was told, and is not told again for the same destination.
 pub const TOLD: u64 = 1;
 
@@ -136,5 +158,13 @@ const _: () = assert!(size_of::<Refused>() == 56 + size_of::<Owner>());
 const _: () = assert!(size_of::<Stranger>() == 24);
 const _: () = assert!(size_of::<Overspent>() == 8);
 const _: () = assert!(size_of::<Pending>() == 16 + size_of::<Refused>());
+const _: () = assert!(size_of::<NameRefused>() == 112 + size_of::<Refused>());
 const _: () = assert!(size_of::<RefusalKey>() == 8);
-pod!(Refused, Stranger, Overspent, Pending, RefusalKey);
+pod!(
+    Refused,
+    NameRefused,
+    Stranger,
+    Overspent,
+    Pending,
+    RefusalKey
+);

@@ -7,6 +7,7 @@
 pub mod event;
 pub mod flow;
 pub mod limits;
+pub mod openings;
 pub mod quota;
 pub mod recognise;
 pub mod rules;

@@ -12,6 +12,12 @@ pub const NAME_BYTES: usize = 64;
 pub const MAX_GOVERNED: u32 = 65_536;
 /// Workloads ever named in one instance.
 pub const MAX_WORKLOADS: u32 = 16_384;
+/// Ports that workloads may listen on, together.
+pub const MAX_LISTEN: u32 = 16_384;
+/// Unix sockets that workloads may speak to, together.
+pub const MAX_SOCKET_NAMES: u32 = 65_536;
+/// Bytes of a Unix socket's name, padded with NUL.
+pub const SOCKET_NAME_BYTES: usize = 108;
 /// Steered connections at once.
 pub const MAX_FLOWS: u32 = 131_072;
 /// Network namespaces with listeners of the agent at once.

@@ -84,10 +84,26 @@ pub struct Offsets {
     pub inode_changed: u32,
     /// `inode.i_ctime_nsec`, or where those of `inode.i_ctime` are
     pub inode_changed_nanoseconds: u32,
+    /// `bpf_sock_addr_kern.uaddr`
+    pub address_pointer: u32,
+    /// `bpf_sock_addr_kern.uaddrlen`; 0 where the kernel has no hooks for Unix sockets
+    pub address_length: u32,
+    /// `nsproxy.mnt_ns`
+    pub namespaces_mounts: u32,
+    /// `mnt_namespace.user_ns`
+    pub mounts_user: u32,
+    /// `task_struct.cred`
+    pub task_credentials: u32,
+    /// `cred.user_ns`
+    pub credentials_user: u32,
+    /// `user_namespace.level`
+    pub user_level: u32,
+    /// Explicit padding to a multiple of 8.
+    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == 4);
 const _: () = assert!(size_of::<Ports>() == 8);
 const _: () = assert!(size_of::<Name>() == 64);
-const _: () = assert!(size_of::<Offsets>() == 104);
+const _: () = assert!(size_of::<Offsets>() == 136);
 pod!(Settings, Ports, Name, Offsets);

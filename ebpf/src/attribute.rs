@@ -45,6 +45,14 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
     net_cookie: 0,
     inode_changed: 0,
     inode_changed_nanoseconds: 0,
+    address_pointer: 0,
+    address_length: 0,
+    namespaces_mounts: 0,
+    mounts_user: 0,
+    task_credentials: 0,
+    credentials_user: 0,
+    user_level: 0,
+    reserved: 0,
 });
 
 /// Writes the current task into `owner`, which is memory of a map entry or a ring entry. `None`: the

@@ -1,16 +1,16 @@
 //! The last look at what leaves: whatever way a packet of a governed socket came about, it goes to the
-//! agent, to a resolver, or to whoever connected to the workload. Nothing else passes.
+//! agent, to a resolver, or to whoever connected to a port that the workload may listen on. Nothing else passes.
 //!
 //! What counts is where the packet itself goes: a socket's peer can change between two looks at it,
 //! and IP options or a routing header lead elsewhere than the peer.
 use crate::{
-    account, atomic, fence, listener,
+    account, atomic, entry, fence, listener,
     maps::{EVENTS, INBOUND, PENDING},
     select::{self, Governed},
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_TCP_LISTEN, bpf_sock},
+    bindings::{BPF_TCP_LISTEN, BPF_TCP_SYN_SENT, bpf_sock},
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_skb_cgroup_id},
     programs::SkBuffContext,
 };
@@ -48,16 +48,25 @@ pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option
     let reason = match (socket_type, protocol) {
         (STREAM, TCP) => {
             if client.is_some_and(|client| client.connection.cookie != 0) {
-                if packet.is_plain && leads_to_loopback(packet.destination.ip) {
+                if packet.transport.is_none() || !leads_to_loopback(packet.destination.ip) {
+                    Reason::Unsteered
+                } else if is_the_first(socket)
+                    && !listener::is_the_agents(ctx.as_ptr(), &packet.destination)
+                {
+                    Reason::AgentDown
+                } else {
                     return true;
                 }
-            } else if is_inbound(ctx, socket, &packet) {
+            } else if !is_inbound(ctx, socket, &packet) {
+                Reason::Unsteered
+            } else if entry::may_listen(governed.workload, field!(socket, src_port) as u16) {
                 return true;
+            } else {
+                Reason::Listen
             }
-            Reason::Unsteered
         }
         (DATAGRAM, UDP) => {
-            if packet.is_plain && fence::is_dns(&packet.destination) {
+            if packet.transport.is_some() && fence::is_dns(&packet.destination) {
                 return true;
             }
             Reason::Udp
@@ -72,13 +81,13 @@ pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option
 /// Who governs this packet's socket: the cgroup that it was made in, or else the task that connected
 /// it, for as long as that one's cgroup is governed.
 #[inline(always)]
-fn governed(
+pub(crate) fn governed(
     ctx: &SkBuffContext,
     socket: *mut bpf_sock,
     client: Option<&Client>,
 ) -> Option<Governed> {
     let Some(client) = client else {
-        return select::socket(ctx);
+        return select::socket(ctx).or_else(|| accepted(socket));
     };
     if client.connection.cookie != 0 {
         return Some(Governed {
@@ -100,17 +109,25 @@ fn governed(
     Some(Governed { cgroup, workload })
 }
 
-/// Marks a governed listener that somebody connects to, so that what it accepts is known by that. Kernels before
-/// 6.13 do not show us its first answer, which is [`is_inbound`]'s occasion.
+/// Whose the listener was that accepted this socket, where that is known by its process and not by its cgroup.
 #[inline(always)]
-pub(crate) fn entering(ctx: &SkBuffContext, socket: *mut bpf_sock) {
-    if field!(socket, state) == BPF_TCP_LISTEN && select::socket(ctx).is_some() {
-        let _ = INBOUND.of_or_new(socket.cast());
-    }
+fn accepted(socket: *mut bpf_sock) -> Option<Governed> {
+    let workload = *INBOUND.of(socket.cast())? as u32;
+    (workload != 0).then_some(Governed {
+        cgroup: select::MARKED,
+        workload,
+    })
 }
 
-/// Does somebody listen here who was connected to? Such a connection is not the workload's own: it is
-/// not steered, and answers on it pass.
+/// Does this begin a connection? It can be long after the hook: the agent may have died, and somebody else
+/// may be at its port.
+#[inline(always)]
+fn is_the_first(socket: *mut bpf_sock) -> bool {
+    field!(socket, state) == BPF_TCP_SYN_SENT
+}
+
+/// Does somebody listen here who was connected to? Such a connection is not the workload's own, and is not
+/// steered.
 #[inline(always)]
 fn is_inbound(ctx: &SkBuffContext, socket: *mut bpf_sock, packet: &Packet) -> bool {
     if field!(socket, state) == BPF_TCP_LISTEN {
@@ -133,7 +150,7 @@ fn is_inbound(ctx: &SkBuffContext, socket: *mut bpf_sock, packet: &Packet) -> bo
 
 /// Tells the agent of a refusal, once for each destination that follows another.
 #[inline(always)]
-fn tell(
+pub(crate) fn tell(
     ctx: &SkBuffContext,
     socket: *mut bpf_sock,
     governed: &Governed,
@@ -176,18 +193,19 @@ fn tell(
 }
 
 /// What a packet itself says.
-struct Packet {
-    /// From where; without the port.
-    source: Address,
-    /// Where to; with the port where `is_plain`.
-    destination: Address,
-    /// TCP or UDP follows an IP header without options and extensions, whose destination is the last.
-    is_plain: bool,
+pub(crate) struct Packet {
+    /// From where; with the port where there is `transport`.
+    pub(crate) source: Address,
+    /// Where to; with the port where there is `transport`.
+    pub(crate) destination: Address,
+    /// Where TCP or UDP begins, right behind an IP header without options and extensions, whose destination is
+    /// the last. `None`: there is something else.
+    pub(crate) transport: Option<usize>,
 }
 
 impl Packet {
     #[inline(always)]
-    fn read(ctx: &SkBuffContext) -> Option<Self> {
+    pub(crate) fn read(ctx: &SkBuffContext) -> Option<Self> {
         let first: [u32; 5] = ctx.skb.load(0).ok()?;
         let start = first[0].to_ne_bytes();
         match start[0] >> 4 {
@@ -217,16 +235,18 @@ impl Packet {
     #[inline(always)]
     fn new(
         ctx: &SkBuffContext,
-        source: Address,
+        mut source: Address,
         mut destination: Address,
         transport: Option<usize>,
     ) -> Self {
-        let port = transport.and_then(|at| ctx.skb.load::<u16>(at + 2).ok());
-        destination.port = u16::from_be(port.unwrap_or(0));
+        let ports = transport.and_then(|at| ctx.skb.load::<[u16; 2]>(at).ok());
+        let [from, to] = ports.unwrap_or_default();
+        source.port = u16::from_be(from);
+        destination.port = u16::from_be(to);
         Self {
             source,
             destination,
-            is_plain: port.is_some(),
+            transport: transport.filter(|_| ports.is_some()),
         }
     }
 }

@@ -88,7 +88,7 @@ impl Attempt {
     }
 
     #[inline(always)]
-    fn fail(errno: Errno) -> i32 {
+    pub(crate) fn fail(errno: Errno) -> i32 {
         // SAFETY: needed to call a helper; available in every hook that refuses.
         unsafe { bpf_set_retval(-(errno as i32)) };
         REFUSE
@@ -101,9 +101,18 @@ impl Attempt {
         let Some(mut entry) = EVENTS.reserve(0) else {
             return account::lost();
         };
-        let event: *mut Refused = entry.as_mut_ptr();
-        // SAFETY: the entry is ours until submitted; each field is written, and of the path as much
-        // as `parts` says.
+        // SAFETY: the entry is ours until submitted.
+        unsafe { self.write(entry.as_mut_ptr(), reason) };
+        entry.submit(0);
+    }
+
+    /// Writes what is told.
+    ///
+    /// # Safety
+    /// `event` must be writable for the whole of `Refused`; the verifier checks it.
+    #[inline(always)]
+    pub(crate) unsafe fn write(&self, event: *mut Refused, reason: Reason) {
+        // SAFETY: by the contract; each field is written, and of the path as much as `parts` says.
         let known = unsafe {
             (*event).kind = REFUSED;
             (*event).reason = reason as u32;
@@ -121,7 +130,6 @@ impl Attempt {
         };
         // A task without a program (a kernel thread) is refused all the same and told as what it is.
         let _ = known;
-        entry.submit(0);
     }
 }
 

@@ -1,4 +1,5 @@
 //! Who listens at an address?
+use crate::maps::AGENT_SOCKETS;
 use aya_ebpf::{
     bindings::{
         BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple,
@@ -8,7 +9,21 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp},
 };
-use tollgate_common::{flow::Address, rules::is_mapped};
+use tollgate_common::{
+    flow::{Address, LISTENER_TAG},
+    rules::is_mapped,
+};
+
+/// Is there a listener in the network namespace of the hook's socket, and did the agent tag it? An impostor on
+/// the same port has no tag.
+#[inline(always)]
+pub(crate) fn is_the_agents(ctx: *mut c_void, address: &Address) -> bool {
+    any(ctx, address, |socket| {
+        AGENT_SOCKETS
+            .of(socket.cast())
+            .is_some_and(|carried| carried.tag == LISTENER_TAG)
+    })
+}
 
 /// Is there a listener at `address`, in the network namespace of the hook's socket, that `holds`?
 #[inline(always)]

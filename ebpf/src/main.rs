@@ -1,9 +1,10 @@
 //! Tollgate's eBPF programs, attached at the root of the cgroup tree and to tracepoints of the scheduler's.
 //!
 //! This file is the list of hooks: each reads its context and asks one of the modules. `select` says
-//! whose task it is, `recognise` and `rules` how that is known, `birth` of which cgroups, `attribute` who it is, `namespace` whether the agent
-//! is there, `steer` where it goes, `flow` how its record gets to the agent, `fence` what is refused,
-//! `exit` what leaves nevertheless, `account` what is counted, `quota` when that is enough.
+//! whose task it is, `recognise` and `rules` how that is known, `birth` of which cgroups, `attribute` who it is, `namespace`
+//! whether the agent is there, `steer` where it goes, `flow` how its record gets to the agent, `fence` what is refused, `bind`
+//! what is bound, `unix` who is spoken to, `entry` what comes in, `exit` what leaves nevertheless, `account` what is counted,
+//! `quota` when that is enough.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)] // For `atomic`.
@@ -29,7 +30,9 @@ macro_rules! set_field {
 mod account;
 mod atomic;
 mod attribute;
+mod bind;
 mod birth;
+mod entry;
 mod exit;
 mod fence;
 mod flow;
@@ -41,6 +44,7 @@ mod recognise;
 mod rules;
 mod select;
 mod steer;
+mod unix;
 
 use account::Direction;
 use aya_ebpf::{
@@ -168,6 +172,36 @@ fn sock_release(ctx: SockContext) -> i32 {
     PASS
 }
 
+#[cgroup_sock(post_bind4)]
+fn post_bind4(ctx: SockContext) -> i32 {
+    let port = field!(ctx.sock, src_port) as u16;
+    bind::bound(&ctx, address4(field!(ctx.sock, src_ip4), port))
+}
+
+#[cgroup_sock(post_bind6)]
+fn post_bind6(ctx: SockContext) -> i32 {
+    let ip = [
+        field!(ctx.sock, src_ip6[0]),
+        field!(ctx.sock, src_ip6[1]),
+        field!(ctx.sock, src_ip6[2]),
+        field!(ctx.sock, src_ip6[3]),
+    ];
+    let port = field!(ctx.sock, src_port) as u16;
+    bind::bound(&ctx, address6(ip, port))
+}
+
+// The kernel calls these for Unix sockets. No library knows such programs yet, so the section is another's, and
+// the agent loads them as what they are.
+#[cgroup_sock_addr(connect4)]
+fn connect_unix(ctx: SockAddrContext) -> i32 {
+    unix::speak(&ctx)
+}
+
+#[cgroup_sock_addr(connect4)]
+fn sendmsg_unix(ctx: SockAddrContext) -> i32 {
+    unix::speak(&ctx)
+}
+
 #[sock_ops]
 fn sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
@@ -184,8 +218,11 @@ fn ingress(ctx: SkBuffContext) -> i32 {
     let Some(socket) = exit::socket_of(&ctx) else {
         return PASS;
     };
-    exit::entering(&ctx, socket);
-    if let Some(client) = CLIENTS.of(socket.cast()) {
+    let client = CLIENTS.of(socket.cast());
+    if !entry::is_open(&ctx, socket, client.as_deref()) {
+        return DROP;
+    }
+    if let Some(client) = client {
         if !quota::passes(&ctx, client.workload) {
             return DROP;
         }

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{
         BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
     },
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     cty::c_void,
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
@@ -14,9 +14,10 @@ use tollgate_common::{
     event::{Pending, RefusalKey, Refused},
     flow::{Account, AgentSocket, Client, Connection, Port, Record},
     limits::{
-        EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_NAMESPACES, MAX_RESOLVERS, MAX_STRANGERS,
-        MAX_WORKLOADS,
+        EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_LISTEN, MAX_NAMESPACES, MAX_RESOLVERS,
+        MAX_SOCKET_NAMES, MAX_STRANGERS, MAX_WORKLOADS,
     },
+    openings::{Listen, Named},
     quota::{Quota, Spent},
     recognise::{
         Arrival, CGROUP_NAME, Case, EXE_NAME, Executable, File, MAX_EXECUTABLES, MAX_PROCESSES,
@@ -76,6 +77,12 @@ pub(crate) static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static RESOLVERS: HashMap<[u32; 4], u32, { MAX_RESOLVERS as usize }, LAZY> =
     HashMap::new();
+/// Ports that workloads may listen on.
+#[btf_map]
+pub(crate) static LISTEN: HashMap<Listen, u32, { MAX_LISTEN as usize }, LAZY> = HashMap::new();
+/// Unix sockets that workloads may speak to.
+#[btf_map]
+pub(crate) static UNIX: LpmTrie<Named, u32, { MAX_SOCKET_NAMES as usize }, LAZY> = LpmTrie::new();
 /// What a client's socket carries.
 #[btf_map]
 pub(crate) static CLIENTS: SocketStorage<Client, LAZY> = SocketStorage::new();

@@ -3,7 +3,7 @@ use crate::{
     account, attribute,
     fence::{Attempt, Errno, PASS, Refusal},
     flow, listener,
-    maps::{AGENT_SOCKETS, BLANK, CLIENTS, FLOWS, PENDING, cookie_of, socket_of},
+    maps::{BLANK, CLIENTS, FLOWS, PENDING, cookie_of, socket_of},
     namespace, quota, recognise, select,
 };
 use aya_ebpf::{
@@ -13,7 +13,7 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use tollgate_common::{
     event::{CLOSED, Reason},
-    flow::{Address, COMPLETE, Connection, LISTENER_TAG, Port},
+    flow::{Address, COMPLETE, Connection, Port},
     rules::{is_mapped, leads_to_loopback, loopback4, loopback6},
     settings::Ports,
 };
@@ -38,7 +38,7 @@ pub(crate) fn connect(
     if destination.port == listener.port && leads_to_loopback(destination.ip) {
         return Err((Reason::Direct, Errno::Eperm));
     }
-    if !is_the_agents(ctx, &listener) {
+    if !listener::is_the_agents(ctx.as_ptr(), &listener) {
         return Err(down);
     }
     if record(ctx.as_ptr(), attempt, destination) != RECORDED {
@@ -61,17 +61,6 @@ fn listener_for(destination: &Address, ports: &Ports) -> Option<Address> {
         loopback6(ports.port6)
     };
     (listener.port != 0).then_some(listener)
-}
-
-/// Is there a listener in the socket's own network namespace, and did the agent tag it? An
-/// impostor on the same port has no tag.
-#[inline(always)]
-fn is_the_agents(ctx: &SockAddrContext, listener: &Address) -> bool {
-    listener::any(ctx.as_ptr(), listener, |socket| {
-        AGENT_SOCKETS
-            .of(socket.cast())
-            .is_some_and(|carried| carried.tag == LISTENER_TAG)
-    })
 }
 
 /// What [`record`] returns when it has.

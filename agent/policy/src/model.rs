@@ -11,6 +11,10 @@ pub struct Workload {
     pub name: String,
     /// Any of these recognises it; none means only `tollgate run --workload`.
     pub selectors: Vec<Selector>,
+    /// TCP ports that others may connect to it on, in order; on any other nothing comes in.
+    pub listen: Vec<u16>,
+    /// Unix sockets of this host that it may speak to, in order.
+    pub unix: Vec<SocketName>,
     /// Where it is defined.
     pub at: Location,
 }
@@ -65,6 +69,21 @@ impl Window {
             Self::Hour => "hour",
             Self::Day => "day",
         }
+    }
+}
+
+/// A Unix socket as programs name it: a path, or `@` and an abstract name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketName {
+    /// The name, or how it begins.
+    pub name: String,
+    /// Whatever follows is meant too.
+    pub any_rest: bool,
+}
+
+impl std::fmt::Display for SocketName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.name, if self.any_rest { "**" } else { "" })
     }
 }
 

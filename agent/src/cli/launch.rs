@@ -45,7 +45,7 @@ pub(super) struct Args {
     /// Laid over the settings of browsers, so that they trust the CA too
     #[arg(long)]
     browsers: PathBuf,
-    /// Directories that the command finds empty
+    /// Directories that the command finds empty, and sockets that it does not find
     #[arg(long)]
     hide: Vec<PathBuf>,
     #[arg(last = true, required = true)]
@@ -127,8 +127,10 @@ fn give_up_capabilities() -> anyhow::Result<()> {
 
 /// What the command cannot do, besides what the kernel's fence refuses:
 /// - sockets of other families than Unix, IPv4, IPv6 and netlink do not exist (no vsock, packet, XDP, …);
+/// - netlink speaks of addresses and routes alone;
 /// - io_uring does not exist: its operations pass by a seccomp filter unseen;
-/// - taking descriptors out of other processes, and loading eBPF, are refused.
+/// - taking descriptors out of other processes, and loading eBPF, are refused;
+/// - what is typed into its terminal is not the command's to write: the shell that started it would run that.
 ///
 /// Debuggers work. Programs for another architecture than the host's own are killed: their system calls have other
 /// numbers.
@@ -147,7 +149,27 @@ fn filters() -> anyhow::Result<Vec<BpfProgram>> {
             SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family)
         })
         .collect::<Result<Vec<_>, _>>()?;
+    let is = |argument, value| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+    };
+    let netlink = u64::from(libc::AF_NETLINK.unsigned_abs());
+    let other_netlink = SeccompCondition::new(
+        2,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::Ne,
+        u64::from(libc::NETLINK_ROUTE.unsigned_abs()),
+    )?;
+    let typing = [libc::TIOCSTI, libc::TIOCLINUX]
+        .map(|request| SeccompRule::new(vec![is(1, request)?]))
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(vec![
+        filter(
+            &[libc::SYS_socket],
+            &[SeccompRule::new(vec![is(0, netlink)?, other_netlink])?],
+            errno(libc::EPROTONOSUPPORT),
+        )?,
+        filter(&[libc::SYS_ioctl], &typing, errno(libc::EPERM))?,
         filter(
             &[libc::SYS_socket],
             &[SeccompRule::new(other_family)?],

@@ -3,7 +3,7 @@ use super::admin::wire::{Enrolled, Fault, FaultKind, Recognised};
 use super::cgroups::{self, Match};
 use super::rules::Rules;
 use crate::config::Config;
-use crate::kernel::{self, Evidence, Fence, FileState, GovernedProcess};
+use crate::kernel::{self, Evidence, Fence, FileState, GovernedProcess, Openings, SocketName};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,8 @@ pub(super) struct Enrolments {
     rules: Rules,
     /// Processes that became governed while they ran, and what they have open is not looked at yet.
     newly: Vec<u32>,
+    /// What the kernel was told last.
+    permitted: Option<Vec<Openings>>,
 }
 
 /// A cgroup that a selector matches.
@@ -87,6 +89,7 @@ impl Enrolments {
             settled: None,
             rules: Rules::default(),
             newly: Vec::new(),
+            permitted: None,
         }
     }
 
@@ -95,6 +98,7 @@ impl Enrolments {
     pub(super) fn settle(&mut self, policy: &Policy) -> Vec<PathBuf> {
         // First of all: what is made while the tree is walked is governed from its birth on.
         self.rules.take_up(&self.fence, policy);
+        self.permit(policy);
         let found = cgroups::walk(self.fence.cgroup_root(), policy);
         if found.truncated {
             tracing::error!(
@@ -147,6 +151,19 @@ impl Enrolments {
             sha256: self.rules.digest_of(process.pid),
             by,
             process,
+        }
+    }
+
+    /// Tells the kernel what workloads may do besides, before it governs any that it did not. What cannot be told stays
+    /// refused, and is tried again with the next walk.
+    fn permit(&mut self, policy: &Policy) {
+        let wanted: Vec<Openings> = policy.workloads().iter().map(openings).collect();
+        if self.permitted.as_ref() == Some(&wanted) {
+            return;
+        }
+        match self.fence.permit(&wanted) {
+            Ok(()) => self.permitted = Some(wanted),
+            Err(e) => tracing::error!("`listen` and `unix` of workloads are not in force: {e}"),
         }
     }
 
@@ -216,9 +233,9 @@ impl Enrolments {
                     cgroup_id,
                     directory,
                     cgroup,
-                    workload,
                     trust: super::trust(&config.runtime_dir),
-                    hidden: vec![config.secrets_dir.clone(), config.state_dir.clone()],
+                    hidden: hidden(policy, &workload, config),
+                    workload,
                 })
             }
             Err(e) => {
@@ -292,6 +309,32 @@ impl Enrolments {
             }
             Err(e) => tracing::debug!("{}: {e}: kept and governed", run.directory.display()),
         }
+    }
+}
+
+/// What a run is not to find: the agent's own files, and local daemons that its policy does not let it speak to.
+fn hidden(policy: &Policy, workload: &str, config: &Config) -> Vec<PathBuf> {
+    let mut hidden = vec![config.secrets_dir.clone(), config.state_dir.clone()];
+    let mut all = policy.workloads().iter();
+    let allowed = all
+        .find(|w| w.name == workload)
+        .map_or(&[][..], |w| &w.unix);
+    hidden.extend(super::sockets::closed(allowed));
+    hidden
+}
+
+/// A workload's, as the kernel half has it.
+fn openings(workload: &tollgate_policy::Workload) -> Openings {
+    let unix = workload.unix.iter();
+    Openings {
+        workload: workload.name.clone(),
+        listen: workload.listen.clone(),
+        unix: unix
+            .map(|socket| SocketName {
+                name: socket.name.clone(),
+                any_rest: socket.any_rest,
+            })
+            .collect(),
     }
 }
 

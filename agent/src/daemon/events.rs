@@ -18,6 +18,9 @@ const BURST: u32 = 500;
 /// See [`BURST`].
 const PER_SECOND: u32 = 50;
 
+/// What the C library asks for with every look-up, there or not: a record of each would say nothing of the program.
+const PROBED: &str = "/var/run/nscd/socket";
+
 /// What is kept of the kernel's events.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
@@ -109,7 +112,7 @@ impl Recorder {
             .allowances
             .entry(Arc::clone(&refusal.workload))
             .or_insert_with(|| Allowance::new(now));
-        if !allowance.spend(now) {
+        if refusal.name.as_deref() == Some(PROBED) || !allowance.spend(now) {
             self.seen.unrecorded.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -118,7 +121,7 @@ impl Recorder {
     }
 }
 
-/// The record of a kernel refusal: scheme is the protocol, host the address.
+/// The record of a kernel refusal: scheme is the protocol, host the address or name.
 fn record(refusal: Refusal, snapshot: &crate::snapshot::Snapshot) -> Record {
     let destination = refusal.destination;
     Record {
@@ -131,7 +134,10 @@ fn record(refusal: Refusal, snapshot: &crate::snapshot::Snapshot) -> Record {
         process: Some(refusal.process),
         request: Some(RequestRecord {
             scheme: refusal.protocol,
-            host: destination.map(|d| d.ip().to_string()).unwrap_or_default(),
+            host: destination
+                .map(|d| d.ip().to_string())
+                .or(refusal.name)
+                .unwrap_or_default(),
             port: destination.map_or(0, |d| d.port()),
             ..RequestRecord::default()
         }),

@@ -19,6 +19,7 @@ mod notify;
 mod policy;
 mod rules;
 mod selectors;
+mod sockets;
 mod start;
 mod status;
 mod trust;

@@ -78,6 +78,15 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         net_cookie: at("net", &["net_cookie"])?,
         inode_changed: changed("i_ctime_sec", "tv_sec")?,
         inode_changed_nanoseconds: changed("i_ctime_nsec", "tv_nsec")?,
+        address_pointer: at("bpf_sock_addr_kern", &["uaddr"])?,
+        // Came with the hooks for Unix sockets, which are the only ones to read it.
+        address_length: at("bpf_sock_addr_kern", &["uaddrlen"]).unwrap_or(0),
+        namespaces_mounts: at("nsproxy", &["mnt_ns"])?,
+        mounts_user: at("mnt_namespace", &["user_ns"])?,
+        task_credentials: at("task_struct", &["cred"])?,
+        credentials_user: at("cred", &["user_ns"])?,
+        user_level: at("user_namespace", &["level"])?,
+        reserved: 0,
     })
 }
 

@@ -171,6 +171,16 @@ pub enum Error {
         /// Path below the root.
         path: PathBuf,
     },
+    /// The object's programs do not fit its maps.
+    #[error(
+        "the eBPF programs cannot be joined with the maps at {path}: {error}; build the agent again"
+    )]
+    Relocate {
+        /// The instance's directory.
+        path: PathBuf,
+        /// What is wrong.
+        error: String,
+    },
     /// Not a name.
     #[error("`{name}` cannot name a workload: 1 to {limit} bytes, no control characters")]
     WorkloadName {

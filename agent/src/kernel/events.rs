@@ -1,14 +1,15 @@
 //! What the hooks told through the ring.
 use super::{
     Event, Fence, FileState, Flow, Refusal,
-    translate::{address, counters, time},
+    translate::{address, counters, text, time},
 };
 use aya::maps::{MapData, RingBuf};
 use std::sync::PoisonError;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tollgate_common::event::{
-    CLOSED, OVERSPENT, Overspent, REFUSED, Reason, Refused, STRANGER, Stranger,
+    CLOSED, NAME_REFUSED, NameRefused, OVERSPENT, Overspent, REFUSED, Reason, Refused, STRANGER,
+    Stranger,
 };
 use tollgate_common::flow::Record;
 use tollgate_common::recognise::{UNSEEN, Unseen};
@@ -114,6 +115,17 @@ impl Fence {
                     workload: self.names.workload(overspent.workload),
                 })
             }
+            NAME_REFUSED => {
+                let named: NameRefused = plain(bytes)?;
+                let name = text(&named.name.bytes);
+                let refusal = self.refusal(&named.refused)?;
+                Some(Event::Refused(Refusal {
+                    protocol: "unix".to_owned(),
+                    detail: unix_detail(&name),
+                    name: Some(name),
+                    ..refusal
+                }))
+            }
             _ => None,
         }
     }
@@ -137,6 +149,7 @@ impl Fence {
             workload: self.names.workload(refused.owner.workload),
             process: self.names.process(&self.root, &refused.owner),
             destination: (refused.has_destination != 0).then(|| address(&refused.destination)),
+            name: None,
             protocol: protocol(refused.socket_type, refused.protocol),
             reason: code(reason),
             detail: detail(reason).to_owned(),
@@ -167,6 +180,9 @@ pub(super) fn code(reason: Reason) -> &'static str {
         Reason::Namespace => "namespace",
         Reason::Quota => "quota",
         Reason::Unsettled => "unsettled",
+        Reason::Listen => "listen",
+        Reason::Port => "port",
+        Reason::Unix => "unix",
     }
 }
 
@@ -198,6 +214,23 @@ fn detail(reason: Reason) -> &'static str {
         Reason::Unsteered => {
             "a packet of a socket that was not steered: one that was connected, or made raw, before the workload was governed; connect again"
         }
+        Reason::Listen => {
+            "nobody may connect to the workload on this port: add it to the workload's `listen:` in the policy if others are to"
+        }
+        Reason::Port => "the agent's own port is kept for the agent: bind another one",
+        Reason::Unix => "the workload may not speak to this Unix socket",
+    }
+}
+
+/// What to write into the policy; the name is somebody else's words.
+fn unix_detail(name: &str) -> String {
+    match name.is_empty() {
+        true => "the workload may not speak to Unix sockets without a name".to_owned(),
+        false => format!(
+            "the workload may not speak to this Unix socket: add \"{}\" to its `unix:` in the policy if it is to; who \
+             listens there acts outside the fence",
+            name.escape_debug()
+        ),
     }
 }
 

@@ -143,6 +143,16 @@ impl Fence {
         })
     }
 
+    /// The id of a workload by its name.
+    pub(super) fn named_workload(
+        &self,
+        writers: &mut Writers,
+        workload: &str,
+    ) -> Result<u32, Error> {
+        let ids = self.workload_ids(writers, std::iter::once(workload))?;
+        Ok(ids.get(workload).copied().unwrap_or_default())
+    }
+
     /// The ids of workloads, made where they have none. Ids are counted up and never given to another name: records and
     /// counters of the past keep theirs.
     pub(super) fn workload_ids<'a>(

@@ -10,6 +10,8 @@ pub(super) struct Hook {
     pub(super) name: &'static str,
     /// `enum bpf_attach_type`, or [`TRACEPOINT`].
     pub(super) attach: u32,
+    /// The Linux that it came with, where not every one that is supported has it.
+    pub(super) since: Option<&'static str>,
     /// What is not stopped, or not known, without it.
     pub(super) leaves_open: &'static str,
 }
@@ -20,95 +22,127 @@ pub(super) const HOOKS: &[Hook] = &[
     Hook {
         name: "sched_process_fork",
         attach: TRACEPOINT,
+        since: None,
         leaves_open: "processes made by governed ones, once they have left the governed cgroup; a process with the id of an earlier governed one is taken for it",
     },
     Hook {
         name: "sched_process_exec",
         attach: TRACEPOINT,
+        since: None,
         leaves_open: "programs that are recognised by what they are or by their user, until they connect; a program that the agent's own process becomes",
     },
     Hook {
         name: "cgroup_attach_task",
         attach: TRACEPOINT,
+        since: None,
         leaves_open: "processes that enter a governed cgroup and leave it again",
     },
     Hook {
         name: "cgroup_mkdir",
         attach: TRACEPOINT,
+        since: None,
         leaves_open: "what new cgroups of a workload send before the agent has seen them, which takes milliseconds, or for as long as it is down",
     },
     Hook {
         name: "cgroup_rmdir",
         attach: TRACEPOINT,
+        since: None,
         leaves_open: "nothing passes that should not; cgroups that are gone stay listed until the agent sees it",
     },
     Hook {
         name: "ingress",
         attach: 0,
-        leaves_open: "nothing passes that should not; bytes and packets received are not counted",
+        since: None,
+        leaves_open: "nothing leaves that should not; connections to ports that the workload may not listen on are made and not answered, bytes and packets received are not counted, and who takes the agent's port within a connection's first moment could answer it",
     },
     Hook {
         name: "sock_release",
         attach: 34,
+        since: None,
         leaves_open: "nothing passes that should not; flows that failed to connect stay listed until their socket is used again",
     },
     Hook {
         name: "getpeername4",
         attach: 29,
+        since: None,
         leaves_open: "nothing passes that should not; IPv4 clients see the agent's address as their peer",
     },
     Hook {
         name: "getpeername6",
         attach: 30,
+        since: None,
         leaves_open: "nothing passes that should not; IPv6 clients see the agent's address as their peer",
     },
     Hook {
         name: "sock_ops",
         attach: 3,
+        since: None,
         leaves_open: "nothing passes that should not; the agent cannot tell whose connections it accepts and resets them",
     },
     Hook {
         name: "sock_create",
         attach: 2,
+        since: None,
         leaves_open: "raw, ICMP, MPTCP and other IP sockets. Even with it: sockets that were made outside and passed in, and families other than IP",
+    },
+    Hook {
+        name: "post_bind4",
+        attach: 12,
+        since: None,
+        leaves_open: "a governed process may take the agent's IPv4 port while no agent runs, which keeps the next one from starting; nobody is steered to it",
+    },
+    Hook {
+        name: "post_bind6",
+        attach: 13,
+        since: None,
+        leaves_open: "a governed process may take the agent's IPv6 port while no agent runs, which keeps the next one from starting; nobody is steered to it",
+    },
+    Hook {
+        name: "connect_unix",
+        attach: 49,
+        since: Some("6.7"),
+        leaves_open: "Unix sockets that a governed process may open: a local daemon (a container engine, D-Bus, a resolver) can be asked to connect in the workload's stead. Even with it: such a socket under a name that the policy allows, where the workload may write the directory",
+    },
+    Hook {
+        name: "sendmsg_unix",
+        attach: 50,
+        since: Some("6.7"),
+        leaves_open: "datagrams to Unix sockets that a governed process may open, with a destination of their own",
     },
     Hook {
         name: "sendmsg4",
         attach: 14,
+        since: None,
         leaves_open: "UDP over IPv4 by sendto and sendmsg, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too",
     },
     Hook {
         name: "sendmsg6",
         attach: 15,
+        since: None,
         leaves_open: "UDP over IPv6 by sendto and sendmsg, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too",
     },
     Hook {
         name: "connect4",
         attach: 10,
+        since: None,
         leaves_open: "TCP and connected UDP over IPv4, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too",
     },
     Hook {
         name: "connect6",
         attach: 11,
+        since: None,
         leaves_open: "TCP and connected UDP over IPv6, on sockets that were made outside and passed in; on the workload's own where `egress` is missing too",
     },
     Hook {
         name: "egress",
         attach: 1,
-        leaves_open: "UDP over connected sockets, source routes, and connections and raw sockets from before the workload was governed; bytes and packets sent are not counted. Even with it: answers on connections that others made to the workload, and connected sockets that were made outside and passed in",
+        since: None,
+        leaves_open: "UDP over connected sockets, source routes, and connections and raw sockets from before the workload was governed; bytes and packets sent are not counted. answers on ports that the workload may not listen on. Even with it: connected sockets that were made outside and passed in",
     },
 ];
 
 /// Layers that this version does not have: name, and what that leaves open.
 pub(super) const MISSING: &[(&str, &str)] = &[
-    (
-        "bind",
-        "a governed process may bind and listen, and answer whoever connects to it",
-    ),
-    (
-        "connect_unix",
-        "unix sockets are not looked at: a local daemon can be asked to connect in the workload's stead",
-    ),
     (
         "families",
         "packet, vsock, XDP and other families are not looked at by these hooks; the launcher's seccomp filter is what stops them",

@@ -2,7 +2,7 @@
 use super::{
     Fence, Layer,
     hooks::{HOOKS, Hook, MISSING, TRACEPOINT},
-    load::Loaded,
+    load::{Absent, Loaded},
     sys,
 };
 use std::collections::BTreeMap;
@@ -37,8 +37,13 @@ impl Fence {
 
     /// Why a hook is not in force; `None` if this agent's program is attached and will stay so.
     fn why_not(&self, hook: &Hook) -> Option<String> {
+        let mut absent = self.programs.absent.iter();
+        if let Some(Absent { why, .. }) = absent.find(|a| a.hook.name == hook.name) {
+            return Some(why.clone());
+        }
         let Some(&Loaded { id: ours, .. }) = self
             .programs
+            .loaded
             .iter()
             .find(|program| program.hook.name == hook.name)
         else {

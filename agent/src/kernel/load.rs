@@ -5,10 +5,12 @@ use super::{
     log::HookLog,
     pins::Pins,
     probe::CgroupRoot,
+    raw::Raw,
     sys,
 };
-use aya::programs::{Program, ProgramError, ProgramFd};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
 /// The eBPF object that `cargo xtask build` made.
@@ -21,12 +23,26 @@ pub(super) struct Loaded {
     pub(super) hook: &'static Hook,
     /// The kernel's id of it.
     pub(super) id: u32,
-    fd: ProgramFd,
+    fd: OwnedFd,
+}
+
+/// A hook that this kernel does not have, and what it said.
+#[derive(Debug)]
+pub(super) struct Absent {
+    pub(super) hook: &'static Hook,
+    pub(super) why: String,
+}
+
+/// The programs that the kernel took, and those that it need not take.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub(super) loaded: Vec<Loaded>,
+    pub(super) absent: Vec<Absent>,
 }
 
 /// Makes or adopts the pinned maps and loads the programs, with the log that these write to: it is
 /// not pinned, since each agent's programs have their own. Nothing is attached yet.
-pub(super) fn programs(pins: &Pins) -> Result<(Vec<Loaded>, HookLog), Error> {
+pub(super) fn programs(pins: &Pins) -> Result<(Programs, HookLog), Error> {
     let offsets = btf::offsets()?;
     let paths: Vec<(&str, PathBuf)> = pins.maps().collect();
     let mut loader = EbpfLoader::new();
@@ -35,9 +51,24 @@ pub(super) fn programs(pins: &Pins) -> Result<(Vec<Loaded>, HookLog), Error> {
         loader.map_pin_path(name, path.as_path());
     }
     let mut ebpf = loader.load(OBJECT).map_err(|source| object(source, pins))?;
-    let log = HookLog::of(&mut ebpf)?;
-    let programs: Result<_, _> = HOOKS.iter().map(|hook| load(&mut ebpf, hook)).collect();
-    Ok((programs?, log))
+    let mut programs = Programs {
+        loaded: Vec::new(),
+        absent: Vec::new(),
+    };
+    let raw = Raw::relocate(OBJECT, &ebpf, pins)?;
+    for hook in HOOKS {
+        match hook.since {
+            None => programs.loaded.push(load(&mut ebpf, hook)?),
+            Some(since) => match raw.load(hook.name, hook.attach) {
+                Ok((fd, id)) => programs.loaded.push(Loaded { hook, id, fd }),
+                Err(error) => programs.absent.push(Absent {
+                    hook,
+                    why: format!("the kernel does not take it, which Linux {since} would: {error}"),
+                }),
+            },
+        }
+    }
+    Ok((programs, HookLog::of(&mut ebpf)?))
 }
 
 fn object(source: EbpfError, pins: &Pins) -> Error {
@@ -122,9 +153,11 @@ fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
         Some(libc::EPERM) => Error::NotPermitted,
         _ => refused(source),
     })?;
-    let fd = program
-        .fd()
-        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError));
+    let fd = program.fd().and_then(|fd| {
+        fd.as_fd()
+            .try_clone_to_owned()
+            .map_err(ProgramError::IOError)
+    });
     let fd = fd.map_err(refused)?;
     let id = program.info().map_err(refused)?.id();
     Ok(Loaded { hook, id, fd })

@@ -1,11 +1,13 @@
 //! The pinned maps, typed. Reading takes no lock; what the agent writes, it writes under one.
 use super::{Error, pins::Pins};
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{
     Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tollgate_common::event::RefusalKey;
 use tollgate_common::flow::{Account, AgentSocket, Connection, Record};
+use tollgate_common::openings::{Listen, Named};
 use tollgate_common::quota::{Quota, Spent};
 use tollgate_common::recognise::{
     Arrival, CGROUP_NAME, Case, EXE_NAME, Executable, File, Rule, Step, Subtree,
@@ -43,6 +45,8 @@ pub(super) struct Writers {
     pub(super) executables: HashMap<MapData, File, Executable>,
     pub(super) exe_names: HashMap<MapData, [u8; EXE_NAME], u32>,
     pub(super) rules: HashMap<MapData, Case, Rule>,
+    pub(super) listen: HashMap<MapData, Listen, u32>,
+    pub(super) unix: LpmTrie<MapData, Named, u32>,
 }
 
 impl std::fmt::Debug for Maps {
@@ -79,6 +83,8 @@ impl Maps {
                 executables: open(pins, "EXECUTABLES")?,
                 exe_names: open(pins, "EXE_NAMES")?,
                 rules: open(pins, "RULES")?,
+                listen: open(pins, "LISTEN")?,
+                unix: open(pins, "UNIX")?,
             }),
         })
     }

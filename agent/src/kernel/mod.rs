@@ -6,6 +6,7 @@ mod cgroup;
 pub mod descriptors;
 mod error;
 mod events;
+mod exceptions;
 mod flows;
 mod govern;
 mod hooks;
@@ -18,6 +19,7 @@ mod pins;
 mod probe;
 mod processes;
 mod quota;
+mod raw;
 mod recognise;
 mod shared;
 mod sys;
@@ -50,7 +52,7 @@ pub struct Fence {
     maps: maps::Maps,
     scope: shared::SharedScope,
     marks: shared::Marks,
-    programs: Vec<load::Loaded>,
+    programs: load::Programs,
     names: translate::Names,
     listeners: layers::Admitted,
     hook_log: log::HookLog,
@@ -257,6 +259,26 @@ pub enum Runs {
     Unknown,
 }
 
+/// What a workload may do besides connecting through the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Openings {
+    /// The workload.
+    pub workload: String,
+    /// TCP ports that others may connect to it on.
+    pub listen: Vec<u16>,
+    /// Unix sockets that it may speak to.
+    pub unix: Vec<SocketName>,
+}
+
+/// A Unix socket as programs name it: a path, or `@` and an abstract name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketName {
+    /// The name, or how it begins.
+    pub name: String,
+    /// Whatever follows is meant too.
+    pub any_rest: bool,
+}
+
 /// Something the kernel did on its own.
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -303,10 +325,12 @@ pub struct Refusal {
     pub process: Arc<Process>,
     /// What for; `None` where a socket was refused before it had a destination.
     pub destination: Option<SocketAddr>,
-    /// `tcp`, `udp`, `icmp`, `raw`, or the protocol's number.
+    /// What for, where it has a name instead: a Unix socket's path, or `@` and its abstract name.
+    pub name: Option<String>,
+    /// `tcp`, `udp`, `icmp`, `raw`, `unix`, or the protocol's number.
     pub protocol: String,
     /// Stable code: `agent_down`, `udp`, `raw`, `protocol`, `direct`, `unrecorded`, `unsteered`,
-    /// `namespace`, `quota`, `unsettled`.
+    /// `namespace`, `quota`, `unsettled`, `listen`, `port`, `unix`.
     pub reason: &'static str,
     /// The reason for a person, and what to do.
     pub detail: String,
@@ -375,12 +399,12 @@ impl Fence {
         pins: &pins::Pins,
         root: &probe::CgroupRoot,
         resolvers: &[IpAddr],
-    ) -> Result<(maps::Maps, Vec<load::Loaded>, log::HookLog), Error> {
+    ) -> Result<(maps::Maps, load::Programs, log::HookLog), Error> {
         pins.check()?;
         let (programs, hook_log) = load::programs(pins)?;
         let maps = maps::Maps::open(pins)?;
         govern::prepare(&maps, resolvers)?;
-        load::attach(pins, root, &programs)?;
+        load::attach(pins, root, &programs.loaded)?;
         Ok((maps, programs, hook_log))
     }
 
@@ -421,6 +445,14 @@ impl Fence {
     /// See [`Error`].
     pub fn govern(&self, cgroup: &Path, workload: &str) -> Result<Enrolled, Error> {
         self.govern_subtree(cgroup, workload)
+    }
+
+    /// Lets workloads do exactly this besides connecting through the agent.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn permit(&self, openings: &[Openings]) -> Result<(), Error> {
+        self.permit_exactly(openings)
     }
 
     /// Stops governing a subtree; one that is not governed stays so. Processes that were in it stay what they are.

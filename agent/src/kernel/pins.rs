@@ -1,13 +1,14 @@
 //! Where an instance's maps and links are kept, so that they outlive the agent, and whether what is
 //! there fits this agent.
 use super::{Error, hooks::HOOKS, probe, sys};
+use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, Map, MapData, MapInfo};
 use rustix::fs::{self, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use tollgate_common::{ABI, event, flow, limits, quota, recognise, settings};
+use tollgate_common::{ABI, event, flow, limits, openings, quota, recognise, settings};
 
 /// A map's name and the sizes of its key and value.
 struct Shape {
@@ -41,6 +42,8 @@ const MAPS: &[Shape] = &[
     shape::<[u32; 4], u32>("RESOLVERS", limits::MAX_RESOLVERS),
     shape::<u64, settings::Ports>("NAMESPACES", limits::MAX_NAMESPACES),
     shape::<u64, u64>("STRANGERS", limits::MAX_STRANGERS),
+    shape::<openings::Listen, u32>("LISTEN", limits::MAX_LISTEN),
+    shape::<Key<openings::Named>, u32>("UNIX", limits::MAX_SOCKET_NAMES),
     shape::<i32, flow::Client>("CLIENTS", 0),
     shape::<i32, flow::AgentSocket>("AGENT_SOCKETS", 0),
     shape::<i32, event::Pending>("PENDING", 0),

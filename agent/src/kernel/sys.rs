@@ -1,11 +1,12 @@
 //! The `bpf(2)` commands that aya has no public call for: links that are replaced in place, and
 //! asking a cgroup what is attached to it.
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -20,7 +21,7 @@ const MAX_ATTACHED: usize = 64;
 /// `union bpf_attr` as far as these commands use it: words, the rest zero as the kernel demands.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Default)]
-struct Attributes([u64; 8]);
+struct Attributes([u64; 16]);
 
 /// Two 32-bit fields that follow each other, as one word.
 fn pair(first: u32, second: u32) -> u64 {
@@ -60,6 +61,74 @@ fn bpf_fd(command: libc::c_int, attributes: &mut Attributes) -> io::Result<Owned
 
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`
+const SOCK_ADDR: u32 = 18;
+/// Room for what the verifier says of a program that it refuses.
+const LOG_BYTES: usize = 1 << 20;
+
+/// Loads a program for hooks on socket addresses; an error has the verifier's last words, where it had some.
+pub(super) fn load_sock_addr(
+    name: &str,
+    instructions: &[aya_obj::generated::bpf_insn],
+    license: &CStr,
+    attach: u32,
+) -> io::Result<OwnedFd> {
+    let count = u32::try_from(instructions.len()).map_err(io::Error::other)?;
+    let mut short = [0; 16];
+    for (to, from) in short.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    let [first, second] = [&short[..8], &short[8..]].map(|half| {
+        half.iter()
+            .rev()
+            .fold(0, |word, &byte| word << 8 | u64::from(byte))
+    });
+    let mut attributes = Attributes::default();
+    // prog_type, insn_cnt; insns; license; log_level, log_size; log_buf; kern_version, prog_flags;
+    // prog_name; prog_ifindex, expected_attach_type
+    attributes.0[0] = pair(SOCK_ADDR, count);
+    attributes.0[1] = instructions.as_ptr().addr() as u64;
+    attributes.0[2] = license.as_ptr().addr() as u64;
+    attributes.0[6] = u64::from_le(first);
+    attributes.0[7] = u64::from_le(second);
+    attributes.0[8] = pair(0, attach);
+    let error = match bpf_fd(BPF_PROG_LOAD, &mut attributes) {
+        Ok(program) => return Ok(program),
+        Err(error) => error,
+    };
+    let mut log = vec![0_u8; LOG_BYTES];
+    attributes.0[3] = pair(1, LOG_BYTES as u32);
+    attributes.0[4] = log.as_mut_ptr().addr() as u64;
+    match bpf_fd(BPF_PROG_LOAD, &mut attributes) {
+        Ok(program) => Ok(program),
+        Err(_) => Err(with_last_words(error, &log)),
+    }
+}
+
+/// The verifier's last lines, behind the error that they explain.
+fn with_last_words(error: io::Error, log: &[u8]) -> io::Error {
+    let log = String::from_utf8_lossy(log);
+    let lines: Vec<&str> = log.trim_end_matches(['\0', '\n']).lines().collect();
+    let last = lines
+        .get(lines.len().saturating_sub(4)..)
+        .unwrap_or_default();
+    match last.concat().trim().is_empty() {
+        true => error,
+        false => io::Error::new(error.kind(), format!("{error}: {}", last.join("; "))),
+    }
+}
+
+/// The kernel's id of a program.
+pub(super) fn program_id(program: impl AsFd) -> io::Result<u32> {
+    // `struct bpf_prog_info` begins with its type and its id.
+    let mut info = [0_u32; 2];
+    let mut attributes = Attributes::default();
+    attributes.0[0] = pair(raw(program.as_fd()), size_of_val(&info) as u32);
+    attributes.0[1] = info.as_mut_ptr().addr() as u64;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info[1])
 }
 
 /// Attaches a program to a cgroup; it stays while the link has a descriptor or a pin.

@@ -200,3 +200,89 @@ fn root_is_told_and_a_working_directory_of_secrets_is_refused() {
     let output = place.tollgate(&run).current_dir(cgroup).output().unwrap();
     assert_eq!(output.status.code(), Some(125), "{}", text(&output.stdout));
 }
+
+/// What the kernel's fence does not see, the launcher's takes away; the same program outside shows that it is there.
+#[test]
+fn a_command_finds_no_daemon_no_other_family_and_no_terminal_to_type_into() {
+    let mut place = Place::new();
+    let socket = place.path("daemon");
+    let _daemon = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(&socket, everybody).unwrap();
+    place.start();
+    let script = r#"
+import errno, fcntl, os, socket, stat, sys, termios
+def name(call):
+    try:
+        call(); return "ok"
+    except OSError as e:
+        return errno.errorcode[e.errno]
+path = sys.argv[1]
+print("is a socket", stat.S_ISSOCK(os.stat(path).st_mode))
+print("connect", name(lambda: socket.socket(socket.AF_UNIX).connect(path)))
+for family, kind, protocol in (16, 3, 0), (16, 3, 4), (16, 3, 15), (17, 3, 0), (40, 1, 0), (44, 3, 0), (1, 1, 0), (2, 1, 0), (10, 1, 0):
+    print(family, protocol, name(lambda: socket.socket(family, kind, protocol)))
+def typing():
+    os.setsid()
+    _, own = os.openpty()
+    fcntl.ioctl(own, termios.TIOCSCTTY, 0)
+    fcntl.ioctl(own, termios.TIOCSTI, b"x")
+sys.stdout.flush()
+if os.fork() == 0:
+    print("typing", name(typing), flush=True)
+    os._exit(0)
+os.wait()
+print("open", sorted(map(int, os.listdir("/proc/self/fd")))[:3], len(os.listdir("/proc/self/fd")))
+print(open("/proc/self/status").read().split("NoNewPrivs:")[1].split()[0])
+"#;
+    let path = socket.to_str().unwrap();
+    let inside = said(&run_as(&place, "nobody", &["python3", "-c", script, path]));
+    let outside = std::process::Command::new("python3")
+        .args(["-c", script, path])
+        .output()
+        .unwrap();
+    let outside = said(&outside);
+    let expected = [
+        "is a socket False",
+        // By the kernel's hook, or where it has none, because there is no socket.
+        inside[1].as_str(),
+        "16 0 ok",
+        "16 4 EPROTONOSUPPORT",
+        "16 15 EPROTONOSUPPORT",
+        "17 0 EAFNOSUPPORT",
+        "40 0 EAFNOSUPPORT",
+        "44 0 EAFNOSUPPORT",
+        "1 0 ok",
+        "2 0 ok",
+        "10 0 ok",
+        "typing EPERM",
+        "open [0, 1, 2] 4",
+        "1",
+    ];
+    assert_eq!(inside, expected);
+    assert!(["connect EPERM", "connect ECONNREFUSED"].contains(&expected[1]));
+    assert_eq!(outside[..2], ["is a socket True", "connect ok"]);
+    for line in ["16 4 ok", "16 15 ok", "17 0 ok"] {
+        assert!(
+            outside.iter().any(|found| found == line),
+            "{line}: {outside:?}"
+        );
+    }
+    assert!(!outside.contains(&"typing EPERM".to_owned()), "{outside:?}");
+
+    // Its policy lets it.
+    let policy = fs::read_to_string(place.path("policy.yaml")).unwrap();
+    let allowed = policy.replace("by-hand: {}", &format!("by-hand: {{ unix: [{path}] }}"));
+    assert_ne!(policy, allowed, "the policy of these tests has changed");
+    fs::write(place.path("policy.yaml"), allowed).unwrap();
+    assert!(
+        place
+            .tollgate(&["reload"])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
+    let inside = said(&run_as(&place, "nobody", &["python3", "-c", script, path]));
+    assert_eq!(inside[..2], ["is a socket True", "connect ok"]);
+}

@@ -30,7 +30,7 @@ pub fn events(fence: &Fence, mut enough: impl FnMut(&[Event]) -> bool) -> Vec<Ev
     seen.into_inner().unwrap()
 }
 
-fn refusals(fence: &Fence, count: usize) -> Vec<Refusal> {
+pub fn refusals(fence: &Fence, count: usize) -> Vec<Refusal> {
     let events = events(fence, |events| events.len() >= count);
     events
         .into_iter()
@@ -57,7 +57,7 @@ fn timed(ip: &str, port: u16) -> String {
     )
 }
 
-fn assert_refused_at_once(output: &str) {
+pub fn assert_refused_at_once(output: &str) {
     let (error, milliseconds) = output.split_once(' ').unwrap();
     assert_eq!(error, "ECONNREFUSED");
     let limit = harness::at_most(Duration::from_millis(10));
@@ -107,7 +107,7 @@ fn without_a_listener_connections_are_refused_at_once() {
     assert!(why.contains("[::1]"), "one of two is missing: {why}");
 }
 
-fn layer(fence: &Fence, name: &str) -> tollgate::kernel::Layer {
+pub fn layer(fence: &Fence, name: &str) -> tollgate::kernel::Layer {
     let all = fence.layers();
     all.into_iter().find(|layer| layer.name == name).unwrap()
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use tollgate::kernel::{Error, Fence, Options};
+use tollgate::kernel::{Error, Fence, Openings, Options, SocketName};
 
 /// Longest wait for anything that should happen at once.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -114,6 +114,20 @@ impl Stand {
 
     pub fn workload(&self) -> &str {
         self.cgroup.name.to_str().expect("UTF-8")
+    }
+
+    /// Lets the workload listen on these ports and speak to these Unix sockets; `**` at a name's end is any rest.
+    pub fn permit(&self, listen: &[u16], unix: &[&str]) {
+        let unix = unix.iter().map(|name| SocketName {
+            name: name.trim_end_matches("**").to_owned(),
+            any_rest: name.ends_with("**"),
+        });
+        let openings = Openings {
+            workload: self.workload().to_owned(),
+            listen: listen.to_vec(),
+            unix: unix.collect(),
+        };
+        self.fence().permit(&[openings]).expect("permit");
     }
 
     pub fn lift(&mut self) {

@@ -142,6 +142,8 @@ pub(super) fn workloads(
             .into_iter()
             .map(|(selector, _)| selector)
             .collect(),
+        listen: workload.value.openings.listen,
+        unix: workload.value.openings.unix,
     };
     workloads.into_iter().map(public).collect()
 }

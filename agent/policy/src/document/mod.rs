@@ -8,6 +8,7 @@ mod credential;
 mod fill;
 mod grant;
 mod identity;
+mod opening;
 pub(crate) mod payload;
 mod place;
 mod role;

@@ -1,4 +1,5 @@
 //! Where requests come from and where they go: workloads and apis.
+use super::opening::{Openings, openings};
 use super::{Reading, secret_ref, unsupported};
 use crate::canonical::Host;
 use crate::model::{Coverage, SecretRef, Selector};
@@ -9,6 +10,7 @@ use std::net::IpAddr;
 #[derive(Debug)]
 pub(crate) struct Workload {
     pub(crate) selectors: Vec<(Selector, Span)>,
+    pub(crate) openings: Openings,
 }
 
 #[derive(Debug)]
@@ -40,8 +42,10 @@ impl std::fmt::Display for HostPattern {
 
 pub(super) fn workload(reading: &mut Reading<'_>, node: &Node) -> Workload {
     let mut selectors = Vec::new();
+    let mut opened = Openings::default();
     if let Some(mut fields) = reading.decoder.fields(node, "the workload") {
         let matches = fields.take("match");
+        opened = openings(reading, &mut fields);
         fields.finish(reading.decoder);
         let items = matches
             .and_then(|node| reading.decoder.one_or_many(node))
@@ -52,7 +56,10 @@ pub(super) fn workload(reading: &mut Reading<'_>, node: &Node) -> Workload {
                 .filter_map(|item| Some((selector(reading, item)?, item.span))),
         );
     }
-    Workload { selectors }
+    Workload {
+        selectors,
+        openings: opened,
+    }
 }
 
 /// One alternative of `match`: all of its conditions must hold.

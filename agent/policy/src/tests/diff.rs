@@ -455,3 +455,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_workload_may_open_is_told() {
+    let with = |openings: &str| format!("match: {{ unit: w.service }}, {openings}");
+    let replaced = changed(
+        "match: { unit: w.service }",
+        &with("listen: [8080, 80], unix: []"),
+    );
+    let told: Vec<(Kind, &str)> = replaced
+        .iter()
+        .map(|(kind, what, _)| (*kind, what.as_str()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Kind::Changes, "listens on"),
+            (Kind::Changes, "may speak to")
+        ]
+    );
+    let logs = with(
+        "unix: [/run/systemd/journal/stdout, /dev/log, /run/systemd/journal/socket, /run/systemd/journal/dev-log]",
+    );
+    assert!(
+        changed("match: { unit: w.service }", &logs).is_empty(),
+        "what is there by itself"
+    );
+}

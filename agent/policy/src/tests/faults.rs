@@ -464,3 +464,34 @@ fn hostile_documents_are_bounded() {
         start.elapsed()
     );
 }
+
+#[test]
+fn openings_are_ports_and_whole_names() {
+    let ports: String = (1..=65).map(|port| format!("{port},")).collect();
+    let cases = [
+        (
+            "listen: [0]",
+            "2:56: expected an integer from 1 to 65535, found `0`",
+        ),
+        (
+            "listen: 8080",
+            "2:55: expected a list (`- item` lines, or `[item, item]`), found an integer",
+        ),
+        ("unix: [run/x]", "2:54: `run/x` is no socket's name"),
+        ("unix: [/]", "2:54: `/` is no socket's name"),
+        ("unix: [/**]", "2:54: `/**` is no socket's name"),
+        ("unix: [/a/../b]", "2:54: `/a/../b` is no socket's name"),
+        ("unix: [/a/**/b]", "2:54: `/a/**/b` is no socket's name"),
+        ("unix: [/a//**]", "2:54: `/a//**` is no socket's name"),
+        ("unix: [\"@\"]", "2:54: `@` is no socket's name"),
+    ];
+    for (openings, expected) in cases {
+        let replacement = format!("match: {{ unit: w.service }}, {openings}");
+        assert_eq!(with("match: { unit: w.service }", &replacement), [expected]);
+    }
+    let many = format!("match: {{ unit: w.service }}, listen: [{ports}]");
+    let found = with("match: { unit: w.service }", &many);
+    assert!(found[0].contains("at most 64 ports"), "{found:?}");
+    let long = format!("match: {{ unit: w.service }}, unix: [/{}]", "x".repeat(107));
+    assert_eq!(with("match: { unit: w.service }", &long).len(), 1);
+}

@@ -69,7 +69,7 @@ fn what_compiles_fits() {
 /// Every construct, each once.
 const ALL: &str = r#"
 version: 1
-workloads: { w: { match: [{ unit: w.service, user: 1001, cgroup: "/a/**", exe: /bin/w, container: "w-*" }] }, v: {} }
+workloads: { w: { match: [{ unit: w.service, user: 1001, cgroup: "/a/**", exe: /bin/w, container: "w-*" }], listen: [8080, 1], unix: [/run/postgresql/**, "@x", /dev/log] }, v: { listen: [], unix: [] } }
 identities: { alice: { token: tgi_a }, ci: { jwt: { issuer: "https://ci.example", audience: t, claims: { repo: a/b }, keys: "file:keys" } } }
 groups: { team: [alice, ci] }
 apis:
@@ -131,8 +131,16 @@ fn what_is_wrong_does_not_fit() {
         ("unit: w.service", "unit: w"),
         ("unit: w.service", "unti: w.service"),
         ("cgroup: \"/a/**\"", "cgroup: a"),
-        ("v: {} }", "v: { match: [] } }"),
-        ("v: {} }", "-v: {} }"),
+        ("v: { listen: []", "v: { match: []"),
+        ("v: { listen: []", "-v: { listen: []"),
+        ("listen: [8080, 1]", "listen: [0]"),
+        ("listen: [8080, 1]", "listen: [65536]"),
+        ("listen: [8080, 1]", "listen: 8080"),
+        ("\"@x\"", "run/x"),
+        ("\"@x\"", "/run/*/x"),
+        ("\"@x\"", "/**"),
+        ("\"@x\"", "\"@\""),
+        ("\"@x\"", "/run/"),
         ("token: tgi_a", "token: secret"),
         ("token: tgi_a", "token: tgi_a, jwt: {}"),
         (

@@ -4,7 +4,8 @@
 //! - Every cgroup2 mount shows the command's own cgroup as its root, read-only. To make the whole hierarchy read-only
 //!   would not do: `clone3(CLONE_INTO_CGROUP)` asks for a directory's descriptor and does not look at the mount.
 //! - Mounts of cgroup v1 are read-only.
-//! - bpffs mounts, and the agent's directories of secrets and state, are covered by an empty directory.
+//! - bpffs mounts, and the agent's directories of secrets and state, are covered by an empty directory; the sockets of
+//!   local daemons by a device that is no socket.
 //! - For root, what the kernel lets uid 0 write without any capability is read-only too: /proc/sys (`core_pattern` runs
 //!   a program as full root, outside of every cgroup), sysfs and its like.
 //!
@@ -143,6 +144,9 @@ fn read_only(at: &Path) -> Result<(), Errno> {
 }
 
 fn cover(at: &Path) -> Result<(), Errno> {
+    if !at.is_dir() {
+        return mount::mount_bind("/dev/null", at);
+    }
     mount::mount("tmpfs", at, "tmpfs", BARE, Some(c"mode=0,size=4096"))
 }
 

@@ -20,7 +20,7 @@ pub enum Error {
     },
     /// The socket is there and this user may not use it.
     #[error(
-        "the agent's socket {path} is for root and the agent's own user only: run this with sudo"
+        "the agent's socket {path} is for root and the agent's own user only: run this with sudo; a governed process may not ask it at all"
     )]
     Forbidden {
         /// The socket.

@@ -141,6 +141,20 @@ fn subjects(old: &Policy, new: &Policy) -> Vec<Change> {
     for (name, old, new) in differing(workloads) {
         changes.push(subject(vec![name], Vec::new(), "recognised by", old, new));
     }
+    let openings: [(&str, fn(&Workload) -> String); 2] = [
+        ("listens on", |workload| listed(&workload.listen)),
+        ("may speak to", |workload| listed(&workload.unix)),
+    ];
+    for (what, says) in openings {
+        let said = |workload: &Workload| {
+            let said = (says(workload), workload.at.clone());
+            (workload.name.clone(), said)
+        };
+        let workloads = [old, new].map(|policy| policy.workloads.iter().map(said).collect());
+        for (name, old, new) in differing(workloads) {
+            changes.push(subject(vec![name], Vec::new(), what, old, new));
+        }
+    }
     let identities = [old, new].map(|policy| policy.identities.iter().map(proven).collect());
     for (name, old, new) in differing(identities) {
         changes.push(subject(Vec::new(), vec![name], "proven by", old, new));
@@ -200,6 +214,14 @@ fn subject(
         old: side(old),
         new: side(new),
         witnesses: Vec::new(),
+    }
+}
+
+fn listed(items: &[impl ToString]) -> String {
+    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+    match items.is_empty() {
+        true => "none".to_owned(),
+        false => items.join(", "),
     }
 }
 

@@ -1,0 +1,64 @@
+//! Binding: the agent's port is for the agent, and who binds another one is remembered.
+//!
+//! Asked after the fact, when the kernel has chosen a port where the caller left it open; what is refused is
+//! unbound again before anybody can connect to it.
+use crate::{
+    attribute,
+    fence::{Attempt, Errno, PASS},
+    maps::PENDING,
+    namespace, select,
+};
+use aya_ebpf::{EbpfContext as _, programs::SockContext};
+use tollgate_common::{
+    event::{REFUSED, Reason, Refused},
+    flow::Address,
+    rules::{STREAM, TCP, leads_to_loopback},
+};
+
+/// A socket is bound to `address`.
+#[inline(always)]
+pub(crate) fn bound(ctx: &SockContext, address: Address) -> i32 {
+    let Some(governed) = select::task() else {
+        return PASS;
+    };
+    let attempt = Attempt {
+        workload: governed.workload,
+        governed: governed.cgroup,
+        protocol: field!(ctx.sock, protocol),
+        socket_type: field!(ctx.sock, type_),
+        destination: address,
+        has_destination: true,
+    };
+    if leads_to_loopback(address.ip) && is_the_agents(ctx, address.port) {
+        return attempt.refuse(Reason::Port, Errno::Eperm);
+    }
+    if attempt.protocol == TCP && attempt.socket_type == STREAM {
+        remember(ctx, &attempt);
+    }
+    PASS
+}
+
+/// Is this where the agent listens in the socket's network namespace, or will again?
+#[inline(always)]
+fn is_the_agents(ctx: &SockContext, port: u16) -> bool {
+    namespace::ports(namespace::cookie(ctx.as_ptr()))
+        .is_some_and(|ports| port != 0 && (port == ports.port4 || port == ports.port6))
+}
+
+/// Puts the task on the socket: a packet that is refused there later has no task of its own to be told with.
+#[inline(always)]
+fn remember(ctx: &SockContext, attempt: &Attempt) {
+    let Some(pending) = PENDING.of_or_new(ctx.as_ptr()) else {
+        return;
+    };
+    pending.governed = attempt.governed;
+    let refused: *mut Refused = &raw mut pending.refused;
+    // SAFETY: `pending` is the socket's own value.
+    unsafe {
+        (*refused).kind = REFUSED;
+        (*refused).protocol = attempt.protocol;
+        (*refused).socket_type = attempt.socket_type;
+        // A task without a program (a kernel thread) is told as what it is.
+        let _ = attribute::current(&raw mut (*refused).owner, attempt.workload);
+    }
+}

@@ -1,0 +1,81 @@
+//! The first look at what comes in: nobody is answered on a port that the workload may not listen on, and
+//! nobody but the agent answers a steered connection.
+use crate::{
+    account,
+    exit::{self, Packet},
+    listener,
+    maps::{INBOUND, LISTEN},
+    select::MARKED,
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_TCP_LISTEN, BPF_TCP_SYN_SENT, bpf_sock},
+    programs::SkBuffContext,
+};
+use tollgate_common::{event::Reason, flow::Client, openings::Listen};
+
+/// The byte of a TCP header that has its flags, and the one that ends a connection.
+const FLAGS: usize = 13;
+const RESET: u8 = 4;
+
+/// May this packet reach its socket? Only what begins a connection is looked at here: on one that stands, it
+/// is what leaves that is judged.
+#[inline(always)]
+pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<&Client>) -> bool {
+    match field!(socket, state) {
+        BPF_TCP_LISTEN => is_served(ctx, socket, client),
+        BPF_TCP_SYN_SENT => {
+            client.is_none_or(|client| client.connection.cookie == 0) || is_from_the_agent(ctx)
+        }
+        _ => true,
+    }
+}
+
+/// May a workload serve connections on this port?
+#[inline(always)]
+pub(crate) fn may_listen(workload: u32, port: u16) -> bool {
+    let key = Listen {
+        workload,
+        port,
+        reserved: 0,
+    };
+    LISTEN.get_ptr(key).is_some()
+}
+
+#[inline(always)]
+fn is_served(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<&Client>) -> bool {
+    let Some(governed) = exit::governed(ctx, socket, client) else {
+        return true;
+    };
+    if may_listen(governed.workload, field!(socket, src_port) as u16) {
+        // What it accepts is cloned from it, and known by that. Kernels before 6.13 do not show us its first answer, which
+        // is `exit`'s occasion to mark it; and who is governed by its process has nothing else to tell whose it is.
+        if let Some(inbound) = INBOUND.of_or_new(socket.cast())
+            && governed.cgroup == MARKED
+        {
+            *inbound = u64::from(governed.workload);
+        }
+        return true;
+    }
+    account::refusal(governed.workload, Reason::Listen);
+    if let Some(packet) = Packet::read(ctx) {
+        exit::tell(ctx, socket, &governed, Reason::Listen, &packet.destination);
+    }
+    false
+}
+
+/// The agent may have died since the hook saw its listener, and somebody else may be at its port. That
+/// nobody is there passes, so that the caller learns it at once.
+#[inline(always)]
+fn is_from_the_agent(ctx: &SkBuffContext) -> bool {
+    let Some(packet) = Packet::read(ctx) else {
+        return false;
+    };
+    let Some(transport) = packet.transport else {
+        return false;
+    };
+    ctx.skb
+        .load::<u8>(transport + FLAGS)
+        .is_ok_and(|flags| flags & RESET != 0)
+        || listener::is_the_agents(ctx.as_ptr(), &packet.source)
+}

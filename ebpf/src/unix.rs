@@ -1,0 +1,155 @@
+//! Unix sockets: a local daemon that a workload may speak to acts outside the fence, so it speaks to those that
+//! its policy names, and to its own without a name.
+//!
+//! The name is read from the kernel's copy of the address: what the kernel goes on to look up, whatever another
+//! thread does to the caller's memory. It counts only where it means what it means to the host: who has a user
+//! namespace can mount anything anywhere in a mount namespace of that one.
+use crate::{
+    account,
+    attribute::{self, OFFSETS},
+    fence::{Attempt, Errno, PASS},
+    maps::{EVENTS, UNIX},
+    select::{self, Governed},
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    btf_maps::lpm_trie::Key,
+    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel},
+    programs::SockAddrContext,
+};
+use tollgate_common::{
+    event::{NAME_REFUSED, NameRefused, Reason},
+    limits::SOCKET_NAME_BYTES,
+    openings::Named,
+    rules::address6,
+};
+
+/// `offsetof(struct sockaddr_un, sun_path)`
+const PATH: u64 = 2;
+/// Bits of a key in `UNIX`: all of it, for the longest beginning to be found.
+const KEY_BITS: u32 = 8 * size_of::<Named>() as u32;
+
+/// May a governed task speak to the socket at this address?
+#[inline(always)]
+pub(crate) fn speak(ctx: &SockAddrContext) -> i32 {
+    let Some(governed) = select::task() else {
+        return PASS;
+    };
+    let mut key = Key::new(
+        KEY_BITS,
+        Named {
+            workload: governed.workload,
+            name: [0; SOCKET_NAME_BYTES],
+        },
+    );
+    // SAFETY: `name` is 108 bytes of ours; the key is packed, so its address is taken without a reference.
+    let name = unsafe { &mut *(&raw mut key.data.name) };
+    let read = read(ctx, name);
+    if read.is_some()
+        && is_whole(name)
+        && is_the_hosts_view() == Some(true)
+        && UNIX.get(&key).is_some()
+    {
+        return PASS;
+    }
+    refuse(ctx, &governed, name)
+}
+
+/// Copies the name, with `@` before an abstract one. `None`: it is none, or the kernel keeps it elsewhere.
+#[inline(always)]
+fn read(ctx: &SockAddrContext, name: &mut [u8; SOCKET_NAME_BYTES]) -> Option<()> {
+    let at = OFFSETS.load();
+    let context = ctx.as_ptr() as u64;
+    // SAFETY: needed to reach what the context does not offer. It is the kernel's `bpf_sock_addr_kern`; what is
+    // read goes through `probe_read`, which fails instead of faulting.
+    unsafe {
+        let address: u64 = attribute::read(context, at.address_pointer)?;
+        let length: u32 = attribute::read(context, at.address_length)?;
+        let length = u64::from(length).wrapping_sub(PATH);
+        if length == 0 || length > SOCKET_NAME_BYTES as u64 {
+            return None;
+        }
+        let from = address.wrapping_add(PATH);
+        let to = name.as_mut_ptr().cast();
+        if bpf_probe_read_kernel(to, length as u32, from as *const _) < 0 {
+            return None;
+        }
+    }
+    if name[0] == 0 {
+        name[0] = b'@';
+    }
+    Some(())
+}
+
+/// Does nothing in the name lead elsewhere than it begins? An abstract name with NUL in it would look like a
+/// shorter one.
+#[inline(always)]
+fn is_whole(name: &[u8; SOCKET_NAME_BYTES]) -> bool {
+    let is_abstract = name[0] == b'@';
+    let mut last = 0_u32;
+    let mut ended = false;
+    for &byte in name {
+        last = (last << 8 | u32::from(byte)) & 0x00ff_ffff;
+        if last == u32::from_be_bytes(*b"\0/..") {
+            return false;
+        }
+        if is_abstract && ended && byte != 0 {
+            return false;
+        }
+        ended |= byte == 0;
+    }
+    true
+}
+
+/// Does the task see the host's files as an administrator has laid them out? That takes the initial user
+/// namespace for the task and for its mounts.
+#[inline(always)]
+fn is_the_hosts_view() -> Option<bool> {
+    let at = OFFSETS.load();
+    // SAFETY: as in `read`.
+    unsafe {
+        let task = bpf_get_current_task();
+        let namespaces = attribute::pointer(task, at.task_namespaces)?;
+        let mounts = attribute::pointer(namespaces, at.namespaces_mounts)?;
+        let owner = attribute::pointer(mounts, at.mounts_user)?;
+        let credentials = attribute::pointer(task, at.task_credentials)?;
+        let own = attribute::pointer(credentials, at.credentials_user)?;
+        let levels: (u32, u32) = (
+            attribute::read(owner, at.user_level)?,
+            attribute::read(own, at.user_level)?,
+        );
+        Some(levels == (0, 0))
+    }
+}
+
+#[inline(always)]
+fn refuse(ctx: &SockAddrContext, governed: &Governed, name: &[u8; SOCKET_NAME_BYTES]) -> i32 {
+    let attempt = Attempt {
+        workload: governed.workload,
+        governed: governed.cgroup,
+        protocol: 0,
+        socket_type: field!(ctx.sock_addr, type_),
+        destination: address6([0; 4], 0),
+        has_destination: false,
+    };
+    report(&attempt, name);
+    Attempt::fail(Errno::Eperm)
+}
+
+/// Counts and tells the agent, with the name.
+#[inline(never)]
+fn report(attempt: &Attempt, name: &[u8; SOCKET_NAME_BYTES]) {
+    account::refusal(attempt.workload, Reason::Unix);
+    let Some(mut entry) = EVENTS.reserve_untyped::<NameRefused>(0) else {
+        return account::lost();
+    };
+    let event: *mut NameRefused = entry.as_mut_ptr();
+    // SAFETY: the entry is ours until submitted, and every field is written.
+    unsafe {
+        attempt.write(&raw mut (*event).refused, Reason::Unix);
+        (*event).refused.kind = NAME_REFUSED;
+        (*event).name.bytes = *name;
+        (*event).name.length = SOCKET_NAME_BYTES as u32;
+    }
+    entry.submit(0);
+}

@@ -1,0 +1,266 @@
+//! Who may connect to a workload, and whose the agent's port is.
+use crate::refuse::{counted, layer, refusals};
+use crate::support::*;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+use tollgate::kernel::Event;
+
+/// Long enough for an answer on loopback, on a busy machine too.
+const ANSWER: Duration = Duration::from_millis(400);
+
+/// Serves each connection, one after the other: says `hello`, then echoes lines until its input closes.
+const SERVE: &str = "
+import select, threading
+def serve(server):
+    while True:
+        s, _ = server.accept()
+        threading.Thread(target=echo, args=(s,), daemon=True).start()
+def echo(s):
+    try:
+        s.sendall(b'hello')
+        while True:
+            got = s.recv(64)
+            if not got: return
+            s.sendall(got)
+    except OSError: pass
+def start(ip):
+    server = socket.create_server((ip, 0), family=family(ip))
+    threading.Thread(target=serve, args=(server,), daemon=True).start()
+    return server.getsockname()[1]
+";
+
+fn dial(ip: &str, port: u16) -> Option<TcpStream> {
+    let ip: IpAddr = ip.parse().unwrap();
+    let stream = TcpStream::connect_timeout(&SocketAddr::new(ip, port), ANSWER).ok()?;
+    stream.set_read_timeout(Some(ANSWER)).unwrap();
+    Some(stream)
+}
+
+fn hears(stream: &mut TcpStream) -> bool {
+    let mut said = [0; 5];
+    stream.read_exact(&mut said).is_ok()
+}
+
+fn nobody_connects_in(ip: &str) {
+    let mut stand = Stand::new();
+    let serve = format!("{SERVE}say(os.getpid(), start('{ip}'))\nsys.stdin.read()");
+    let mut server = Running::start(&stand.cgroup, &serve);
+    let line = server.line();
+    let (pid, port) = line.split_once(' ').unwrap();
+    let port: u16 = port.parse().unwrap();
+
+    assert!(dial(ip, port).is_none(), "refused by default");
+    assert!(counted(&stand)["listen"] >= 1);
+    let told = refusals(stand.fence(), 1).remove(0);
+    assert_eq!((told.reason, &*told.protocol), ("listen", "tcp"));
+    assert_eq!(&*told.workload, stand.workload());
+    assert_eq!(
+        told.destination,
+        Some(SocketAddr::new(ip.parse().unwrap(), port))
+    );
+    assert_eq!(
+        told.process.pid.to_string(),
+        pid,
+        "who bound it was remembered"
+    );
+
+    stand.permit(&[port.wrapping_add(1)], &[]);
+    assert!(dial(ip, port).is_none(), "another port is another thing");
+    stand.permit(&[port], &[]);
+    let mut open = dial(ip, port).unwrap();
+    assert!(hears(&mut open), "its policy lets it");
+
+    stand.permit(&[], &[]);
+    open.write_all(b"again").unwrap();
+    assert!(!hears(&mut open), "no longer, on open connections too");
+    assert!(dial(ip, port).is_none());
+
+    stand.lift();
+    let hears_now = || dial(ip, port).is_some_and(|mut free| hears(&mut free));
+    eventually("it is the fence that keeps them", hears_now);
+    server.finish();
+}
+
+#[test]
+fn nobody_connects_to_a_workload_over_ipv4() {
+    nobody_connects_in("127.0.0.1");
+}
+
+#[test]
+fn nobody_connects_to_a_workload_over_ipv6() {
+    nobody_connects_in("::1");
+}
+
+/// A listener for both families is one socket.
+#[test]
+fn a_dual_stack_listener_is_held_over_both() {
+    let stand = Stand::new();
+    let serve = format!(
+        "{SERVE}
+server = socket.create_server(('', 0), family=socket.AF_INET6, dualstack_ipv6=True)
+threading.Thread(target=serve, args=(server,), daemon=True).start()
+say(server.getsockname()[1]); sys.stdin.read()"
+    );
+    let mut server = Running::start(&stand.cgroup, &serve);
+    let port: u16 = server.line().parse().unwrap();
+    assert!(dial("127.0.0.1", port).is_none() && dial("::1", port).is_none());
+    stand.permit(&[port], &[]);
+    for ip in ["127.0.0.1", "::1"] {
+        assert!(hears(&mut dial(ip, port).unwrap()), "{ip}");
+    }
+    server.finish();
+}
+
+#[test]
+fn connections_from_before_are_cut_off() {
+    let stand = Stand::new();
+    stand.fence().release(stand.cgroup.id()).unwrap();
+    let serve = format!("{SERVE}say(start('127.0.0.1'), start('::1'))\nsys.stdin.read()");
+    let mut server = Running::start(&stand.cgroup, &serve);
+    let line = server.line();
+    let (port4, port6) = line.split_once(' ').unwrap();
+    let mut callers = [("127.0.0.1", port4), ("::1", port6)]
+        .map(|(ip, port)| dial(ip, port.parse().unwrap()).unwrap());
+    assert!(callers.iter_mut().all(hears));
+    stand
+        .fence()
+        .govern(&stand.cgroup.name, stand.workload())
+        .unwrap();
+    for caller in &mut callers {
+        caller.write_all(b"again").unwrap();
+        assert!(!hears(caller));
+    }
+    assert!(counted(&stand)["listen"] >= 2);
+    server.finish();
+}
+
+/// Binding is no listening: source ports and datagrams work as before.
+#[test]
+fn binding_goes_on_working() {
+    let stand = Stand::new();
+    let script = "
+for ip in '127.0.0.1', '::1', '0.0.0.0', '::':
+    for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
+        with socket.socket(family(ip), kind) as s: say(name(lambda: s.bind((ip, 0))), s.getsockname()[1] > 0)
+s = socket.socket(); s.bind(('127.0.0.1', 0)); say(name(lambda: s.connect(('198.51.100.7', 80))))";
+    let said = stand.run(script);
+    assert_eq!(
+        said,
+        [["ok True"; 8].as_slice(), &["ok"]].concat().join("\n")
+    );
+    let flow = stand.fence().flow_of(&stand.accept(&stand.agent4)).unwrap();
+    assert_eq!(flow.destination.to_string(), "198.51.100.7:80");
+}
+
+#[test]
+fn the_agents_port_is_the_agents() {
+    let mut stand = Stand::new();
+    let (port4, port6) = (port(&stand.agent4), port(&stand.agent6));
+    (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0")); // It dies.
+    let script = format!(
+        "def bind(ip, port, kind=socket.SOCK_STREAM):
+    with socket.socket(family(ip), kind) as s: return name(lambda: s.bind((ip, port)))
+say(bind('127.0.0.1', {port4}), bind('0.0.0.0', {port4}), bind('::ffff:127.0.0.1', {port4}))
+say(bind('::1', {port6}), bind('::', {port6}), bind('127.0.0.1', {port4}, socket.SOCK_DGRAM))"
+    );
+    assert_eq!(stand.run(&script), "EPERM EPERM EPERM\nEPERM EPERM EPERM");
+    assert_eq!(counted(&stand)["port"], 6);
+    let told = refusals(stand.fence(), 6).remove(0);
+    assert_eq!(
+        told.destination.unwrap().to_string(),
+        format!("127.0.0.1:{port4}")
+    );
+    assert_eq!(
+        python_outside(&script),
+        "ok ok ok\nok ok ok",
+        "nobody else is kept from it"
+    );
+    // Self-connection: from the agent's port to the agent's port.
+    let own = format!(
+        "s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+name(lambda: s.bind(('127.0.0.1', {port4})))
+say(name(lambda: s.connect(('127.0.0.1', {port4}))), name(lambda: s.connect(('198.51.100.7', 80))))"
+    );
+    assert_eq!(stand.run(&own), "EPERM ECONNREFUSED");
+    stand.lift();
+    assert_eq!(stand.run(&script), "ok ok ok\nok ok ok");
+}
+
+/// Connects at once and sends its SYN with the first byte, as the kernel's fast open does.
+const DEFERRED: &str = "
+def deferred(ip, port):
+    s = socket.socket(family(ip)); s.settimeout(0.5)
+    s.setsockopt(socket.IPPROTO_TCP, 30, 1) # TCP_FASTOPEN_CONNECT
+    s.setsockopt(socket.IPPROTO_TCP, 34, 1) # TCP_FASTOPEN_NO_COOKIE
+    return s, name(lambda: s.connect((ip, port)))
+def send(s):
+    try: s.sendall(b'secret'); return 'sent'
+    except OSError as e: return type(e).__name__
+";
+
+/// The hook saw the agent's listener; when the SYN leaves, somebody else is at its port.
+fn nobody_steps_into_the_gap(ip: &str, target: &str) {
+    let mut stand = Stand::new();
+    let script = format!(
+        "{DEFERRED}s, r = deferred('{target}', 80); say(r); sys.stdin.readline(); say(send(s))"
+    );
+    let mut client = Running::start(&stand.cgroup, &script);
+    assert_eq!(client.line(), "ok");
+    let agent = match ip {
+        "::1" => &mut stand.agent6,
+        _ => &mut stand.agent4,
+    };
+    let address = agent.local_addr().unwrap();
+    *agent = listen(&format!("{}:0", if ip == "::1" { "[::1]" } else { ip }));
+    let impostor = listen(&address.to_string());
+    client.send("\n");
+    let said = client.line();
+    client.finish();
+    assert_ne!(said, "ok");
+    std::thread::sleep(ANSWER);
+    assert_quiet(&impostor);
+    assert!(counted(&stand)["agent_down"] >= 1);
+    // The same way, with nothing to steer it, it does reach whoever is there.
+    let script = format!(
+        "{DEFERRED}s, r = deferred('{ip}', {}); say(r, send(s))",
+        address.port()
+    );
+    assert_eq!(python_outside(&script), "ok sent");
+    let mut heard = [0; 6];
+    accept(&impostor).read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"secret");
+}
+
+#[test]
+fn nobody_steps_between_hook_and_syn_over_ipv4() {
+    nobody_steps_into_the_gap("127.0.0.1", "198.51.100.7");
+}
+
+#[test]
+fn nobody_steps_between_hook_and_syn_over_ipv6() {
+    nobody_steps_into_the_gap("::1", "2001:db8::7");
+}
+
+/// Without the look at what leaves, what comes back is still looked at: only the agent answers.
+#[test]
+fn nobody_but_the_agent_answers() {
+    let mut stand = Stand::new();
+    let script = format!(
+        "{DEFERRED}s, r = deferred('198.51.100.7', 80); say(r); sys.stdin.readline(); say(send(s))"
+    );
+    let mut client = Running::start(&stand.cgroup, &script);
+    assert_eq!(client.line(), "ok");
+    let address = stand.agent4.local_addr().unwrap();
+    stand.agent4 = listen("127.0.0.1:0");
+    let impostor = listen(&address.to_string());
+    std::fs::remove_file(stand.options.pin_dir.join("links/egress")).unwrap();
+    assert!(!layer(stand.fence(), "egress").enforcing);
+    client.send("\n");
+    client.line();
+    client.finish();
+    std::thread::sleep(ANSWER);
+    assert_quiet(&impostor);
+    let closed = |event: &Event| matches!(event, Event::Closed { .. });
+    crate::refuse::events(stand.fence(), |events| events.iter().any(closed));
+}

@@ -1,0 +1,191 @@
+//! Unix sockets: a workload speaks to those that its policy names.
+use crate::refuse::{counted, layer, refusals};
+use crate::support::*;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+use std::path::PathBuf;
+
+/// A local daemon: a stream socket, a datagram socket and an abstract one.
+struct Daemon {
+    directory: PathBuf,
+    name: String,
+    stream: UnixListener,
+    datagram: UnixDatagram,
+    hidden: UnixListener,
+}
+
+impl Daemon {
+    fn new() -> Self {
+        let name = unique();
+        let directory = std::env::temp_dir().join(&name);
+        std::fs::create_dir(&directory).unwrap();
+        let stream = UnixListener::bind(directory.join("stream")).unwrap();
+        let datagram = UnixDatagram::bind(directory.join("datagram")).unwrap();
+        let hidden = SocketAddr::from_abstract_name(&name).unwrap();
+        let hidden = UnixListener::bind_addr(&hidden).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        hidden.set_nonblocking(true).unwrap();
+        datagram.set_nonblocking(true).unwrap();
+        Self {
+            directory,
+            name,
+            stream,
+            datagram,
+            hidden,
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Connections and datagrams that arrived since it was last asked.
+    fn heard(&self) -> usize {
+        let streams = std::iter::from_fn(|| self.stream.accept().ok()).count();
+        let hidden = std::iter::from_fn(|| self.hidden.accept().ok()).count();
+        let datagrams = std::iter::from_fn(|| self.datagram.recv(&mut [0; 8]).ok()).count();
+        streams + hidden + datagrams
+    }
+
+    /// Each way to it, one word each.
+    fn tried(&self) -> String {
+        format!(
+            "
+def unix(kind): return socket.socket(socket.AF_UNIX, kind)
+stream, datagram, hidden = {:?}, {:?}, '\\0{}'
+def linked():
+    s = unix(socket.SOCK_DGRAM); s.connect(datagram); s.send(b'x')
+def ways():
+    return ' '.join(map(name, [
+        lambda: unix(socket.SOCK_STREAM).connect(stream),
+        lambda: unix(socket.SOCK_STREAM).connect(hidden),
+        lambda: unix(socket.SOCK_DGRAM).sendto(b'x', datagram),
+        lambda: unix(socket.SOCK_DGRAM).sendmsg([b'x'], [], 0, datagram),
+        linked]))
+",
+            self.path("stream"),
+            self.path("datagram"),
+            self.name,
+        )
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Where the kernel has no such hooks, the fence says so, and that is all it can do.
+fn is_held(stand: &Stand) -> bool {
+    let layers = ["connect_unix", "sendmsg_unix"].map(|name| layer(stand.fence(), name));
+    if layers.iter().all(|layer| layer.enforcing) {
+        return true;
+    }
+    for layer in layers {
+        let why = layer.why.unwrap_or_default();
+        assert!(why.contains("6.7"), "{}: {why}", layer.name);
+    }
+    false
+}
+
+#[test]
+fn local_daemons_are_not_spoken_to() {
+    let mut stand = Stand::new();
+    let daemon = Daemon::new();
+    let script = format!("{}say(ways())", daemon.tried());
+    if !is_held(&stand) {
+        assert_eq!(stand.run(&script), ["ok"; 5].join(" "));
+        return;
+    }
+    assert_eq!(stand.run(&script), ["EPERM"; 5].join(" "));
+    assert_eq!(daemon.heard(), 0);
+    assert_eq!(counted(&stand)["unix"], 5);
+    let told = refusals(stand.fence(), 5);
+    assert_eq!(told[0].name.as_deref(), Some(&*daemon.path("stream")));
+    assert_eq!(told[1].name, Some(format!("@{}", daemon.name)));
+    for refusal in &told {
+        assert_eq!((refusal.reason, &*refusal.protocol), ("unix", "unix"));
+        assert!(refusal.process.exe.contains("python3"));
+        assert!(refusal.detail.contains(refusal.name.as_deref().unwrap()));
+    }
+    let outside = python_outside(&script);
+    assert_eq!(outside, ["ok"; 5].join(" "), "nobody else is held");
+    assert_eq!(daemon.heard(), 5);
+    stand.lift();
+    assert_eq!(stand.run(&script), ["ok"; 5].join(" "));
+}
+
+#[test]
+fn sockets_that_policy_names_are_spoken_to() {
+    let stand = Stand::new();
+    let daemon = Daemon::new();
+    let script = format!("{}say(ways())", daemon.tried());
+    if !is_held(&stand) {
+        return;
+    }
+    let (stream, datagram) = (daemon.path("stream"), daemon.path("datagram"));
+    let hidden = format!("@{}", daemon.name);
+    let below = format!("{}/**", daemon.directory.display());
+    for (names, expected) in [
+        (vec![&*stream], "ok EPERM EPERM EPERM EPERM"),
+        (vec![&*hidden], "EPERM ok EPERM EPERM EPERM"),
+        (vec![&*datagram], "EPERM EPERM ok ok ok"),
+        (vec![&*below], "ok EPERM ok ok ok"),
+        (vec![&*hidden, &*below], "ok ok ok ok ok"),
+        (vec!["/run/**", "@other"], "EPERM EPERM EPERM EPERM EPERM"),
+    ] {
+        stand.permit(&[], &names);
+        assert_eq!(stand.run(&script), expected, "{names:?}");
+    }
+    let near = [&stream[..stream.len() - 1], &hidden[..hidden.len() - 1]];
+    stand.permit(&[], &near);
+    assert_eq!(
+        stand.run(&script),
+        ["EPERM"; 5].join(" "),
+        "a whole name is no beginning"
+    );
+}
+
+/// The name counts as the host's administrator meant it.
+#[test]
+fn names_that_lead_elsewhere_are_refused() {
+    let stand = Stand::new();
+    let daemon = Daemon::new();
+    if !is_held(&stand) {
+        return;
+    }
+    let directory = daemon.directory.display();
+    stand.permit(&[], &[&format!("{directory}/inner/**"), "@allowed"]);
+    let script = format!(
+        "{}
+def to(path): return name(lambda: unix(socket.SOCK_STREAM).connect(path))
+os.mkdir('{directory}/inner')
+say(to('{directory}/inner/../stream'), to('\\0allowed\\0' + 'x'), to('{directory}//inner/../../x'))
+os.chdir('{directory}'); say(to('stream'), to('./stream'))
+os.link('{directory}/stream', '{directory}/inner/mine')
+say(to('{directory}/inner/mine'))
+import ctypes
+assert ctypes.CDLL(None).unshare(0x10000000) == 0
+say(to('{directory}/inner/mine'))",
+        daemon.tried()
+    );
+    assert_eq!(
+        stand.run(&script),
+        "EPERM EPERM EPERM\nEPERM EPERM\nok\nEPERM",
+        "and who has a user namespace of its own can make any name mean anything"
+    );
+}
+
+/// Pairs and inherited sockets have no name to be asked for.
+#[test]
+fn sockets_without_a_name_work() {
+    let stand = Stand::new();
+    let script = "
+a, b = socket.socketpair(); a.send(b'x'); say(b.recv(1))
+c, d = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); c.send(b'y'); say(d.recv(1))
+r, w = os.pipe(); socket.send_fds(a, [b'f'], [r]); _, (got,), _, _ = socket.recv_fds(b, 1, 1)
+os.write(w, b'z'); say(os.read(got, 1))";
+    assert_eq!(stand.run(script), "b'x'\nb'y'\nb'z'");
+    assert!(counted(&stand).is_empty());
+}
