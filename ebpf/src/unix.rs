@@ -42,17 +42,15 @@ pub(crate) fn speak(ctx: &SockAddrContext) -> i32 {
             name: [0; SOCKET_NAME_BYTES],
         },
     );
-    // SAFETY: `name` is 108 bytes of ours; the key is packed, so its address is taken without a reference.
-    let name = unsafe { &mut *(&raw mut key.data.name) };
-    let read = read(ctx, name);
-    if read.is_some()
-        && is_whole(name)
+    let has_name = read(ctx, &mut key.data.name).is_some();
+    if has_name
+        && is_whole(&key.data.name)
         && is_the_hosts_view() == Some(true)
         && UNIX.get(&key).is_some()
     {
         return PASS;
     }
-    refuse(ctx, &governed, name)
+    refuse(ctx, &governed, &key.data.name)
 }
 
 /// Copies the name, with `@` before an abstract one. `None`: it is none, or the kernel keeps it elsewhere.

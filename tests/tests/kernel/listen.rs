@@ -135,6 +135,25 @@ fn connections_from_before_are_cut_off() {
     server.finish();
 }
 
+/// Its sockets are in no governed cgroup; it is known by what it was.
+#[test]
+fn who_left_the_cgroup_is_held_too() {
+    let stand = Stand::new();
+    let outside = stand.cgroup.root.to_str().unwrap();
+    let serve = format!("{SERVE}enter('{outside}')\nsay(start('127.0.0.1'))\nsys.stdin.read()");
+    let mut server = Running::start(&stand.cgroup, &serve);
+    let port: u16 = server.line().parse().unwrap();
+    assert!(dial("127.0.0.1", port).is_none());
+    stand.permit(&[port], &[]);
+    let mut open = dial("127.0.0.1", port).unwrap();
+    assert!(hears(&mut open));
+    stand.permit(&[], &[]);
+    open.write_all(b"again").unwrap();
+    assert!(!hears(&mut open), "no longer, on open connections too");
+    assert!(counted(&stand)["listen"] >= 2);
+    server.finish();
+}
+
 /// Binding is no listening: source ports and datagrams work as before.
 #[test]
 fn binding_goes_on_working() {

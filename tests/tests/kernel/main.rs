@@ -23,3 +23,4 @@ mod steer;
 mod stress;
 mod support;
 mod unix;
+mod ways;

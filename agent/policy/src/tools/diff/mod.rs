@@ -141,14 +141,13 @@ fn subjects(old: &Policy, new: &Policy) -> Vec<Change> {
     for (name, old, new) in differing(workloads) {
         changes.push(subject(vec![name], Vec::new(), "recognised by", old, new));
     }
-    let openings: [(&str, fn(&Workload) -> String); 2] = [
-        ("listens on", |workload| listed(&workload.listen)),
-        ("may speak to", |workload| listed(&workload.unix)),
-    ];
-    for (what, says) in openings {
+    for what in ["listens on", "may speak to"] {
         let said = |workload: &Workload| {
-            let said = (says(workload), workload.at.clone());
-            (workload.name.clone(), said)
+            let says = match what {
+                "listens on" => listed(&workload.listen),
+                _ => listed(&workload.unix),
+            };
+            (workload.name.clone(), (says, workload.at.clone()))
         };
         let workloads = [old, new].map(|policy| policy.workloads.iter().map(said).collect());
         for (name, old, new) in differing(workloads) {

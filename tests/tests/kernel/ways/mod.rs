@@ -1,0 +1,159 @@
+//! Every way out that is known, tried by a governed process towards somebody who listens to everything; and tried
+//! again by one that is not governed, so that each is known to work.
+use crate::refuse::{counted, layer};
+use crate::support::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+
+/// May be sent DNS; nobody is there.
+const RESOLVER: &str = "127.77.7.9";
+
+/// Hears what arrives at its port, over every protocol and both families.
+struct Canary {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+    port: String,
+}
+
+impl Canary {
+    fn new() -> Self {
+        let mut child = python(include_str!("canary.py"), &[]).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut port = String::new();
+        output.read_line(&mut port).unwrap();
+        Self {
+            child,
+            output,
+            port: port.trim().to_owned(),
+        }
+    }
+
+    /// The names of what it heard, once nothing more arrives.
+    fn heard(mut self) -> BTreeSet<String> {
+        drop(self.child.stdin.take());
+        let mut heard = String::new();
+        self.output.read_to_string(&mut heard).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        heard.split_whitespace().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Canary {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn python(script: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).args(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+/// Tries every way, from `cgroup` if there is one; returns what came of each by its name.
+fn tried(cgroup: &str, canary: &Canary) -> BTreeMap<String, String> {
+    let arguments = [cgroup, &canary.port, RESOLVER];
+    let output = python(include_str!("ways.py"), &arguments)
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stdout).unwrap();
+    said.lines()
+        .map(|line| {
+            let (name, told) = line.split_once(' ').unwrap();
+            (name.to_owned(), told.to_owned())
+        })
+        .collect()
+}
+
+/// What no cgroup hook sees, by the layer that does; where that is missing, the way is open, and `status` says so.
+const OPEN_WITHOUT: [(&str, &str); 5] = [
+    ("packet4", "families"),
+    ("passed-connected4", "lsm"),
+    ("passed-connected6", "lsm"),
+    ("taken-by-pidfd-connected4", "lsm"),
+    ("taken-by-pidfd-connected6", "lsm"),
+];
+
+/// Ways whose socket cannot even be made.
+const NO_SOCKET: [&str; 9] = [
+    "mptcp4",
+    "mptcp6",
+    "udp-lite4",
+    "udp-lite6",
+    "raw4",
+    "raw6",
+    "icmp4",
+    "icmp6",
+    "raw-udp4",
+];
+
+#[test]
+fn no_way_leads_out() {
+    let mut stand = Stand::with_resolvers(&[RESOLVER]);
+    let cgroup = stand.cgroup.path();
+    let cgroup = cgroup.to_str().unwrap();
+    let canary = Canary::new();
+    let governed = tried(cgroup, &canary);
+    let heard = canary.heard();
+    let open: BTreeSet<String> = OPEN_WITHOUT
+        .iter()
+        .filter(|(_, name)| !layer(stand.fence(), name).enforcing)
+        .map(|(way, _)| (*way).to_owned())
+        .collect();
+    assert_eq!(heard, open, "{governed:#?}");
+    assert!(governed.len() > 60, "{governed:#?}");
+    for (name, told) in &governed {
+        let kept = ["udp", "datagram"].iter().any(|part| name.contains(part));
+        let expected = match kept || NO_SOCKET.contains(&name.as_str()) {
+            true => "EPERM",
+            false => "ok", // Steered, or open.
+        };
+        assert_eq!(told, expected, "{name}");
+    }
+    let counted = counted(&stand);
+    for reason in ["udp", "raw", "protocol"] {
+        assert!(counted[reason] > 2, "{counted:?}");
+    }
+
+    // The same, by the same process tree in the same place, with nobody to hold it.
+    stand.lift();
+    let canary = Canary::new();
+    let free = tried(cgroup, &canary);
+    let heard = canary.heard();
+    let names: BTreeSet<String> = free.keys().cloned().collect();
+    assert_eq!(heard, names, "each of them is a way out: {free:#?}");
+    // Left by the way through a nested cgroup.
+    for entry in std::fs::read_dir(cgroup).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::remove_dir(entry.path()).unwrap();
+        }
+    }
+}
+
+/// Full maps and rings lose accounts of refusals, never a refusal.
+#[test]
+fn lost_events_open_nothing() {
+    let stand = Stand::new();
+    let receiver = std::net::UdpSocket::bind("127.0.0.9:0").unwrap();
+    receiver.set_nonblocking(true).unwrap();
+    let script = format!(
+        "told = set()
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    for n in range(12000): told.add(name(lambda: s.sendto(b'x', ('127.0.0.9', {}))))
+say(told, tcp('198.51.100.7', 80)[1])",
+        receiver.local_addr().unwrap().port()
+    );
+    assert_eq!(stand.run(&script), "{'EPERM'} ok");
+    assert!(receiver.recv(&mut [0; 8]).is_err());
+    assert_eq!(counted(&stand)["udp"], 12_000, "each is counted");
+    let lost = stand.fence().lost_events();
+    assert!(
+        (1..12_000).contains(&lost),
+        "{lost} were not told, and that is known"
+    );
+}

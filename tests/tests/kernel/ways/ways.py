@@ -1,0 +1,484 @@
+# Every way out that is known, each under its name: tries to get that name to whoever listens at the port.
+# Arguments: the cgroup to enter, or nothing; the port; a resolver's address, which may be sent DNS.
+import array, ctypes, errno, mmap, os, signal, socket, struct, sys, threading
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
+FAST = 0x20000000  # MSG_FASTOPEN
+LOCAL = {V4: "127.0.0.1", V6: "::1"}
+ANY = {V4: "0.0.0.0", V6: "::"}
+libc = ctypes.CDLL(None, use_errno=True)
+cgroup, port, resolver = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+ways = []
+
+
+def way(*families):
+    def register(function):
+        for family in families:
+            name = function.__name__.replace("_", "-") + ("4" if family == V4 else "6")
+            ways.append((name, function, family))
+        return function
+
+    return register
+
+
+both = way(V4, V6)
+
+
+def check(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "")
+    return result
+
+
+def sockaddr(family, ip, to):
+    if family == V4:
+        return struct.pack("=HH4s8x", V4, socket.htons(to), socket.inet_pton(V4, ip))
+    return struct.pack("=HHI16sI", V6, socket.htons(to), 0, socket.inet_pton(V6, ip), 0)
+
+
+def stream(family, ip, text, s=None):
+    with s or socket.socket(family, TCP) as s:
+        s.settimeout(2)
+        s.connect((ip, port))
+        s.sendall(text)
+
+
+def finish(s, text):
+    """What fast open sent or not: a stream says it again where it is connected."""
+    s.settimeout(2)
+    s.sendall(text)
+    s.close()
+
+
+@both
+def tcp(family, text):
+    stream(family, LOCAL[family], text)
+
+
+@both
+def tcp_wildcard(family, text):
+    stream(family, ANY[family], text)
+
+
+@way(V4)
+def tcp_mapped(family, text):
+    stream(V6, "::ffff:127.0.0.1", text)
+
+
+@way(V4)
+def tcp_mapped_wildcard(family, text):
+    stream(V6, "::ffff:0.0.0.0", text)
+
+
+@both
+def tcp_nonblocking(family, text):
+    s = socket.socket(family, TCP)
+    s.setblocking(False)
+    try:
+        s.connect((LOCAL[family], port))
+    except BlockingIOError:
+        pass
+    finish(s, text)
+
+
+@both
+def fast_open_sendto(family, text):
+    s = socket.socket(family, TCP)
+    s.sendto(text, FAST, (LOCAL[family], port))
+    finish(s, text)
+
+
+@both
+def fast_open_sendmsg(family, text):
+    s = socket.socket(family, TCP)
+    s.sendmsg([text], [], FAST, (LOCAL[family], port))
+    finish(s, text)
+
+
+@both
+def fast_open_connect(family, text):
+    s = socket.socket(family, TCP)
+    s.setsockopt(socket.IPPROTO_TCP, 30, 1)  # TCP_FASTOPEN_CONNECT
+    s.setsockopt(socket.IPPROTO_TCP, 34, 1)  # TCP_FASTOPEN_NO_COOKIE
+    s.settimeout(2)
+    s.connect((LOCAL[family], port))
+    finish(s, text)
+
+
+@both
+def mptcp(family, text):
+    stream(family, LOCAL[family], text, socket.socket(family, TCP, 262))
+
+
+@both
+def disconnected_and_connected_again(family, text):
+    s = socket.socket(family, TCP)
+    s.connect((LOCAL[family], port))
+    unspec = ctypes.create_string_buffer(16)
+    check(libc.connect(s.fileno(), unspec, 16))
+    stream(family, LOCAL[family], text, s)
+
+
+@both
+def marked(family, text):
+    s = socket.socket(family, TCP)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x746F6C6C)
+    s.setsockopt(socket.SOL_SOCKET, 25, b"lo\0")  # SO_BINDTODEVICE
+    stream(family, LOCAL[family], text, s)
+
+
+@way(V4)
+def transparent(family, text):
+    s = socket.socket(family, TCP)
+    s.setsockopt(socket.IPPROTO_IP, 19, 1)  # IP_TRANSPARENT
+    s.setsockopt(socket.IPPROTO_IP, 15, 1)  # IP_FREEBIND
+    s.bind(("127.7.7.7", 0))
+    stream(family, LOCAL[family], text, s)
+
+
+@both
+def udp_sendto(family, text):
+    with socket.socket(family, UDP) as s:
+        s.sendto(text, (LOCAL[family], port))
+
+
+@way(V4)
+def udp_mapped(family, text):
+    with socket.socket(V6, UDP) as s:
+        s.sendto(text, ("::ffff:127.0.0.1", port))
+
+
+@both
+def udp_sendmsg(family, text):
+    with socket.socket(family, UDP) as s:
+        s.sendmsg([text], [], 0, (LOCAL[family], port))
+
+
+@both
+def udp_sendmmsg(family, text):
+    with socket.socket(family, UDP) as s:
+        name = ctypes.create_string_buffer(sockaddr(family, LOCAL[family], port))
+        data = ctypes.create_string_buffer(text, len(text))
+        iov = ctypes.create_string_buffer(struct.pack("QQ", ctypes.addressof(data), len(text)))
+        header = struct.pack("QIxxxxQQQQIxxxxI4x", ctypes.addressof(name), len(name) - 1, ctypes.addressof(iov), 1, 0, 0, 0, 0)
+        check(libc.sendmmsg(s.fileno(), ctypes.create_string_buffer(header), 1, 0))
+
+
+@both
+def udp_connected(family, text):
+    with socket.socket(family, UDP) as s:
+        s.connect((LOCAL[family], port))
+        s.send(text)
+
+
+@both
+def udp_connected_elsewhere_then_here(family, text):
+    with socket.socket(family, UDP) as s:
+        s.connect((resolver if family == V4 else "::1", 53))
+        s.connect((LOCAL[family], port))
+        s.send(text)
+
+
+@both
+def udp_corked(family, text):
+    with socket.socket(family, UDP) as s:
+        s.connect((LOCAL[family], port))
+        s.send(text[:1], socket.MSG_MORE)
+        s.send(text[1:])
+
+
+@way(V4)
+def udp_address_that_flips(family, text):
+    """Another thread writes to the address while the kernel reads it."""
+    there, here = sockaddr(V4, resolver, 53), sockaddr(V4, LOCAL[V4], port)
+    shared = ctypes.create_string_buffer(there, 16)
+    going = True
+
+    def flip():
+        while going:
+            ctypes.memmove(shared, here, 16)
+            ctypes.memmove(shared, there, 16)
+
+    flipping = threading.Thread(target=flip)
+    flipping.start()
+    last = 0
+    with socket.socket(V4, UDP) as s:
+        for _ in range(20000):
+            last = min(last, libc.sendto(s.fileno(), text, len(text), 0, shared, 16))
+    going = False
+    flipping.join()
+    check(last)
+
+
+@both
+def udp_lite(family, text):
+    with socket.socket(family, UDP, 136) as s:
+        s.sendto(text, (LOCAL[family], port))
+
+
+@both
+def raw(family, text):
+    with socket.socket(family, socket.SOCK_RAW, 253) as s:
+        s.sendto(text, (LOCAL[family], 0))
+
+
+@both
+def icmp(family, text):
+    kind, protocol = (8, 1) if family == V4 else (128, 58)
+    with socket.socket(family, socket.SOCK_RAW, protocol) as s:
+        body = struct.pack("!BBHHH", kind, 0, 0, 1, 1) + text
+        total = sum(struct.unpack("!%dH" % (len(body + b"\0") // 2), (body + b"\0")[: len(body) + len(body) % 2]))
+        total = (total >> 16) + (total & 0xFFFF)
+        total = ~(total + (total >> 16)) & 0xFFFF
+        s.sendto(body[:2] + struct.pack("!H", total if family == V4 else 0) + body[4:], (LOCAL[family], 0))
+
+
+@way(V4)
+def raw_udp(family, text):
+    with socket.socket(V4, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
+        s.sendto(udp_packet(text), (LOCAL[V4], 0))
+
+
+def udp_packet(text):
+    udp = struct.pack("!HHHH", 4242, port, 8 + len(text), 0) + text
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, *[socket.inet_aton(LOCAL[V4])] * 2)
+    total = sum(struct.unpack("!10H", head))
+    total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    return head[:10] + struct.pack("!H", total) + head[12:] + udp
+
+
+@way(V4)
+def packet(family, text):
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as s:
+        s.bind(("lo", 0))
+        s.send(bytes(12) + b"\x08\x00" + udp_packet(text))
+
+
+# What an outsider made and hands in.
+
+
+def handed(what, family):
+    outsider.send(("%s %d" % (what, family)).encode())
+    _, (fd,), _, _ = socket.recv_fds(outsider, 16, 1)
+    return socket.socket(fileno=fd)
+
+
+def serve_outside(end):
+    kept = []
+    while True:
+        asked = end.recv(64).decode()
+        if not asked:
+            os._exit(0)
+        what, family = asked.split()
+        s = socket.socket(int(family), TCP)
+        if what.endswith("connected"):
+            s.connect((LOCAL[int(family)], port))
+        if what.startswith("passed"):
+            socket.send_fds(end, [b"fd"], [s.fileno()])
+        else:
+            end.send(b"%d %d" % (os.getpid(), s.fileno()))
+        kept.append(s)
+
+
+@both
+def inherited(family, text):
+    stream(family, LOCAL[family], text, inherited_sockets[family])
+
+
+@both
+def passed(family, text):
+    stream(family, LOCAL[family], text, handed("passed", family))
+
+
+@both
+def passed_connected(family, text):
+    handed("passed-connected", family).sendall(text)
+
+
+def taken(what, family):
+    outsider.send(("%s %d" % (what, family)).encode())
+    pid, fd = map(int, outsider.recv(64).split())
+    pidfd = check(libc.syscall(434, pid, 0))
+    return socket.socket(fileno=check(libc.syscall(438, pidfd, fd, 0)))
+
+
+@both
+def taken_by_pidfd(family, text):
+    stream(family, LOCAL[family], text, taken("taken", family))
+
+
+@both
+def taken_by_pidfd_connected(family, text):
+    taken("taken-connected", family).sendall(text)
+
+
+# Other processes and namespaces.
+
+
+def child(work):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except OSError as error:
+            os._exit(error.errno)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status:
+        raise OSError(status, "")
+
+
+@both
+def daemonised(family, text):
+    def work():
+        os.setsid()
+        child(lambda: stream(family, LOCAL[family], text))
+
+    child(work)
+
+
+@both
+def nested_cgroup(family, text):
+    if cgroup:
+        inner = cgroup + "/inner-%d" % os.getpid()
+        os.mkdir(inner)
+        with open(inner + "/cgroup.procs", "w") as file:
+            file.write("0")
+    stream(family, LOCAL[family], text)
+
+
+@both
+def user_namespace(family, text):
+    check(libc.unshare(0x10000000))
+    stream(family, LOCAL[family], text)
+
+
+@both
+def another_program(family, text):
+    code = "import socket; s = socket.create_connection((%r, %d), 2); s.sendall(%r)"
+    code += "\n"
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code % (LOCAL[family], port, text)], os.environ)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        raise OSError(errno.ECHILD, "")
+
+
+# io_uring: its operations are no system calls of their own.
+ENTRIES, SQPOLL, ASYNC = 4, 2, 16
+SOCKET, CONNECT, SEND, SENDMSG = 45, 16, 26, 9
+
+
+class Ring:
+    def __init__(self, flags=0):
+        # struct io_uring_params: entries, flags, idle time, then where things are.
+        params = ctypes.create_string_buffer(struct.pack("4I", 0, 0, flags, 0) + bytes(104), 120)
+        self.fd = check(libc.syscall(425, ENTRIES, params))
+        words = struct.unpack("30I", params.raw)
+        self.sq, self.cq = words[10:16], words[20:26]
+        entries, completions = words[0], words[1]
+        self.array, self.flags = words[16], flags
+        size = max(self.array + 4 * entries, self.cq[5] + 16 * completions)
+        self.queue = mmap.mmap(self.fd, size, offset=0)
+        self.entries = mmap.mmap(self.fd, 64 * entries, offset=0x10000000)
+
+    def word(self, at, value=None):
+        if value is not None:
+            self.queue[at : at + 4] = struct.pack("I", value)
+        return struct.unpack("I", self.queue[at : at + 4])[0]
+
+    def do(self, opcode, fd, address=0, length=0, offset=0, more=0, flags=0):
+        """One operation; returns its result."""
+        _, tail, mask = self.sq[:3]
+        entry = struct.pack("BBHiQQII", opcode, flags, 0, fd, offset, address, length, more) + bytes(32)
+        at = self.word(tail)
+        slot = at & self.word(mask)
+        self.entries[64 * slot : 64 * slot + 64] = entry
+        self.word(self.array + 4 * slot, slot)
+        self.word(tail, at + 1)
+        wake = 2 if self.flags & SQPOLL else 0  # IORING_ENTER_SQ_WAKEUP
+        check(libc.syscall(426, self.fd, 1, 1, 1 | wake, None, 0))
+        c_head, c_tail, c_mask = self.cq[:3]
+        first = self.word(c_head)
+        entry_at = self.cq[5] + 16 * (first & self.word(c_mask))
+        result = struct.unpack("i", self.queue[entry_at + 8 : entry_at + 12])[0]
+        self.word(c_head, first + 1)
+        if result < 0:
+            raise OSError(-result, "")
+        return result
+
+
+def by_ring(family, text, ring, fd, flags=0):
+    address = ctypes.create_string_buffer(sockaddr(family, LOCAL[family], port))
+    data = ctypes.create_string_buffer(text, len(text))
+    ring.do(CONNECT, fd, ctypes.addressof(address), 0, len(address) - 1, flags=flags)
+    ring.do(SEND, fd, ctypes.addressof(data), len(text), flags=flags)
+
+
+@both
+def uring(family, text):
+    with socket.socket(family, TCP) as s:
+        by_ring(family, text, Ring(), s.fileno())
+
+
+@both
+def uring_async(family, text):
+    with socket.socket(family, TCP) as s:
+        by_ring(family, text, Ring(), s.fileno(), ASYNC)
+
+
+@both
+def uring_kernel_thread(family, text):
+    with socket.socket(family, TCP) as s:
+        by_ring(family, text, Ring(SQPOLL), s.fileno())
+
+
+@both
+def uring_socket(family, text):
+    ring = Ring()
+    by_ring(family, text, ring, ring.do(SOCKET, family, offset=TCP))
+
+
+@both
+def uring_datagram(family, text):
+    name = ctypes.create_string_buffer(sockaddr(family, LOCAL[family], port))
+    data = ctypes.create_string_buffer(text, len(text))
+    iov = ctypes.create_string_buffer(struct.pack("QQ", ctypes.addressof(data), len(text)))
+    header = ctypes.create_string_buffer(
+        struct.pack("QIxxxxQQQQI4x", ctypes.addressof(name), len(name) - 1, ctypes.addressof(iov), 1, 0, 0, 0)
+    )
+    with socket.socket(family, UDP) as s:
+        Ring(SQPOLL).do(SENDMSG, s.fileno(), ctypes.addressof(header), 1)
+
+
+def attempt(name, function, family):
+    """In a process of its own; tells the error's name, or `ok`."""
+    print(name, end=" ", flush=True)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        try:
+            function(family, b"<%s>" % name.encode())
+            told = "ok"
+        except TimeoutError:
+            told = "timeout"
+        except OSError as error:
+            told = errno.errorcode.get(error.errno, str(error))
+        except BaseException as error:
+            told = repr(error).replace(" ", "_")
+        print(told, flush=True)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]:
+        print("killed", flush=True)
+
+
+outsider, outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+if os.fork() == 0:
+    outsider.close()
+    serve_outside(outside)
+outside.close()
+inherited_sockets = {family: socket.socket(family, TCP) for family in (V4, V6)}
+if cgroup:
+    with open(cgroup + "/cgroup.procs", "w") as file:
+        file.write("0")
+for each in ways:
+    attempt(*each)
