@@ -4,6 +4,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub(crate) mod dns;
 pub mod gate;
 pub mod identity;
 #[allow(unsafe_code)] // The kernel's door: every `unsafe` says why it is needed and why it is safe.

@@ -24,7 +24,7 @@ pub const OVERSPENT: u32 = 4;
 pub enum Reason {
     /// No listener of the agent where the connection would go.
     AgentDown = 1,
-    /// A datagram to somewhere else than a resolver's port 53.
+    /// A datagram that asks for no name: to another port than 53.
     Udp = 2,
     /// A raw socket.
     Raw = 3,

@@ -137,6 +137,36 @@ pub struct AgentSocket {
 /// [`AgentSocket::tag`] of a listener that the agent opened.
 pub const LISTENER_TAG: u64 = 0x746f_6c6c_6761_7465;
 
+/// What a datagram socket carries that a governed task asks for names with: the value of `ASKERS`, and,
+/// copied as each query leaves, of `QUERIES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    /// When its latest query left, nanoseconds since boot.
+    pub time: u64,
+    /// Cookie of its network namespace.
+    pub netns: u64,
+    /// The server that was asked last, as its caller named it: answers come from there.
+    pub server: Address,
+    /// The server that it is connected to; port 0: none.
+    pub peer: Address,
+    /// Who asked last.
+    pub owner: Owner,
+}
+
+/// A query on its way to the agent: the key of `QUERIES`. There is one of a kind at a time, so that what
+/// the agent reads is the asker's whose it is, whoever had the port before or has it since.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Where it comes from.
+    pub from: Port,
+    /// Its first two bytes as they stand: the message's id.
+    pub id: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
 /// Per-CPU account of a workload: the value of `ACCOUNTS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -153,6 +183,8 @@ const _: () = assert!(size_of::<Record>() == 88 + size_of::<Owner>());
 const _: () = assert!(size_of::<Client>() == 80);
 const _: () = assert!(size_of::<Port>() == 32);
 const _: () = assert!(size_of::<AgentSocket>() == 24);
+const _: () = assert!(size_of::<Asker>() == 64 + size_of::<Owner>());
+const _: () = assert!(size_of::<Query>() == 40);
 const _: () = assert!(size_of::<Account>() == 40);
 pod!(
     Address,
@@ -163,5 +195,7 @@ pod!(
     Port,
     Connection,
     AgentSocket,
+    Asker,
+    Query,
     Account
 );

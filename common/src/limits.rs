@@ -24,7 +24,7 @@ pub const MAX_FLOWS: u32 = 131_072;
 pub const MAX_NAMESPACES: u32 = 4_096;
 /// Network namespaces without, of which it is remembered that the agent was told.
 pub const MAX_STRANGERS: u32 = 1_024;
-/// Resolvers at once.
-pub const MAX_RESOLVERS: u32 = 64;
+/// Queries for names on their way to the agent at once.
+pub const MAX_QUERIES: u32 = 16_384;
 /// Bytes of the event ring.
 pub const EVENT_BYTES: u32 = 4 << 20;

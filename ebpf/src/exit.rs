@@ -1,11 +1,12 @@
 //! The last look at what leaves: whatever way a packet of a governed socket came about, it goes to the
-//! agent, to a resolver, or to whoever connected to a port that the workload may listen on. Nothing else passes.
+//! agent, or to whoever connected to a port that the workload may listen on. Nothing else passes.
 //!
 //! What counts is where the packet itself goes: a socket's peer can change between two looks at it,
 //! and IP options or a routing header lead elsewhere than the peer.
 use crate::{
-    account, atomic, entry, fence, listener,
+    account, atomic, entry, listener,
     maps::{EVENTS, INBOUND, PENDING},
+    names,
     select::{self, Governed},
 };
 use aya_ebpf::{
@@ -39,12 +40,17 @@ pub(crate) fn socket_of(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
 #[inline(always)]
 pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<&Client>) -> bool {
     let Some(governed) = governed(ctx, socket, client) else {
-        return true;
+        // A socket of somebody else's that a governed task asked for names with is looked at all the same.
+        return client.is_none()
+            || Packet::read(ctx)
+                .and_then(|packet| names::leaves(ctx, socket, &packet))
+                .is_none_or(|left| left.is_ok());
     };
     let Some(packet) = Packet::read(ctx) else {
         return false; // Not IP: the kernel does not make such packets here.
     };
     let (socket_type, protocol) = (field!(socket, type_), field!(socket, protocol));
+    let mut destination = packet.destination;
     let reason = match (socket_type, protocol) {
         (STREAM, TCP) => {
             if client.is_some_and(|client| client.connection.cookie != 0) {
@@ -65,16 +71,18 @@ pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option
                 Reason::Listen
             }
         }
-        (DATAGRAM, UDP) => {
-            if packet.transport.is_some() && fence::is_dns(&packet.destination) {
-                return true;
+        (DATAGRAM, UDP) => match names::leaves(ctx, socket, &packet) {
+            Some(Ok(())) => return true,
+            Some(Err((reason, server))) => {
+                destination = server;
+                reason
             }
-            Reason::Udp
-        }
+            None => Reason::Udp,
+        },
         _ => Reason::Unsteered,
     };
     account::refusal(governed.workload, reason);
-    tell(ctx, socket, &governed, reason, &packet.destination);
+    tell(ctx, socket, &governed, reason, &destination);
     false
 }
 

@@ -1,7 +1,8 @@
 //! Refusing: what cannot be steered does not pass, and the agent is told.
 use crate::{
     account, atomic, attribute,
-    maps::{CLIENTS, EVENTS, PENDING, RESOLVERS, socket_of},
+    maps::{CLIENTS, EVENTS, PENDING, socket_of},
+    names,
     select::MARKED,
 };
 use aya_ebpf::{
@@ -133,24 +134,26 @@ impl Attempt {
     }
 }
 
-/// May a datagram go there: is it DNS to a resolver?
+/// A datagram with a destination of its own: only a query for a name, which `send` sends to the agent.
 #[inline(always)]
-pub(crate) fn is_dns(destination: &Address) -> bool {
-    destination.port == DNS && RESOLVERS.get_ptr(destination.ip).is_some()
-}
-
-/// A datagram with a destination of its own: only DNS.
-#[inline(always)]
-pub(crate) fn datagram(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> i32 {
+pub(crate) fn datagram(
+    ctx: &SockAddrContext,
+    attempt: &Attempt,
+    destination: &Address,
+    send: impl Fn(&Address),
+) -> i32 {
     if attempt.protocol != UDP || attempt.socket_type != DATAGRAM {
         return attempt.refuse(Reason::Protocol, Errno::Eperm);
     }
     if attempt.is_unsettled() {
         return attempt.refuse(Reason::Unsettled, Errno::Econnrefused);
     }
-    // Port 0 is nowhere: a connected socket that sends with control messages names no destination.
-    // `exit` looks at the packet.
-    if destination.port == 0 || is_dns(destination) {
+    if destination.port == DNS {
+        return attempt.answer(names::ask(ctx, attempt, destination, false, send));
+    }
+    // Port 0 is nowhere: a connected socket that sends with control messages names no destination. One
+    // that is connected to mapped IPv4 names its peer, which is the agent by now. `exit` looks at both.
+    if destination.port == 0 || names::is_peer(ctx, destination) {
         note(ctx, attempt);
         return PASS;
     }
@@ -172,20 +175,24 @@ fn was_told(ctx: &SockAddrContext, destination: &Address) -> bool {
         && unsafe { atomic::fetch_or(&raw mut pending.state, TOLD) } & TOLD != 0
 }
 
-/// A datagram socket's peer. Programs connect to every address that a name has and send to none, to
-/// see which way each would go; so it is the first datagram that is refused, by `exit`.
+/// A datagram socket's peer: a server that is asked for names is the agent instead, as with [`datagram`].
+/// Programs connect to every address that a name has and send to none, to see which way each would go; so
+/// it is the first datagram to anybody else that is refused, by `exit`.
 #[inline(always)]
 pub(crate) fn peer(
     ctx: &SockAddrContext,
     attempt: &Attempt,
     destination: &Address,
+    send: impl Fn(&Address),
 ) -> Result<(), Refusal> {
     if attempt.socket_type != DATAGRAM {
         return Err((Reason::Protocol, Errno::Eperm));
     }
-    if is_dns(destination) {
-        note(ctx, attempt);
-    } else if hold(ctx, attempt, destination).is_none() {
+    if destination.port == DNS {
+        return names::ask(ctx, attempt, destination, true, send);
+    }
+    names::leave(ctx);
+    if hold(ctx, attempt, destination).is_none() {
         warn!(
             ctx,
             "a datagram socket could not be marked, and its connect was refused: there is no memory"
@@ -213,7 +220,7 @@ pub(crate) fn made(ctx: &SockContext, attempt: &Attempt) -> i32 {
 
 /// So that its packets are counted; without memory for that they pass uncounted.
 #[inline(always)]
-fn note(ctx: &SockAddrContext, attempt: &Attempt) -> Option<()> {
+pub(crate) fn note(ctx: &SockAddrContext, attempt: &Attempt) -> Option<()> {
     let client = CLIENTS.of_or_new(socket_of(ctx))?;
     client.workload = attempt.workload;
     client.is_marked = u32::from(attempt.governed == MARKED);
@@ -221,7 +228,7 @@ fn note(ctx: &SockAddrContext, attempt: &Attempt) -> Option<()> {
 }
 
 /// Puts the refusal on the socket that its first datagram will be told as. It stays there until an
-/// ungoverned task connects the socket, also when a governed one connects it to a resolver: two
+/// ungoverned task connects the socket, also when a governed one asks for names with it: two
 /// threads that connect it at once could otherwise have one's mark and the other's peer.
 #[inline(always)]
 fn hold(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> Option<()> {

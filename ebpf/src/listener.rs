@@ -7,7 +7,7 @@ use aya_ebpf::{
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
     },
     cty::c_void,
-    helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp},
+    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use tollgate_common::{
     flow::{Address, LISTENER_TAG},
@@ -32,9 +32,47 @@ pub(crate) fn any(
     address: &Address,
     holds: impl Fn(*mut bpf_sock) -> bool,
 ) -> bool {
+    let (mut tuple, size) = tuple(address);
+    // SAFETY: needed to look up a socket. The helper returns null or a socket that we hold until
+    // `bpf_sk_release`, which follows on every path; the verifier counts.
+    unsafe {
+        let current = BPF_F_CURRENT_NETNS as u64;
+        let socket = bpf_skc_lookup_tcp(ctx, &raw mut tuple, size, current, 0);
+        if socket.is_null() {
+            return false;
+        }
+        let found = (*socket).state == BPF_TCP_LISTEN && holds(socket);
+        bpf_sk_release(socket.cast());
+        found
+    }
+}
+
+/// Is there a datagram socket at `address`, as in [`any`], that `holds`?
+#[inline(always)]
+pub(crate) fn datagrams(
+    ctx: *mut c_void,
+    address: &Address,
+    holds: impl Fn(*mut bpf_sock) -> bool,
+) -> bool {
+    let (mut tuple, size) = tuple(address);
+    // SAFETY: as in `any`.
+    unsafe {
+        let current = BPF_F_CURRENT_NETNS as u64;
+        let socket = bpf_sk_lookup_udp(ctx, &raw mut tuple, size, current, 0);
+        if socket.is_null() {
+            return false;
+        }
+        let found = holds(socket);
+        bpf_sk_release(socket.cast());
+        found
+    }
+}
+
+/// From port 0, which no connection has: only a listener can be found, or a socket without a peer.
+#[inline(always)]
+fn tuple(address: &Address) -> (bpf_sock_tuple, u32) {
     // SAFETY: all zero is a valid tuple of integers.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    // From port 0, which no connection has: only a listener can be found.
     let size = if is_mapped(address.ip) {
         tuple.__bindgen_anon_1.ipv4 = Tuple4 {
             saddr: address.ip[3],
@@ -52,16 +90,5 @@ pub(crate) fn any(
         };
         size_of::<Tuple6>()
     };
-    // SAFETY: needed to look up a socket. The helper returns null or a socket that we hold until
-    // `bpf_sk_release`, which follows on every path; the verifier counts.
-    unsafe {
-        let current = BPF_F_CURRENT_NETNS as u64;
-        let socket = bpf_skc_lookup_tcp(ctx, &raw mut tuple, size as u32, current, 0);
-        if socket.is_null() {
-            return false;
-        }
-        let found = (*socket).state == BPF_TCP_LISTEN && holds(socket);
-        bpf_sk_release(socket.cast());
-        found
-    }
+    (tuple, size as u32)
 }

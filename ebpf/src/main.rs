@@ -2,9 +2,9 @@
 //!
 //! This file is the list of hooks: each reads its context and asks one of the modules. `select` says
 //! whose task it is, `recognise` and `rules` how that is known, `birth` of which cgroups, `attribute` who it is, `namespace`
-//! whether the agent is there, `steer` where it goes, `flow` how its record gets to the agent, `fence` what is refused, `bind`
-//! what is bound, `unix` who is spoken to, `entry` what comes in, `exit` what leaves nevertheless, `account` what is counted,
-//! `quota` when that is enough.
+//! whether the agent is there, `steer` where it goes, `flow` how its record gets to the agent, `names` how it is asked for
+//! names, `fence` what is refused, `bind` what is bound, `unix` who is spoken to, `entry` what comes in, `exit` what leaves
+//! nevertheless, `account` what is counted, `quota` when that is enough.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)] // For `atomic`.
@@ -38,6 +38,7 @@ mod fence;
 mod flow;
 mod listener;
 mod maps;
+mod names;
 mod namespace;
 mod quota;
 mod recognise;
@@ -77,7 +78,7 @@ fn connect4(ctx: SockAddrContext) -> i32 {
         TCP if attempt.socket_type == STREAM => {
             steer::connect(&ctx, &attempt, &destination).map(|listener| set_ip4(&ctx, &listener))
         }
-        UDP => fence::peer(&ctx, &attempt, &destination),
+        UDP => fence::peer(&ctx, &attempt, &destination, |to| set_ip4(&ctx, to)),
         _ => Err((Reason::Protocol, Errno::Eperm)),
     };
     attempt.answer(done)
@@ -95,7 +96,7 @@ fn connect6(ctx: SockAddrContext) -> i32 {
         TCP if attempt.socket_type == STREAM => {
             steer::connect(&ctx, &attempt, &destination).map(|listener| set_ip6(&ctx, &listener))
         }
-        UDP => fence::peer(&ctx, &attempt, &destination),
+        UDP => fence::peer(&ctx, &attempt, &destination, |to| set_ip6(&ctx, to)),
         _ => Err((Reason::Protocol, Errno::Eperm)),
     };
     attempt.answer(done)
@@ -107,7 +108,8 @@ fn sendmsg4(ctx: SockAddrContext) -> i32 {
         return PASS;
     };
     let destination = destination4(&ctx);
-    fence::datagram(&ctx, &attempt(&ctx, &governed, destination), &destination)
+    let attempt = attempt(&ctx, &governed, destination);
+    fence::datagram(&ctx, &attempt, &destination, |to| set_ip4(&ctx, to))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
@@ -116,7 +118,8 @@ fn sendmsg6(ctx: SockAddrContext) -> i32 {
         return PASS;
     };
     let destination = destination6(&ctx);
-    fence::datagram(&ctx, &attempt(&ctx, &governed, destination), &destination)
+    let attempt = attempt(&ctx, &governed, destination);
+    fence::datagram(&ctx, &attempt, &destination, |to| set_ip6(&ctx, to))
 }
 
 #[cgroup_sock_addr(getpeername4)]
@@ -133,6 +136,25 @@ fn getpeername4(ctx: SockAddrContext) -> i32 {
 fn getpeername6(ctx: SockAddrContext) -> i32 {
     if let Some(asked) = asked_for(&ctx) {
         set_ip6(&ctx, &asked);
+    }
+    PASS
+}
+
+/// Answers come from where they were asked for.
+#[cgroup_sock_addr(recvmsg4)]
+fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    if let Some(server) = names::answered(&ctx, &destination4(&ctx))
+        && is_mapped(server.ip)
+    {
+        set_ip4(&ctx, &server);
+    }
+    PASS
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    if let Some(server) = names::answered(&ctx, &destination6(&ctx)) {
+        set_ip6(&ctx, &server);
     }
     PASS
 }
@@ -223,7 +245,7 @@ fn ingress(ctx: SkBuffContext) -> i32 {
         return DROP;
     }
     if let Some(client) = client {
-        if !quota::passes(&ctx, client.workload) {
+        if !names::may_arrive(&ctx, socket, client) || !quota::passes(&ctx, client.workload) {
             return DROP;
         }
         account::packet(&ctx, client, Direction::In);
@@ -336,7 +358,10 @@ fn set_ip6(ctx: &SockAddrContext, to: &Address) {
 #[inline(always)]
 fn asked_for(ctx: &SockAddrContext) -> Option<Address> {
     let client = CLIENTS.of(socket_of(ctx))?;
-    (client.connection.cookie != 0).then_some(client.destination)
+    if client.connection.cookie != 0 {
+        return Some(client.destination);
+    }
+    names::peer(ctx)
 }
 
 #[cfg(target_arch = "bpf")]

@@ -12,9 +12,9 @@ use aya_ebpf::{
 };
 use tollgate_common::{
     event::{Pending, RefusalKey, Refused},
-    flow::{Account, AgentSocket, Client, Connection, Port, Record},
+    flow::{Account, AgentSocket, Asker, Client, Connection, Port, Query, Record},
     limits::{
-        EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_LISTEN, MAX_NAMESPACES, MAX_RESOLVERS,
+        EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_LISTEN, MAX_NAMESPACES, MAX_QUERIES,
         MAX_SOCKET_NAMES, MAX_STRANGERS, MAX_WORKLOADS,
     },
     openings::{Listen, Named},
@@ -73,10 +73,6 @@ pub(crate) static RULES: HashMap<Case, Rule, { MAX_RULES as usize }, LAZY> = Has
 /// Where a tracepoint's program puts the names that it reads. Nothing else runs there meanwhile.
 #[btf_map]
 pub(crate) static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
-/// Addresses that may be sent DNS.
-#[btf_map]
-pub(crate) static RESOLVERS: HashMap<[u32; 4], u32, { MAX_RESOLVERS as usize }, LAZY> =
-    HashMap::new();
 /// Ports that workloads may listen on.
 #[btf_map]
 pub(crate) static LISTEN: HashMap<Listen, u32, { MAX_LISTEN as usize }, LAZY> = HashMap::new();
@@ -105,6 +101,12 @@ pub(crate) static BLANK: Array<Record, 1> = Array::new();
 /// A client's end, from its SYN until the agent's side is established.
 #[btf_map]
 pub(crate) static PORTS: HashMap<Port, Connection, { MAX_FLOWS as usize }, LAZY> = HashMap::new();
+/// What a datagram socket carries that asks for names.
+#[btf_map]
+pub(crate) static ASKERS: SocketStorage<Asker, LAZY> = SocketStorage::new();
+/// Queries that left and that the agent has not read yet; it takes them. Full means refused.
+#[btf_map]
+pub(crate) static QUERIES: HashMap<Query, Asker, { MAX_QUERIES as usize }, LAZY> = HashMap::new();
 /// Workload → account; the agent makes the entries.
 #[btf_map]
 pub(crate) static ACCOUNTS: PerCpuHashMap<u32, Account, { MAX_WORKLOADS as usize }, LAZY> =

@@ -3,7 +3,7 @@ use crate::{
     account, attribute,
     fence::{Attempt, Errno, PASS, Refusal},
     flow, listener,
-    maps::{BLANK, CLIENTS, FLOWS, PENDING, cookie_of, socket_of},
+    maps::{ASKERS, BLANK, CLIENTS, FLOWS, PENDING, cookie_of, socket_of},
     namespace, quota, recognise, select,
 };
 use aya_ebpf::{
@@ -54,7 +54,7 @@ pub(crate) fn connect(
 
 /// The agent's listener of the same family, if it has one.
 #[inline(always)]
-fn listener_for(destination: &Address, ports: &Ports) -> Option<Address> {
+pub(crate) fn listener_for(destination: &Address, ports: &Ports) -> Option<Address> {
     let listener = if is_mapped(destination.ip) {
         loopback4(ports.port4)
     } else {
@@ -125,6 +125,7 @@ pub(crate) fn ungoverned(ctx: &SockAddrContext) -> i32 {
         flow::client_closed(client);
         CLIENTS.forget(ctx);
         PENDING.forget(ctx);
+        ASKERS.forget(ctx);
     }
     PASS
 }

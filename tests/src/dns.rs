@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -25,6 +25,8 @@ struct Table {
     names: Mutex<HashMap<String, Answer>>,
     queries: Mutex<HashMap<String, u64>>,
     total: AtomicU64,
+    /// Seconds that answers say they may be kept.
+    kept: AtomicU32,
     stop: AtomicBool,
 }
 
@@ -47,6 +49,7 @@ impl Dns {
     /// The port cannot be bound there.
     pub fn start(holder: &Holder, address: Ipv4Addr) -> Result<Self> {
         let table = Arc::new(Table::default());
+        table.kept.store(1, Ordering::Relaxed);
         let (for_udp, for_tcp) = (table.clone(), table.clone());
         let threads = holder.enter(move || -> Result<Vec<JoinHandle<()>>> {
             let at = SocketAddr::from((address, 53));
@@ -70,6 +73,23 @@ impl Dns {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         names.insert(name.to_ascii_lowercase(), answer);
+    }
+
+    /// From now on answers may be kept for so many seconds; one, until this is called.
+    pub fn keep(&self, seconds: u32) {
+        self.table.kept.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Every name that was asked for so far, as it was asked for but in lower case, in order.
+    pub fn asked(&self) -> Vec<String> {
+        let queries = self
+            .table
+            .queries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<String> = queries.keys().cloned().collect();
+        all.sort();
+        all
     }
 
     /// Queries so far, for all names and types.
@@ -189,7 +209,7 @@ impl Table {
         };
         let records: Vec<u8> = addresses
             .iter()
-            .filter_map(|a| record(question.kind, *a))
+            .filter_map(|a| record(question.kind, *a, self.kept.load(Ordering::Relaxed)))
             .flatten()
             .collect();
         let count =
@@ -207,7 +227,7 @@ impl Table {
 }
 
 /// One resource record with a pointer to the question's name: 16 bytes for A, 28 for AAAA.
-fn record(kind: u16, address: IpAddr) -> Option<Vec<u8>> {
+fn record(kind: u16, address: IpAddr, kept: u32) -> Option<Vec<u8>> {
     let data = match (kind, address) {
         (1, IpAddr::V4(v4)) => v4.octets().to_vec(),
         (28, IpAddr::V6(v6)) => v6.octets().to_vec(),
@@ -215,7 +235,8 @@ fn record(kind: u16, address: IpAddr) -> Option<Vec<u8>> {
     };
     let mut record = vec![0xC0, 12];
     record.extend(kind.to_be_bytes());
-    record.extend([0, 1, 0, 0, 0, 1]); // class IN, kept for one second
+    record.extend([0, 1]); // class IN
+    record.extend(kept.to_be_bytes());
     record.extend(u16::try_from(data.len()).ok()?.to_be_bytes());
     record.extend(data);
     Some(record)

@@ -156,6 +156,12 @@ impl Modes {
         self.mode.filter(|_| self.always || holds())
     }
 
+    /// The same for whoever will call, as long as a clause lasts.
+    pub(crate) fn lasting(&self, now: i64) -> Option<Mode> {
+        let lasts = || self.clauses.iter().any(|clause| clause.lasts(now));
+        self.mode.filter(|_| self.always || lasts())
+    }
+
     pub(crate) fn clauses(&self) -> &[Clause] {
         &self.clauses
     }

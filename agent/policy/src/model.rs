@@ -351,7 +351,7 @@ impl Decision<'_> {
 pub struct Reason {
     /// Stable code: `unknown_host`, `no_grant`, `identity_required`, `identity`, `expired`, `uninspected`, `no_route`, `method`,
     /// `denied_by_rule`, `query_extra`, `query_value`, `query_duplicate`, `query_missing`, `header_missing`, `header_value`,
-    /// `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `condition`, `work`, `cleartext`; of payloads
+    /// `dns_name`, `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `condition`, `work`, `cleartext`; of payloads
     /// `graphql_…`, `grpc_type`, `mcp_…`, `llm_…`.
     pub code: &'static str,
     /// What was missing, for a person. Names may appear, values never.
@@ -416,6 +416,25 @@ impl HeaderRules<'_> {
         self.unlisted
             || headers::is_needed(name)
             || self.allow.iter().any(|allowed| allowed == name)
+    }
+}
+
+/// A name that a workload may not look up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unnamed {
+    /// Of the workload's grants, as in a [`Decision`].
+    pub mode: Mode,
+    /// Code `dns_name`.
+    pub reason: Reason,
+}
+
+impl Unnamed {
+    /// Whether that stands, given the mode of the whole agent.
+    pub fn effective_mode(&self, agent: Mode) -> Mode {
+        match agent {
+            Mode::Observe => Mode::Observe,
+            Mode::Enforce => self.mode,
+        }
     }
 }
 

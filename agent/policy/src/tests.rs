@@ -12,6 +12,7 @@ mod diff;
 mod doubts;
 mod faults;
 mod grants;
+mod names;
 mod schema;
 mod warnings;
 mod who;

@@ -13,6 +13,7 @@
 //!
 //! Each line is one JSON object, described by [`SCHEMA`], and carries `seq` and `prev`: see [`verify`].
 
+mod allowance;
 mod chain;
 mod line;
 mod log;
@@ -25,6 +26,7 @@ mod syncer;
 mod tests;
 mod writer;
 
+pub(crate) use allowance::Allowance;
 pub use chain::{Bad, Report, verify};
 pub use line::encode;
 pub use log::{Feed, Live, Log, Stats};

@@ -50,6 +50,8 @@ pub enum Coverage {
     Tcp,
     /// Only that a connection was made.
     Connection,
+    /// Only a name that was asked for.
+    Dns,
     /// Refused by the kernel before a byte was sent.
     Kernel,
 }
@@ -104,9 +106,9 @@ pub struct Record {
 /// What was asked.
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct RequestRecord {
-    /// Method; empty where none was read (a kernel refusal, garbage).
+    /// Method; empty where none was read (a kernel refusal, garbage); of a name, the type of record that was asked for.
     pub method: String,
-    /// `https`, `http`, `tls`, `tcp`, `udp`, ….
+    /// `https`, `http`, `dns`, `tls`, `tcp`, `udp`, ….
     pub scheme: String,
     /// Host, or the address where no host was read.
     pub host: String,

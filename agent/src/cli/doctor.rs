@@ -196,7 +196,6 @@ fn hooks(config: &Config) -> Finding {
     let options = Options {
         pin_dir: config.pin_dir.with_file_name(name),
         cgroup_root: config.cgroup_root.clone(),
-        resolvers: Vec::new(),
     };
     let fence = match Fence::open(&options) {
         Ok(fence) => fence,
@@ -212,7 +211,7 @@ fn hooks(config: &Config) -> Finding {
     // There is no agent to steer to, by intent.
     let missing: Vec<&str> = layers
         .iter()
-        .filter(|l| !l.enforcing && l.name != "listener")
+        .filter(|l| !l.enforcing && l.name != "listener" && l.name != "names")
         .map(|l| &*l.name)
         .collect();
     let loaded = layers.iter().filter(|l| l.enforcing).count();

@@ -27,7 +27,7 @@ pub struct Config {
     pub cgroup_root: Option<PathBuf>,
     /// For the whole agent; `Observe` overrides `Enforce` grants.
     pub mode: Mode,
-    /// Resolvers of the agent and of governed workloads; from `/etc/resolv.conf` if empty.
+    /// Resolvers of the agent, which looks names up for itself and for governed workloads; from `/etc/resolv.conf` if empty.
     pub dns_servers: Vec<IpAddr>,
     /// Data plane threads; one per core unless given.
     pub workers: usize,

@@ -5,6 +5,8 @@ use super::error::Error;
 use super::events::Recorder;
 use super::start::Up;
 use super::{Lifetime, admin, budgets, dirs, notify, watch};
+use crate::kernel::since_boot;
+use crate::pipeline::Plane;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +21,8 @@ const STATUS: Duration = Duration::from_secs(10);
 const UNSEEN: usize = 4096;
 /// A worker that says nothing for this long does not answer: it has a word to say each second.
 const SILENCE: Duration = Duration::from_secs(3);
+/// A datagram is under way within this host for less than this.
+const UNDER_WAY: Duration = Duration::from_secs(10);
 
 /// Runs until told to stop, then stops in order.
 pub(super) fn run(up: Up) -> Result<(), Error> {
@@ -62,6 +66,7 @@ async fn serve(up: Up) -> std::io::Result<()> {
         () = budgets::watch(Arc::clone(&agent)) => Ok(()),
         () = watch::unseen(Arc::clone(&agent), unseen) => Ok(()),
         broken = heartbeat(&agent) => Err(broken),
+        () = forget_lost_queries(&agent) => Ok(()),
     }
 }
 
@@ -164,6 +169,21 @@ async fn heartbeat(agent: &Agent) -> std::io::Error {
             notify::watchdog();
         }
         notify::status(&describe(agent));
+    }
+}
+
+/// Makes room for queries whose datagrams were lost on their way to a worker.
+async fn forget_lost_queries(agent: &Agent) {
+    let mut ticks = tokio::time::interval(UNDER_WAY);
+    loop {
+        ticks.tick().await;
+        let read = lock(&agent.plane).as_ref().map(Plane::names_read_up_to);
+        let under_way = u64::try_from(UNDER_WAY.as_nanos()).unwrap_or(u64::MAX);
+        let lost = read
+            .unwrap_or(0)
+            .min(since_boot())
+            .saturating_sub(under_way);
+        agent.shared.fence.forget_queries(lost);
     }
 }
 

@@ -96,9 +96,9 @@ impl Enrolments {
     /// Governs what `policy` selects on this host now, and no longer what it does not; removes runs that are over.
     /// Returns every cgroup directory, to be watched.
     pub(super) fn settle(&mut self, policy: &Policy) -> Vec<PathBuf> {
-        // First of all: what is made while the tree is walked is governed from its birth on.
-        self.rules.take_up(&self.fence, policy);
         self.permit(policy);
+        // Before the walk: what is made meanwhile is governed from its birth on.
+        self.rules.take_up(&self.fence, policy);
         let found = cgroups::walk(self.fence.cgroup_root(), policy);
         if found.truncated {
             tracing::error!(

@@ -1,23 +1,17 @@
 //! What the kernel did on its own: refusals become records, ended flows are kept for a while.
 use super::admin::wire;
 use super::namespaces::Look;
-use crate::audit::{Coverage, ReasonRecord, Record, RequestRecord, Timing, Verdict};
+use crate::audit::{Allowance, Coverage, ReasonRecord, Record, RequestRecord, Timing, Verdict};
 use crate::kernel::{Counters, Event, FileState, Flow, Refusal};
 use crate::pipeline::Shared;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 use tokio::sync::mpsc;
 
 /// Ended flows kept for `tollgate flows`.
 const ENDED: usize = 1024;
-/// Refusals a workload may have recorded one by one in a burst, and per second after it. A workload that hammers a
-/// closed door must not fill the decision log's queue, on which everybody's requests depend; the kernel counts all.
-const BURST: u32 = 500;
-/// See [`BURST`].
-const PER_SECOND: u32 = 50;
-
 /// What the C library asks for with every look-up, there or not: a record of each would say nothing of the program.
 const PROBED: &str = "/var/run/nscd/socket";
 
@@ -156,50 +150,5 @@ fn record(refusal: Refusal, snapshot: &crate::snapshot::Snapshot) -> Record {
         upstream: None,
         coverage: Coverage::Kernel,
         timing: Timing::default(),
-    }
-}
-
-/// A token bucket in whole tokens.
-#[derive(Debug)]
-struct Allowance {
-    left: u32,
-    filled: Instant,
-}
-
-impl Allowance {
-    fn new(now: Instant) -> Self {
-        Self {
-            left: BURST,
-            filled: now,
-        }
-    }
-
-    fn spend(&mut self, now: Instant) -> bool {
-        let each = Duration::from_secs(1) / PER_SECOND;
-        let earned = now.saturating_duration_since(self.filled).as_nanos() / each.as_nanos();
-        let earned = u32::try_from(earned).unwrap_or(BURST).min(BURST);
-        if earned > 0 {
-            self.left = self.left.saturating_add(earned).min(BURST);
-            self.filled = now;
-        }
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        may
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_burst_is_recorded_then_a_trickle() {
-        let start = Instant::now();
-        let mut allowance = Allowance::new(start);
-        let burst = (0..2 * BURST).filter(|_| allowance.spend(start)).count();
-        assert_eq!(burst, BURST as usize);
-        let later = start + Duration::from_secs(2);
-        let trickle = (0..2 * BURST).filter(|_| allowance.spend(later)).count();
-        assert_eq!(trickle, 2 * PER_SECOND as usize);
     }
 }

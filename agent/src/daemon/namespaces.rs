@@ -7,7 +7,7 @@ use crate::kernel::namespaces::Network;
 use crate::pipeline::{self, Doors, Listeners};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -261,11 +261,7 @@ impl Keeper {
         let port = |set: &Listeners| set.port().map_err(|e| e.to_string());
         let first = listeners.first().ok_or("no listeners")?;
         let (port4, ipv6) = (port(first)?, first.v6.is_some());
-        let sockets: Vec<BorrowedFd<'_>> = listeners
-            .iter()
-            .flat_map(|l| std::iter::once(&l.v4).chain(&l.v6))
-            .map(AsFd::as_fd)
-            .collect();
+        let sockets: Vec<BorrowedFd<'_>> = listeners.iter().flat_map(Listeners::sockets).collect();
         let cookie = self
             .fence
             .admit(&sockets, port4, ipv6.then_some(port4))

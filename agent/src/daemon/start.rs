@@ -14,8 +14,9 @@ use crate::pipeline::{self, Listeners, Overspent, Plane, Room, Shared};
 use crate::snapshot::{Live, Snapshot};
 use crate::tls::{Authority, Issuing};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 /// An agent that is up, and the socket it is to be asked on.
@@ -36,7 +37,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let listeners = pipeline::bind(config.port, config.workers).map_err(Error::Listen)?;
     let addresses = addresses(&listeners)?;
     let dns_servers = resolvers(&config);
-    let fence = Arc::new(stand_fence(&config, &dns_servers, &listeners, &addresses)?);
+    let fence = Arc::new(stand_fence(&config, &listeners, &addresses)?);
     let budgets = Budgets::read(&config.state_dir);
     budgets.apply(&fence, &snapshot.policy)?;
     let mut enrolments = Enrolments::adopt(Arc::clone(&fence));
@@ -50,6 +51,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         published,
         room: Room::new(config.limits.held_bytes),
         overspent: Overspent::default(),
+        unrecorded: AtomicU64::new(0),
         dns_servers,
         own: addresses.all().into(),
     });
@@ -119,21 +121,15 @@ fn addresses(listeners: &[Listeners]) -> Result<Addresses, Error> {
 
 fn stand_fence(
     config: &Config,
-    resolvers: &[IpAddr],
     listeners: &[Listeners],
     addresses: &Addresses,
 ) -> Result<Fence, Error> {
     let options = Options {
         pin_dir: config.pin_dir.clone(),
         cgroup_root: config.cgroup_root.clone(),
-        resolvers: resolvers.to_vec(),
     };
     let fence = Fence::open(&options)?;
-    let sockets: Vec<BorrowedFd<'_>> = listeners
-        .iter()
-        .flat_map(|l| std::iter::once(&l.v4).chain(&l.v6))
-        .map(AsFd::as_fd)
-        .collect();
+    let sockets: Vec<BorrowedFd<'_>> = listeners.iter().flat_map(Listeners::sockets).collect();
     fence.admit(
         &sockets,
         addresses.v4.port(),

@@ -4,6 +4,7 @@ use super::agent::{Agent, lock};
 use crate::audit::Stats;
 use crate::kernel::Layer;
 use crate::snapshot::Snapshot;
+use std::sync::atomic::Ordering;
 use tollgate_policy::Mode;
 
 impl Agent {
@@ -46,7 +47,10 @@ impl Agent {
             },
             audit,
             lost_events: fence.lost_events(),
-            unrecorded_refusals: self.seen.unrecorded(),
+            unrecorded_refusals: self
+                .seen
+                .unrecorded()
+                .saturating_add(self.shared.unrecorded.load(Ordering::Relaxed)),
         }
     }
 

@@ -189,10 +189,10 @@ pub(super) fn code(reason: Reason) -> &'static str {
 fn detail(reason: Reason) -> &'static str {
     match reason {
         Reason::AgentDown => {
-            "the agent is not listening where this connection would be steered: start it, or look at its listeners and network namespace"
+            "the agent is not listening where this connection or DNS query would be steered: start it, or look at its listeners and network namespace"
         }
         Reason::Udp => {
-            "governed workloads may send UDP to a configured resolver's port 53 only: use TCP, or add the resolver to the configuration"
+            "governed workloads may use UDP for DNS only, at port 53, where the agent answers: use TCP"
         }
         Reason::Raw => "governed workloads may not use raw sockets",
         Reason::Protocol => "governed workloads may use TCP and DNS over UDP only",
@@ -200,7 +200,7 @@ fn detail(reason: Reason) -> &'static str {
             "the connection was addressed to the agent itself: connect to the API's own address"
         }
         Reason::Unrecorded => {
-            "the connection's owner could not be recorded, so it was refused: too many connections at once, or no memory"
+            "who made the connection or DNS query could not be recorded, so it was refused: too many at once, the same query again before the agent has read it, or no memory"
         }
         Reason::Namespace => {
             "the agent does not listen in this connection's network namespace: it has been told and comes if it can (`tollgate status` says why it could not); connect again"

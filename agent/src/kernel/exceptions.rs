@@ -17,13 +17,16 @@ impl Fence {
     /// without it.
     pub(super) fn permit_exactly(&self, all: &[Openings]) -> Result<(), Error> {
         let mut writers = self.maps.write();
+        let some = all
+            .iter()
+            .filter(|openings| !openings.listen.is_empty() || !openings.unix.is_empty());
+        let ids = self.workload_ids(&mut writers, some.clone().map(|o| o.workload.as_str()))?;
         let mut listen = HashSet::new();
         let mut names = HashSet::new();
-        for openings in all {
-            if openings.listen.is_empty() && openings.unix.is_empty() {
+        for openings in some {
+            let Some(&workload) = ids.get(&openings.workload) else {
                 continue;
-            }
-            let workload = self.named_workload(&mut writers, &openings.workload)?;
+            };
             listen.extend(openings.listen.iter().map(|&port| Listen {
                 workload,
                 port,

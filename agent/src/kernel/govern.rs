@@ -3,17 +3,16 @@ use super::{
     Enrolled, Error, Fence, Governed, cgroup,
     maps::{Maps, Writers, read, write},
     namespaces,
-    translate::{self, text},
+    translate::text,
 };
 use aya::maps::{MapError, PerCpuValues};
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 use tollgate_common::ABI;
-use tollgate_common::flow::{Account, AgentSocket, Connection, LISTENER_TAG};
-use tollgate_common::limits::{MAX_RESOLVERS, MAX_WORKLOADS, NAME_BYTES};
+use tollgate_common::flow::{Account, AgentSocket, Connection, LISTENER_TAG, Query};
+use tollgate_common::limits::{MAX_WORKLOADS, NAME_BYTES};
 use tollgate_common::recognise::{Subtree, UNSETTLED, WORKLOAD_IDS};
 use tollgate_common::settings::{Name, Ports, Settings};
 
@@ -22,28 +21,14 @@ pub(super) const UNSETTLED_NAME: &str = "unsettled";
 /// `BPF_NOEXIST`
 const NOT_THERE: u64 = 1;
 
-/// Stamps the maps with their version and sets the resolvers to exactly these.
-pub(super) fn prepare(maps: &Maps, resolvers: &[IpAddr]) -> Result<(), Error> {
-    if resolvers.len() > MAX_RESOLVERS as usize {
-        return Err(Error::TooMany {
-            what: "resolvers",
-            limit: MAX_RESOLVERS,
-        });
-    }
+/// Stamps the maps with their version, and forgets what was sent to an earlier agent: nobody reads it.
+pub(super) fn prepare(maps: &Maps) -> Result<(), Error> {
     let mut writers = maps.write();
-    writers.set(Settings { abi: ABI })?;
-    let wanted: Vec<[u32; 4]> = resolvers.iter().map(|&ip| translate::ip(ip)).collect();
-    let old: Vec<[u32; 4]> = writers.resolvers.keys().filter_map(Result::ok).collect();
-    for ip in old.iter().filter(|ip| !wanted.contains(ip)) {
-        writers.resolvers.remove(ip).map_err(write("RESOLVERS"))?;
+    let unread: Vec<Query> = writers.queries.keys().filter_map(Result::ok).collect();
+    for query in unread {
+        let _ = writers.queries.remove(&query);
     }
-    for ip in &wanted {
-        writers
-            .resolvers
-            .insert(ip, 1, 0)
-            .map_err(write("RESOLVERS"))?;
-    }
-    Ok(())
+    writers.set(Settings { abi: ABI })
 }
 
 impl Fence {

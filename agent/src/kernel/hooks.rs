@@ -74,6 +74,16 @@ pub(super) const HOOKS: &[Hook] = &[
         leaves_open: "nothing passes that should not; IPv6 clients see the agent's address as their peer",
     },
     Hook {
+        name: "recvmsg4",
+        attach: 19,
+        leaves_open: "nothing passes that should not; IPv4 clients that look who answers their DNS queries see the agent, and may not take its answers",
+    },
+    Hook {
+        name: "recvmsg6",
+        attach: 20,
+        leaves_open: "nothing passes that should not; IPv6 clients that look who answers their DNS queries see the agent, and may not take its answers",
+    },
+    Hook {
         name: "sock_ops",
         attach: 3,
         since: None,

@@ -5,6 +5,7 @@ use super::{
     load::{Absent, Loaded},
     sys,
 };
+use rustix::net::SocketType;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, RawFd};
@@ -30,7 +31,7 @@ impl Fence {
             why: Some("not built in this version".to_owned()),
         });
         hooks
-            .chain(std::iter::once(self.listener_layer()))
+            .chain([self.listener_layer(), self.names_layer()])
             .chain(missing)
             .collect()
     }
@@ -99,7 +100,7 @@ impl Fence {
         let why = if all.is_empty() {
             Some("no listener has been admitted: every connection is refused".to_owned())
         } else {
-            all.iter().find_map(|set| self.gap(set)).map(|at| {
+            all.iter().find_map(|set| self.gap(set, is_listener)).map(|at| {
                 format!("no tagged listener is open at {at}: connections that would go there are refused; restart the agent")
             })
         };
@@ -111,22 +112,39 @@ impl Fence {
         }
     }
 
-    /// The first address of a namespace's listeners at which none listens.
-    fn gap(&self, set: &Set) -> Option<SocketAddr> {
+    /// Is there a socket that DNS queries are steered to, at each port that the hooks know, with the tag? Without
+    /// one they are refused.
+    fn names_layer(&self) -> Layer {
+        let all = self.listeners.all();
+        let why = if all.is_empty() {
+            Some("no socket has been admitted: every DNS query is refused".to_owned())
+        } else {
+            all.iter().find_map(|set| self.gap(set, is_datagram_socket)).map(|at| {
+                format!("no tagged datagram socket is open at {at}: DNS queries that would go there are refused; restart the agent")
+            })
+        };
+        Layer {
+            name: "names".to_owned(),
+            enforcing: why.is_none(),
+            leaves_open: "nothing passes that should not: governed DNS queries over UDP are refused while there is none".to_owned(),
+            why,
+        }
+    }
+
+    /// The first address of a namespace's sockets at which none `is` what is asked for, with the tag.
+    fn gap(&self, set: &Set, is: fn(RawFd, SocketAddr) -> bool) -> Option<SocketAddr> {
         [
             (Ipv4Addr::LOCALHOST.into(), set.ports.port4),
             (Ipv6Addr::LOCALHOST.into(), set.ports.port6),
         ]
         .into_iter()
         .map(|(ip, port): (IpAddr, u16)| SocketAddr::new(ip, port))
-        .find(|at| at.port() != 0 && !self.listens(set, *at))
-    }
-
-    /// Is one of the descriptors that were admitted still a listener for `at`, with the tag?
-    fn listens(&self, set: &Set, at: SocketAddr) -> bool {
-        set.listeners.iter().any(|&fd| {
-            let carried = self.maps.agent_sockets.get(&fd, 0);
-            carried.is_ok_and(|carried| carried.tag == LISTENER_TAG) && is_listener(fd, at)
+        .find(|at| {
+            let there = |&fd: &RawFd| {
+                let carried = self.maps.agent_sockets.get(&fd, 0);
+                carried.is_ok_and(|carried| carried.tag == LISTENER_TAG) && is(fd, *at)
+            };
+            at.port() != 0 && !set.listeners.iter().any(there)
         })
     }
 }
@@ -175,11 +193,25 @@ fn is_listener(fd: RawFd, at: SocketAddr) -> bool {
     // closed; if it was closed or is another file by now, they fail or are answered with no.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let listens = rustix::net::sockopt::socket_acceptconn(fd).unwrap_or(false);
+    listens && is_bound(fd, at)
+}
+
+/// Is `fd` a datagram socket where a datagram to `at` arrives?
+fn is_datagram_socket(fd: RawFd, at: SocketAddr) -> bool {
+    if fd < 0 {
+        return false;
+    }
+    // SAFETY: as in `is_listener`.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let kind = rustix::net::sockopt::socket_type(fd);
+    kind.is_ok_and(|kind| kind == SocketType::DGRAM) && is_bound(fd, at)
+}
+
+fn is_bound(fd: BorrowedFd<'_>, at: SocketAddr) -> bool {
     let bound = rustix::net::getsockname(fd)
         .ok()
         .and_then(|address| SocketAddr::try_from(address).ok());
-    listens
-        && bound.is_some_and(|bound| {
-            bound.port() == at.port() && (bound.ip() == at.ip() || bound.ip().is_unspecified())
-        })
+    bound.is_some_and(|bound| {
+        bound.port() == at.port() && (bound.ip() == at.ip() || bound.ip().is_unspecified())
+    })
 }

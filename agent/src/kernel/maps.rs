@@ -1,12 +1,13 @@
 //! The pinned maps, typed. Reading takes no lock; what the agent writes, it writes under one.
-use super::{Error, pins::Pins};
+use super::{Error, pins::Pins, sys};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{
     Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
 };
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tollgate_common::event::RefusalKey;
-use tollgate_common::flow::{Account, AgentSocket, Connection, Record};
+use tollgate_common::flow::{Account, AgentSocket, Asker, Connection, Query, Record};
 use tollgate_common::openings::{Listen, Named};
 use tollgate_common::quota::{Quota, Spent};
 use tollgate_common::recognise::{
@@ -24,6 +25,8 @@ pub(super) struct Maps {
     pub(super) quotas: Array<MapData, Quota>,
     pub(super) spent: Array<MapData, Spent>,
     pub(super) lost: PerCpuArray<MapData, u64>,
+    /// `QUERIES`, of which entries are taken.
+    pub(super) queries: OwnedFd,
     /// Taken by whoever waits for events.
     pub(super) events: Mutex<Option<RingBuf<MapData>>>,
     writers: Mutex<Writers>,
@@ -34,7 +37,7 @@ pub(super) struct Writers {
     pub(super) settings: Array<MapData, Settings>,
     pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) workloads: HashMap<MapData, u32, Name>,
-    pub(super) resolvers: HashMap<MapData, [u32; 4], u32>,
+    pub(super) queries: HashMap<MapData, Query, Asker>,
     pub(super) namespaces: HashMap<MapData, u64, Ports>,
     pub(super) quotas: Array<MapData, Quota>,
     pub(super) spent: Array<MapData, Spent>,
@@ -67,12 +70,17 @@ impl Maps {
             quotas: open(pins, "QUOTAS")?,
             spent: open(pins, "SPENT")?,
             lost: open(pins, "LOST")?,
+            queries: sys::open_pin(&pins.map("QUERIES")).map_err(|source| Error::Pin {
+                action: "open",
+                path: pins.map("QUERIES"),
+                source,
+            })?,
             events: Mutex::new(Some(open(pins, "EVENTS")?)),
             writers: Mutex::new(Writers {
                 settings: open(pins, "SETTINGS")?,
                 governed: open(pins, "GOVERNED")?,
                 workloads: open(pins, "WORKLOADS")?,
-                resolvers: open(pins, "RESOLVERS")?,
+                queries: open(pins, "QUERIES")?,
                 namespaces: open(pins, "NAMESPACES")?,
                 quotas: open(pins, "QUOTAS")?,
                 spent: open(pins, "SPENT")?,

@@ -1,6 +1,7 @@
 //! The kernel half's userspace: probe, load, attach, pin, and translation of the ABI to the domain.
 //! The only module that names aya or the ABI crate.
 
+mod askers;
 mod btf;
 mod cgroup;
 pub mod descriptors;
@@ -25,9 +26,10 @@ mod shared;
 mod sys;
 mod translate;
 
+pub use askers::{Namespace, since_boot};
 pub use error::Error;
 pub use quota::{Allowance, Usage};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,8 +42,6 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// cgroup2 mount; found from `/proc/self/mountinfo` if not given.
     pub cgroup_root: Option<PathBuf>,
-    /// Where governed workloads may send UDP port 53.
-    pub resolvers: Vec<IpAddr>,
 }
 
 /// The programs, links and maps in force. Dropping it leaves everything pinned and enforcing.
@@ -81,10 +81,10 @@ pub struct Process {
     pub unit: Option<String>,
 }
 
-/// A steered connection: who made it and where it was going.
+/// A steered connection or a query for a name: who made it and where it was going.
 #[derive(Debug, Clone)]
 pub struct Flow {
-    /// Kernel's id of the client's socket.
+    /// Kernel's id of the client's socket; 0 of a query's.
     pub cookie: u64,
     /// The workload that the kernel recognised.
     pub workload: Arc<str>,
@@ -367,7 +367,7 @@ impl Fence {
         let root = probe::cgroup_root(options.cgroup_root.as_deref())?;
         let pins = pins::Pins::open(&options.pin_dir)?;
         let adopting = pins.are_in_force();
-        match Self::stand_up(&pins, &root, &options.resolvers) {
+        match Self::stand_up(&pins, &root) {
             Ok((maps, programs, hook_log)) => {
                 let names = translate::Names::new();
                 let fence = Self {
@@ -398,19 +398,18 @@ impl Fence {
     fn stand_up(
         pins: &pins::Pins,
         root: &probe::CgroupRoot,
-        resolvers: &[IpAddr],
     ) -> Result<(maps::Maps, load::Programs, log::HookLog), Error> {
         pins.check()?;
         let (programs, hook_log) = load::programs(pins)?;
         let maps = maps::Maps::open(pins)?;
-        govern::prepare(&maps, resolvers)?;
+        govern::prepare(&maps)?;
         load::attach(pins, root, &programs.loaded)?;
         Ok((maps, programs, hook_log))
     }
 
-    /// Tags the agent's listeners and tells the hooks their ports: from here on governed connections
-    /// of the network namespace that they are in are steered. `port6: None` refuses governed
-    /// connections over IPv6. Returns the namespace's cookie.
+    /// Tags the agent's listeners and the datagram sockets at the same ports, and tells the hooks: from here
+    /// on governed connections and queries for names of the network namespace that they are in are
+    /// steered. `port6: None` refuses them over IPv6. Returns the namespace's cookie.
     ///
     /// # Errors
     /// See [`Error`].
@@ -539,6 +538,19 @@ impl Fence {
     /// no lock; a few more for a process that was not seen before.
     pub fn flow_of(&self, accepted: &impl AsFd) -> Option<Flow> {
         self.flow_behind(accepted.as_fd())
+    }
+
+    /// Who asked: the query that begins with `id` and came from `from` to a socket of `namespace`. `None`
+    /// if it is no governed task's. To be called once for each query that is read, before the next is. One
+    /// system call, no lock.
+    pub fn asker_of(&self, namespace: Namespace, from: SocketAddr, id: [u8; 2]) -> Option<Flow> {
+        self.take_asker(namespace, from, id)
+    }
+
+    /// Forgets the queries that left before `time` (nanoseconds since boot): they were lost on their way.
+    /// None that is still to be read may be as old, or it will be nobody's.
+    pub fn forget_queries(&self, time: u64) {
+        self.forget_askers(time);
     }
 
     /// Live flows.

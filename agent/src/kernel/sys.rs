@@ -2,11 +2,13 @@
 //! asking a cgroup what is attached to it.
 use std::ffi::{CStr, CString};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -129,6 +131,20 @@ pub(super) fn program_id(program: impl AsFd) -> io::Result<u32> {
     attributes.0[1] = info.as_mut_ptr().addr() as u64;
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
     Ok(info[1])
+}
+
+/// Takes an entry out of a map, in one step for the kernel.
+pub(super) fn take<K: aya::Pod, V: aya::Pod>(map: impl AsFd, key: &K) -> io::Result<V> {
+    let mut value = MaybeUninit::<V>::uninit();
+    let mut attributes = Attributes::default();
+    // map_fd; key; value; flags
+    attributes.0[0] = pair(raw(map.as_fd()), 0);
+    attributes.0[1] = std::ptr::from_ref(key).addr() as u64;
+    attributes.0[2] = value.as_mut_ptr().addr() as u64;
+    bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attributes)?;
+    // SAFETY: needed to let the kernel write the value. It did, whole: the sizes of the pinned maps were compared
+    // with those of the ABI (`Pins::check`), and any bytes are a valid `Pod`.
+    Ok(unsafe { value.assume_init() })
 }
 
 /// Attaches a program to a cgroup; it stays while the link has a descriptor or a pin.

@@ -112,7 +112,7 @@ pub(super) async fn authorize<'p>(
 }
 
 /// Seconds since 1970 (UTC), from the clock that costs least to read.
-pub(super) fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse).tv_sec
 }
 

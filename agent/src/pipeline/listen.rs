@@ -1,11 +1,16 @@
-//! The data plane's listeners: on loopback, one set per worker, one port for all. In the agent's own network namespace,
-//! and in each other one that something governed is in.
+//! The data plane's listeners, and the sockets that are asked for names: on loopback, one set per worker, one port for all. In
+//! the agent's own network namespace, and in each other one that something governed is in.
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Connections the kernel holds for a worker that is busy.
 const BACKLOG: i32 = 1024;
+/// Bytes of queries that the kernel holds for a worker that is busy.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// Ports of the kernel's choice that are tried.
+const RETRIES: usize = 16;
 
 /// One worker's listeners: `SO_REUSEPORT`, on 127.0.0.1 and, where the host has it, ::1.
 #[derive(Debug)]
@@ -14,9 +19,22 @@ pub struct Listeners {
     pub v4: TcpListener,
     /// ::1
     pub v6: Option<TcpListener>,
+    /// 127.0.0.1, for DNS.
+    pub dns4: UdpSocket,
+    /// ::1, for DNS.
+    pub dns6: Option<UdpSocket>,
 }
 
 impl Listeners {
+    /// All of them, to be admitted.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let four = [self.v4.as_fd(), self.dns4.as_fd()];
+        let six = self.v6.as_ref().map(AsFd::as_fd);
+        four.into_iter()
+            .chain(six)
+            .chain(self.dns6.as_ref().map(AsFd::as_fd))
+    }
+
     /// The port that all of them listen on.
     ///
     /// # Errors
@@ -33,11 +51,12 @@ impl Listeners {
 pub fn bind(port: u16, workers: usize) -> io::Result<Vec<Listeners>> {
     // Without SO_REUSEPORT first: with it alone, a second agent of the same user would bind beside this one.
     drop(listener((Ipv4Addr::LOCALHOST, port).into(), false)?);
-    let first = pair(port)?;
+    drop(datagrams((Ipv4Addr::LOCALHOST, port).into(), false)?);
+    let first = first(port)?;
     let port = first.port()?;
     let mut all = vec![first];
     for _ in 1..workers.max(1) {
-        all.push(pair(port)?);
+        all.push(set(port)?);
     }
     Ok(all)
 }
@@ -54,23 +73,41 @@ pub fn bind_here(port: u16, workers: usize) -> io::Result<Vec<Listeners>> {
     }
 }
 
-fn pair(port: u16) -> io::Result<Listeners> {
+/// The first set. A port of the kernel's choice may be free for connections and taken for datagrams: another is tried.
+fn first(port: u16) -> io::Result<Listeners> {
+    let mut tried = set(port);
+    for _ in 0..RETRIES {
+        match &tried {
+            Err(error) if port == 0 && error.kind() == io::ErrorKind::AddrInUse => tried = set(0),
+            _ => break,
+        }
+    }
+    tried
+}
+
+fn set(port: u16) -> io::Result<Listeners> {
     let v4 = listener((Ipv4Addr::LOCALHOST, port).into(), true)?;
     let port = v4.local_addr()?.port();
-    let v6 = match listener((Ipv6Addr::LOCALHOST, port).into(), true) {
-        Ok(v6) => Some(v6),
-        // A host without IPv6 has no ::1; there, the hooks refuse IPv6.
+    let dns4 = datagrams((Ipv4Addr::LOCALHOST, port).into(), true)?;
+    let v6 = where_there_is_ipv6(listener((Ipv6Addr::LOCALHOST, port).into(), true))?;
+    let dns6 = where_there_is_ipv6(datagrams((Ipv6Addr::LOCALHOST, port).into(), true))?;
+    Ok(Listeners { v4, v6, dns4, dns6 })
+}
+
+/// A host without IPv6 has no ::1; there, the hooks refuse IPv6.
+fn where_there_is_ipv6<T>(bound: io::Result<T>) -> io::Result<Option<T>> {
+    match bound {
+        Ok(socket) => Ok(Some(socket)),
         Err(e)
             if matches!(
                 e.raw_os_error(),
                 Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)
             ) =>
         {
-            None
+            Ok(None)
         }
-        Err(e) => return Err(e),
-    };
-    Ok(Listeners { v4, v6 })
+        Err(e) => Err(e),
+    }
 }
 
 fn listener(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
@@ -79,7 +116,28 @@ fn listener(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
+    // Where connections of an earlier agent are still about to end. Of datagrams it would let anybody share the port.
     socket.set_reuse_address(true)?;
+    bound(&socket, address, shared)?;
+    socket
+        .listen(BACKLOG)
+        .map_err(|e| describe(e, address, "-tlnp"))?;
+    Ok(socket.into())
+}
+
+fn datagrams(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    bound(&socket, address, shared)?;
+    // Beyond the host's usual limit; without the right to that, the usual is as good but in a flood.
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER);
+    Ok(socket.into())
+}
+
+fn bound(socket: &Socket, address: SocketAddr, shared: bool) -> io::Result<()> {
     if shared {
         socket.set_reuse_port(true)?;
     }
@@ -87,17 +145,19 @@ fn listener(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
+    let show = match socket.r#type()? {
+        Type::DGRAM => "-ulnp",
+        _ => "-tlnp",
+    };
     socket
         .bind(&address.into())
-        .map_err(|e| describe(e, address))?;
-    socket.listen(BACKLOG).map_err(|e| describe(e, address))?;
-    Ok(socket.into())
+        .map_err(|e| describe(e, address, show))
 }
 
-fn describe(error: io::Error, address: SocketAddr) -> io::Error {
+fn describe(error: io::Error, address: SocketAddr, show: &str) -> io::Error {
     let what = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => format!(
-            "port {} on {} is taken: `ss -tlnp sport = :{}` shows by whom; stop it or set another `port`",
+            "port {} on {} is taken: `ss {show} sport = :{}` shows by whom; stop it or set another `port`",
             address.port(),
             address.ip(),
             address.port()

@@ -27,6 +27,7 @@ mod splice;
 mod terminate;
 mod worker;
 
+pub(crate) use authorize::now;
 pub(crate) use body::RequestBody;
 pub use hold::Room;
 pub use listen::{Listeners, bind, bind_here};
@@ -37,6 +38,7 @@ pub(crate) use worker::LocalExecutor;
 use crate::{audit, config::Limits, kernel::Fence, snapshot::Live, tls::Issuing};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// What all workers share: snapshots and atomics only.
 #[derive(Debug)]
@@ -57,6 +59,8 @@ pub struct Shared {
     pub room: Room,
     /// Workloads whose connections are to end.
     pub overspent: Overspent,
+    /// Refusals of names that were counted and not recorded.
+    pub unrecorded: AtomicU64,
     /// Resolvers for upstream names.
     pub dns_servers: Vec<IpAddr>,
     /// The agent's own addresses, never dialled.

@@ -3,8 +3,8 @@
 use super::worker::{self, Door, Signals};
 use super::{Listeners, Shared};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -17,7 +17,34 @@ pub struct Plane {
     stop: watch::Sender<bool>,
     open: Arc<AtomicUsize>,
     beats: Vec<Arc<AtomicU64>>,
+    read_up_to: ReadUpTo,
     doors: Doors,
+}
+
+/// When each socket that is asked for names had nothing unread last. Touched as sockets open and close, and by the
+/// control plane; a socket's own moment is an atomic.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ReadUpTo(Arc<Mutex<Vec<Weak<AtomicU64>>>>);
+
+impl ReadUpTo {
+    /// One more socket, for as long as this is held.
+    pub(super) fn add(&self) -> Arc<AtomicU64> {
+        let moment = Arc::new(AtomicU64::new(0));
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(&moment));
+        moment
+    }
+
+    /// The earliest; 0 where there is none.
+    fn of_all(&self) -> u64 {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let moments = all.iter().filter_map(Weak::upgrade);
+        moments
+            .map(|moment| moment.load(Ordering::Relaxed))
+            .min()
+            .unwrap_or(0)
+    }
 }
 
 /// Workers at most that listen in a network namespace other than the agent's own: each costs descriptors.
@@ -70,6 +97,7 @@ impl Plane {
             open: Arc::clone(&open),
             beats: Vec::new(),
             doors: Doors::default(),
+            read_up_to: ReadUpTo::default(),
         };
         for (index, listeners) in listeners.into_iter().enumerate() {
             let beat = Arc::new(AtomicU64::new(0));
@@ -79,6 +107,7 @@ impl Plane {
                 stop: stops.clone(),
                 open: Arc::clone(&open),
                 beat,
+                read_up_to: plane.read_up_to.clone(),
             };
             let (door, doors) = mpsc::unbounded_channel();
             plane.doors.0.push(door);
@@ -110,6 +139,11 @@ impl Plane {
             .iter()
             .map(|beat| beat.load(Ordering::Relaxed))
             .collect()
+    }
+
+    /// All queries for names that reached a worker before this have been read, in nanoseconds since boot.
+    pub fn names_read_up_to(&self) -> u64 {
+        self.read_up_to.of_all()
     }
 
     /// Whether a worker's thread has ended though nobody asked it to.

@@ -15,6 +15,7 @@ use super::splice;
 use super::terminate::{Failure, Terminated, terminate};
 use super::worker::{LocalExecutor, Worker};
 use crate::audit::Verdict;
+use crate::dns;
 use crate::gate::{Gate, Handle};
 use crate::kernel::Flow;
 use crate::snapshot::Snapshot;
@@ -107,6 +108,14 @@ async fn all_of(worker: &Rc<Worker>, attributed: Attributed) {
     if let Some(ruling) = splice::decide(worker, &attributed.flow, None) {
         let client = (attributed.stream, attributed.flow);
         return splice::pass(worker, client, None, Vec::new(), ruling).await;
+    }
+    if attributed.flow.destination.port() == dns::PORT {
+        let (mut stream, flow) = (attributed.stream, attributed.flow);
+        let mut stop = worker.signals.stop.clone();
+        return tokio::select! {
+            () = dns::converse(&worker.responder, &mut stream, &flow) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        };
     }
     match terminate(worker, attributed).await {
         Err(failure) => failed(worker, &failure),

@@ -1,5 +1,7 @@
 //! One worker: its runtime, its listeners, and what its connections share without locks.
+use super::plane::ReadUpTo;
 use super::{Listeners, Plane, Shared, exchange::Exchanges, serve};
+use crate::dns::{self, Responder};
 use crate::tls::LeafCache;
 use crate::upstream::{Pool, Resolver};
 use std::cell::Cell;
@@ -21,6 +23,7 @@ pub(super) struct Signals {
     pub(super) stop: watch::Receiver<bool>,
     pub(super) open: Arc<AtomicUsize>,
     pub(super) beat: Arc<AtomicU64>,
+    pub(super) read_up_to: ReadUpTo,
 }
 
 /// Listeners of other network namespaces, by a key that the control plane gives them.
@@ -37,7 +40,8 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) leaves: LeafCache,
     pub(super) pool: Rc<Pool>,
-    pub(super) resolver: Resolver,
+    pub(super) resolver: Rc<Resolver>,
+    pub(super) responder: Rc<Responder>,
     pub(super) exchanges: Rc<Exchanges>,
     /// JWTs that held lately.
     pub(super) verified: crate::identity::Cache,
@@ -65,10 +69,13 @@ pub(super) fn run(
 ) {
     let local = tokio::task::LocalSet::new();
     local.block_on(runtime, async move {
+        let resolver = Rc::new(Resolver::new(&shared.dns_servers));
+        let responder = Responder::new(Arc::clone(&shared), Rc::clone(&resolver));
         let worker = Rc::new(Worker {
             leaves: LeafCache::new(Arc::clone(&shared.issuing)),
             pool: Rc::new(Pool::default()),
-            resolver: Resolver::new(&shared.dns_servers),
+            resolver,
+            responder: Rc::new(responder),
             exchanges: Rc::new(Exchanges::default()),
             verified: crate::identity::Cache::default(),
             open: Cell::new(0),
@@ -112,6 +119,11 @@ async fn follow_doors(worker: Rc<Worker>, mut doors: UnboundedReceiver<Door>) {
 async fn accept_all(worker: &Rc<Worker>, listeners: Listeners) -> io::Result<()> {
     let v4 = TcpListener::from_std(listeners.v4)?;
     let v6 = listeners.v6.map(TcpListener::from_std).transpose()?;
+    // Dropped with the rest of this, which closes their sockets.
+    let mut naming = JoinSet::new();
+    for socket in std::iter::once(listeners.dns4).chain(listeners.dns6) {
+        naming.spawn_local(answer_names(Rc::clone(worker), socket));
+    }
     let mut stop = worker.signals.stop.clone();
     loop {
         let accepted = tokio::select! {
@@ -126,6 +138,21 @@ async fn accept_all(worker: &Rc<Worker>, listeners: Listeners) -> io::Result<()>
             Err(error) => {
                 tracing::warn!(%error, "accept");
                 tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+/// Answers queries for names until told to stop; then the socket closes, and the hooks refuse.
+async fn answer_names(worker: Rc<Worker>, socket: std::net::UdpSocket) {
+    let read_up_to = worker.signals.read_up_to.add();
+    let mut stop = worker.signals.stop.clone();
+    let responder = Rc::clone(&worker.responder);
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        ended = dns::serve(responder, socket, read_up_to) => {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a worker cannot answer queries for names");
             }
         }
     }

@@ -6,7 +6,7 @@ mod resolve;
 
 pub(crate) use dial::{Destination, Sender, reach};
 pub(crate) use pool::{Key, Lease, Pool};
-pub(crate) use resolve::Resolver;
+pub(crate) use resolve::{Family, Named, Resolver};
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -14,6 +14,7 @@ mod adopt;
 mod birth;
 mod exit;
 mod listen;
+mod names;
 mod namespaces;
 mod quota;
 mod recognise;

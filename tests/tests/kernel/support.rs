@@ -1,6 +1,7 @@
 //! A fence of its own for each test, processes under it, and the agent's end of their connections.
 use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -69,33 +70,30 @@ pub struct Stand {
     pub options: Options,
     pub agent4: TcpListener,
     pub agent6: TcpListener,
+    /// Asked for names, at the same ports.
+    pub dns4: UdpSocket,
+    pub dns6: UdpSocket,
 }
 
 impl Stand {
     pub fn new() -> Self {
-        Self::with_resolvers(&[])
-    }
-
-    pub fn with_resolvers(resolvers: &[&str]) -> Self {
         let name = unique();
         let options = Options {
             pin_dir: Path::new("/sys/fs/bpf").join(&name),
             cgroup_root: None,
-            resolvers: resolvers
-                .iter()
-                .map(|r| r.parse().expect("an address"))
-                .collect(),
         };
         let fence = open(&options);
         let cgroup = Cgroup::new(fence.cgroup_root(), &name);
         fence.govern(&cgroup.name, &name).expect("govern");
-        let (agent4, agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+        let ((agent4, dns4), (agent6, dns6)) = (both("127.0.0.1:0"), both("[::1]:0"));
         let stand = Self {
             fence: Some(fence),
             cgroup,
             options,
             agent4,
             agent6,
+            dns4,
+            dns6,
         };
         stand.admit();
         stand
@@ -103,8 +101,14 @@ impl Stand {
 
     pub fn admit(&self) {
         let (port4, port6) = (port(&self.agent4), port(&self.agent6));
+        let sockets = [
+            self.agent4.as_fd(),
+            self.agent6.as_fd(),
+            self.dns4.as_fd(),
+            self.dns6.as_fd(),
+        ];
         self.fence()
-            .admit(&[&self.agent4, &self.agent6], port4, Some(port6))
+            .admit(&sockets, port4, Some(port6))
             .expect("admit");
     }
 
@@ -172,6 +176,18 @@ pub fn listen(address: &str) -> TcpListener {
     let listener = TcpListener::bind(address).expect("bind");
     listener.set_nonblocking(true).expect("nonblocking");
     listener
+}
+
+/// A listener and a datagram socket at one port.
+pub fn both(address: &str) -> (TcpListener, UdpSocket) {
+    for _ in 0..16 {
+        let listener = listen(address);
+        if let Ok(socket) = UdpSocket::bind(listener.local_addr().expect("bound")) {
+            socket.set_nonblocking(true).expect("nonblocking");
+            return (listener, socket);
+        }
+    }
+    panic!("no port is free for both");
 }
 
 pub fn port(listener: &TcpListener) -> u16 {

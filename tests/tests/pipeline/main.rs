@@ -11,6 +11,7 @@ mod container;
 mod edited;
 mod identity;
 mod language;
+mod names;
 mod redaction;
 mod rules;
 mod uninspected;
@@ -212,6 +213,11 @@ impl Lab {
 
     fn get(&mut self, host: &str, target: &str) -> (u16, String) {
         self.open(host);
+        self.got(host, target)
+    }
+
+    /// The answer on the connection that is open.
+    fn got(&mut self, host: &str, target: &str) -> (u16, String) {
         let raw = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         self.ask(json!({"do": "send", "data": raw}));
         let answer = self.ask(json!({"do": "read", "wait": 15}));
@@ -389,7 +395,9 @@ fn a_refusal_is_a_problem_document_with_the_decision() {
     // A host that no api names is refused with an answer too, not with a broken connection.
     let here = Answer::Addresses(vec![ODD.into()]);
     lab.world.dns.set("elsewhere.example", here);
-    let (status, data) = lab.get("elsewhere.example", "/");
+    let known = json!({"do": "open", "host": "elsewhere.example", "address": ODD.to_string()});
+    assert!(lab.ask(known).get("error").is_none());
+    let (status, data) = lab.got("elsewhere.example", "/");
     assert_eq!(status, 403, "{data}");
     assert!(data.contains("unknown_host"), "{data}");
 }

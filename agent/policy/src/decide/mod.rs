@@ -7,6 +7,7 @@ mod body;
 mod connection;
 mod explain;
 mod header;
+mod name;
 mod query;
 mod reason;
 mod who;

@@ -1,6 +1,7 @@
 //! Denials in words: what was missing and what to do next. Names may appear, values never.
 use super::{Ask, Failure, Lack};
 use crate::body::BodyFault;
+use crate::canonical::Host;
 use crate::model::{Api, Reason, Request, Subject};
 use crate::policy::{Policy, RuleData};
 use crate::syntax::quote;
@@ -61,6 +62,34 @@ pub(super) fn no_grant(subject: &Subject<'_>, api: Option<&Api>, known: bool) ->
         format!("workload {workload} has no grants"),
         hint,
     )
+}
+
+/// `api` has the name, and is granted but for its end.
+pub(super) fn unnamed(workload: &str, host: &Host, api: Option<(&Api, bool)>) -> Reason {
+    let (host, workload) = (quote(host.as_str()), quote(workload));
+    let (detail, hint) = match api {
+        None => (
+            format!("no api of the policy has the host {host}"),
+            format!(
+                "to let {workload} look it up, add it to the `hosts` of an api that {workload} has a role on"
+            ),
+        ),
+        Some((api, false)) => (
+            format!(
+                "no grant gives workload {workload} a role on api {}, which has the host {host}",
+                quote(&api.name)
+            ),
+            "grant it a role with an entry for that api under `grants:`".to_owned(),
+        ),
+        Some((api, true)) => (
+            format!(
+                "workload {workload} may do nothing on api {}, which has the host {host}",
+                quote(&api.name)
+            ),
+            "renew the grant if its `until` has passed, or add an `allow:` to the role".to_owned(),
+        ),
+    };
+    reason("dns_name", detail, hint)
 }
 
 /// `what` would be allowed if the grant held.

@@ -166,7 +166,7 @@ fn bracketed(host: &str) -> String {
 /// Host and route, or path where no route matched.
 fn place(request: &audit::RequestRecord) -> String {
     let port = match (request.scheme.as_str(), request.port) {
-        ("https", 443) | ("http", 80) | (_, 0) => String::new(),
+        ("https", 443) | ("http", 80) | ("dns", 53) | (_, 0) => String::new(),
         (_, port) => format!(":{port}"),
     };
     let host = bracketed(&request.host);

@@ -11,6 +11,7 @@ use anyhow::bail;
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
+use tollgate_policy::canonical::Host;
 use tollgate_policy::tools::call::Call;
 use tollgate_policy::{Ability, Body, Mode, Policy, Subject};
 
@@ -144,7 +145,7 @@ fn again(policy: &Policy, record: &Record, now: i64) -> Again {
         (Answer::Depends { .. } | Answer::Unknown { .. }, _) => None,
     };
     let mut not_on_record = Vec::new();
-    if !matches!(asked, Answer::Unknown { .. }) {
+    if !matches!(asked, Answer::Unknown { .. }) && record.coverage != Coverage::Dns {
         not_on_record.extend(["headers", "the body"]);
         let keys = record.request.as_ref().map(|request| &request.query_keys);
         if keys.is_some_and(|keys| !keys.is_empty()) {
@@ -168,6 +169,9 @@ fn ask(policy: &Policy, record: &Record, now: i64) -> Answer {
     let (Some(request), Some(workload)) = (&record.request, &record.workload) else {
         return unknown("no request is on record, or nobody who made it");
     };
+    if record.coverage == Coverage::Dns {
+        return ask_name(policy, workload, &request.host, now);
+    }
     if record.coverage != Coverage::Request || request.method.is_empty() {
         return unknown("it is about a connection, not a request");
     }
@@ -219,6 +223,25 @@ fn ask(policy: &Policy, record: &Record, now: i64) -> Answer {
                 mode: decision.mode,
             }
         }
+    }
+}
+
+/// Whether the name could be looked up now.
+fn ask_name(policy: &Policy, workload: &str, name: &str, now: i64) -> Answer {
+    let Ok(host) = Host::parse(name) else {
+        return Answer::Unknown {
+            why: "no host of an api has such a name".to_owned(),
+        };
+    };
+    match policy.name(workload, &host, now) {
+        Ok(()) => Answer::Allow {
+            rule: format!("{workload} has a role on an api with the host {host}"),
+        },
+        Err(unnamed) => Answer::Deny {
+            code: unnamed.reason.code.to_owned(),
+            detail: format!("{}: {}", unnamed.reason.detail, unnamed.reason.hint),
+            mode: unnamed.mode,
+        },
     }
 }
 

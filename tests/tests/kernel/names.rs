@@ -1,0 +1,381 @@
+//! Names: what a governed task asks of port 53, anywhere, goes to the agent, with who asked; answers come from
+//! where they were asked for.
+use crate::exit::{DATAGRAM, heard, told};
+use crate::refuse::counted;
+use crate::support::*;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Instant;
+use tollgate::kernel::{Flow, Namespace, since_boot};
+
+/// The next query that the agent reads.
+fn query(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut buffer = [0; 512];
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Ok((length, from)) => return (buffer[..length].to_vec(), from),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                assert!(Instant::now() < deadline, "nobody asked");
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn asker(stand: &Stand, socket: &UdpSocket, message: &[u8], from: SocketAddr) -> Option<Flow> {
+    let namespace = Namespace::of(socket).unwrap();
+    let id = message.first_chunk().unwrap();
+    stand.fence().asker_of(namespace, from, *id)
+}
+
+fn agents<'s>(stand: &'s Stand, ip: &str) -> &'s UdpSocket {
+    match ip.contains(':') && !ip.contains('.') {
+        true => &stand.dns6,
+        false => &stand.dns4,
+    }
+}
+
+/// Asks `server` three times, with a destination, connected, and with a control message, and tells what it hears.
+fn asking(server: &str) -> String {
+    format!(
+        "{DATAGRAM}
+server = ('{server}', 53)
+def hear(s):
+    s.settimeout(5); answer, sender = s.recvfrom(64); say(answer.decode(), sender[0], sender[1])
+s = datagram(server[0]); say(name(lambda: s.sendto(b'a1', server))); hear(s)
+s = datagram(server[0]); say(name(lambda: s.connect(server)), s.getpeername()[:2] == server); s.send(b'a2'); hear(s)
+tos = (socket.IPPROTO_IPV6, 67, (16).to_bytes(4, 'little')) if ':' in server[0] else (socket.IPPROTO_IP, socket.IP_TOS, (16).to_bytes(4, 'little'))
+say(name(lambda: s.sendmsg([b'a3'], [tos]))); hear(s)
+s.sendto(b'a4', server); hear(s)"
+    )
+}
+
+fn asked_of_the_agent(server: &str, real: &str) {
+    let mut stand = Stand::new();
+    let real = UdpSocket::bind((real, 53)).unwrap();
+    real.set_nonblocking(true).unwrap();
+    let mut client = Running::start(&stand.cgroup, &asking(server));
+    let agent = agents(&stand, server);
+    for (nth, before) in ["ok", "ok True", "ok", ""].into_iter().enumerate() {
+        if !before.is_empty() {
+            assert_eq!(client.line(), before);
+        }
+        let (message, from) = query(agent);
+        assert_eq!(message, format!("a{}", nth + 1).as_bytes());
+        let flow = asker(&stand, agent, &message, from).expect("it was entered");
+        assert_eq!(&*flow.workload, stand.workload());
+        assert_eq!(flow.process.pid, client.pid());
+        assert!(flow.process.exe.contains("python3"));
+        assert_eq!(flow.process.cgroup, format!("/{}", stand.workload()));
+        let asked: std::net::IpAddr = server.parse().unwrap();
+        assert_eq!(flow.destination, (asked.to_canonical(), 53).into());
+        assert!(
+            asker(&stand, agent, &message, from).is_none(),
+            "it is taken once"
+        );
+        agent.send_to(b"yes", from).unwrap();
+        assert_eq!(client.line(), format!("yes {server} 53"));
+    }
+    client.finish();
+    assert_eq!(heard(&real), 0, "the server was not asked");
+    assert!(counted(&stand).is_empty());
+    let account = stand.fence().accounts().remove(0);
+    assert_eq!(
+        (account.counters.packets_out, account.counters.packets_in),
+        (4, 4)
+    );
+
+    stand.lift();
+    let client = Running::start(&stand.cgroup, &asking(server));
+    let (message, from) = query(&real);
+    assert_eq!(message, b"a1");
+    assert_eq!(heard(&stand.dns4) + heard(&stand.dns6), 0);
+    real.send_to(b"no", from).unwrap();
+    drop(client);
+}
+
+#[test]
+fn asked_over_ipv4() {
+    asked_of_the_agent("127.77.8.4", "127.77.8.4");
+}
+
+#[test]
+fn asked_over_ipv6() {
+    asked_of_the_agent("::1", "::1");
+}
+
+#[test]
+fn asked_over_mapped_ipv4() {
+    asked_of_the_agent("::ffff:127.77.8.5", "127.77.8.5");
+}
+
+#[test]
+fn without_an_agent_it_is_refused_at_once() {
+    let mut stand = Stand::new();
+    let script = format!(
+        "{DATAGRAM}
+held = [datagram(ip) for ip in ('127.77.8.6', '::1')]
+held[0].connect(('127.77.8.6', 53)); held[1].connect(('::1', 53))
+say('held'); sys.stdin.readline()
+def timed(call):
+    t = time.monotonic(); said = name(call); took = (time.monotonic() - t) * 1000
+    say(said, took < 10 or took)
+for s in held: timed(lambda: s.send(b'xx'))
+for ip in '127.77.8.6', '::1', '::ffff:127.77.8.6':
+    timed(lambda: datagram(ip).sendto(b'xx', (ip, 53)))
+    timed(lambda: datagram(ip).connect((ip, 53)))"
+    );
+    let mut client = Running::start(&stand.cgroup, &script);
+    assert_eq!(client.line(), "held");
+    let (at4, at6) = (
+        stand.dns4.local_addr().unwrap(),
+        stand.dns6.local_addr().unwrap(),
+    );
+    (stand.dns4, stand.dns6) = (both("127.0.0.1:0").1, both("[::1]:0").1);
+    let impostors = [UdpSocket::bind(at4).unwrap(), UdpSocket::bind(at6).unwrap()];
+    client.send("\n");
+    assert_eq!(
+        client.finish(),
+        [["EPERM True"; 2].as_slice(), &["ECONNREFUSED True"; 6]]
+            .concat()
+            .join("\n")
+    );
+    for impostor in &impostors {
+        impostor.set_nonblocking(true).unwrap();
+        assert_eq!(heard(impostor), 0, "an impostor hears nothing");
+    }
+    assert_eq!(
+        counted(&stand),
+        BTreeMap::from([("agent_down".to_owned(), 8)])
+    );
+    let told = told(&stand);
+    assert!(told.iter().all(|refusal| refusal.reason == "agent_down"));
+    assert!(
+        told.iter()
+            .all(|refusal| refusal.destination.unwrap().port() == 53),
+        "{told:?}"
+    );
+    let layers = stand.fence().layers();
+    let names = layers.iter().find(|layer| layer.name == "names").unwrap();
+    assert!(!names.enforcing);
+    drop(impostors);
+    stand.admit();
+}
+
+/// Whoever has a port when the agent gets to reading is not whoever asked from it.
+#[test]
+fn a_port_that_changes_hands_changes_nobodys_query() {
+    let stand = Stand::new();
+    let other = Cgroup::new(stand.fence().cgroup_root(), unique());
+    stand.fence().govern(&other.name, "other").unwrap();
+    let (ours, others) = (stand.cgroup.path(), other.path());
+    for (ip, agent) in [("127.77.8.7", &stand.dns4), ("::1", &stand.dns6)] {
+        let script = format!(
+            "{DATAGRAM}
+ours, others = {ours:?}, {others:?}
+def ask(cgroup, message, port=0):
+    enter(cgroup)
+    with datagram('{ip}') as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(('', port)); said = name(lambda: s.sendto(message, ('{ip}', 53)))
+        return said, s.getsockname()[1]
+said, port = ask(ours, b'1 ours'); say(said, port)
+for message in b'1 theirs', b'2 theirs', b'2 again': say(ask(others, message, port)[0])
+sys.stdin.readline()
+say(ask(others, b'1 theirs', port)[0])"
+        );
+        let mut client = Running::start_outside(&script);
+        let said = client.line();
+        assert_eq!(said.split(' ').next(), Some("ok"));
+        assert_eq!(client.line(), "EPERM", "one like it is not read yet");
+        assert_eq!(client.line(), "ok");
+        assert_eq!(client.line(), "EPERM");
+        let read = || {
+            let (message, from) = query(agent);
+            assert!(said.ends_with(&from.port().to_string()));
+            let flow = asker(&stand, agent, &message, from).unwrap();
+            (String::from_utf8(message).unwrap(), flow.workload)
+        };
+        assert_eq!(read(), ("1 ours".into(), stand.workload().into()));
+        assert_eq!(read(), ("2 theirs".into(), "other".into()));
+        client.send("\n");
+        assert_eq!(client.line(), "ok");
+        assert_eq!(read(), ("1 theirs".into(), "other".into()));
+        client.finish();
+        assert_eq!(heard(agent), 0);
+    }
+    let told = told(&stand);
+    assert!(told.iter().all(|refusal| refusal.reason == "unrecorded"
+        && &*refusal.workload == "other"
+        && refusal.destination.unwrap().port() == 53));
+}
+
+/// Of several queries in one packet only one would be entered; a datagram too short has no id.
+#[test]
+fn what_is_no_single_query_is_refused() {
+    let stand = Stand::new();
+    for ip in ["127.77.8.8", "::1"] {
+        let script = format!(
+            "{DATAGRAM}
+s = datagram('{ip}'); s.connect(('{ip}', 53))
+many = [(socket.IPPROTO_UDP, 103, (100).to_bytes(2, 'little'))]
+say(name(lambda: s.sendmsg([b'm' * 300], many)), name(lambda: s.send(b'x')), name(lambda: s.send(b'')))"
+        );
+        assert_eq!(stand.run(&script), "EPERM EPERM EPERM");
+    }
+    assert_eq!(counted(&stand)["udp"], 6);
+    assert_eq!(heard(&stand.dns4) + heard(&stand.dns6), 0);
+}
+
+/// Only the agent's answers reach a socket that asks, whatever port it has.
+#[test]
+fn answers_of_others_do_not_arrive() {
+    let mut stand = Stand::new();
+    for (ip, from) in [("127.77.8.9", "127.77.8.9"), ("::1", "::1")] {
+        let forger = UdpSocket::bind((from, 53)).unwrap();
+        let script = format!(
+            "{DATAGRAM}
+s = datagram('{ip}'); s.settimeout(0.3)
+s.sendto(b'q1', ('{ip}', 53)); say(s.getsockname()[1])
+sys.stdin.readline()
+try: say(*[s.recvfrom(64)[0].decode() for n in range(2)])
+except TimeoutError: say('nothing more')"
+        );
+        let forged = |stand: &Stand, client: &mut Running| {
+            let port: u16 = client.line().parse().unwrap();
+            let to = SocketAddr::new(
+                if ip == "::1" { ip } else { "127.0.0.1" }.parse().unwrap(),
+                port,
+            );
+            forger.send_to(b"forged", to).unwrap();
+            let _ = agents(stand, ip).send_to(b"answer", to);
+            client.send("\n");
+        };
+        let mut client = Running::start(&stand.cgroup, &script);
+        forged(&stand, &mut client);
+        assert_eq!(client.finish(), "nothing more", "one of two came");
+        stand.fence().release(stand.cgroup.id()).unwrap();
+        let mut client = Running::start(&stand.cgroup, &script);
+        forged(&stand, &mut client);
+        assert_eq!(
+            client.finish(),
+            "forged answer",
+            "it is the fence that keeps it"
+        );
+        stand
+            .fence()
+            .govern(&stand.cgroup.name, stand.workload())
+            .unwrap();
+    }
+    stand.lift();
+}
+
+/// A socket that somebody else made and passed in asks the agent, and is its maker's again afterwards.
+#[test]
+fn a_socket_made_outside_asks_the_agent() {
+    let stand = Stand::new();
+    let real = UdpSocket::bind("127.77.8.10:53").unwrap();
+    real.set_nonblocking(true).unwrap();
+    let script = format!(
+        "{DATAGRAM}
+s = datagram('127.77.8.10'); c = datagram('127.77.8.10')
+if os.fork() == 0:
+    enter({inside:?})
+    s.sendto(b's1', ('127.77.8.10', 53)); c.connect(('127.77.8.10', 53)); c.send(b'c1')
+    os._exit(0)
+os.wait()
+s.sendto(b's2', ('127.77.8.10', 53)); c.connect(('127.77.8.10', 53)); c.send(b'c2')
+say('done')",
+        inside = stand.cgroup.path(),
+    );
+    assert_eq!(python_outside(&script), "done");
+    for expected in [b"s1", b"c1"] {
+        let (message, from) = query(&stand.dns4);
+        assert_eq!(message, expected);
+        let flow = asker(&stand, &stand.dns4, &message, from).unwrap();
+        assert_eq!(&*flow.workload, stand.workload());
+    }
+    for expected in [b"s2", b"c2"] {
+        assert_eq!(query(&real).0, expected);
+    }
+}
+
+#[test]
+fn the_ungoverned_ask_whom_they_like() {
+    let stand = Stand::new();
+    let other = Cgroup::new(stand.fence().cgroup_root(), unique());
+    for ip in ["127.77.8.11", "::1"] {
+        let real = UdpSocket::bind((ip, 53)).unwrap();
+        real.set_nonblocking(true).unwrap();
+        let script = format!(
+            "{DATAGRAM}
+server = ('{ip}', 53)
+s = datagram('{ip}'); s.settimeout(5); s.sendto(b'q1', server)
+answer, sender = s.recvfrom(64); say(answer.decode(), sender[0], sender[1])
+agent = ('{agent_ip}', {agent})
+say(name(lambda: s.sendto(b'q2', agent)))",
+            agent_ip = if ip == "::1" { "::1" } else { "127.0.0.1" },
+            agent = agents(&stand, ip).local_addr().unwrap().port(),
+        );
+        let mut client = Running::start(&other, &script);
+        let (_, from) = query(&real);
+        real.send_to(b"real", from).unwrap();
+        assert_eq!(client.line(), format!("real {ip} 53"));
+        assert_eq!(client.finish(), "ok");
+        let (message, from) = query(agents(&stand, ip));
+        assert!(
+            asker(&stand, agents(&stand, ip), &message, from).is_none(),
+            "straight to the agent: nobody's"
+        );
+    }
+}
+
+/// Queries that nobody reads fill the map; then the next are refused until some are forgotten or an agent starts.
+#[test]
+fn queries_that_are_not_read_are_bounded() {
+    let mut stand = Stand::new();
+    let flood = format!(
+        "{DATAGRAM}
+s = datagram('127.77.8.12'); s.connect(('127.77.8.12', 53))
+sent = 0
+for n in range(65536):
+    if name(lambda: s.send(n.to_bytes(2, 'little'))) != 'ok': break
+    sent += 1
+say(sent, name(lambda: s.send(b'\\xff\\xff')))"
+    );
+    assert_eq!(stand.run(&flood), "16384 EPERM");
+    assert_eq!(counted(&stand)["unrecorded"], 2);
+    let ask = format!(
+        "{DATAGRAM}
+say(name(lambda: datagram('::1').sendto(b'xx', ('::1', 53))))"
+    );
+    assert_eq!(stand.run(&ask), "EPERM");
+    stand.fence().forget_queries(since_boot() - 60_000_000_000);
+    assert_eq!(stand.run(&ask), "EPERM", "none is so old");
+    stand.fence().forget_queries(since_boot());
+    assert_eq!(stand.run(&ask), "ok");
+    assert_eq!(stand.run(&flood), "16383 EPERM", "one is in the map");
+    drop(stand.fence.take());
+    stand.fence = Some(open(&stand.options));
+    stand.admit();
+    assert_eq!(stand.run(&ask), "ok", "a new agent starts with none");
+}
+
+/// A bound address of the client's own is kept, and is what the agent answers to.
+#[test]
+fn a_client_with_an_address_of_its_own_is_answered() {
+    let stand = Stand::new();
+    let script = format!(
+        "{DATAGRAM}
+s = datagram('127.77.8.13'); s.bind(('127.9.9.9', 0)); s.settimeout(5)
+s.sendto(b'q1', ('127.77.8.13', 53)); say(*s.recvfrom(64)[1])"
+    );
+    let client = Running::start(&stand.cgroup, &script);
+    let (message, from) = query(&stand.dns4);
+    assert_eq!(from.ip().to_string(), "127.9.9.9");
+    assert!(asker(&stand, &stand.dns4, &message, from).is_some());
+    stand.dns4.send_to(b"yes", from).unwrap();
+    assert_eq!(client.finish(), "127.77.8.13 53");
+}
