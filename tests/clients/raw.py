@@ -67,7 +67,8 @@ def read(wait=5, until=None, most=1 << 20):
 
 def end():
     """Says that no more will be sent, and goes on reading."""
-    stream.shutdown(socket.SHUT_WR)
+    # Of the connection: `SSLSocket.shutdown` would also forget how to read what comes.
+    socket.socket.shutdown(stream, socket.SHUT_WR)
     return {}
 
 

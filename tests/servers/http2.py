@@ -85,6 +85,13 @@ class Served:
         try:
             if path == "/silent":
                 return
+            if path == "/reset":
+                self.head(number, "text/plain")
+                self.send(number, b"only this")
+                with self.lock:
+                    self.connection.reset_stream(number, error_code=2)
+                    self.flush()
+                return
             if path == "/endless":
                 self.head(number, "text/event-stream")
                 while number not in self.cancelled:

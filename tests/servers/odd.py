@@ -42,6 +42,24 @@ def answer(connection, target, request):
     if path == "/cut-chunked":
         connection.sendall((OK + "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n").encode())
         return False
+    if path in ("/until-close", "/until-cut"):
+        # Its length is not said: it ends where TLS says so, or where the connection just stops.
+        connection.sendall((OK + "connection: close\r\n\r\nall of it").encode())
+        if path == "/until-close":
+            connection.unwrap()
+        return False
+    if path.startswith("/silent-"):
+        time.sleep(float(path.removeprefix("/silent-")))
+    if path == "/hints":
+        connection.sendall(b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n")
+    if path == "/trailers":
+        connection.sendall(
+            (
+                OK + "transfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n"
+                "2\r\nok\r\n0\r\nx-sum: 7\r\nset-cookie: a=b\r\n\r\n"
+            ).encode()
+        )
+        return True
     if path == "/unasked-upgrade":
         connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n")
         return False

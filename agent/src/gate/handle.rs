@@ -16,6 +16,8 @@ pub(super) enum Phase {
 pub(super) struct Shared {
     phase: Cell<Phase>,
     requests: Cell<u64>,
+    /// Requests whose answers are on their way, or given up.
+    answered: Cell<u64>,
     /// The deadline for the head under way has passed.
     expired: Cell<bool>,
     refused: RefCell<Option<Refused>>,
@@ -35,6 +37,7 @@ impl Shared {
         Rc::new(Self {
             phase: Cell::new(Phase::Idle),
             requests: Cell::new(0),
+            answered: Cell::new(0),
             expired: Cell::new(false),
             refused: RefCell::new(None),
             reader: RefCell::new(None),
@@ -78,6 +81,17 @@ impl Shared {
 
     pub(super) fn is_refused(&self) -> bool {
         self.refused.borrow().is_some()
+    }
+
+    /// Whether not all of `requests` are answered.
+    pub(super) fn owes(&self, requests: u64) -> bool {
+        self.answered.get() < requests
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.reader.borrow_mut().take() {
+            waker.wake();
+        }
     }
 
     /// Remembers who waits for bytes of a head.
@@ -153,9 +167,23 @@ impl Handle {
             return false;
         }
         self.0.expired.set(true);
-        if let Some(waker) = self.0.reader.borrow_mut().take() {
-            waker.wake();
-        }
+        self.0.wake();
         true
+    }
+
+    /// A request is being answered, for as long as the result lives: keep it with the answer's body.
+    pub fn owed(&self) -> Owed {
+        Owed(Rc::clone(&self.0))
+    }
+}
+
+/// An answer that a client is still to get.
+#[derive(Debug)]
+pub struct Owed(Rc<Shared>);
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.0.answered.set(self.0.answered.get() + 1);
+        self.0.wake();
     }
 }

@@ -64,7 +64,7 @@ mod tests;
 mod violation;
 
 pub use fuzz::fuzz_gate;
-pub use handle::Handle;
+pub use handle::{Handle, Owed};
 pub use violation::{Kind, Violation};
 
 use frame::{Framer, Step};
@@ -86,9 +86,12 @@ const FIRST_BUFFER: usize = 2048;
 const KEPT_BUFFER: usize = 16 * 1024;
 /// How long at most what a client still sends is thrown away after its answer. Closing a socket with unread bytes
 /// resets it, the reset overtakes the answer, and a client that sends all before it reads would never see why.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_secs(30);
 /// A client that sends nothing for this long has had its answer, or will not read it.
 const LINGER_QUIET: Duration = Duration::from_secs(2);
+
+/// How often a client that sends no more is looked for while it is owed an answer.
+const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// A client's stream from which hyper reads well-formed requests only. See the [module](self).
 #[derive(Debug)]
@@ -99,6 +102,19 @@ pub struct Gate<IO> {
     source: Source,
     shared: Rc<Shared>,
     closing: Closing,
+    /// Whether the client's program still holds its end of the connection.
+    present: Present,
+    /// The client does not take what is written.
+    stalled: bool,
+}
+
+/// Tells whether a client that sends no more still waits for answers.
+struct Present(Box<dyn Fn() -> bool>);
+
+impl std::fmt::Debug for Present {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Present")
+    }
 }
 
 /// How far the end of a connection has come.
@@ -124,6 +140,9 @@ enum Source {
     Refusal(Vec<u8>),
     /// What has been judged good, then an error, then the end.
     BadBody(Violation),
+    /// Nothing for now: the client sends no more (it closed its half of the connection, or all of it), and a request is
+    /// not answered yet. It is asked about at intervals: hyper would drop the answer at once.
+    HalfClosed(Option<Pin<Box<Sleep>>>),
     /// The end.
     Ended,
     /// Nothing, and no end either: hyper would take it for the client's leaving and drop the answer.
@@ -144,6 +163,18 @@ impl<IO> Gate<IO> {
             source: Source::Client,
             shared: Shared::new(),
             closing: Closing::No,
+            present: Present(Box::new(|| false)),
+            stalled: false,
+        }
+    }
+
+    /// Lets a client that closes its sending half have its answers for as long as `present` says that it is there.
+    /// Without this, a client that sends no more is taken for gone.
+    #[must_use]
+    pub fn while_present(self, present: impl Fn() -> bool + 'static) -> Self {
+        Self {
+            present: Present(Box::new(present)),
+            ..self
         }
     }
 
@@ -209,9 +240,35 @@ impl<IO> Gate<IO> {
             .unfinished(self.buffer.waiting(), Kind::CutShort, why);
         match violation {
             Some(violation) => self.refuse(violation),
-            None => self.source = Source::Ended,
+            None if self.framer.in_body() => self.source = Source::Ended,
+            None => self.source = Source::HalfClosed(None),
         }
-        matches!(self.source, Source::Ended)
+        matches!(self.source, Source::Ended | Source::HalfClosed(_))
+    }
+
+    /// Whether the end of the client's stream has to be kept from hyper.
+    fn holds_end(&mut self, context: &mut Context<'_>) -> bool {
+        let Source::HalfClosed(timer) = &mut self.source else {
+            return false;
+        };
+        let answered = !self.shared.owes(self.framer.requests()) && !self.stalled;
+        if answered {
+            return false;
+        }
+        self.shared.waits(context);
+        loop {
+            let due = match timer {
+                Some(timer) => timer.as_mut().poll(context).is_ready(),
+                None => true,
+            };
+            if !due {
+                return true;
+            }
+            if !(self.present.0)() {
+                return false;
+            }
+            *timer = Some(Box::pin(tokio::time::sleep(ASK_EVERY)));
+        }
     }
 }
 
@@ -307,6 +364,12 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Gate<IO> {
                     gate.source = Source::Ended;
                     return Poll::Ready(Err(error));
                 }
+                Source::HalfClosed(_) => {
+                    if gate.holds_end(context) {
+                        return Poll::Pending;
+                    }
+                    gate.source = Source::Ended;
+                }
                 Source::Ended => return Poll::Ready(Ok(())),
                 Source::Silence => return Poll::Pending,
             }
@@ -329,7 +392,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        let written = Pin::new(&mut self.io).poll_write(context, bytes);
+        self.stalled = written.is_pending();
+        written
     }
 
     fn poll_write_vectored(
@@ -337,7 +402,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, bytes)
+        let written = Pin::new(&mut self.io).poll_write_vectored(context, bytes);
+        self.stalled = written.is_pending();
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

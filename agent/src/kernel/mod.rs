@@ -17,6 +17,7 @@ mod log;
 mod maps;
 pub mod namespaces;
 mod pins;
+pub mod present;
 mod probe;
 mod processes;
 mod quota;

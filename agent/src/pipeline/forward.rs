@@ -129,10 +129,7 @@ async fn send(
         Ok(Ok(response)) => Ok(response),
         Ok(Err(mut failed)) => {
             let unsent = failed.take_message().map(Box::new);
-            let error = upstream::Error::Http {
-                host: host(),
-                what: describe(failed.error()),
-            };
+            let error = trouble(host(), failed.error());
             Err(match unsent {
                 Some(unsent) => Failed::Unsent(unsent, error),
                 None => Failed::Broken(error),
@@ -143,6 +140,22 @@ async fn send(
             what: "answer",
             after: limit,
         })),
+    }
+}
+
+/// Whether the upstream broke off, or said what is no answer.
+fn trouble(host: String, error: &hyper::Error) -> upstream::Error {
+    let what = describe(error);
+    let source = std::error::Error::source(error);
+    let reset = source.and_then(|source| source.downcast_ref::<h2::Error>());
+    let broke = source.is_some_and(|source| source.is::<std::io::Error>())
+        || error.is_incomplete_message()
+        || error.is_closed()
+        || error.is_canceled()
+        || reset.is_some_and(|error| error.is_reset() || error.is_go_away() || error.is_io());
+    match broke {
+        true => upstream::Error::Reset { host, what },
+        false => upstream::Error::Http { host, what },
     }
 }
 

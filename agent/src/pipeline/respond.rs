@@ -119,6 +119,30 @@ fn strip(headers: &mut HeaderMap, named: &[String]) {
     }
 }
 
+/// A body that the gate knows to be on its way.
+pub(super) struct Owing {
+    pub(super) body: ResponseBody,
+    /// Answered once it is dropped.
+    pub(super) _owed: crate::gate::Owed,
+}
+
+impl Body for Owing {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
 impl Whole {
@@ -184,7 +208,8 @@ impl Relay {
                 if self.exchange.revoked(cx.waker()) {
                     return self.fail(Verdict::Deny, "revoked", BodyError::Revoked);
                 }
-                if self.inner.is_end_stream() {
+                // Trailers are the end, and nobody asks for what follows them.
+                if frame.is_trailers() || self.inner.is_end_stream() {
                     self.end();
                 }
                 Poll::Ready(Some(Ok(frame)))

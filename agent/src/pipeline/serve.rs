@@ -7,7 +7,7 @@ use super::forward::forward;
 use super::identify::identify;
 use super::parse::parse;
 use super::refuse::Refusal;
-use super::respond::{ResponseBody, respond};
+use super::respond::{Owing, ResponseBody, respond};
 use super::rewrite::rewrite;
 use super::screen::{Screened, screen};
 use super::spent::Held;
@@ -17,7 +17,7 @@ use super::worker::{LocalExecutor, Worker};
 use crate::audit::Verdict;
 use crate::dns;
 use crate::gate::{Gate, Handle};
-use crate::kernel::Flow;
+use crate::kernel::{Flow, present};
 use crate::snapshot::Snapshot;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -25,6 +25,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::os::fd::AsFd;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -39,6 +40,9 @@ pub(super) struct Peer {
     pub(super) name: Option<Rc<Host>>,
     pub(super) scheme: Scheme,
 }
+
+/// The client's end of a connection, and ours.
+type Ends = Option<(SocketAddr, SocketAddr)>;
 
 impl Peer {
     /// Who calls, with what was proven of them.
@@ -117,6 +121,8 @@ async fn all_of(worker: &Rc<Worker>, attributed: Attributed) {
             _ = stop.wait_for(|stop| *stop) => {}
         };
     }
+    let socket = &attributed.stream;
+    let ends = socket.peer_addr().ok().zip(socket.local_addr().ok());
     match terminate(worker, attributed).await {
         Err(failure) => failed(worker, &failure),
         Ok(Terminated::Uninspected {
@@ -132,7 +138,7 @@ async fn all_of(worker: &Rc<Worker>, attributed: Attributed) {
                 name: None,
                 scheme: Scheme::Http,
             });
-            http1(worker, stream, peer).await;
+            http1(worker, stream, peer, ends).await;
         }
         Ok(Terminated::Tls {
             stream,
@@ -148,7 +154,7 @@ async fn all_of(worker: &Rc<Worker>, attributed: Attributed) {
             if h2 {
                 http2(worker, *stream, peer).await;
             } else {
-                http1(worker, *stream, peer).await;
+                http1(worker, *stream, peer, ends).await;
             }
         }
     }
@@ -189,19 +195,26 @@ async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Rc<Worker>,
     io: IO,
     peer: Rc<Peer>,
+    ends: Ends,
 ) {
     let limits = &worker.shared.limits;
-    let gate = Gate::new(io, limits.head_bytes, limits.head_fields);
+    let present = move || ends.is_some_and(|(client, own)| present::is_held(client, own));
+    let gate = Gate::new(io, limits.head_bytes, limits.head_fields).while_present(present);
     let handle = gate.handle();
     let service = {
         let (worker, peer, handle) = (Rc::clone(worker), Rc::clone(&peer), handle.clone());
         service_fn(move |request| {
-            serve(
+            let owed = handle.owed();
+            let served = serve(
                 Rc::clone(&worker),
                 Rc::clone(&peer),
                 Some(handle.clone()),
                 request,
-            )
+            );
+            async move {
+                let answer = served.await?;
+                Ok::<_, Infallible>(answer.map(|body| Owing { body, _owed: owed }))
+            }
         })
     };
     // hyper refuses nothing that the gate let pass, or it would be refused without a record.

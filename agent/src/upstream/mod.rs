@@ -39,6 +39,9 @@ pub(crate) enum Error {
         address: String,
         what: String,
     },
+    /// The connection, or the request's stream on it, was ended by the upstream before there was an answer.
+    #[error("{host} broke off before it answered: {what}")]
+    Reset { host: String, what: String },
     /// The HTTP handshake or exchange failed.
     #[error("{host}: {what}")]
     Http { host: String, what: String },
@@ -59,6 +62,7 @@ impl Error {
             Self::Forbidden { .. } => "upstream_address",
             Self::Connect { .. } => "upstream_connect",
             Self::Tls { .. } => "upstream_tls",
+            Self::Reset { .. } => "upstream_reset",
             Self::Http { .. } => "upstream_http",
             Self::Timeout { .. } => "upstream_timeout",
         }
@@ -78,6 +82,7 @@ impl Error {
             Self::Tls { .. } => {
                 "the upstream's certificate must be valid for this name; for a private CA, set `tls: { ca: file:NAME }` on the api".into()
             }
+            Self::Reset { .. } => "try again, if the request may be done twice: the upstream may have done it".into(),
             Self::Http { .. } | Self::Timeout { .. } => "try again; the upstream did not answer properly".into(),
         }
     }

@@ -12,6 +12,7 @@ mod edited;
 mod identity;
 mod language;
 mod names;
+mod progress;
 mod redaction;
 mod rules;
 mod uninspected;

@@ -112,7 +112,7 @@ fn upstream_trouble_is_told_apart_from_a_refusal() {
     for (target, code) in [
         ("/unasked-upgrade", "upstream_http"),
         ("/garbage", "upstream_http"),
-        ("/close", "upstream_http"),
+        ("/close", "upstream_reset"),
     ] {
         let (status, data) = lab.get("odd.example", target);
         assert_eq!(status, 502, "{target}: {data}");
@@ -125,7 +125,7 @@ fn upstream_trouble_is_told_apart_from_a_refusal() {
 #[test]
 fn a_cut_response_is_an_error_and_no_success() {
     let mut lab = Lab::new();
-    for target in ["/cut", "/cut-chunked"] {
+    for target in ["/cut", "/cut-chunked", "/until-cut"] {
         let (status, data, end) = lab.exchange(&request(&format!("GET {target} HTTP/1.1"), ""));
         assert_eq!(status, 200);
         assert!(
@@ -136,6 +136,12 @@ fn a_cut_response_is_an_error_and_no_success() {
         assert_eq!(record["verdict"], "ERROR", "{record}");
         assert_eq!(record["reason"]["code"], "upstream_truncated");
     }
+    // One that ends with its connection is whole if TLS says that this is the end.
+    let (status, data, _) = lab.exchange(&request("GET /until-close HTTP/1.1", ""));
+    assert_eq!(status, 200, "{data}");
+    assert!(data.contains("all of it"), "{data}");
+    let record = lab.record("it", |record| record["request"]["path"] == "/until-close");
+    assert_eq!(record["reason"], Value::Null, "{record}");
 }
 
 #[test]

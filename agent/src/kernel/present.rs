@@ -1,0 +1,111 @@
+//! Whether a program still holds its end of a connection on this host.
+//!
+//! A peer that has closed its sending half looks, in what arrives, just like one that has closed all and is gone. On one
+//! host the kernel can be asked about the peer's own socket (`sock_diag(7)`): one that no descriptor refers to has no inode.
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+/// `NETLINK_SOCK_DIAG` request for one socket.
+const BY_FAMILY: u16 = 20;
+const REQUEST: u16 = 1;
+/// The socket is named by its addresses, not by a cookie.
+const NO_COOKIE: [u8; 8] = [0xff; 8];
+const HEADER: usize = 16;
+/// Where `idiag_inode` stands in the answer.
+const INODE: std::ops::Range<usize> = HEADER + 68..HEADER + 72;
+
+/// Whether a program holds the socket that is bound to `local` and connected to `remote`. What cannot be said is no.
+pub fn is_held(local: SocketAddr, remote: SocketAddr) -> bool {
+    inode(local, remote).is_ok_and(|inode| inode.is_some_and(|inode| inode != 0))
+}
+
+/// The socket's inode; `None` where there is no such socket.
+fn inode(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+    let socket = net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        Some(net::netlink::SOCK_DIAG),
+    )?;
+    let kernel = SocketAddrNetlink::new(0, 0);
+    net::sendto(
+        &socket,
+        &question(local, remote),
+        SendFlags::empty(),
+        &kernel,
+    )?;
+    let mut answer = [0; 512];
+    // The kernel answers while it is asked.
+    let (length, _) = net::recv(&socket, &mut answer, RecvFlags::DONTWAIT)?;
+    let answer = answer.get(..length).unwrap_or_default();
+    if answer.get(4..6) != Some(&BY_FAMILY.to_ne_bytes()[..]) {
+        // An error message: most likely that there is none.
+        return Ok(None);
+    }
+    let inode = answer.get(INODE).and_then(|inode| inode.try_into().ok());
+    Ok(inode.map(u32::from_ne_bytes))
+}
+
+/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+fn question(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+    const LENGTH: u32 = 16 + 56;
+    let family = match local {
+        SocketAddr::V4(_) => libc::AF_INET,
+        SocketAddr::V6(_) => libc::AF_INET6,
+    };
+    let mut bytes = Vec::with_capacity(72);
+    bytes.extend(LENGTH.to_ne_bytes());
+    bytes.extend(BY_FAMILY.to_ne_bytes());
+    bytes.extend(REQUEST.to_ne_bytes());
+    bytes.extend([0; 8]);
+    let narrow = |number: libc::c_int| u8::try_from(number).unwrap_or_default();
+    bytes.extend([narrow(family), narrow(libc::IPPROTO_TCP), 0, 0]);
+    bytes.extend(u32::MAX.to_ne_bytes());
+    bytes.extend(local.port().to_be_bytes());
+    bytes.extend(remote.port().to_be_bytes());
+    bytes.extend(padded(local.ip()));
+    bytes.extend(padded(remote.ip()));
+    bytes.extend([0; 4]);
+    bytes.extend(NO_COOKIE);
+    bytes
+}
+
+fn padded(address: IpAddr) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    match address {
+        IpAddr::V4(v4) => {
+            let octets = v4.octets();
+            if let Some(place) = bytes.get_mut(..octets.len()) {
+                place.copy_from_slice(&octets);
+            }
+        }
+        IpAddr::V6(v6) => bytes = v6.octets(),
+    }
+    bytes
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    #[test]
+    fn a_half_closed_socket_is_held_and_a_closed_one_is_not() {
+        for bound in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(bound) else {
+                continue;
+            };
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, peer) = listener.accept().unwrap();
+            let own = server.local_addr().unwrap();
+            assert!(is_held(peer, own), "{bound}");
+            client.shutdown(Shutdown::Write).unwrap();
+            assert!(is_held(peer, own), "half-closed, {bound}");
+            drop(client);
+            assert!(!is_held(peer, own), "closed, {bound}");
+        }
+    }
+}
