@@ -91,6 +91,7 @@ mod sample;
 mod schema;
 mod shape;
 pub mod tools;
+mod websocket;
 mod when;
 mod work;
 pub use body::{JsonError, Pointer, RedactError, Redacted, Redactor, redact};
@@ -99,6 +100,7 @@ pub use decide::{Ability, Who};
 pub use model::*;
 pub use policy::Policy;
 pub use schema::SCHEMA;
+pub use websocket::is_websocket;
 
 #[cfg(test)]
 mod tests;

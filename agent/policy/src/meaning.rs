@@ -4,11 +4,13 @@ use crate::model::Credential;
 use crate::policy::{CredentialUse, Entry, Extra, RuleData};
 use crate::shape::{Field, Literal, LiteralKind, Shape};
 use crate::syntax::quote;
+use crate::websocket::Messages;
 
 impl RuleData {
     /// Whether it asks for nothing but its route.
     pub(crate) fn is_bare(&self) -> bool {
         let free = self.query.is_none() && self.headers.require.is_empty() && !self.grpc;
+        let free = free && self.websocket.is_none();
         free && self.body.is_none() && self.payload.is_none() && self.when.is_none()
     }
 
@@ -36,6 +38,9 @@ impl RuleData {
         }
         if self.grpc {
             asks.push("content type of gRPC".to_owned());
+        }
+        if let Some(messages) = self.websocket.as_deref() {
+            asks.push(format!("a WebSocket, {}", asks_of_messages(messages)));
         }
         asks.extend(self.body.as_deref().map(asks_of_body));
         asks.extend(self.payload.as_ref().map(|payload| format!("{payload:?}")));
@@ -73,6 +78,16 @@ impl RuleData {
                 does.push("cuts undeclared fields out of the body".to_owned());
             }
         }
+        if let Some(messages) = &self.websocket {
+            let mut cut: Vec<&str> = messages.body.strip.texts().collect();
+            cut.sort_unstable();
+            if !cut.is_empty() {
+                does.push(format!("cuts {} out of messages", cut.join(", ")));
+            }
+            if messages.body.fields.is_some() && messages.body.extra == Extra::Strip {
+                does.push("cuts undeclared fields out of messages".to_owned());
+            }
+        }
         does
     }
 }
@@ -92,6 +107,23 @@ pub(crate) fn asks_of_body(body: &BodySpec) -> String {
     parts.extend(body.schema.as_ref().map(|schema| format!("{schema:?}")));
     parts.push(format!("of at most {} bytes", body.max));
     format!("body {}", parts.join(" "))
+}
+
+/// What is asked of the messages of a WebSocket, in words.
+pub(crate) fn asks_of_messages(messages: &Messages) -> String {
+    let mut parts = Vec::new();
+    if messages.looked_at {
+        let body = asks_of_body(&messages.body);
+        parts.push(format!("each message is a JSON {body}"));
+    } else {
+        parts.push(format!("messages of at most {} bytes", messages.body.max));
+    }
+    if !messages.binary {
+        parts.push("text only".to_owned());
+    }
+    let when = messages.when.as_ref();
+    parts.extend(when.map(|when| format!("each when {}", when.text())));
+    parts.join(", ")
 }
 
 /// What an entry does to requests and responses, in words; a credential by what it is, and not by its name.

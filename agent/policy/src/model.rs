@@ -151,10 +151,14 @@ pub struct Api {
     pub name: String,
     /// Host patterns as written: exact, or `*.suffix` (exactly one label).
     pub hosts: Vec<String>,
-    /// TCP port, 443 unless said.
+    /// TCP port: 443 unless said, 80 in clear.
     pub port: u16,
+    /// How it is reached: [`Scheme::Http`] only where the policy says so.
+    pub scheme: Scheme,
     /// Own CA instead of the system roots.
     pub ca: Option<SecretRef>,
+    /// What the agent shows to the upstream, where that asks for a client certificate.
+    pub certificate: Option<ClientCertificate>,
     /// Address ranges that are allowed though they are not public.
     pub addresses: Vec<ipnet::IpNet>,
     /// How much of a connection to it is seen.
@@ -163,6 +167,15 @@ pub struct Api {
     pub tcp: Vec<(ipnet::IpNet, u16)>,
     /// Where it is defined.
     pub at: Location,
+}
+
+/// A certificate that the agent has, and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The chain in PEM, the agent's own first.
+    pub chain: SecretRef,
+    /// Its private key in PEM.
+    pub key: SecretRef,
 }
 
 /// How much of the traffic to an api is seen.
@@ -231,6 +244,32 @@ pub enum Body<'a> {
     Unread(Option<u64>),
     /// Read whole, or one byte further than was asked for.
     Read(&'a [u8]),
+    /// None: the request is the handshake of a WebSocket, and this is a message that the client sends on it.
+    Message(Message<'a>),
+}
+
+/// A message of a WebSocket, put together from its frames.
+#[derive(Debug, Clone, Copy)]
+pub enum Message<'a> {
+    /// UTF-8.
+    Text(&'a str),
+    /// Anything; it is not looked at.
+    Binary(&'a [u8]),
+}
+
+impl Message<'_> {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// A request to decide on, in canonical form.
@@ -351,7 +390,8 @@ impl Decision<'_> {
 pub struct Reason {
     /// Stable code: `unknown_host`, `no_grant`, `identity_required`, `identity`, `expired`, `uninspected`, `no_route`, `method`,
     /// `denied_by_rule`, `query_extra`, `query_value`, `query_duplicate`, `query_missing`, `header_missing`, `header_value`,
-    /// `dns_name`, `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `condition`, `work`, `cleartext`; of payloads
+    /// `dns_name`, `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `condition`, `work`, `cleartext`, `websocket`; of
+    /// messages on one `message_type`, `message_too_large`, `message_invalid`, `message_field`, `message_schema`, `message_condition`; of payloads
     /// `graphql_…`, `grpc_type`, `mcp_…`, `llm_…`.
     pub code: &'static str,
     /// What was missing, for a person. Names may appear, values never.
@@ -385,6 +425,8 @@ pub struct Plan<'p> {
     pub response_max: Option<u64>,
     /// Which request headers pass.
     pub headers: HeaderRules<'p>,
+    /// Where a WebSocket may be opened: bytes of a message on it at most.
+    pub websocket: Option<usize>,
 }
 
 /// Which request headers pass.

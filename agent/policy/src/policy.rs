@@ -6,6 +6,7 @@ use crate::model::{Api, Budget, Credential, Identity, Rule, Workload};
 use crate::payload::Payload;
 use crate::route::{Index, Methods, Template};
 use crate::shape::Shape;
+use crate::websocket::Messages;
 use crate::when::When;
 use std::collections::HashMap;
 
@@ -50,6 +51,8 @@ pub(crate) struct RuleData {
     pub(crate) payload: Option<Box<Payload>>,
     /// The request must be gRPC.
     pub(crate) grpc: bool,
+    /// The request must open a WebSocket, and this holds for what the client sends on it.
+    pub(crate) websocket: Option<Box<Messages>>,
     pub(crate) when: Option<Box<When>>,
     /// The entry of a role that it stands in.
     pub(crate) entry: u32,

@@ -15,6 +15,7 @@ mod grants;
 mod names;
 mod schema;
 mod warnings;
+mod websocket;
 mod who;
 
 use crate::canonical::{Host, Target};

@@ -159,7 +159,9 @@ pub(super) fn apis(decoder: &Decoder, apis: Vec<Named<Api>>) -> Vec<model::Api> 
             .map(|(pattern, _)| pattern.to_string())
             .collect(),
         port: api.value.port,
+        scheme: api.value.scheme,
         ca: api.value.ca,
+        certificate: api.value.certificate,
         addresses: api.value.addresses,
         coverage: api.value.coverage,
         tcp: api

@@ -59,6 +59,7 @@ impl Bindings {
             let mut bound = |name| {
                 let number = names.apis.resolve(decoder, name)?;
                 refuse_uninspected(decoder, apis.get(number)?, name);
+                refuse_in_clear(decoder, apis.get(number)?, name.span);
                 Some(number)
             };
             let apis = to.iter().filter_map(&mut bound).collect();
@@ -84,6 +85,19 @@ fn refuse_uninspected(decoder: &mut Decoder, api: &Named<Api>, name: &Name) {
         decoder
             .error(name.span, message)
             .help("give the api `hosts` instead, or take it out of `to:`");
+    }
+}
+
+/// Whoever carries the packets could read it.
+fn refuse_in_clear(decoder: &mut Decoder, api: &Named<Api>, span: Span) {
+    if api.value.scheme == model::Scheme::Http {
+        let message = format!(
+            "api {} is reached in clear: no credential is sent there",
+            quote(&api.name.text)
+        );
+        decoder
+            .error(span, message)
+            .help("take `scheme: http` out of the api, or do without a credential");
     }
 }
 
@@ -138,7 +152,7 @@ pub(super) fn build(
     for (number, role) in roles.into_iter().enumerate() {
         for entry in role.entries {
             let api = names.apis.resolve(decoder, &entry.api);
-            let credential = credential_use(decoder, names, bindings, &entry, api);
+            let credential = credential_use(decoder, names, bindings, &entry, (apis, api));
             check_headers(decoder, bindings, credential, &entry);
             let Some((api, coverage)) =
                 api.and_then(|api| Some((api, apis.get(api)?.value.coverage)))
@@ -238,6 +252,7 @@ fn connect_rule(decoder: &Decoder, role: &str, entry: &document::Entry, of: u32)
         body: None,
         payload: None,
         grpc: false,
+        websocket: None,
         when: None,
         entry: of,
     }
@@ -273,12 +288,15 @@ fn credential_use(
     names: &Names,
     bindings: &Bindings,
     entry: &document::Entry,
-    api: Option<usize>,
+    (apis, api): (&[Named<Api>], Option<usize>),
 ) -> CredentialUse {
     let Some(name) = &entry.credential else {
         return CredentialUse::None;
     };
     if &*name.text == CLIENT {
+        if let Some(api) = api.and_then(|api| apis.get(api)) {
+            refuse_in_clear(decoder, api, name.span);
+        }
         return CredentialUse::Client;
     }
     let Some(number) = names.credentials.resolve(decoder, name) else {
@@ -360,6 +378,7 @@ fn rule_data(
         body: rule.body,
         payload: rule.payload,
         grpc: rule.grpc,
+        websocket: rule.websocket,
         when: rule.when,
         entry,
     }
@@ -401,6 +420,7 @@ fn order(rule: &RuleData) -> Order {
         rule.body.is_some(),
         rule.payload.is_some(),
         rule.when.is_some(),
+        rule.websocket.is_some(),
     ];
     let of_body = of_body.into_iter().filter(|said| *said).count();
     let methods = match &rule.methods {
@@ -422,7 +442,7 @@ fn detail(rule: &RuleData, entries: &[Entry]) -> String {
         .ok()
         .and_then(|number| entries.get(number));
     format!(
-        "{entry:?} {:?} {:?} {:?} {:?} {:?} {:?}",
-        rule.query, rule.headers, rule.body, rule.payload, rule.grpc, rule.when
+        "{entry:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+        rule.query, rule.headers, rule.body, rule.payload, rule.grpc, rule.websocket, rule.when
     )
 }

@@ -126,7 +126,7 @@ enum Begun<'a> {
 
 /// What can be said of a body before looking into it.
 fn begin<'a>(rule: &RuleData, spec: &BodySpec, ask: &Ask<'a>) -> Result<Begun<'a>, BodyFault> {
-    if matches!(ask.request.body, Body::Absent) {
+    if matches!(ask.request.body, Body::Absent | Body::Message(_)) {
         return Err(BodyFault::Absent);
     }
     let media = spec.media(ask.request.headers)?;
@@ -141,7 +141,7 @@ fn begin<'a>(rule: &RuleData, spec: &BodySpec, ask: &Ask<'a>) -> Result<Begun<'a
         return Err(BodyFault::Type);
     }
     match ask.request.body {
-        Body::Absent => Err(BodyFault::Absent),
+        Body::Absent | Body::Message(_) => Err(BodyFault::Absent),
         Body::Read(body) => Ok(Begun::Read(media, body)),
         Body::Unread(length) => {
             let max = u64::try_from(spec.max).unwrap_or(u64::MAX);

@@ -7,6 +7,7 @@ mod body;
 mod connection;
 mod explain;
 mod header;
+mod message;
 mod name;
 mod query;
 mod reason;
@@ -20,6 +21,7 @@ use crate::model::{
 };
 use crate::payload::{PayloadFault, is_grpc};
 use crate::policy::{CredentialUse, Policy, RuleData, RuleSet};
+use crate::websocket::is_websocket;
 use crate::work::Count;
 use body::{Looked, Trees};
 use query::Stripped;
@@ -31,6 +33,8 @@ pub use who::{Ability, Who};
 struct Ask<'a> {
     subject: &'a Subject<'a>,
     request: &'a Request<'a>,
+    /// It opens a WebSocket.
+    websocket: bool,
     caller: Caller,
     trees: Trees,
 }
@@ -53,10 +57,16 @@ enum Failure<'a> {
         expected: String,
     },
     GrpcType,
+    /// Only one of the two, request and rule, is about a WebSocket.
+    WebSocket,
+    /// A message on a WebSocket.
+    Message(BodyFault),
     Body(BodyFault),
     Payload(PayloadFault),
     /// The condition, and why it could not be evaluated, if so.
     Condition(&'a str, Option<String>),
+    /// The same, of a message.
+    MessageCondition(&'a str, Option<String>),
     /// All of the rule holds, and nobody who calls now has it.
     Guard(Lack),
 }
@@ -83,9 +93,10 @@ impl Failure<'_> {
             | Self::QueryDuplicate(_)
             | Self::QueryMissing(_) => 2,
             Self::HeaderMissing(_) | Self::HeaderValue { .. } | Self::GrpcType => 3,
-            Self::Body(_) => 4,
+            Self::WebSocket => 3,
+            Self::Body(_) | Self::Message(_) => 4,
             Self::Payload(_) => 5,
-            Self::Condition(..) => 6,
+            Self::Condition(..) | Self::MessageCondition(..) => 6,
             Self::Guard(_) => 7,
         }
     }
@@ -142,6 +153,7 @@ impl Policy {
         Ask {
             subject,
             request,
+            websocket: is_websocket(request.headers),
             caller: self.caller(subject, request.now),
             trees: Trees::default(),
         }
@@ -236,7 +248,15 @@ impl Policy {
                 (Held::No(failure), _) => failure,
                 (_, Some(lack)) => Failure::Guard(lack),
                 (Held::Yes(changes), None) => {
-                    return Outcome::Decided(self.allow(scope, rule, ask.request, changes));
+                    let mut decision = self.allow(scope, rule, ask.request, changes);
+                    if rule.websocket.is_some() && decision.verdict == Verdict::Allow {
+                        let lengths = numbered().filter_map(|(number, rule)| {
+                            let held = self.has(scope.rules, number, ask.caller);
+                            self.message_length(rule, ask).filter(|_| held)
+                        });
+                        decision.plan.websocket = lengths.max();
+                    }
+                    return Outcome::Decided(decision);
                 }
                 (Held::NeedsBody(_), None) => {
                     let wanted = numbered().filter_map(|(number, rule)| {
@@ -282,9 +302,19 @@ impl Policy {
         if rule.grpc && !is_grpc(request.headers) {
             return Held::No(Failure::GrpcType);
         }
-        match self.look(rule, ask) {
-            Ok(Looked::Good(body)) => Held::Yes(Changes { query, body }),
-            Ok(Looked::Needs(max)) => Held::NeedsBody(max),
+        if rule.websocket.is_some() != ask.websocket {
+            return Held::No(Failure::WebSocket);
+        }
+        let body = match self.look(rule, ask) {
+            Ok(Looked::Good(body)) => body,
+            Ok(Looked::Needs(max)) => return Held::NeedsBody(max),
+            Err(failure) => return Held::No(failure),
+        };
+        match self.hold_message(rule, ask) {
+            Ok(edited) => Held::Yes(Changes {
+                query,
+                body: body.or(edited),
+            }),
             Err(failure) => Held::No(failure),
         }
     }
@@ -303,9 +333,9 @@ impl Policy {
         changes: Changes,
     ) -> Decision<'p> {
         let credential = self.credential_use(rule);
-        if request.scheme == Scheme::Http {
+        if request.scheme != scope.api.scheme {
             let mut refused = deny(scope, Some(&rule.public), reason::cleartext(scope.api));
-            if credential != CredentialUse::None {
+            if credential != CredentialUse::None || scope.api.scheme == Scheme::Http {
                 refused.mode = Mode::Enforce;
             }
             return refused;
@@ -361,6 +391,7 @@ impl Policy {
                 allow: &rule.headers.allow,
                 strip: &rule.headers.strip,
             },
+            websocket: None,
         }
     }
 }
@@ -413,6 +444,7 @@ fn denial<'p>(
                 allow: &[],
                 strip: &[],
             },
+            websocket: None,
         },
     }
 }

@@ -2,7 +2,7 @@
 use super::{Ask, Failure, Lack};
 use crate::body::BodyFault;
 use crate::canonical::Host;
-use crate::model::{Api, Reason, Request, Subject};
+use crate::model::{Api, Reason, Request, Scheme, Subject};
 use crate::policy::{Policy, RuleData};
 use crate::syntax::quote;
 
@@ -163,6 +163,13 @@ pub(super) fn no_route(subject: &Subject<'_>, api: &Api, request: &Request<'_>) 
 }
 
 pub(super) fn cleartext(api: &Api) -> Reason {
+    if api.scheme == Scheme::Http {
+        let detail = format!(
+            "api {} is reached in clear, and the request came through TLS",
+            quote(&api.name)
+        );
+        return reason("cleartext", detail, "use `http://`");
+    }
     let detail = format!("the request to api {} came without TLS", quote(&api.name));
     reason("cleartext", detail, "use `https://`")
 }
@@ -231,6 +238,28 @@ pub(super) fn of_failure(rule: &RuleData, failure: &Failure<'_>, ask: &Ask<'_>) 
             format!("{route} takes gRPC: one `Content-Type: application/grpc`"),
             format!("call it with a gRPC client, or give `route` instead of `grpc` at {at}"),
         ),
+        Failure::WebSocket if rule.websocket.is_some() => reason(
+            "websocket",
+            format!("{route} opens a WebSocket, and the request asks for none"),
+            format!("use a WebSocket client, or take `websocket` out of the rule at {at}"),
+        ),
+        Failure::WebSocket => reason(
+            "websocket",
+            format!("{route} opens no WebSocket"),
+            format!("add a rule with this route and `websocket: true` beside the one at {at}"),
+        ),
+        Failure::Message(fault) => of_message(rule, fault),
+        Failure::MessageCondition(text, trouble) => {
+            let why = trouble.as_ref().map(|trouble| format!(": {trouble}"));
+            reason(
+                "message_condition",
+                format!(
+                    "a message on {route} does not hold its condition{}",
+                    why.unwrap_or_default()
+                ),
+                format!("it is {}, under `websocket:` at {at}", quote(text)),
+            )
+        }
         Failure::Body(fault) => of_body(rule, fault),
         Failure::Payload(fault) => reason(
             fault.code,
@@ -249,6 +278,31 @@ pub(super) fn of_failure(rule: &RuleData, failure: &Failure<'_>, ask: &Ask<'_>) 
         ),
         Failure::Guard(lack) => of_lack(*lack, ask.subject, route),
     }
+}
+
+/// In the words of a body, of a message on a WebSocket.
+fn of_message(rule: &RuleData, fault: &BodyFault) -> Reason {
+    let (route, at) = (&rule.public.route, place(rule));
+    let told = of_body(rule, fault);
+    let code = match told.code {
+        "body_type" => {
+            return reason(
+                "message_type",
+                format!("a message on {route} is no text"),
+                format!("send text, or write `binary: true` under `websocket:` at {at}"),
+            );
+        }
+        "body_too_large" => "message_too_large",
+        "body_field" => "message_field",
+        "body_schema" => "message_schema",
+        _ => "message_invalid",
+    };
+    let detail = match told.detail.strip_prefix("the body ") {
+        Some(rest) => format!("a message {rest}"),
+        None => format!("a message: {}", told.detail),
+    };
+    let hint = told.hint.replace("`body:", "`websocket:");
+    reason(code, detail, hint)
 }
 
 fn of_body(rule: &RuleData, fault: &BodyFault) -> Reason {

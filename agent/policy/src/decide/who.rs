@@ -127,9 +127,6 @@ impl Policy {
         request: &Request<'_>,
         known: Known<'_>,
     ) -> Vec<Ability<'p>> {
-        if request.scheme == Scheme::Http {
-            return Vec::new();
-        }
         let bare = |mode| Ability {
             workload,
             who: Who::These(Vec::new()),
@@ -140,7 +137,10 @@ impl Policy {
             further: Vec::new(),
         };
         let to = Connection::Name(request.host, request.port);
-        let connection = self.connect(subject, to, request.now);
+        let connection = match request.scheme {
+            Scheme::Https => self.connect(subject, to, request.now),
+            Scheme::Http => None,
+        };
         if let Some(decision) = connection.filter(|known| known.verdict == Verdict::Allow) {
             let passes = "the connection is not inspected: any request passes".to_owned();
             return vec![Ability {
@@ -150,6 +150,12 @@ impl Policy {
             }];
         }
         let ask = self.ask(subject, request);
+        let plain = self
+            .api_for(request.host, request.port)
+            .map_or(Scheme::Https, |api| api.scheme);
+        if request.scheme != plain {
+            return Vec::new();
+        }
         let scope = match self.scope(&ask) {
             Ok(scope) => scope,
             Err(denial) => {
@@ -253,6 +259,14 @@ impl Policy {
                 return None;
             }
             further.push("it is gRPC".to_owned());
+        }
+        match &rule.websocket {
+            Some(messages) if !ask.websocket => {
+                let asks = meaning::asks_of_messages(messages);
+                further.push(format!("it opens a WebSocket, {asks}"));
+            }
+            None if ask.websocket => return None,
+            _ => {}
         }
         if let Body::Read(_) = request.body {
             self.look(rule, ask).ok()?;

@@ -5,7 +5,8 @@ use crate::body::{
 };
 use crate::policy::Extra;
 use crate::shape::Field;
-use crate::syntax::{Decoder, Entry, Node, Scalar, Span, Value, nearest, quote};
+use crate::syntax::{Decoder, Entry, Fields, Node, Scalar, Span, Value, nearest, quote};
+use crate::websocket::Messages;
 use serde_json::Value as Json;
 
 /// Bytes of a body that is looked at, unless said.
@@ -15,12 +16,7 @@ const MAX_BODY: u64 = 16 << 20;
 
 pub(super) fn body_spec(reading: &mut Reading<'_>, node: &Node) -> Option<BodySpec> {
     let mut keys = reading.decoder.fields(node, "`body`")?;
-    let declared = keys.take("fields");
-    let required = keys.take("required");
-    let extra = keys.take_entry("extra");
-    let strip = keys.take("strip");
-    let schema = keys.take("schema");
-    let max = keys.take("max");
+    let spec = body_keys(reading, &mut keys);
     keys.finish(reading.decoder);
     if matches!(&node.value, Value::Mapping(entries) if entries.is_empty()) {
         reading
@@ -28,6 +24,17 @@ pub(super) fn body_spec(reading: &mut Reading<'_>, node: &Node) -> Option<BodySp
             .error(node.span, "`body` says nothing")
             .help("write `fields`, `schema` or `max`; without `body`, any body passes");
     }
+    spec
+}
+
+/// What is said of a body, or of a message.
+fn body_keys(reading: &mut Reading<'_>, keys: &mut Fields<'_>) -> Option<BodySpec> {
+    let declared = keys.take("fields");
+    let required = keys.take("required");
+    let extra = keys.take_entry("extra");
+    let strip = keys.take("strip");
+    let schema = keys.take("schema");
+    let max = keys.take("max");
     if let (Some(extra), None) = (extra, declared) {
         reading
             .decoder
@@ -72,6 +79,51 @@ fn body_max(reading: &mut Reading<'_>, node: &Node) -> Option<usize> {
         return None;
     }
     usize::try_from(size).ok()
+}
+
+/// `true`, or what each message of the client must be like, without its condition.
+pub(super) fn messages(reading: &mut Reading<'_>, node: &Node) -> Option<Messages> {
+    let plain = |looked_at, binary, body| Messages {
+        body,
+        looked_at,
+        binary,
+        when: None,
+    };
+    if matches!(&node.value, Value::Scalar(_)) {
+        if !reading.decoder.boolean(node)? {
+            reading
+                .decoder
+                .error(node.span, "a rule without `websocket` opens none")
+                .help("take it out");
+            return None;
+        }
+        return Some(plain(false, true, any_body(false)));
+    }
+    let mut keys = reading.decoder.fields(node, "`websocket`")?;
+    let looks = ["fields", "strip", "schema", "when"];
+    let looked_at = looks.into_iter().any(|name| keys.has(name));
+    keys.take("when");
+    let binary = keys.take("binary");
+    let body = body_keys(reading, &mut keys);
+    keys.finish(reading.decoder);
+    let wanted = binary.map(|node| reading.decoder.boolean(node));
+    if let (Some(node), Some(Some(true)), true) = (binary, wanted, looked_at) {
+        reading
+            .decoder
+            .error(node.span, "messages that are looked at are text")
+            .help("take out `binary: true`, or what looks at them");
+    }
+    let binary = wanted.flatten().unwrap_or(!looked_at);
+    Some(plain(looked_at, binary && !looked_at, body?))
+}
+
+/// The condition on each message, where there is one.
+pub(super) fn message_condition(node: &Node) -> Option<&Node> {
+    let Value::Mapping(entries) = &node.value else {
+        return None;
+    };
+    let when = entries.iter().find(|entry| &*entry.key.text == "when");
+    when.map(|entry| &entry.value)
 }
 
 /// The names under `required`, each declared and not cut out.

@@ -2,7 +2,7 @@
 use super::opening::{Openings, openings};
 use super::{Reading, secret_ref, unsupported};
 use crate::canonical::Host;
-use crate::model::{Coverage, SecretRef, Selector};
+use crate::model::{ClientCertificate, Coverage, Scheme, SecretRef, Selector};
 use crate::syntax::{Fields, Node, Span, quote};
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -17,7 +17,9 @@ pub(crate) struct Workload {
 pub(crate) struct Api {
     pub(crate) hosts: Vec<(HostPattern, Span)>,
     pub(crate) port: u16,
+    pub(crate) scheme: Scheme,
     pub(crate) ca: Option<SecretRef>,
+    pub(crate) certificate: Option<ClientCertificate>,
     pub(crate) addresses: Vec<IpNet>,
     pub(crate) coverage: Coverage,
     pub(crate) tcp: Vec<((IpNet, u16), Span)>,
@@ -246,7 +248,9 @@ pub(super) fn api(reading: &mut Reading<'_>, node: &Node) -> Api {
     let mut api = Api {
         hosts: Vec::new(),
         port: 443,
+        scheme: Scheme::Https,
         ca: None,
+        certificate: None,
         addresses: Vec::new(),
         coverage: Coverage::Inspected,
         tcp: Vec::new(),
@@ -285,10 +289,11 @@ pub(super) fn api(reading: &mut Reading<'_>, node: &Node) -> Api {
             .iter()
             .filter_map(|item| Some((endpoint(reading, item)?, item.span)));
         api.tcp.extend(endpoints);
-        refuse_keys(reading, &mut fields, &["port", "addresses", "tls"], "tcp");
+        let keys = ["port", "addresses", "tls", "scheme"];
+        refuse_keys(reading, &mut fields, &keys, "tcp");
     } else if sni.is_some() {
         api.coverage = Coverage::Sni;
-        refuse_keys(reading, &mut fields, &["tls"], "sni");
+        refuse_keys(reading, &mut fields, &["tls", "scheme"], "sni");
     }
     rest_of_api(
         reading,
@@ -307,6 +312,7 @@ fn rest_of_api(
     hosts: Option<&Node>,
 ) {
     let (port, tls) = (fields.take("port"), fields.take("tls"));
+    let scheme = fields.take("scheme");
     let addresses = fields.take("addresses");
     let hosts = hosts
         .and_then(|node| reading.decoder.nonempty_list(node))
@@ -319,12 +325,25 @@ fn rest_of_api(
     if api.coverage == Coverage::Tcp {
         return;
     }
+    let schemes = [("https", Scheme::Https), ("http", Scheme::Http)];
+    if let Some(scheme) = scheme.and_then(|node| reading.decoder.word(node, &schemes)) {
+        api.scheme = scheme;
+    }
+    if api.scheme == Scheme::Http {
+        api.port = 80;
+        if let Some(node) = tls {
+            reading
+                .decoder
+                .error(node.span, "an api that is reached in clear has no `tls`")
+                .help("take `tls` or `scheme: http` out");
+        }
+    }
     if let Some(port) = port.and_then(|node| reading.decoder.integer(node, 1..=u16::MAX)) {
         api.port = port;
     }
-    api.ca = tls
-        .filter(|_| api.coverage == Coverage::Inspected)
-        .and_then(|node| tls_ca(reading, node));
+    if let Some(node) = tls.filter(|_| api.coverage == Coverage::Inspected) {
+        (api.ca, api.certificate) = upstream_tls(reading, node);
+    }
     let addresses = addresses
         .and_then(|node| reading.decoder.nonempty_list(node))
         .unwrap_or_default();
@@ -382,11 +401,36 @@ fn parse_range(text: &str) -> Option<IpNet> {
         .or_else(|| text.parse().ok().map(|ip: IpAddr| ip.into()))
 }
 
-fn tls_ca(reading: &mut Reading<'_>, node: &Node) -> Option<SecretRef> {
-    let mut fields = reading.decoder.fields(node, "`tls`")?;
-    let ca = fields.require(reading.decoder, "ca");
+/// How the upstream is known, and what is shown to it.
+fn upstream_tls(
+    reading: &mut Reading<'_>,
+    node: &Node,
+) -> (Option<SecretRef>, Option<ClientCertificate>) {
+    let Some(mut fields) = reading.decoder.fields(node, "`tls`") else {
+        return (None, None);
+    };
+    let [ca, cert, key] = ["ca", "cert", "key"].map(|name| fields.take(name));
+    let span = fields.span();
     fields.finish(reading.decoder);
-    secret_ref(reading, ca?)
+    if ca.or(cert).or(key).is_none() {
+        reading
+            .decoder
+            .error(span, "`tls` says nothing")
+            .help("give `ca`, or `cert` and `key`; without `tls`, the system's CAs are trusted");
+    }
+    if cert.is_some() != key.is_some() {
+        reading
+            .decoder
+            .error(span, "a client certificate needs both `cert` and `key`")
+            .help("e.g. `tls: { cert: \"file:client.pem\", key: \"file:client.key\" }`");
+    }
+    let mut read = |node: Option<&Node>| node.and_then(|node| secret_ref(reading, node));
+    let (ca, chain, key) = (read(ca), read(cert), read(key));
+    let certificate = chain.zip(key);
+    (
+        ca,
+        certificate.map(|(chain, key)| ClientCertificate { chain, key }),
+    )
 }
 
 /// A range such as `10.1.0.0/16`, or a single address.

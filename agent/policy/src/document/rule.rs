@@ -8,6 +8,7 @@ use crate::policy::{Extra, Parameter, QuerySpec};
 use crate::route::{Methods, Template};
 use crate::shape::Shape;
 use crate::syntax::{Decoder, Entry, Node, Span, quote};
+use crate::websocket::Messages;
 use crate::when::{Known, When};
 
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(crate) struct Rule {
     pub(crate) body: Option<Box<BodySpec>>,
     pub(crate) payload: Option<Box<Payload>>,
     pub(crate) grpc: bool,
+    pub(crate) websocket: Option<Box<Messages>>,
     pub(crate) when: Option<Box<When>>,
 }
 
@@ -39,6 +41,7 @@ struct Parts {
     headers: Headers,
     body: Option<BodySpec>,
     payload: Option<Payload>,
+    websocket: Option<Messages>,
 }
 
 /// An allow rule; several where `grpc` names several methods.
@@ -50,6 +53,7 @@ pub(super) fn allow_rules(reading: &mut Reading<'_>, node: &Node) -> Vec<Rule> {
     let (query, extra) = (fields.take("query"), fields.take_entry("extra"));
     let (headers, body) = (fields.take("headers"), fields.take_entry("body"));
     let payload = ["graphql", "mcp", "llm"].map(|key| fields.take_entry(key));
+    let websocket = fields.take_entry("websocket");
     let when = fields.take("when");
     let span = fields.span();
     fields.finish(reading.decoder);
@@ -57,10 +61,20 @@ pub(super) fn allow_rules(reading: &mut Reading<'_>, node: &Node) -> Vec<Rule> {
     let extras = [("deny", Extra::Deny), ("strip", Extra::Strip)];
     let extra = extra.and_then(|entry| reading.decoder.word(&entry.value, &extras));
     if grpc.is_some() {
-        let inspects = body.into_iter().chain(payload.into_iter().flatten()).next();
+        let more = payload.into_iter().chain([websocket]).flatten();
+        let inspects = body.into_iter().chain(more).next();
         refuse_with_grpc(reading.decoder, route, inspects);
     }
+    if let Some(entry) = websocket
+        && body.is_some() | payload.iter().any(Option::is_some)
+    {
+        reading
+            .decoder
+            .error(entry.key.span, "what opens a WebSocket has no body")
+            .help("say under `websocket` what its messages must be like");
+    }
     let parts = Parts {
+        websocket: websocket.and_then(|entry| super::body::messages(reading, &entry.value)),
         query: query.and_then(|node| query_spec(reading, node, extra.unwrap_or(Extra::Deny))),
         headers: headers
             .map(|node| header_rules(reading, node))
@@ -70,7 +84,7 @@ pub(super) fn allow_rules(reading: &mut Reading<'_>, node: &Node) -> Vec<Rule> {
     };
     match (route, grpc) {
         (_, Some(entry)) => grpc_rules(reading, entry, when, &parts.headers),
-        (Some(node), None) => route_rule(reading, node, when, parts),
+        (Some(node), None) => route_rule(reading, node, (when, websocket), parts),
         (None, None) => {
             reading
                 .decoder
@@ -133,14 +147,26 @@ fn payload_of(reading: &mut Reading<'_>, entries: [Option<&Entry>; 3]) -> Option
 fn route_rule(
     reading: &mut Reading<'_>,
     node: &Node,
-    when: Option<&Node>,
-    parts: Parts,
+    (when, websocket): (Option<&Node>, Option<&Entry>),
+    mut parts: Parts,
 ) -> Vec<Rule> {
     let Some(route) = route::parse(reading, node) else {
         return Vec::new();
     };
     refuse_tunnels(reading.decoder, &route);
-    let when = when.and_then(|node| condition(reading, node, &route.template, true));
+    // A handshake has no body to look at.
+    let body = websocket.is_none();
+    let when = when.and_then(|node| condition(reading, node, &route.template, body));
+    if let (Some(entry), Some(messages)) = (websocket, &mut parts.websocket) {
+        if !route.methods.allow("GET") {
+            reading
+                .decoder
+                .error(entry.key.span, "a WebSocket is opened with GET")
+                .help("write `GET` in the `route`");
+        }
+        messages.when = super::body::message_condition(&entry.value)
+            .and_then(|node| condition(reading, node, &route.template, true));
+    }
     let (mut query, mut body) = (parts.query, parts.body);
     if let Some(payload) = &parts.payload {
         // Some servers take parts of the request from there.
@@ -159,6 +185,7 @@ fn route_rule(
         headers: parts.headers,
         body: body.map(Box::new),
         payload: parts.payload.map(Box::new),
+        websocket: parts.websocket.map(Box::new),
         when: when.map(Box::new),
         ..bare(route)
     }]
@@ -220,7 +247,15 @@ pub(super) fn deny_rule(reading: &mut Reading<'_>, node: &Node) -> Option<Rule> 
     let route = fields.require(reading.decoder, "route");
     let when = fields.take("when");
     for key in [
-        "query", "extra", "body", "headers", "graphql", "grpc", "mcp", "llm",
+        "query",
+        "extra",
+        "body",
+        "headers",
+        "graphql",
+        "grpc",
+        "mcp",
+        "llm",
+        "websocket",
     ] {
         if let Some(entry) = fields.take_entry(key) {
             reading
@@ -280,6 +315,7 @@ fn bare(route: Route) -> Rule {
         body: None,
         payload: None,
         grpc: false,
+        websocket: None,
         when: None,
     }
 }

@@ -441,6 +441,11 @@ impl<'n> Fields<'n> {
         self.entries.get(index)
     }
 
+    /// Whether `key` is there; does not make it known.
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|entry| &*entry.key.text == key)
+    }
+
     /// The value of `key`; a fault where it is missing.
     pub fn require(&mut self, decoder: &mut Decoder, key: &'static str) -> Option<&'n Node> {
         let node = self.take(key);

@@ -386,7 +386,7 @@ fn a_typo_gets_the_nearest_key_and_name() {
     );
     assert!(
         text.contains(
-            "= help: did you mean `port`? known keys: `addresses`, `hosts`, `port`, `sni`, `tcp`, `tls`"
+            "= help: did you mean `port`? known keys: `addresses`, `hosts`, `port`, `scheme`, `sni`, `tcp`, `tls`"
         ),
         "{text}"
     );

@@ -74,6 +74,8 @@ identities: { alice: { token: tgi_a }, ci: { jwt: { issuer: "https://ci.example"
 groups: { team: [alice, ci] }
 apis:
   a: { hosts: [a.com, "*.b.com"], port: 8443, tls: { ca: "file:ca.pem" }, addresses: [10.0.0.0/8, "::1"] }
+  m: { hosts: [m.com], tls: { cert: "file:m.pem", key: "file:m.key" } }
+  p: { hosts: [p.com], scheme: http, port: 8080 }
   t: { tcp: ["10.0.0.7:6379", "[2001:db8::1]:5432"] }
   s: { sni: [bank.com], port: 443, addresses: [10.0.0.1] }
 credentials: { c: { secret: "file:s", header: { Authorization: "Bearer {secret}" }, to: [a] } }
@@ -105,6 +107,11 @@ roles:
           mcp: { methods: [initialize, "notifications/*"], tools: { search: { q: string }, get: any }, prompts: [p], resources: ["file:///docs/*"], replies: true }
         - route: POST /llm
           llm: { models: [gpt-4o-mini, "claude-3-*"], max_tokens: 4096, choices: 1, tools: [], stream: false }
+        - { route: GET /live, websocket: true }
+        - { route: GET /plain, websocket: { binary: false, max: 1MiB } }
+        - route: GET /looked
+          websocket: { fields: { type: [a, b] }, required: [type], extra: strip, strip: [/x], max: 16KiB, when: request.json.type == 'a' }
+        - { route: GET /schema, websocket: { schema: { type: object } } }
       deny:
         - { route: "* /no/**", when: "request.method != 'GET'" }
       response: { strip: [set-cookie], redact: [/user/email, /items/*/token], max: 10MiB }
@@ -156,6 +163,19 @@ fn what_is_wrong_does_not_fit() {
         ("10.0.0.0/8, \"::1\"", "example.com"),
         ("{ tcp: [\"10.0.0.7:6379\"", "{ tcp: [\"10.0.0.7\""),
         ("tcp: [", "port: 1, tcp: ["),
+        ("tcp: [", "scheme: http, tcp: ["),
+        ("scheme: http, port", "scheme: ftp, port"),
+        (
+            "scheme: http, port",
+            "scheme: http, tls: { ca: \"file:c\" }, port",
+        ),
+        (", key: \"file:m.key\"", ""),
+        ("websocket: true", "websocket: yes"),
+        ("websocket: true", "websocket: false"),
+        ("websocket: true", "websocket: true, body: { max: 1KiB }"),
+        ("{ binary: false", "{ binary: 1"),
+        ("{ binary: false", "{ text: true"),
+        ("{ grpc: [", "{ websocket: true, grpc: ["),
         ("sni: [bank.com]", "sni: [bank.com], hosts: [x.com]"),
         ("secret: \"file:s\"", "secret: \"file:../s\""),
         ("secret: \"file:s\"", "secret: plain"),
@@ -264,6 +284,10 @@ fn keys_agree() {
         (
             allow("{ route: GET /, body: { zzzzzz: 1 } }"),
             "/$defs/body",
+        ),
+        (
+            allow("{ route: GET /, websocket: { zzzzzz: 1 } }"),
+            "/$defs/websocket/oneOf/1",
         ),
         (
             allow("{ route: GET /, graphql: { zzzzzz: 1 } }"),

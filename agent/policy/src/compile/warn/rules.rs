@@ -171,7 +171,8 @@ impl<'w> Search<'w> {
             (false, false) => self.asks(other, wide) == self.asks(number, rule),
             (one, other) => one == other,
         };
-        let wider = takes_methods(&wide.methods, &rule.methods)
+        let wider = wide.websocket.is_some() == rule.websocket.is_some()
+            && takes_methods(&wide.methods, &rule.methods)
             && self.same_entry(wide, rule)
             && wide.does() == rule.does()
             && (same_asks() || (wide.is_bare() && leaves_query(rule)));

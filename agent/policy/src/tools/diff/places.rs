@@ -1,7 +1,7 @@
 //! Where requests go, in both policies: a host or address, and the api that each has there.
 use super::{Change, Kind, Side};
 use crate::canonical::Host;
-use crate::model::{Api, Coverage};
+use crate::model::{Api, ClientCertificate, Coverage, Scheme};
 use crate::policy::Policy;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -129,6 +129,31 @@ pub(super) fn compare(old: &Policy, new: &Policy, place: &Place, changes: &mut V
             [ca(old), ca(new)],
             [old, new],
         ));
+    }
+    let shown = |api: &Api| match &api.certificate {
+        None => "none".to_owned(),
+        Some(ClientCertificate { chain, key }) => format!(
+            "{}:{} with {}:{}",
+            chain.source, chain.key, key.source, key.key
+        ),
+    };
+    if shown(old) != shown(new) {
+        let says = [shown(old), shown(new)];
+        changes.push(change(
+            place,
+            Kind::Changes,
+            "client certificate",
+            says,
+            [old, new],
+        ));
+    }
+    let scheme = |api: &Api| match api.scheme {
+        Scheme::Https => "through TLS".to_owned(),
+        Scheme::Http => "in clear".to_owned(),
+    };
+    if scheme(old) != scheme(new) {
+        let says = [scheme(old), scheme(new)];
+        changes.push(change(place, Kind::Changes, "reached", says, [old, new]));
     }
     let coverage = |api: &Api| {
         let told = match api.coverage {

@@ -218,6 +218,10 @@ fn base(rule: &RuleData) -> Variation {
         base.headers
             .push(("content-type".to_owned(), "application/grpc".to_owned()));
     }
+    if rule.websocket.is_some() {
+        base.headers
+            .push(("upgrade".to_owned(), "websocket".to_owned()));
+    }
     if let Some(body) = &rule.body {
         let json = ("content-type".to_owned(), "application/json".to_owned());
         if !base.headers.iter().any(|(name, _)| *name == json.0) {
