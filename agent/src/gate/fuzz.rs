@@ -62,7 +62,7 @@ pub(super) fn feed(data: &[u8], read: usize, write: usize) -> Fed {
             Poll::Pending => break,
         }
     }
-    assert!(gate.buffer.bytes.len() <= HEAD_BYTES);
+    assert!(gate.buffer.capacity() <= HEAD_BYTES);
     let violation = handle.unclaimed();
     match &violation {
         Some(violation) if violation.kind.in_body() => {

@@ -18,6 +18,10 @@ pub(super) struct Shared {
     requests: Cell<u64>,
     /// Requests whose answers are on their way, or given up.
     answered: Cell<u64>,
+    /// Requests that are being answered.
+    owed: Cell<u64>,
+    /// What follows is HTTP no more.
+    switched: Cell<bool>,
     /// The deadline for the head under way has passed.
     expired: Cell<bool>,
     refused: RefCell<Option<Refused>>,
@@ -38,6 +42,8 @@ impl Shared {
             phase: Cell::new(Phase::Idle),
             requests: Cell::new(0),
             answered: Cell::new(0),
+            owed: Cell::new(0),
+            switched: Cell::new(false),
             expired: Cell::new(false),
             refused: RefCell::new(None),
             reader: RefCell::new(None),
@@ -86,6 +92,11 @@ impl Shared {
     /// Whether not all of `requests` are answered.
     pub(super) fn owes(&self, requests: u64) -> bool {
         self.answered.get() < requests
+    }
+
+    /// Whether what follows a request that asks for a WebSocket has to wait: it may be no request.
+    pub(super) fn undecided(&self) -> bool {
+        self.switched.get() || self.owed.get() > 0
     }
 
     fn wake(&self) {
@@ -173,7 +184,20 @@ impl Handle {
 
     /// A request is being answered, for as long as the result lives: keep it with the answer's body.
     pub fn owed(&self) -> Owed {
+        self.0.owed.set(self.0.owed.get() + 1);
         Owed(Rc::clone(&self.0))
+    }
+}
+
+impl Handle {
+    /// The connection is a WebSocket's from the end of the answer under way: the gate gives nothing more to hyper.
+    pub fn switch(&self) {
+        self.0.switched.set(true);
+    }
+
+    /// Whether it is.
+    pub fn switched(&self) -> bool {
+        self.0.switched.get()
     }
 }
 
@@ -184,6 +208,7 @@ pub struct Owed(Rc<Shared>);
 impl Drop for Owed {
     fn drop(&mut self) {
         self.0.answered.set(self.0.answered.get() + 1);
+        self.0.owed.set(self.0.owed.get().saturating_sub(1));
         self.0.wake();
     }
 }

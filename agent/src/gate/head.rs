@@ -33,6 +33,8 @@ pub(super) enum Framing {
 pub(super) struct Head {
     pub(super) length: usize,
     pub(super) framing: Framing,
+    /// It asks for a WebSocket: what follows it may be no request.
+    pub(super) websocket: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +66,7 @@ pub(super) struct Reader {
     length: Option<u64>,
     chunked: bool,
     expects: bool,
+    websocket: bool,
     /// The method gives a body no meaning (RFC 9110 §9.3.1, §9.3.2, §9.3.8).
     bodiless: bool,
 }
@@ -87,6 +90,7 @@ impl Reader {
             length: None,
             chunked: false,
             expects: false,
+            websocket: false,
             bodiless: false,
         }
     }
@@ -167,6 +171,7 @@ impl Reader {
                     Some(Head {
                         length: self.at,
                         framing,
+                        websocket: self.websocket,
                     })
                 });
             }
@@ -390,6 +395,10 @@ impl Reader {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => self.host(value),
             6 if name.eq_ignore_ascii_case(b"expect") => self.expect(value),
+            7 if name.eq_ignore_ascii_case(b"upgrade") => {
+                self.websocket |= value.eq_ignore_ascii_case(b"websocket");
+                Ok(())
+            }
             14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length(value),
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.transfer_encoding(value),
             _ => Ok(()),

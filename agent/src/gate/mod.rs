@@ -53,7 +53,10 @@
 //! targets; a body with GET or HEAD; chunk extensions; trailer fields; `Transfer-Encoding` in other than lower case; HTTP/1.0 with `Expect`.
 //! Clients that were met send none of these to an API; each has been used to smuggle requests past a proxy.
 
+mod buffer;
 mod bytes;
+mod closing;
+mod door;
 mod frame;
 pub mod fuzz;
 mod handle;
@@ -63,10 +66,13 @@ mod names;
 mod tests;
 mod violation;
 
+pub use door::Door;
 pub use fuzz::fuzz_gate;
 pub use handle::{Handle, Owed};
 pub use violation::{Kind, Violation};
 
+use buffer::Buffer;
+use closing::Closing;
 use frame::{Framer, Step};
 use handle::{Phase, Shared};
 use head::Bounds;
@@ -76,20 +82,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 /// Longest request target.
 pub const TARGET_BYTES: usize = 16 * 1024;
-/// Bytes a connection holds to begin with.
-const FIRST_BUFFER: usize = 2048;
-/// Bytes it holds at most once a long head has passed.
-const KEPT_BUFFER: usize = 16 * 1024;
-/// How long at most what a client still sends is thrown away after its answer. Closing a socket with unread bytes
-/// resets it, the reset overtakes the answer, and a client that sends all before it reads would never see why.
-const LINGER: Duration = Duration::from_secs(30);
-/// A client that sends nothing for this long has had its answer, or will not read it.
-const LINGER_QUIET: Duration = Duration::from_secs(2);
-
 /// How often a client that sends no more is looked for while it is owed an answer.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
@@ -115,20 +111,6 @@ impl std::fmt::Debug for Present {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Present")
     }
-}
-
-/// How far the end of a connection has come.
-#[derive(Debug)]
-enum Closing {
-    /// Not begun.
-    No,
-    /// The client was told that no more comes; what it still sends is thrown away.
-    Lingers {
-        whole: Pin<Box<Sleep>>,
-        quiet: Pin<Box<Sleep>>,
-    },
-    /// Over.
-    Done,
 }
 
 /// What hyper reads.
@@ -181,6 +163,12 @@ impl<IO> Gate<IO> {
     /// Asks this gate; for the connection's service and deadlines.
     pub fn handle(&self) -> Handle {
         Handle(Rc::clone(&self.shared))
+    }
+
+    /// The client's stream, and what was read of it and not given out.
+    pub fn into_parts(self) -> (IO, Vec<u8>) {
+        let early = self.buffer.waiting().to_vec();
+        (self.io, early)
     }
 
     fn refuse(&mut self, violation: Violation) {
@@ -373,6 +361,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Gate<IO> {
                 Source::Ended => return Poll::Ready(Ok(())),
                 Source::Silence => return Poll::Pending,
             }
+            if gate.framer.may_switch() && gate.shared.undecided() {
+                gate.shared.waits(context);
+                return Poll::Pending;
+            }
             let left = gate.judge();
             gate.note(!gate.buffer.has_good());
             if gate.buffer.has_good() || !matches!(gate.source, Source::Client) {
@@ -418,107 +410,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
     /// Where the client may be sending still, waits for its end after telling it ours, up to [`LINGER`].
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = &mut *self;
-        if let Closing::No = gate.closing {
-            ready!(Pin::new(&mut gate.io).poll_shutdown(context))?;
-            gate.closing = match gate.framer.in_body() || gate.shared.is_refused() {
-                true => Closing::Lingers {
-                    whole: Box::pin(tokio::time::sleep(LINGER)),
-                    quiet: Box::pin(tokio::time::sleep(LINGER_QUIET)),
-                },
-                false => Closing::Done,
-            };
-        }
-        if let Closing::Lingers { whole, quiet } = &mut gate.closing {
-            if whole.as_mut().poll(context).is_pending() {
-                ready!(discard(&mut gate.io, quiet.as_mut(), context));
-            }
-            gate.closing = Closing::Done;
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// Reads to the end, however it comes, and keeps nothing.
-fn discard<IO: AsyncRead + Unpin>(
-    io: &mut IO,
-    mut quiet: Pin<&mut Sleep>,
-    context: &mut Context<'_>,
-) -> Poll<()> {
-    let mut scratch = [0; 16 * 1024];
-    loop {
-        let mut waste = ReadBuf::new(&mut scratch);
-        match Pin::new(&mut *io).poll_read(context, &mut waste) {
-            Poll::Ready(Ok(())) if !waste.filled().is_empty() => {
-                quiet.as_mut().reset(Instant::now() + LINGER_QUIET)
-            }
-            Poll::Ready(_) => return Poll::Ready(()),
-            Poll::Pending => return quiet.poll(context),
-        }
-    }
-}
-
-/// Bytes from the client: `[released | good | waiting to be judged | room]`. At most a head's worth.
-#[derive(Debug)]
-struct Buffer {
-    bytes: Vec<u8>,
-    released: usize,
-    good: usize,
-    end: usize,
-    most: usize,
-}
-
-impl Buffer {
-    fn new(most: usize) -> Self {
-        Self {
-            bytes: Vec::new(),
-            released: 0,
-            good: 0,
-            end: 0,
-            most,
-        }
-    }
-
-    fn waiting(&self) -> &[u8] {
-        self.bytes.get(self.good..self.end).unwrap_or_default()
-    }
-
-    fn has_good(&self) -> bool {
-        self.good > self.released
-    }
-
-    fn judged(&mut self, count: usize) {
-        self.good = self.end.min(self.good + count);
-    }
-
-    /// Gives out good bytes; false where there are none.
-    fn release(&mut self, out: &mut ReadBuf<'_>) -> bool {
-        let good = self.bytes.get(self.released..self.good).unwrap_or_default();
-        let count = good.len().min(out.remaining());
-        out.put_slice(good.get(..count).unwrap_or_default());
-        self.released += count;
-        count > 0
-    }
-
-    /// Reads once. All good bytes have been released before.
-    fn poll_fill<IO: AsyncRead>(
-        &mut self,
-        io: Pin<&mut IO>,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
-        self.bytes.copy_within(self.good..self.end, 0);
-        self.end -= self.good;
-        (self.released, self.good) = (0, 0);
-        if self.end == 0 && self.bytes.len() > KEPT_BUFFER {
-            self.bytes = Vec::new();
-        }
-        if self.end == self.bytes.len() {
-            let grown = (self.bytes.len() * 2).max(FIRST_BUFFER).min(self.most);
-            self.bytes.resize(grown, 0);
-        }
-        let mut room = ReadBuf::new(self.bytes.get_mut(self.end..).unwrap_or_default());
-        ready!(io.poll_read(context, &mut room))?;
-        let count = room.filled().len();
-        self.end += count;
-        Poll::Ready(Ok(count))
+        let lingers = gate.framer.in_body() || gate.shared.is_refused();
+        gate.closing.poll(&mut gate.io, lingers, context)
     }
 }

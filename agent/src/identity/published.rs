@@ -3,7 +3,7 @@
 use super::Unproven;
 use super::jwt::Keys;
 use crate::pipeline::{RequestBody, Shared};
-use crate::upstream::{Destination, Resolver, Sender};
+use crate::upstream::{Destination, Resolver, Sender, Via};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, Uri, Version, header};
@@ -119,7 +119,7 @@ fn due(shared: &Weak<Shared>, tried: &HashMap<Box<str>, Instant>) -> Option<Vec<
         let wait = if is_wanted { LEAST } else { EVERY };
         if tried.get(issuer).is_none_or(|last| last.elapsed() >= wait) {
             let fetch = Fetch {
-                roots: Arc::clone(snapshot.secrets.roots(None)),
+                via: snapshot.secrets.via(None),
                 own: Arc::clone(&shared.own),
                 servers: shared.dns_servers.clone(),
             };
@@ -135,7 +135,7 @@ fn due(shared: &Weak<Shared>, tried: &HashMap<Box<str>, Instant>) -> Option<Vec<
 
 /// What it takes to fetch.
 struct Fetch {
-    roots: Arc<rustls::ClientConfig>,
+    via: Via,
     own: Arc<[std::net::SocketAddr]>,
     servers: Vec<std::net::IpAddr>,
 }
@@ -174,7 +174,7 @@ impl Fetch {
             host,
             port: uri.port_u16().unwrap_or(443),
             allowed: Vec::new(),
-            roots: Arc::clone(&self.roots),
+            via: self.via.clone(),
             own: Arc::clone(&self.own),
         };
         match tokio::time::timeout(PATIENCE, self.exchange(&destination, uri)).await {

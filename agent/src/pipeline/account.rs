@@ -209,8 +209,14 @@ impl Tracker {
     }
 
     /// What was taken out of the response.
-    pub(super) fn redacted(&mut self, pointers: Vec<String>) {
-        self.edit(|record| record.redacted = pointers);
+    pub(super) fn redacted(&mut self, what: impl IntoIterator<Item = String>) {
+        self.edit(|record| {
+            for what in what {
+                if !record.redacted.contains(&what) {
+                    record.redacted.push(what);
+                }
+            }
+        });
     }
 
     /// It does not pass.

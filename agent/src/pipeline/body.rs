@@ -21,6 +21,12 @@ pub(crate) enum BodyError {
     /// A policy change, or the end of a grant, forbids the rest.
     #[error("the policy no longer allows it: it was changed, or a grant has expired")]
     Revoked,
+    /// What is compressed cannot be read.
+    #[error("the response is compressed, and cannot be read")]
+    Inflate,
+    /// Values have to be taken out of it, and that cannot be done without doubt.
+    #[error("values have to be taken out of the response, and {0}")]
+    Unreadable(&'static str),
     /// More than the rule takes.
     #[error("the response has more than the {0} bytes that the rule lets through")]
     TooLarge(u64),

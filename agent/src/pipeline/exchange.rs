@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
-use tollgate_policy::{Body, Decision, Mode, Outcome, Request, Verdict};
+use tollgate_policy::{Body, Decision, Message, Mode, Outcome, Request, Verdict};
 
 /// What a worker has under way.
 #[derive(Default)]
@@ -94,7 +94,36 @@ impl Exchange {
         }
     }
 
+    /// Completes the answer that opens the WebSocket that was asked for.
+    pub(super) fn open_websocket(&self, headers: &mut http::HeaderMap) {
+        let asked = self.asked.as_ref();
+        if let Some(handshake) = asked.and_then(|parsed| parsed.websocket.as_ref()) {
+            handshake.open(headers);
+        }
+    }
+
+    /// Decides on a message of the WebSocket that it is, by the policy of now.
+    pub(super) fn message<'p>(
+        &self,
+        message: Message<'_>,
+        snapshot: &'p Snapshot,
+    ) -> Option<Decision<'p>> {
+        let parsed = self.asked.as_ref()?;
+        match self.ask(parsed, Body::Message(message), snapshot) {
+            Outcome::Decided(decision) => Some(decision),
+            Outcome::NeedsBody { .. } => None,
+        }
+    }
+
     fn decide<'p>(&self, parsed: &Parsed, snapshot: &'p Snapshot) -> Outcome<'p> {
+        let body = match parsed.bodiless {
+            true => Body::Absent,
+            false => Body::Unread(None),
+        };
+        self.ask(parsed, body, snapshot)
+    }
+
+    fn ask<'p>(&self, parsed: &Parsed, body: Body<'_>, snapshot: &'p Snapshot) -> Outcome<'p> {
         let target = parsed.target();
         let request = Request {
             scheme: self.peer.scheme,
@@ -103,11 +132,7 @@ impl Exchange {
             method: parsed.method.as_str(),
             target: &target,
             headers: &super::authorize::HeaderView(&parsed.headers),
-            body: if parsed.bodiless {
-                Body::Absent
-            } else {
-                Body::Unread(None)
-            },
+            body,
             now: super::authorize::now(),
         };
         let subject = self.peer.subject(parsed.identity.as_deref());

@@ -9,6 +9,7 @@ use super::worker::Worker;
 use crate::upstream::{self, Lease, Sender};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 
 /// A response whose body is still to come.
 pub(super) struct Responded<'p> {
@@ -17,6 +18,8 @@ pub(super) struct Responded<'p> {
     pub(super) lease: Lease,
     pub(super) rules: ResponseRules<'p>,
     pub(super) generation: u64,
+    /// The connection as it is now, where a WebSocket was opened, and bytes of a message at most.
+    pub(super) upgraded: Option<(OnUpgrade, usize)>,
     _made_here: (),
 }
 
@@ -26,6 +29,9 @@ pub(super) async fn forward<'p>(
     mut rewritten: Rewritten<'p>,
     tracker: &mut Tracker,
 ) -> Result<Responded<'p>, Refusal> {
+    if let Some(most) = rewritten.websocket {
+        return upgrade(worker, rewritten, most, tracker).await;
+    }
     let mut lease = lease(worker, &rewritten, false).await?;
     let mut spare = spare(&rewritten, &lease);
     let mut request = assemble(&mut rewritten, &lease.sender)?;
@@ -59,20 +65,78 @@ pub(super) async fn forward<'p>(
         }
         .into());
     }
+    Ok(responded(rewritten, response, lease, None))
+}
+
+fn responded<'p>(
+    rewritten: Rewritten<'p>,
+    response: Response<Incoming>,
+    lease: Lease,
+    upgraded: Option<(OnUpgrade, usize)>,
+) -> Responded<'p> {
     let generation = rewritten.generation();
     let Rewritten {
         parsed,
         response: rules,
         ..
     } = rewritten;
-    Ok(Responded {
+    Responded {
         parsed,
         response,
         lease,
         rules,
         generation,
+        upgraded,
         _made_here: (),
-    })
+    }
+}
+
+/// Asks for a WebSocket on a connection of its own. Whatever the upstream answers but a faultless 101 is an answer like any
+/// other, and opens nothing.
+async fn upgrade<'p>(
+    worker: &Worker,
+    mut rewritten: Rewritten<'p>,
+    most: usize,
+    tracker: &mut Tracker,
+) -> Result<Responded<'p>, Refusal> {
+    let destination = rewritten.destination(&worker.shared.own);
+    let limit = worker.shared.limits.connect;
+    let key = rewritten.key.clone();
+    let lease = worker.pool.apart(key, destination, &worker.resolver, limit);
+    let mut lease = lease.await?;
+    let offered = rewritten.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
+    let offered: Vec<HeaderValue> = offered.iter().cloned().collect();
+    let request = assemble(&mut rewritten, &lease.sender)?;
+    tracker.sent(&lease.facts);
+    let mut response = match send(worker, &rewritten, &mut lease.sender, request).await {
+        Ok(response) => response,
+        Err(Failed::Unsent(_, error) | Failed::Broken(error) | Failed::Late(error)) => {
+            return Err(error.into());
+        }
+    };
+    tracker.answered(response.status().as_u16());
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(responded(rewritten, response, lease, None));
+    }
+    let handshake = rewritten.parsed.websocket.as_ref();
+    let verified = handshake.map_or(
+        Err("answered 101 though no upgrade was asked for"),
+        |asked| asked.verify(response.headers(), &offered),
+    );
+    if let Err(what) = verified {
+        return Err(upstream::Error::Http {
+            host: rewritten.parsed.host.as_str().into(),
+            what: what.into(),
+        }
+        .into());
+    }
+    let upgraded = hyper::upgrade::on(&mut response);
+    Ok(responded(
+        rewritten,
+        response,
+        lease,
+        Some((upgraded, most)),
+    ))
 }
 
 async fn lease(worker: &Worker, rewritten: &Rewritten<'_>, fresh: bool) -> Result<Lease, Refusal> {
@@ -184,11 +248,12 @@ fn retarget(
     sender: &Sender,
 ) -> Result<Request<RequestBody>, Refusal> {
     let (host, port) = (rewritten.parsed.host.as_str(), rewritten.parsed.port);
+    let usual = port == if rewritten.in_clear() { 80 } else { 443 };
     let unsendable = || Refusal::ambiguous("host", "the host cannot be sent");
     let mut parts = uri::Parts::default();
     parts.path_and_query = Some(rewritten.target.clone());
     if matches!(sender, Sender::Http2(_)) {
-        let authority = if port == 443 {
+        let authority = if usual {
             host.parse()
         } else {
             format!("{host}:{port}").parse()
@@ -198,7 +263,7 @@ fn retarget(
         *request.version_mut() = Version::HTTP_2;
         request.headers_mut().remove(header::HOST);
     } else {
-        let value = if port == 443 {
+        let value = if usual {
             HeaderValue::from_str(host)
         } else {
             HeaderValue::from_maybe_shared(format!("{host}:{port}"))

@@ -8,8 +8,10 @@ mod answer;
 mod attribute;
 mod authorize;
 mod body;
+mod change;
 mod exchange;
 mod forward;
+mod framed;
 mod hello;
 mod hold;
 mod hop;
@@ -25,6 +27,7 @@ mod serve;
 mod spent;
 mod splice;
 mod terminate;
+mod websocket;
 mod worker;
 
 pub(crate) use authorize::now;

@@ -1,6 +1,7 @@
 //! From a request as it came to its one canonical meaning, or a refusal.
 use super::refuse::Refusal;
 use super::serve::Peer;
+use super::websocket::{self, Handshake};
 use crate::config::Limits;
 use crate::gate::{Kind, TARGET_BYTES};
 use http::uri::PathAndQuery;
@@ -27,6 +28,8 @@ pub(super) struct Parsed {
     pub(super) bodiless: bool,
     /// The client may be answered with trailers.
     pub(super) h2: bool,
+    /// It asks for a WebSocket.
+    pub(super) websocket: Option<Handshake>,
 }
 
 impl Parsed {
@@ -57,6 +60,7 @@ pub(super) fn parse(
         bodiless(&parts.method, &body)?;
     }
     method(&parts.method)?;
+    let websocket = websocket::handshake(&parts.method, parts.version, &parts.headers)?;
     let (host, port) = authority(peer, &parts.uri, &parts.headers, h2)?;
     let raw = match parts.uri.path_and_query() {
         Some(raw) if raw.path().starts_with('/') => raw.clone(),
@@ -84,6 +88,7 @@ pub(super) fn parse(
         canonical,
         bodiless: body.is_end_stream(),
         h2,
+        websocket,
     };
     Ok((parsed, body))
 }

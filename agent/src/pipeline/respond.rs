@@ -1,19 +1,23 @@
 //! The response on its way to the client: stripped, streamed frame by frame, and never shown as whole if it was cut.
 use super::account::Tracker;
 use super::body::{BodyError, Idle};
+use super::change::{Change, MASKED};
 use super::exchange::{Exchange, Exchanges, Listed};
 use super::hop;
 use super::screen::{Content, Screened};
+use super::websocket::{self, Opened, Slot};
 use super::worker::Worker;
 use crate::audit::Verdict;
+use crate::secrets::Masker;
 use crate::upstream::Lease;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// A response's body as it goes to the client.
@@ -29,6 +33,14 @@ pub(super) enum ResponseBody {
 /// An upstream's body under way. It holds what must last as long as it does: the record, the connection, the listing.
 pub(super) struct Relay {
     inner: Incoming,
+    /// What is done to it.
+    change: Option<Box<Change>>,
+    /// Trailers that what was held comes before.
+    behind: Option<Frame<Bytes>>,
+    /// The last of it is on its way.
+    done: bool,
+    /// Finds the credential in trailers.
+    mask: Option<Arc<Masker>>,
     /// What the rule takes out, of trailers too.
     strip: Vec<String>,
     /// Bytes that may pass in all, and those still to come.
@@ -54,18 +66,36 @@ pub(super) struct Whole {
 pub(super) fn respond(
     worker: &Worker,
     screened: Screened<'_>,
-    tracker: Tracker,
+    mut tracker: Tracker,
+    slot: Option<&Slot>,
 ) -> Response<ResponseBody> {
     let Screened {
         mut parts,
         content,
         exchange,
         rules,
+        upgraded,
         ..
     } = screened;
     strip(&mut parts.headers, rules.strip);
+    if let Some(masker) = &rules.mask
+        && mask(&mut parts.headers, masker)
+    {
+        tracker.redacted([MASKED.to_owned()]);
+    }
     parts.version = http::Version::default();
     parts.extensions.clear();
+    if let (Some((upstream, most)), Some(slot)) = (upgraded, slot) {
+        exchange.open_websocket(&mut parts.headers);
+        slot.replace(Some(Opened {
+            upstream,
+            most,
+            exchange,
+            tracker,
+            mask: rules.mask,
+        }));
+        return Response::from_parts(parts, websocket::no_body());
+    }
     let body = match content {
         // Of an empty body nobody asks for the first byte.
         Content::Whole(bytes) if bytes.is_empty() => {
@@ -78,8 +108,12 @@ pub(super) fn respond(
             listed: Some(worker.exchanges.list(&exchange)),
             exchange,
         })),
-        Content::Stream(inner, lease) => {
+        Content::Stream(inner, lease, change) => {
             let mut relay = Relay {
+                change,
+                behind: None,
+                done: false,
+                mask: rules.mask,
                 strip: rules.strip.to_vec(),
                 max: rules.max.map(|max| (max, max)),
                 idle: Idle::new(worker.shared.limits.response_idle),
@@ -91,6 +125,7 @@ pub(super) fn respond(
                 inner,
             };
             if relay.inner.is_end_stream() {
+                relay.change = None;
                 relay.end();
             }
             ResponseBody::Relay(Box::new(relay))
@@ -143,6 +178,19 @@ impl Body for Owing {
     }
 }
 
+/// Overwrites echoes of the credential; whether there were any.
+fn mask(headers: &mut HeaderMap, masker: &Masker) -> bool {
+    let mut found = false;
+    for value in headers.values_mut() {
+        let masked = masker.mask(value.as_bytes());
+        if let Some(Ok(masked)) = masked.map(|bytes| HeaderValue::from_bytes(&bytes)) {
+            *value = masked;
+            found = true;
+        }
+    }
+    found
+}
+
 type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
 impl Whole {
@@ -192,36 +240,85 @@ fn fail(
 
 impl Relay {
     fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
-        match Pin::new(&mut self.inner).poll_frame(cx) {
-            Poll::Ready(Some(Ok(mut frame))) => {
-                self.idle.progress();
-                if let Some(trailers) = frame.trailers_mut() {
-                    strip(trailers, &self.strip);
+        loop {
+            if let Some(trailers) = self.behind.take() {
+                self.end();
+                return Poll::Ready(Some(Ok(trailers)));
+            }
+            if self.done {
+                return Poll::Ready(None);
+            }
+            let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => Some(frame),
+                Poll::Ready(Some(Err(error))) => {
+                    return self.fail(Verdict::Error, "upstream_truncated", error.into());
                 }
-                if let Some(data) = frame.data_ref() {
-                    let length = data.len();
-                    if let Err(max) = self.let_through(length) {
-                        let error = BodyError::TooLarge(max);
-                        return self.fail(Verdict::Limit, "response_too_large", error);
+                Poll::Ready(None) => None,
+                Poll::Pending => return self.wait(cx),
+            };
+            self.idle.progress();
+            let data = match self.take(frame) {
+                Ok(data) => data,
+                Err(error) => return self.fail(Verdict::Error, "response_unreadable", error),
+            };
+            if let Err(max) = self.let_through(data.len()) {
+                let error = BodyError::TooLarge(max);
+                return self.fail(Verdict::Limit, "response_too_large", error);
+            }
+            if self.exchange.revoked(cx.waker()) {
+                return self.fail(Verdict::Deny, "revoked", BodyError::Revoked);
+            }
+            if self.done && self.behind.is_none() {
+                self.end();
+            }
+            if !data.is_empty() || (self.change.is_none() && !self.done) {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+    }
+
+    /// The data that may go on of what came; `None` is the end, and so are trailers, which are kept for after it.
+    fn take(&mut self, frame: Option<Frame<Bytes>>) -> Result<Bytes, BodyError> {
+        let data = match frame.map(Frame::into_data) {
+            Some(Ok(data)) => {
+                self.done = self.inner.is_end_stream();
+                data
+            }
+            Some(Err(mut trailers)) => {
+                if let Some(trailers) = trailers.trailers_mut() {
+                    strip(trailers, &self.strip);
+                    let masker = self.mask.as_deref();
+                    if masker.is_some_and(|masker| mask(trailers, masker)) {
+                        self.note([MASKED.to_owned()]);
                     }
                 }
-                if self.exchange.revoked(cx.waker()) {
-                    return self.fail(Verdict::Deny, "revoked", BodyError::Revoked);
-                }
-                // Trailers are the end, and nobody asks for what follows them.
-                if frame.is_trailers() || self.inner.is_end_stream() {
-                    self.end();
-                }
-                Poll::Ready(Some(Ok(frame)))
+                self.behind = Some(trailers);
+                self.done = true;
+                Bytes::new()
             }
-            Poll::Ready(Some(Err(error))) => {
-                self.fail(Verdict::Error, "upstream_truncated", error.into())
+            None => {
+                self.done = true;
+                Bytes::new()
             }
-            Poll::Ready(None) => {
-                self.end();
-                Poll::Ready(None)
+        };
+        let Some(change) = &mut self.change else {
+            return Ok(data);
+        };
+        let mut changed = change.feed(data)?;
+        if self.done {
+            let rest = change.end()?;
+            if !rest.is_empty() {
+                changed = [changed, rest].concat().into();
             }
-            Poll::Pending => self.wait(cx),
+            let taken = change.taken();
+            self.note(taken);
+        }
+        Ok(changed)
+    }
+
+    fn note(&mut self, taken: impl IntoIterator<Item = String>) {
+        if let Some(tracker) = &mut self.tracker {
+            tracker.redacted(taken);
         }
     }
 
@@ -292,6 +389,7 @@ impl Body for ResponseBody {
         match self {
             Self::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Self::Whole(whole) => whole.bytes.is_empty(),
+            Self::Relay(relay) if relay.change.is_some() => relay.done && relay.behind.is_none(),
             Self::Relay(relay) => relay.inner.is_end_stream(),
         }
     }
@@ -302,6 +400,10 @@ impl Body for ResponseBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Self::Whole(whole) => SizeHint::with_exact(whole.bytes.len() as u64),
+            // What is taken out of it changes how long it is; stars do not.
+            Self::Relay(relay) if relay.change.as_ref().is_some_and(|change| change.resizes()) => {
+                SizeHint::default()
+            }
             Self::Relay(relay) => relay.inner.size_hint(),
         }
     }

@@ -8,6 +8,8 @@ use super::parse::Parsed;
 use super::refuse::Refusal;
 use super::screen::ResponseRules;
 use super::serve::Peer;
+use super::websocket;
+use crate::secrets::Injection;
 use crate::snapshot::Snapshot;
 use crate::upstream::{Destination, Key};
 use http::header::{self, HeaderName};
@@ -16,7 +18,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use tollgate_policy::{HeaderRules, Plan};
+use tollgate_policy::{HeaderRules, Plan, Scheme};
 
 /// A request ready to send.
 pub(super) struct Rewritten<'p> {
@@ -27,6 +29,8 @@ pub(super) struct Rewritten<'p> {
     pub(super) body: RequestBody,
     pub(super) key: Key,
     pub(super) response: ResponseRules<'p>,
+    /// Where it asks for a WebSocket: bytes of a message at most.
+    pub(super) websocket: Option<usize>,
     snapshot: &'p Snapshot,
     plan_api: Option<&'p tollgate_policy::Api>,
     _made_here: (),
@@ -38,6 +42,11 @@ impl Rewritten<'_> {
         self.snapshot.generation
     }
 
+    /// Whether it goes in clear.
+    pub(super) fn in_clear(&self) -> bool {
+        self.plan_api.is_some_and(|api| api.scheme == Scheme::Http)
+    }
+
     /// Where it goes, for a new connection.
     pub(super) fn destination(&self, own: &Arc<[SocketAddr]>) -> Destination {
         Destination {
@@ -47,7 +56,7 @@ impl Rewritten<'_> {
                 .plan_api
                 .map(|api| api.addresses.clone())
                 .unwrap_or_default(),
-            roots: Arc::clone(self.snapshot.secrets.roots(self.plan_api)),
+            via: self.snapshot.secrets.via(self.plan_api),
             own: Arc::clone(own),
         }
     }
@@ -71,7 +80,8 @@ pub(super) fn rewrite<'p>(
     let trailers = parsed.h2 && headers.get(header::TE).is_some_and(|te| te == "trailers");
     parsed.headers = looked_at(&headers, snapshot);
     let mut stripped = strip(&mut headers, &plan.headers);
-    let response = ResponseRules::of(&plan);
+    let injection = injection(snapshot, &plan)?;
+    let response = ResponseRules::of(&plan, injection.map(Injection::masker));
     stripped.extend(response.ask_plainly(&mut headers));
     if edited {
         stripped.extend(drop_digests(&mut headers));
@@ -85,7 +95,12 @@ pub(super) fn rewrite<'p>(
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    let injected = inject(&mut headers, snapshot, &plan)?;
+    let websocket = parsed.websocket.as_ref().map(|handshake| {
+        handshake.ask(&mut headers);
+        // Where a denial is only observed, no rule bounds them.
+        plan.websocket.unwrap_or(websocket::MOST)
+    });
+    let injected = inject(&mut headers, injection);
     let target = target(&parsed, &plan)?;
     let credential = plan
         .credential
@@ -106,6 +121,7 @@ pub(super) fn rewrite<'p>(
         body,
         key,
         response,
+        websocket,
         snapshot,
         plan_api: plan.api,
         _made_here: (),
@@ -115,8 +131,10 @@ pub(super) fn rewrite<'p>(
 /// Kept for deciding again when the policy changes: what rules look at, and what tells a body's kind.
 fn looked_at(headers: &HeaderMap, snapshot: &Snapshot) -> HeaderMap {
     let mut kept = HeaderMap::new();
-    if let Some(content_type) = headers.get(header::CONTENT_TYPE) {
-        kept.insert(header::CONTENT_TYPE, content_type.clone());
+    for name in [header::CONTENT_TYPE, header::UPGRADE] {
+        if let Some(value) = headers.get(&name) {
+            kept.insert(name, value.clone());
+        }
     }
     for name in snapshot.policy.headers_read() {
         let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
@@ -175,13 +193,13 @@ fn drop_digests(headers: &mut HeaderMap) -> Vec<String> {
     there.map(|name| (*name).to_owned()).collect()
 }
 
-fn inject(
-    headers: &mut HeaderMap,
-    snapshot: &Snapshot,
+/// What the plan puts in.
+fn injection<'p>(
+    snapshot: &'p Snapshot,
     plan: &Plan<'_>,
-) -> Result<Vec<String>, Refusal> {
+) -> Result<Option<&'p Injection>, Refusal> {
     let Some(credential) = plan.credential else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
     let injection = snapshot.secrets.injection(credential).ok_or_else(|| {
         Refusal::failed(
@@ -191,12 +209,19 @@ fn inject(
             "`tollgate status` shows which secret could not be read".into(),
         )
     })?;
+    Ok(Some(injection))
+}
+
+fn inject(headers: &mut HeaderMap, injection: Option<&Injection>) -> Vec<String> {
+    let Some(injection) = injection else {
+        return Vec::new();
+    };
     let mut names = Vec::with_capacity(injection.reveal().len());
     for (name, value) in injection.reveal() {
         headers.insert(name.clone(), value.clone());
         names.push(name.as_str().to_owned());
     }
-    Ok(names)
+    names
 }
 
 /// The canonical target is what was decided on, so it is what is sent.

@@ -2,14 +2,17 @@
 //! read whole and changed. What cannot be read without doubt is withheld.
 use super::account::Tracker;
 use super::body::{BodyError, Idle};
+use super::change::{Change, Inflate, MASKED, Masking};
 use super::exchange::Exchange;
 use super::forward::Responded;
+use super::framed::{Framed, Kind};
 use super::hold::{Full, Held};
 use super::hop;
 use super::refuse::Refusal;
 use super::serve::Peer;
 use super::worker::Worker;
 use crate::audit::Verdict;
+use crate::secrets::Masker;
 use crate::upstream::Lease;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
@@ -17,9 +20,11 @@ use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use tollgate_policy::{Plan, Pointer, RedactError, Redacted, Redactor};
 
@@ -27,7 +32,6 @@ use tollgate_policy::{Plan, Pointer, RedactError, Redacted, Redactor};
 const MOST: u64 = 16 << 20;
 
 /// What the rule says of the response.
-#[derive(Clone, Copy)]
 pub(super) struct ResponseRules<'p> {
     /// Headers to drop.
     pub(super) strip: &'p [String],
@@ -35,26 +39,36 @@ pub(super) struct ResponseRules<'p> {
     pub(super) max: Option<u64>,
     /// Takes values out of the body.
     redact: Option<&'p Redactor>,
+    /// Finds the credential that was put in.
+    pub(super) mask: Option<Arc<Masker>>,
 }
 
 impl<'p> ResponseRules<'p> {
-    pub(super) fn of(plan: &Plan<'p>) -> Self {
+    pub(super) fn of(plan: &Plan<'p>, mask: Option<&Arc<Masker>>) -> Self {
         Self {
             strip: plan.response_strip,
             max: plan.response_max,
             redact: plan.response_redact,
+            mask: mask.cloned(),
         }
     }
 
-    /// Asks for a whole answer in clear where it has to be read. Returns the names of what was dropped.
+    /// Asks for an answer in clear where it has to be read, and for a whole one where values are taken out of it. Returns the names of what was dropped.
     pub(super) fn ask_plainly(&self, headers: &mut HeaderMap) -> Vec<String> {
-        if self.redact.is_none() {
+        if self.redact.is_none() && self.mask.is_none() {
             return Vec::new();
         }
         headers.insert(
             header::ACCEPT_ENCODING,
             HeaderValue::from_static("identity"),
         );
+        // Of single messages: unless said, they are not compressed.
+        for name in ["grpc-accept-encoding", "connect-accept-encoding"] {
+            headers.remove(name);
+        }
+        if self.redact.is_none() {
+            return Vec::new();
+        }
         let ranges = [header::RANGE, header::IF_RANGE];
         let there = ranges.iter().filter(|name| headers.remove(*name).is_some());
         there.map(|name| name.as_str().to_owned()).collect()
@@ -67,13 +81,15 @@ pub(super) struct Screened<'p> {
     pub(super) content: Content,
     pub(super) exchange: Rc<Exchange>,
     pub(super) rules: ResponseRules<'p>,
+    /// A WebSocket was opened.
+    pub(super) upgraded: Option<(OnUpgrade, usize)>,
     _made_here: (),
 }
 
 /// A response's body.
 pub(super) enum Content {
-    /// As it comes, and the connection that it comes on.
-    Stream(Incoming, Lease),
+    /// As it comes, the connection that it comes on, and what is done to it.
+    Stream(Incoming, Lease, Option<Box<Change>>),
     /// Read whole.
     Whole(Bytes),
 }
@@ -91,6 +107,7 @@ pub(super) async fn screen<'p>(
         lease,
         rules,
         generation,
+        upgraded,
         ..
     } = responded;
     let (mut parts, body) = response.into_parts();
@@ -101,16 +118,22 @@ pub(super) async fn screen<'p>(
     let empty = parsed.method == Method::HEAD || body.is_end_stream();
     let exchange = Exchange::request(Rc::clone(peer), parsed, generation);
     let content = match rules.redact {
-        None => Content::Stream(body, lease),
+        _ if upgraded.is_some() => Content::Stream(body, lease, None),
+        None if empty => Content::Stream(body, lease, None),
         Some(_) if empty => {
             forget_body(&mut parts.headers);
-            Content::Stream(body, lease)
+            Content::Stream(body, lease, None)
         }
+        redact if redact.is_none() || framing(&parts).is_some() => {
+            let change = change(&mut parts, redact, rules.mask.as_ref())?;
+            Content::Stream(body, lease, change.map(Box::new))
+        }
+        None => Content::Stream(body, lease, None),
         Some(redact) => {
             let read = read(worker, &exchange, &parts, body, rules.max).await?;
             forget_body(&mut parts.headers);
             lease.give_back();
-            Content::Whole(redacted(redact, read, tracker)?)
+            Content::Whole(redacted(redact, read, rules.mask.as_deref(), tracker)?)
         }
     };
     Ok(Screened {
@@ -118,6 +141,7 @@ pub(super) async fn screen<'p>(
         content,
         exchange,
         rules,
+        upgraded,
         _made_here: (),
     })
 }
@@ -141,7 +165,71 @@ async fn read(
     })
 }
 
-fn redacted(redact: &Redactor, mut read: Held, tracker: &mut Tracker) -> Result<Bytes, Refusal> {
+/// The pieces that values are to be taken out of, where the body is made of such.
+fn framing(parts: &Parts) -> Option<Kind> {
+    let mut types = parts.headers.get_all(header::CONTENT_TYPE).iter();
+    let media = types.next().and_then(|value| value.to_str().ok())?;
+    let whole = parts.status != StatusCode::PARTIAL_CONTENT && types.next().is_none();
+    Kind::of(media).filter(|_| whole)
+}
+
+/// What is done to a body on its way.
+fn change(
+    parts: &mut Parts,
+    redact: Option<&Redactor>,
+    mask: Option<&Arc<Masker>>,
+) -> Result<Option<Change>, Refusal> {
+    let framed = match redact.zip(framing(parts)) {
+        // Its own copy: a stream outlives the policy that it was allowed by.
+        Some((redact, kind)) => match Redactor::new(redact.pointers()) {
+            Ok(redactor) => Some(Framed::new(kind, redactor)),
+            Err(error) => return Err(unreadable(&error.to_string())),
+        },
+        None => None,
+    };
+    if framed.is_none() && mask.is_none() {
+        return Ok(None);
+    }
+    let inflate = inflate(parts)?;
+    if inflate.is_some() {
+        parts.headers.remove(header::CONTENT_ENCODING);
+    }
+    if inflate.is_some() || framed.is_some() {
+        forget_body(&mut parts.headers);
+    }
+    Ok(Some(Change {
+        inflate,
+        redact: framed,
+        mask: mask.map(|masker| Masking::new(Arc::clone(masker))),
+    }))
+}
+
+/// How a body is read that is compressed though that was not asked for.
+fn inflate(parts: &Parts) -> Result<Option<Inflate>, Refusal> {
+    let codings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
+    let mut codings = codings.filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let (coding, more) = (codings.next(), codings.next());
+    let Some(coding) = coding else {
+        return Ok(None);
+    };
+    let known = Inflate::of(&coding.as_bytes().to_ascii_lowercase());
+    match known.filter(|_| more.is_none() && parts.status != StatusCode::PARTIAL_CONTENT) {
+        Some(inflate) => Ok(Some(inflate)),
+        None => Err(Refusal::failed(
+            StatusCode::BAD_GATEWAY,
+            "response_unreadable",
+            "the response is compressed in a way that is not read here, though that was not asked for: whether it holds the credential cannot be told".into(),
+            "the request was done; its answer is withheld: have the API answer without `Content-Encoding`, or with gzip".into(),
+        )),
+    }
+}
+
+fn redacted(
+    redact: &Redactor,
+    mut read: Held,
+    mask: Option<&Masker>,
+    tracker: &mut Tracker,
+) -> Result<Bytes, Refusal> {
     if read.len() == 0 {
         return Ok(Bytes::new());
     }
@@ -152,12 +240,16 @@ fn redacted(redact: &Redactor, mut read: Held, tracker: &mut Tracker) -> Result<
         }) => {
             read.replace(new).map_err(full)?;
             let pointers = redact.pointers().iter().map(Pointer::to_string);
-            tracker.redacted(pointers.collect());
+            tracker.redacted(pointers);
         }
         Err(RedactError::Ambiguous(why)) => {
             return Err(unreadable(&format!("its body is not plain JSON: {why}")));
         }
         Err(other) => return Err(unreadable(&other.to_string())),
+    }
+    if let Some(masked) = mask.and_then(|mask| mask.mask(read.as_ref())) {
+        read.replace(masked).map_err(full)?;
+        tracker.redacted([MASKED.to_owned()]);
     }
     Ok(read.into_bytes())
 }
@@ -332,6 +424,7 @@ mod tests {
             strip: &[],
             max: None,
             redact,
+            mask: None,
         }
     }
 
@@ -362,6 +455,14 @@ mod tests {
             HeaderValue::from_static("identity"),
         )];
         assert_eq!(headers, HeaderMap::from_iter(plain));
+        let mut headers = sent();
+        let masked = ResponseRules {
+            mask: Some(Arc::new(Masker::for_test(b"long-enough"))),
+            ..rules(None)
+        };
+        assert!(masked.ask_plainly(&mut headers).is_empty());
+        assert_eq!(headers.get(header::ACCEPT_ENCODING).unwrap(), "identity");
+        assert!(headers.contains_key(header::RANGE));
     }
 
     #[test]

@@ -13,10 +13,11 @@ use super::screen::{Screened, screen};
 use super::spent::Held;
 use super::splice;
 use super::terminate::{Failure, Terminated, terminate};
+use super::websocket::{self, Slot};
 use super::worker::{LocalExecutor, Worker};
 use crate::audit::Verdict;
 use crate::dns;
-use crate::gate::{Gate, Handle};
+use crate::gate::{Door, Gate, Handle};
 use crate::kernel::{Flow, present};
 use crate::snapshot::Snapshot;
 use http::{Request, Response};
@@ -24,8 +25,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
-use std::os::fd::AsFd;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -201,14 +202,17 @@ async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     let present = move || ends.is_some_and(|(client, own)| present::is_held(client, own));
     let gate = Gate::new(io, limits.head_bytes, limits.head_fields).while_present(present);
     let handle = gate.handle();
+    let (lent, own) = Door::new(gate);
+    let slot = Slot::default();
     let service = {
         let (worker, peer, handle) = (Rc::clone(worker), Rc::clone(&peer), handle.clone());
+        let slot = Rc::clone(&slot);
         service_fn(move |request| {
             let owed = handle.owed();
             let served = serve(
                 Rc::clone(&worker),
                 Rc::clone(&peer),
-                Some(handle.clone()),
+                Some((handle.clone(), Rc::clone(&slot))),
                 request,
             );
             async move {
@@ -224,8 +228,8 @@ async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .max_headers(limits.head_fields + 1)
         .max_buf_size(limits.head_bytes + 8192)
         .pipeline_flush(true)
-        .serve_connection(TokioIo::new(gate), service);
-    let mut connection = pin!(connection);
+        .serve_connection(TokioIo::new(lent), service);
+    let mut connection = Box::pin(connection);
     let mut stop = worker.signals.stop.clone();
     let mut expire = pin!(expire_heads(handle.clone(), limits.head));
     let ended = tokio::select! {
@@ -234,9 +238,17 @@ async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         () = expire.as_mut() => Ok(()),
         _ = stop.wait_for(|stop| *stop) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            connection.as_mut().await
         }
     };
+    drop(connection);
+    let opened = slot.take();
+    if let (Ok(()), Some(opened)) = (&ended, opened)
+        && let Some(gate) = own.into_gate()
+    {
+        let (client, early) = gate.into_parts();
+        return websocket::run(worker, client, early, opened).await;
+    }
     match handle.unclaimed() {
         Some(violation) => {
             let tracker = Tracker::new(&worker.shared.sink, &peer, &worker.shared.live.load_full());
@@ -328,9 +340,10 @@ fn conclude(worker: &Worker, peer: &Peer, error: Option<hyper::Error>) {
 async fn serve(
     worker: Rc<Worker>,
     peer: Rc<Peer>,
-    gate: Option<Handle>,
+    http1: Option<(Handle, Slot)>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
+    let (gate, slot) = http1.unzip();
     let snapshot = worker.shared.live.load_full();
     let mut tracker = Tracker::new(&worker.shared.sink, &peer, &snapshot);
     if let Some(violation) = gate
@@ -343,7 +356,12 @@ async fn serve(
     tracker.raw(request.method().as_str(), request.uri().path());
     let form = Form::of(request.headers());
     match stages(&worker, &peer, &snapshot, request, &mut tracker).await {
-        Ok(screened) => Ok(respond(&worker, screened, tracker)),
+        Ok(screened) => {
+            if let (Some(gate), Some(_)) = (&gate, &screened.upgraded) {
+                gate.switch();
+            }
+            Ok(respond(&worker, screened, tracker, slot.as_ref()))
+        }
         Err(refusal) => {
             // Whatever failed: if the body broke the framing, that is why.
             let refusal = match gate.and_then(|gate| gate.body_violation()) {

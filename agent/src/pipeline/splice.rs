@@ -9,7 +9,7 @@ use super::worker::Worker;
 use crate::audit::{self, Coverage, UpstreamRecord};
 use crate::kernel::Flow;
 use crate::snapshot::Snapshot;
-use crate::upstream::{self, Destination};
+use crate::upstream::{self, Destination, Via};
 use http::StatusCode;
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -223,7 +223,7 @@ async fn dial(
         port: to.port(),
         allowed: ruling.allowed.clone(),
         // The client's own TLS goes through: the agent makes none.
-        roots: Arc::clone(ruling.snapshot.secrets.roots(None)),
+        via: Via::Clear,
         own: Arc::clone(&worker.shared.own),
     };
     destination.reach(&worker.resolver, limit).await

@@ -1,7 +1,12 @@
 //! Secrets: where they come from, and the one type that holds a value.
 //!
 //! A value has neither `Debug` nor `Serialize`; only `pipeline::rewrite` reveals one.
-use crate::tls::{self, Roots};
+mod mask;
+
+pub(crate) use mask::Masker;
+
+use crate::tls::{self, Identity, Roots};
+use crate::upstream::Via;
 use http::header::{HeaderName, HeaderValue};
 use rustls::ClientConfig;
 use std::collections::HashMap;
@@ -10,7 +15,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tollgate_policy::{Api, Credential, Policy, SecretRef};
+use tollgate_policy::{Api, Credential, Policy, Scheme, SecretRef};
 use zeroize::Zeroizing;
 
 /// A secret's longest value in bytes.
@@ -20,12 +25,17 @@ const SECRET_BYTES: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct Secrets {
     injections: HashMap<String, Injection>,
+    /// Apis with their own CA, or a client certificate.
     own_roots: HashMap<String, Arc<ClientConfig>>,
     system_roots: Arc<ClientConfig>,
 }
 
 /// The headers that put a credential in, ready to send.
-pub(crate) struct Injection(Vec<(HeaderName, HeaderValue)>);
+pub(crate) struct Injection {
+    headers: Vec<(HeaderName, HeaderValue)>,
+    /// Finds the secret where it comes back.
+    masker: Arc<Masker>,
+}
 
 impl std::fmt::Debug for Injection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -36,7 +46,12 @@ impl std::fmt::Debug for Injection {
 impl Injection {
     /// The values, for `pipeline::rewrite` alone (`cargo xtask check` sees to it).
     pub(crate) fn reveal(&self) -> &[(HeaderName, HeaderValue)] {
-        &self.0
+        &self.headers
+    }
+
+    /// Finds the secret where it comes back.
+    pub(crate) fn masker(&self) -> &Arc<Masker> {
+        &self.masker
     }
 }
 
@@ -106,15 +121,17 @@ impl Secrets {
         }
         let mut own_roots = HashMap::new();
         for api in policy.apis() {
-            let Some(ca) = &api.ca else { continue };
-            match own_root(ca, dir) {
+            if api.ca.is_none() && api.certificate.is_none() {
+                continue;
+            }
+            match own_roots_of(api, dir) {
                 Ok(config) => {
                     own_roots.insert(api.name.clone(), config);
                 }
                 Err(fault) => faults.push(fault),
             }
         }
-        match Roots::System.client() {
+        match Roots::System.client(None) {
             Ok(system_roots) if faults.is_empty() => Ok(Self {
                 injections,
                 own_roots,
@@ -133,10 +150,13 @@ impl Secrets {
         self.injections.get(&credential.name)
     }
 
-    /// How an api's upstreams are verified: by its own CA, or the system's roots.
-    pub(crate) fn roots(&self, api: Option<&Api>) -> &Arc<ClientConfig> {
-        api.and_then(|api| self.own_roots.get(&api.name))
-            .unwrap_or(&self.system_roots)
+    /// How an api's upstreams are reached and verified: by its own CA, or the system's roots.
+    pub(crate) fn via(&self, api: Option<&Api>) -> Via {
+        if api.is_some_and(|api| api.scheme == Scheme::Http) {
+            return Via::Clear;
+        }
+        let own = api.and_then(|api| self.own_roots.get(&api.name));
+        Via::Tls(Arc::clone(own.unwrap_or(&self.system_roots)))
     }
 }
 
@@ -199,18 +219,37 @@ fn injection(credential: &Credential, dir: &Path) -> Result<Injection, Error> {
         value.set_sensitive(true);
         headers.push((name, value));
     }
-    Ok(Injection(headers))
+    Ok(Injection {
+        headers,
+        masker: Arc::new(Masker::new(value)),
+    })
 }
 
-fn own_root(ca: &SecretRef, dir: &Path) -> Result<Arc<ClientConfig>, Error> {
-    let name = format!("CA {}:{}", ca.source, ca.key);
-    let path = locate(ca, dir)?;
-    let pem = read(&name, &path, tls::CA_BYTES, false)?.to_vec();
-    Ok(Roots::Own {
-        name: path.display().to_string(),
-        pem,
-    }
-    .client()?)
+fn own_roots_of(api: &Api, dir: &Path) -> Result<Arc<ClientConfig>, Error> {
+    let file = |what: &str, reference: &SecretRef, private: bool| {
+        let name = format!("{what} {}:{}", reference.source, reference.key);
+        let path = locate(reference, dir)?;
+        let pem = read(&name, &path, tls::CA_BYTES, private)?;
+        Ok::<_, Error>((path.display().to_string(), pem))
+    };
+    let roots = match &api.ca {
+        None => Roots::System,
+        Some(ca) => {
+            let (name, pem) = file("CA", ca, false)?;
+            let pem = pem.to_vec();
+            Roots::Own { name, pem }
+        }
+    };
+    let Some(certificate) = &api.certificate else {
+        return Ok(roots.client(None)?);
+    };
+    let (chain_name, chain) = file("client certificate", &certificate.chain, false)?;
+    let (key_name, key) = file("key", &certificate.key, true)?;
+    Ok(roots.client(Some(Identity {
+        names: [chain_name, key_name],
+        chain: &chain,
+        key: &key,
+    }))?)
 }
 
 /// Reads at most `limit` bytes; a private file must be its owner's alone.

@@ -10,7 +10,7 @@ pub use authority::Authority;
 pub use constrain::inspected;
 pub(crate) use leaf::LeafCache;
 pub(crate) use stores::{browser_policy, pkcs12};
-pub(crate) use upstream::{CA_BYTES, Roots};
+pub(crate) use upstream::{CA_BYTES, Identity, Roots};
 
 use arc_swap::ArcSwap;
 use rustls_pki_types::CertificateDer;

@@ -2,8 +2,8 @@
 use super::Error;
 use rustls::crypto::CryptoProvider;
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::sync::{Arc, OnceLock};
 
 /// A CA file may be this long.
@@ -43,9 +43,40 @@ pub(crate) enum Roots {
     },
 }
 
+/// What the agent shows to upstreams that ask for a certificate.
+pub(crate) struct Identity<'a> {
+    /// For messages: the certificates, and the key.
+    pub(crate) names: [String; 2],
+    /// PEM.
+    pub(crate) chain: &'a [u8],
+    /// PEM.
+    pub(crate) key: &'a [u8],
+}
+
+impl Identity<'_> {
+    fn parse(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+        let [chain, key] = &self.names;
+        let invalid = |path: &str, what: &str| Error::Invalid {
+            path: path.to_owned(),
+            what: what.to_owned(),
+        };
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.chain).collect();
+        let certificates = certificates.unwrap_or_default();
+        if certificates.is_empty() {
+            return Err(invalid(chain, "holds no certificate in PEM"));
+        }
+        let key = PrivateKeyDer::from_pem_slice(self.key)
+            .map_err(|_| invalid(key, "holds no private key in PEM"))?;
+        Ok((certificates, key))
+    }
+}
+
 impl Roots {
-    /// The client configuration that trusts exactly these roots.
-    pub(crate) fn client(&self) -> Result<Arc<ClientConfig>, Error> {
+    /// The client configuration that trusts exactly these roots, and shows `identity` where it is asked for.
+    pub(crate) fn client(
+        &self,
+        identity: Option<Identity<'_>>,
+    ) -> Result<Arc<ClientConfig>, Error> {
         let mut store = RootCertStore::empty();
         match self {
             Self::System => {
@@ -68,14 +99,25 @@ impl Roots {
                 }
             }
         }
-        let mut config = ClientConfig::builder_with_provider(provider())
+        let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(|e| Error::Invalid {
                 path: "TLS".into(),
                 what: e.to_string(),
             })?
-            .with_root_certificates(store)
-            .with_no_client_auth();
+            .with_root_certificates(store);
+        let mut config = match identity {
+            None => builder.with_no_client_auth(),
+            Some(identity) => {
+                let (chain, key) = identity.parse()?;
+                builder
+                    .with_client_auth_cert(chain, key)
+                    .map_err(|e| Error::Invalid {
+                        path: identity.names.join(" and "),
+                        what: format!("do not belong together, or cannot be used ({e})"),
+                    })?
+            }
+        };
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }

@@ -25,10 +25,47 @@ pub(crate) struct Destination {
     pub(crate) port: u16,
     /// Ranges that the api allows though they are not public.
     pub(crate) allowed: Vec<IpNet>,
-    /// Trust roots.
-    pub(crate) roots: Arc<ClientConfig>,
+    /// How to speak there.
+    pub(crate) via: Via,
     /// The agent's own listeners, never dialled.
     pub(crate) own: Arc<[SocketAddr]>,
+}
+
+/// What a connection is made through.
+#[derive(Debug, Clone)]
+pub(crate) enum Via {
+    /// TLS, with these roots.
+    Tls(Arc<ClientConfig>),
+    /// Nothing: HTTP/1.1 in clear.
+    Clear,
+}
+
+impl Via {
+    /// The same, with sessions to resume of its own: an upstream could otherwise tell by one whose it was.
+    pub(super) fn with_own_sessions(&self) -> Self {
+        /// An upstream gives some for each connection; few are needed at a time.
+        const SESSIONS: usize = 8;
+        match self {
+            Self::Tls(config) => {
+                let mut own = (**config).clone();
+                own.resumption = rustls::client::Resumption::in_memory_sessions(SESSIONS);
+                Self::Tls(Arc::new(own))
+            }
+            Self::Clear => Self::Clear,
+        }
+    }
+
+    /// The same, for HTTP/1.1 only.
+    pub(super) fn http1_only(&self) -> Self {
+        match self {
+            Self::Tls(config) => {
+                let mut own = (**config).clone();
+                own.alpn_protocols = vec![b"http/1.1".to_vec()];
+                Self::Tls(Arc::new(own))
+            }
+            Self::Clear => Self::Clear,
+        }
+    }
 }
 
 /// A connection ready for requests.
@@ -114,8 +151,13 @@ impl Destination {
 
     async fn steps(&self, resolver: &Resolver) -> Result<Dialed, Error> {
         let (stream, address) = self.open(resolver).await?;
-        let stream = self.verify(stream, address).await?;
-        self.handshake(stream, address).await
+        match &self.via {
+            Via::Tls(config) => {
+                let stream = self.verify(config, stream, address).await?;
+                self.secured(stream, address).await
+            }
+            Via::Clear => self.plain(stream, address).await,
+        }
     }
 
     /// Only the addresses that may be dialled; the check is on the address itself, after resolution, so that no
@@ -172,6 +214,7 @@ impl Destination {
 
     async fn verify(
         &self,
+        config: &Arc<ClientConfig>,
         stream: TcpStream,
         address: SocketAddr,
     ) -> Result<TlsStream<TcpStream>, Error> {
@@ -185,21 +228,17 @@ impl Destination {
             None => ServerName::try_from(self.host.as_str().to_owned())
                 .map_err(|e| tls(e.to_string()))?,
         };
-        TlsConnector::from(Arc::clone(&self.roots))
+        TlsConnector::from(Arc::clone(config))
             .connect(name, stream)
             .await
             .map_err(|e| tls(e.to_string()))
     }
 
-    async fn handshake(
+    async fn secured(
         &self,
         stream: TlsStream<TcpStream>,
         address: SocketAddr,
     ) -> Result<Dialed, Error> {
-        let http = |e: hyper::Error| Error::Http {
-            host: self.host.as_str().into(),
-            what: e.to_string(),
-        };
         let session = stream.get_ref().1;
         let version = match session.protocol_version() {
             Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -207,35 +246,68 @@ impl Destination {
         };
         let h2 = session.alpn_protocol() == Some(b"h2");
         let alpn = if h2 { "h2" } else { "http/1.1" };
+        let resumed = match session.handshake_kind() {
+            Some(rustls::HandshakeKind::Resumed) => " resumed",
+            _ => "",
+        };
         let facts = Arc::new(crate::audit::UpstreamRecord {
             address: address.to_string(),
-            tls: Some(format!("{version} {alpn}")),
+            tls: Some(format!("{version} {alpn}{resumed}")),
         });
         let io = TokioIo::new(stream);
-        let sender = if h2 {
-            let (sender, connection) = hyper::client::conn::http2::Builder::new(LocalExecutor)
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(1 << 20)
-                .initial_connection_window_size(4 << 20)
-                .max_header_list_size(64 * 1024)
-                .keep_alive_interval(Duration::from_secs(30))
-                .handshake(io)
-                .await
-                .map_err(http)?;
-            tokio::task::spawn_local(async move {
-                let _ = connection.await;
-            });
-            Sender::Http2(sender)
-        } else {
-            let (sender, connection) = hyper::client::conn::http1::Builder::new()
-                .handshake(io)
-                .await
-                .map_err(http)?;
-            tokio::task::spawn_local(async move {
-                let _ = connection.await;
-            });
-            Sender::Http1(sender)
+        let sender = match h2 {
+            true => self.http2(io).await?,
+            false => self.http1(io).await?,
         };
         Ok(Dialed { sender, facts })
     }
+
+    async fn plain(&self, stream: TcpStream, address: SocketAddr) -> Result<Dialed, Error> {
+        let facts = Arc::new(crate::audit::UpstreamRecord {
+            address: address.to_string(),
+            tls: None,
+        });
+        let sender = self.http1(TokioIo::new(stream)).await?;
+        Ok(Dialed { sender, facts })
+    }
+
+    fn http_error(&self, error: &hyper::Error) -> Error {
+        Error::Http {
+            host: self.host.as_str().into(),
+            what: error.to_string(),
+        }
+    }
+
+    async fn http2<IO: Io>(&self, io: IO) -> Result<Sender, Error> {
+        let (sender, connection) = hyper::client::conn::http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .max_header_list_size(64 * 1024)
+            .keep_alive_interval(Duration::from_secs(30))
+            .handshake(io)
+            .await
+            .map_err(|e| self.http_error(&e))?;
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        Ok(Sender::Http2(sender))
+    }
+
+    /// Also for a request that makes a WebSocket of the connection.
+    async fn http1<IO: Io + Send>(&self, io: IO) -> Result<Sender, Error> {
+        let (sender, connection) = hyper::client::conn::http1::Builder::new()
+            .handshake(io)
+            .await
+            .map_err(|e| self.http_error(&e))?;
+        tokio::task::spawn_local(async move {
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(Sender::Http1(sender))
+    }
 }
+
+/// What hyper speaks over.
+trait Io: hyper::rt::Read + hyper::rt::Write + Unpin + 'static {}
+
+impl<T: hyper::rt::Read + hyper::rt::Write + Unpin + 'static> Io for T {}

@@ -4,7 +4,7 @@ mod dial;
 mod pool;
 mod resolve;
 
-pub(crate) use dial::{Destination, Sender, reach};
+pub(crate) use dial::{Destination, Sender, Via, reach};
 pub(crate) use pool::{Key, Lease, Pool};
 pub(crate) use resolve::{Family, Named, Resolver};
 

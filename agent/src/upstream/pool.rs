@@ -1,5 +1,5 @@
 //! A worker's idle upstream connections. Nothing is shared between workers, workloads, identities or credentials.
-use super::dial::{Destination, Dialed, Sender};
+use super::dial::{Destination, Dialed, Sender, Via};
 use super::{Error, Resolver};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,6 +14,9 @@ use crate::audit::UpstreamRecord;
 const IDLE_PER_KEY: usize = 128;
 /// Idle for longer than this and the upstream has probably given up on it too.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// Keys whose sessions are kept.
+const SESSIONS: usize = 1024;
 
 /// What may share a connection: upstreams authenticate some things per connection, so callers never mix.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -31,6 +34,8 @@ pub(crate) struct Key {
 #[derive(Default)]
 pub(crate) struct Pool {
     entries: RefCell<HashMap<Key, Entry>>,
+    /// TLS settings with the sessions that each may resume: as with connections, callers never mix.
+    sessions: RefCell<HashMap<Key, Via>>,
 }
 
 #[derive(Default)]
@@ -57,6 +62,8 @@ pub(crate) struct Lease {
     pub(crate) facts: Arc<UpstreamRecord>,
     /// Whether it may have gone stale in the pool.
     pub(crate) reused: bool,
+    /// It never goes back.
+    apart: bool,
     pool: Rc<Pool>,
     key: Key,
 }
@@ -69,9 +76,11 @@ impl Lease {
             facts,
             pool,
             key,
+            apart,
             ..
         } = self;
         if let Sender::Http1(sender) = sender
+            && !apart
             && !sender.is_closed()
             && let Some(entry) = pool.entries.borrow_mut().get_mut(&key)
             && entry.idle.len() < IDLE_PER_KEY
@@ -111,8 +120,41 @@ impl Pool {
         if !alone && let Some(lease) = self.idle(&key) {
             return Ok(lease);
         }
-        let dialed = destination().dial(resolver, limit).await?;
+        let mut destination = destination();
+        destination.via = self.with_sessions(&key, &destination.via);
+        let dialed = destination.dial(resolver, limit).await?;
         Ok(self.lend(key, dialed))
+    }
+
+    /// A new connection for HTTP/1.1, that may become something else: it is not shared.
+    pub(crate) async fn apart(
+        self: &Rc<Self>,
+        key: Key,
+        mut destination: Destination,
+        resolver: &Resolver,
+        limit: Duration,
+    ) -> Result<Lease, Error> {
+        destination.via = self.with_sessions(&key, &destination.via).http1_only();
+        let Dialed { sender, facts } = destination.dial(resolver, limit).await?;
+        Ok(Lease {
+            sender,
+            facts,
+            reused: false,
+            apart: true,
+            pool: Rc::clone(self),
+            key,
+        })
+    }
+
+    fn with_sessions(&self, key: &Key, via: &Via) -> Via {
+        let mut sessions = self.sessions.borrow_mut();
+        if sessions.len() >= SESSIONS && !sessions.contains_key(key) {
+            sessions.clear();
+        }
+        let own = sessions
+            .entry(key.clone())
+            .or_insert_with(|| via.with_own_sessions());
+        own.clone()
     }
 
     fn lend(self: &Rc<Self>, key: Key, dialed: Dialed) -> Lease {
@@ -128,6 +170,7 @@ impl Pool {
             sender: dialed.sender,
             facts: dialed.facts,
             reused: false,
+            apart: false,
             pool: Rc::clone(self),
             key,
         }
@@ -142,6 +185,7 @@ impl Pool {
                     sender: Sender::Http2(sender.clone()),
                     facts: Arc::clone(facts),
                     reused: true,
+                    apart: false,
                     pool: Rc::clone(self),
                     key: key.clone(),
                 });
@@ -158,6 +202,7 @@ impl Pool {
             sender: Sender::Http1(sender),
             facts,
             reused: true,
+            apart: false,
             pool: Rc::clone(self),
             key: key.clone(),
         })
@@ -165,6 +210,9 @@ impl Pool {
 
     /// Lets go of what is closed, old, or of another generation than `generation`.
     pub(crate) fn sweep(&self, generation: u64) {
+        self.sessions
+            .borrow_mut()
+            .retain(|key, _| key.generation == generation);
         self.entries.borrow_mut().retain(|key, entry| {
             entry
                 .idle

@@ -8,15 +8,18 @@
 )]
 
 mod container;
+mod echoes;
 mod edited;
 mod identity;
 mod language;
 mod names;
 mod progress;
+mod reach;
 mod redaction;
 mod rules;
 mod uninspected;
 mod upstream;
+mod websocket;
 
 use harness::agent::Agent;
 use harness::client::Running;
@@ -89,6 +92,8 @@ enum Program {
     Raw,
     /// Sends what most programs would, over either version of HTTP.
     Ordinary,
+    /// Sends any frames of a WebSocket.
+    Socket,
 }
 
 /// A world with the odd server, an agent, and a governed client.
@@ -260,6 +265,16 @@ fn venv() -> PathBuf {
 }
 
 fn server(world: &World, script: &str, address: Ipv4Addr, hosts: &[&'static str]) -> Running {
+    server_with(world, script, address, hosts, &[])
+}
+
+fn server_with(
+    world: &World,
+    script: &str,
+    address: Ipv4Addr,
+    hosts: &[&'static str],
+    more: &[&str],
+) -> Running {
     world
         .servers
         .script(&format!("ip addr replace {address}/32 dev lo"))
@@ -270,7 +285,8 @@ fn server(world: &World, script: &str, address: Ipv4Addr, hosts: &[&'static str]
         .arg("-u")
         .arg(repository().join("tests/servers").join(script))
         .args([&address.to_string(), "443"])
-        .args([&files.certificate, &files.key]);
+        .args([&files.certificate, &files.key])
+        .args(more);
     let mut server = Running::start(command).unwrap();
     assert_eq!(server.line(Duration::from_secs(10)).unwrap(), "ready");
     server
@@ -280,6 +296,7 @@ fn client(world: &World, agent: &Agent, workload: &str, program: Program) -> Run
     let python = world.directory().join("python/bin/python3");
     let (python, script) = match program {
         Program::Raw => (Path::new("python3"), "raw.py"),
+        Program::Socket => (Path::new("python3"), "websocket.py"),
         Program::Ordinary => (python.as_path(), "ordinary.py"),
     };
     let mut command = agent.governed(world, workload, python);
@@ -577,25 +594,4 @@ fn a_connection_given_up_upstream_fails_no_request_that_may_be_repeated() {
         records.iter().filter(is).count()
     };
     assert_eq!((of("/a"), of("/stream")), (2, 1), "{records:#?}");
-}
-
-/// A client that sends all before it reads, as most do, must not be reset before it has read why.
-#[test]
-fn who_uploads_what_is_refused_hears_so() {
-    let mut lab = Lab::new();
-    let length = 20_000_000;
-    let body = "x".repeat(length);
-    for (path, expected) in [("/secret", 403), ("/a%2fb", 400)] {
-        lab.open("odd.example");
-        let raw = format!(
-            "POST {path} HTTP/1.1\r\nhost: odd.example\r\ncontent-length: {length}\r\n\r\n{body}"
-        );
-        let sent = lab.ask(json!({"do": "send", "data": raw}));
-        assert!(sent.get("error").is_none(), "{path}: {sent}");
-        let answer = lab.ask(json!({"do": "read", "wait": 5}));
-        let data = answer["data"].as_str().unwrap();
-        assert_eq!(status(data), expected, "{path}: {answer}");
-        assert_eq!(answer["end"], "closed", "{path}: {answer}");
-        lab.ask(json!({"do": "close"}));
-    }
 }

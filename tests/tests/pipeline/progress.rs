@@ -213,3 +213,24 @@ fn field<'a>(got: &'a Value, name: &str) -> Option<&'a str> {
     let pairs = got["headers"].as_array()?;
     pairs.iter().find(|pair| pair[0] == name)?[1].as_str()
 }
+
+/// A client that sends all before it reads, as most do, must not be reset before it has read why.
+#[test]
+fn who_uploads_what_is_refused_hears_so() {
+    let mut lab = Lab::new();
+    let length = 20_000_000;
+    let body = "x".repeat(length);
+    for (path, expected) in [("/secret", 403), ("/a%2fb", 400)] {
+        lab.open("odd.example");
+        let raw = format!(
+            "POST {path} HTTP/1.1\r\nhost: odd.example\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        let sent = lab.ask(json!({"do": "send", "data": raw}));
+        assert!(sent.get("error").is_none(), "{path}: {sent}");
+        let answer = lab.ask(json!({"do": "read", "wait": 5}));
+        let data = answer["data"].as_str().unwrap();
+        assert_eq!(status(data), expected, "{path}: {answer}");
+        assert_eq!(answer["end"], "closed", "{path}: {answer}");
+        lab.ask(json!({"do": "close"}));
+    }
+}

@@ -10,10 +10,7 @@ fn what_goes_upstream_is_canonical_stripped_and_has_the_credential() {
     assert_eq!(status, 200, "{data}");
     let echo = echoed(&data);
     assert_eq!(echo["line"], "GET /deep/b/c?x=~ HTTP/1.1");
-    assert_eq!(
-        header(&echo, "authorization"),
-        Some("Bearer first-orders-bot-key")
-    );
+    assert_eq!(echo["backwards"], "yek-tob-sredro-tsrif reraeB", "{echo}");
     assert_eq!(header(&echo, "accept"), Some("text/plain"));
     assert_eq!(header(&echo, "host"), Some("odd.example"));
     for gone in [
