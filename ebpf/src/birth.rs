@@ -5,6 +5,8 @@
 //!
 //! Each step has a stack of its own, and what one leaves to the next lies in the room: the verifier would look at
 //! everything apart for each level that the first could end at, and find that "BPF program is too large".
+// A name by value would pass over the stack, which has no room for it; indices are masked to the array's bounds.
+#![allow(clippy::needless_borrows_for_generic_args, clippy::indexing_slicing)]
 use crate::{
     atomic::fetch_or,
     attribute::{OFFSETS, pointer, read},

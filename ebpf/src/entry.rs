@@ -75,7 +75,7 @@ fn is_from_the_agent(ctx: &SkBuffContext) -> bool {
         return false;
     };
     ctx.skb
-        .load::<u8>(transport + FLAGS)
+        .load::<u8>(transport.get() + FLAGS)
         .is_ok_and(|flags| flags & RESET != 0)
         || listener::is_the_agents(ctx.as_ptr(), &packet.source)
 }

@@ -15,6 +15,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_skb_cgroup_id},
     programs::SkBuffContext,
 };
+use core::num::NonZeroUsize;
 use tollgate_common::{
     event::{REFUSED, Reason, Refused, TOLD},
     flow::{Address, Client},
@@ -207,8 +208,9 @@ pub(crate) struct Packet {
     /// Where to; with the port where there is `transport`.
     pub(crate) destination: Address,
     /// Where TCP or UDP begins, right behind an IP header without options and extensions, whose destination is
-    /// the last. `None`: there is something else.
-    pub(crate) transport: Option<usize>,
+    /// the last. `None`: there is something else. A number that is none is 0: of an `Option<usize>` the compiler
+    /// takes any register for the number that is not there, the context too: "32-bit pointer arithmetic prohibited".
+    pub(crate) transport: Option<NonZeroUsize>,
 }
 
 impl Packet {
@@ -221,16 +223,21 @@ impl Packet {
                 let [_, protocol, ..] = first[2].to_ne_bytes();
                 let plain = start[0] & 0x0f == 5 && matches!(u32::from(protocol), TCP | UDP);
                 let (source, destination) = (address4(first[3], 0), address4(first[4], 0));
-                Some(Self::new(ctx, source, destination, plain.then_some(20)))
+                Some(Self::new(
+                    ctx,
+                    source,
+                    destination,
+                    if plain { 20 } else { 0 },
+                ))
             }
             6 => {
                 let ips: [[u32; 4]; 2] = ctx.skb.load(8).ok()?;
                 let [length, more, next, _] = first[1].to_ne_bytes();
                 let transport = match u32::from(next) {
-                    UDP | TCP => Some(40),
+                    UDP | TCP => 40,
                     // Too long for its header: the kernel itself puts a hop-by-hop header before TCP.
                     0 if length == 0 && more == 0 => jumbo(ctx),
-                    _ => None,
+                    _ => 0,
                 };
                 let (source, destination) = (address6(ips[0], 0), address6(ips[1], 0));
                 Some(Self::new(ctx, source, destination, transport))
@@ -239,29 +246,34 @@ impl Packet {
         }
     }
 
-    /// `transport`: where its header begins, if right behind a plain IP header.
+    /// `transport`: where its header begins, if right behind a plain IP header; else 0.
     #[inline(always)]
     fn new(
         ctx: &SkBuffContext,
         mut source: Address,
         mut destination: Address,
-        transport: Option<usize>,
+        transport: usize,
     ) -> Self {
-        let ports = transport.and_then(|at| ctx.skb.load::<[u16; 2]>(at).ok());
+        let ports = match transport {
+            0 => None,
+            at => ctx.skb.load::<[u16; 2]>(at).ok(),
+        };
         let [from, to] = ports.unwrap_or_default();
         source.port = u16::from_be(from);
         destination.port = u16::from_be(to);
         Self {
             source,
             destination,
-            transport: transport.filter(|_| ports.is_some()),
+            transport: NonZeroUsize::new(if ports.is_some() { transport } else { 0 }),
         }
     }
 }
 
-/// Where TCP begins behind a jumbogram's only extension header.
+/// Where TCP begins behind a jumbogram's only extension header; 0 where it does not.
 #[inline(always)]
-fn jumbo(ctx: &SkBuffContext) -> Option<usize> {
-    let next = u32::from(ctx.skb.load::<u8>(40).ok()?);
-    (next == TCP).then_some(48)
+fn jumbo(ctx: &SkBuffContext) -> usize {
+    match ctx.skb.load::<u8>(40) {
+        Ok(next) if u32::from(next) == TCP => 48,
+        _ => 0,
+    }
 }

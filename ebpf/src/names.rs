@@ -120,7 +120,7 @@ pub(crate) fn leaves(
     let many = field!(ctx.skb.skb, gso_size) != 0;
     let Some(id) = ctx
         .skb
-        .load::<u16>(transport + UDP_HEADER)
+        .load::<u16>(transport.get() + UDP_HEADER)
         .ok()
         .filter(|_| !many)
     else {

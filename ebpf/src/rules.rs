@@ -1,4 +1,6 @@
 //! Recognising who is in no governed cgroup: by user, by executable, and by both within a cgroup.
+// A name by value would pass over the stack, which has no room for it.
+#![allow(clippy::needless_borrows_for_generic_args)]
 use crate::{
     account,
     attribute::{OFFSETS, pointer, read},

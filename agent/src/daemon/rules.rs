@@ -20,7 +20,7 @@ pub(super) struct Rules {
     executables: Executables,
     told: Option<Recognition>,
     /// Conditions that cgroups fulfil, as the hooks were told.
-    fulfilled: HashMap<String, (u64, u64)>,
+    fulfilled: Option<HashMap<String, u64>>,
     /// What the hooks are told is to be made again.
     stale: bool,
     /// The hooks were told something else than before: who runs already is to be asked for.
@@ -76,25 +76,30 @@ impl Rules {
     /// governed by that.
     pub(super) fn settle(&mut self, fence: &Fence, directories: &[PathBuf]) -> Vec<u32> {
         let root = fence.cgroup_root();
-        let mut seen = HashSet::new();
+        // What an earlier agent said by another policy must not stay.
+        let known = self.fulfilled.take();
+        let mut known = known.unwrap_or_else(|| fence.fulfilled().into_iter().collect());
+        let mut next = HashMap::new();
         for directory in directories {
             let Ok(below) = directory.strip_prefix(root) else {
                 continue;
             };
             let cgroup = format!("/{}", below.display());
             let wanted = self.selectors.fulfilled(&cgroup);
-            let told = self.fulfilled.get(&cgroup).map_or(0, |(bits, _)| *bits);
+            let told = known.remove(&cgroup).unwrap_or_default();
             if wanted == 0 && told == 0 {
                 continue;
             }
-            seen.insert(cgroup.clone());
             match fence.fulfils(Path::new(&cgroup), wanted) {
-                Ok(id) => drop(self.fulfilled.insert(cgroup, (wanted, id))),
-                Err(e) => tracing::debug!(cgroup, "conditions not told: {e}"),
+                Ok(_) if wanted == 0 => {}
+                Ok(_) => drop(next.insert(cgroup, wanted)),
+                Err(e) => {
+                    tracing::debug!(cgroup, "conditions not told: {e}");
+                    next.insert(cgroup, told);
+                }
             }
         }
-        self.fulfilled
-            .retain(|cgroup, (bits, _)| *bits != 0 && seen.contains(cgroup));
+        self.fulfilled = Some(next);
         match std::mem::take(&mut self.scan) && self.selectors.has_rules() {
             true => self.enrol_running(fence),
             false => Vec::new(),

@@ -407,7 +407,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
         Pin::new(&mut self.io).poll_flush(context)
     }
 
-    /// Where the client may be sending still, waits for its end after telling it ours, up to [`LINGER`].
+    /// Where the client may be sending still, waits for its end after telling it ours, up to half a minute.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = &mut *self;
         let lingers = gate.framer.in_body() || gate.shared.is_refused();

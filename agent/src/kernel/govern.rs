@@ -128,16 +128,6 @@ impl Fence {
         })
     }
 
-    /// The id of a workload by its name.
-    pub(super) fn named_workload(
-        &self,
-        writers: &mut Writers,
-        workload: &str,
-    ) -> Result<u32, Error> {
-        let ids = self.workload_ids(writers, std::iter::once(workload))?;
-        Ok(ids.get(workload).copied().unwrap_or_default())
-    }
-
     /// The ids of workloads, made where they have none. Ids are counted up and never given to another name: records and
     /// counters of the past keep theirs.
     pub(super) fn workload_ids<'a>(
@@ -145,32 +135,39 @@ impl Fence {
         writers: &mut Writers,
         names: impl Iterator<Item = &'a str>,
     ) -> Result<HashMap<String, u32>, Error> {
-        let known = self.names.workloads.load_full();
-        let mut ids: HashMap<Arc<str>, u32> = known
-            .iter()
-            .map(|(id, name)| (Arc::clone(name), *id))
-            .collect();
-        let named = known.keys().filter(|id| **id < WORKLOAD_IDS);
-        let mut last = named.max().copied().unwrap_or(0);
-        let (mut all, mut asked) = (HashMap::clone(&known), HashMap::new());
+        let mut last = writers.ids.values().max().copied().unwrap_or(0);
+        let (mut new, mut asked) = (Vec::new(), HashMap::new());
         for workload in names {
-            let id = match ids.get(workload) {
+            let id = match writers.ids.get(workload) {
                 Some(id) => *id,
                 None => {
                     last += 1;
                     name_workload(writers, workload, last)?;
                     let shared: Arc<str> = Arc::from(workload);
-                    all.insert(last, Arc::clone(&shared));
-                    ids.insert(shared, last);
+                    writers.ids.insert(Arc::clone(&shared), last);
+                    new.push((last, shared));
                     last
                 }
             };
             asked.insert(workload.to_owned(), id);
         }
-        if all.len() != known.len() {
+        if !new.is_empty() {
+            let mut all = HashMap::clone(&self.names.workloads.load());
+            all.extend(new);
             self.names.workloads.store(Arc::new(all));
         }
         Ok(asked)
+    }
+
+    pub(super) fn all_fulfilled(&self) -> Vec<(String, u64)> {
+        let entries = self.maps.governed.iter().filter_map(Result::ok);
+        entries
+            .filter(|(_, subtree)| subtree.conditions != 0)
+            .filter_map(|(id, subtree)| {
+                let path = cgroup::path(&self.root, id)?;
+                Some((format!("/{}", path.display()), subtree.conditions))
+            })
+            .collect()
     }
 
     pub(super) fn release_subtree(&self, id: u64) -> Result<(), Error> {
@@ -194,7 +191,7 @@ impl Fence {
 
     /// Takes over the names that earlier agents gave.
     pub(super) fn read_workloads(&self) -> Result<(), Error> {
-        let writers = self.maps.write();
+        let mut writers = self.maps.write();
         let names: Result<HashMap<u32, Arc<str>>, MapError> = writers
             .workloads
             .iter()
@@ -204,9 +201,10 @@ impl Fence {
                 Arc::from(UNSETTLED_NAME),
             ))))
             .collect();
-        self.names
-            .workloads
-            .store(Arc::new(names.map_err(read("WORKLOADS"))?));
+        let names = names.map_err(read("WORKLOADS"))?;
+        let own = names.iter().filter(|(id, _)| **id < WORKLOAD_IDS);
+        writers.ids = own.map(|(id, name)| (Arc::clone(name), *id)).collect();
+        self.names.workloads.store(Arc::new(names));
         Ok(())
     }
 }

@@ -76,11 +76,13 @@ pub(super) const HOOKS: &[Hook] = &[
     Hook {
         name: "recvmsg4",
         attach: 19,
+        since: None,
         leaves_open: "nothing passes that should not; IPv4 clients that look who answers their DNS queries see the agent, and may not take its answers",
     },
     Hook {
         name: "recvmsg6",
         attach: 20,
+        since: None,
         leaves_open: "nothing passes that should not; IPv6 clients that look who answers their DNS queries see the agent, and may not take its answers",
     },
     Hook {

@@ -5,7 +5,7 @@ use aya::maps::{
     Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
 };
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tollgate_common::event::RefusalKey;
 use tollgate_common::flow::{Account, AgentSocket, Asker, Connection, Query, Record};
 use tollgate_common::openings::{Listen, Named};
@@ -37,6 +37,8 @@ pub(super) struct Writers {
     pub(super) settings: Array<MapData, Settings>,
     pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) workloads: HashMap<MapData, u32, Name>,
+    /// The same by their names.
+    pub(super) ids: std::collections::HashMap<Arc<str>, u32>,
     pub(super) queries: HashMap<MapData, Query, Asker>,
     pub(super) namespaces: HashMap<MapData, u64, Ports>,
     pub(super) quotas: Array<MapData, Quota>,
@@ -80,6 +82,7 @@ impl Maps {
                 settings: open(pins, "SETTINGS")?,
                 governed: open(pins, "GOVERNED")?,
                 workloads: open(pins, "WORKLOADS")?,
+                ids: std::collections::HashMap::new(),
                 queries: open(pins, "QUERIES")?,
                 namespaces: open(pins, "NAMESPACES")?,
                 quotas: open(pins, "QUOTAS")?,

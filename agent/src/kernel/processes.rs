@@ -29,10 +29,10 @@ impl Fence {
                     found.push(process);
                 }
             }
-            found.extend(self.enrol_descendants());
             if found.len() == before {
-                break;
+                break; // Nobody there, or the hooks have seen them come.
             }
+            found.extend(self.enrol_descendants());
         }
         found
     }

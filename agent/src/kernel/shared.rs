@@ -86,38 +86,19 @@ impl SharedScope {
         self.set(0, 1 << level);
     }
 
-    /// Has the hooks look for paths of these shapes. One that they look for already stays in its place, so that it is
-    /// looked for at every moment.
+    /// Has the hooks look for paths of these shapes.
     pub(super) fn set_shapes(&self, wanted: &[Shape]) {
         let old: Vec<Shape> = (0..SHAPES).map(|at| self.shape(at)).collect();
-        let stays = |old: Shape| wanted.iter().find(|shape| shape.is_like(old)).copied();
-        let mut places: Vec<Option<Shape>> = old.iter().map(|old| stays(*old)).collect();
-        let new = wanted
-            .iter()
-            .filter(|new| !old.iter().any(|old| new.is_like(*old)));
-        // The first place must not be empty while another is not: that is how the hooks see that there is nothing.
-        for shape in new {
-            let free = places
-                .iter_mut()
-                .zip(&old)
-                .find(|(place, old)| place.is_none() && old.0 == 0);
-            match free {
-                Some((place, _)) => *place = Some(*shape),
-                None => places.push(Some(*shape)),
-            }
-        }
-        let mut more = places.split_off(SHAPES).into_iter();
-        for (at, place) in places.iter().enumerate() {
-            let word = place.or_else(|| more.next().flatten()).unwrap_or(Shape(0));
-            self.put(SHAPES_AT + at, word.0);
+        for (at, shape) in arranged(&old, wanted).iter().enumerate() {
+            self.put(SHAPES_AT + at, shape.0);
         }
     }
 
     /// The generation of the shapes that are there.
     pub(super) fn generation(&self) -> u32 {
         let shapes = (0..SHAPES).map(|at| self.shape(at));
-        let last = shapes.filter(|shape| shape.0 != 0).map(Shape::generation);
-        last.last().unwrap_or(0)
+        let there = shapes.filter(|shape| shape.0 != 0);
+        there.map(Shape::generation).max().unwrap_or(0)
     }
 
     /// Has the hooks ask the rules anew.
@@ -154,6 +135,37 @@ impl SharedScope {
     }
 }
 
+/// Where shapes go: one that is there already stays in its place, so that it is looked for at every moment, and new ones
+/// come into empty places before those of old ones. The first place is taken if any is: by that the hooks see
+/// whether there is anything to look for.
+fn arranged(old: &[Shape], wanted: &[Shape]) -> Vec<Shape> {
+    let mut left: Vec<Shape> = wanted.to_vec();
+    let mut stays = |old: &Shape| {
+        let at = left.iter().position(|new| new.is_like(*old))?;
+        Some(left.swap_remove(at))
+    };
+    let mut places: Vec<Option<Shape>> = old.iter().map(&mut stays).collect();
+    for was_empty in [true, false] {
+        let free = places.iter_mut().zip(old);
+        let free = free.filter(|(place, old)| place.is_none() && (old.0 == 0) == was_empty);
+        for (place, _) in free {
+            *place = left.pop();
+        }
+    }
+    let last = places.iter().rposition(Option::is_some);
+    if let (Some(None), Some(last)) = (places.first(), last) {
+        // In both places until the next change: found twice, it is what it is.
+        let shape = places.get(last).copied().flatten();
+        if let Some(first) = places.first_mut() {
+            *first = shape;
+        }
+    }
+    places
+        .into_iter()
+        .map(|place| place.unwrap_or(Shape(0)))
+        .collect()
+}
+
 /// `PROCESSES`.
 #[derive(Debug)]
 pub(super) struct Marks(Words);
@@ -188,5 +200,35 @@ impl Marks {
                 while of(self.get(process)) && !self.replace(process, self.get(process), Mark(0)) {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(depth: u32, generation: u32) -> Shape {
+        Shape::new(depth, 0, false, generation)
+    }
+
+    #[test]
+    fn shapes_stay_where_they_are_and_the_first_place_is_taken() {
+        let none = Shape(0);
+        let first = arranged(&[none; 4], &[shape(1, 0), shape(2, 0)]);
+        assert_eq!(first.iter().filter(|shape| shape.0 != 0).count(), 2);
+        assert_ne!(first.first(), Some(&none));
+        let old = [shape(1, 0), shape(2, 0), none, none];
+        let next = arranged(&old, &[shape(2, 1), shape(3, 1)]);
+        assert_eq!(next, [shape(3, 1), shape(2, 1), shape(3, 1), none]);
+        assert_eq!(arranged(&old, &[]), [none; 4]);
+        let full = [shape(1, 0), shape(2, 0)];
+        assert_eq!(
+            arranged(&full, &[shape(2, 1), shape(3, 1)]),
+            [shape(3, 1), shape(2, 1)]
+        );
+        // Twice there, once wanted.
+        let twice = [shape(3, 0), none, shape(3, 0)];
+        let once = arranged(&twice, &[shape(3, 1)]);
+        assert_eq!(once, [shape(3, 1), none, none]);
     }
 }

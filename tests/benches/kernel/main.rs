@@ -51,7 +51,6 @@ impl Bench {
         let options = Options {
             pin_dir: Path::new("/sys/fs/bpf").join(&name),
             cgroup_root: None,
-            resolvers: Vec::new(),
         };
         Self {
             listeners,

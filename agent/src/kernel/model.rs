@@ -1,0 +1,72 @@
+//! By what workloads are recognised, as the agent says it.
+
+/// A file at one moment: written or replaced, it is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileState {
+    /// Its filesystem's device, in the kernel's own encoding.
+    pub device: u32,
+    /// Its inode.
+    pub inode: u64,
+    /// When it was last changed, in seconds and nanoseconds.
+    pub changed: (i64, u32),
+}
+
+/// By what the hooks recognise workloads, without the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recognition {
+    /// Cgroups that are governed, or looked at by rules, from their birth on.
+    pub paths: Vec<CgroupPath>,
+    /// Rules for who is in no governed cgroup.
+    pub cases: Vec<Case>,
+    /// Names of executables' files of which each is looked at.
+    pub exe_names: std::collections::HashSet<String>,
+    /// Some rule names executables.
+    pub by_executable: bool,
+    /// Some rule names executables by their content.
+    pub by_digest: bool,
+    /// Some selector names containers: their cgroups are refused until they are looked up.
+    pub by_container: bool,
+}
+
+/// A cgroup's path, of names, or any at some places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CgroupPath {
+    /// From the root; `None`: any name.
+    pub names: Vec<Option<String>>,
+    /// All but the last must be slices.
+    pub slices: bool,
+    /// Who has such a cgroup.
+    pub workload: Option<String>,
+    /// Of several paths that a cgroup has, the lowest counts.
+    pub rank: u32,
+    /// Which condition it fulfils.
+    pub condition: Option<u32>,
+}
+
+/// All that must hold for a process to be a workload's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Case {
+    /// A condition that its cgroup, or one above it, fulfils.
+    pub condition: Option<u32>,
+    /// Its real user.
+    pub uid: Option<u32>,
+    /// What it runs.
+    pub executable: Runs,
+    /// Whose it is then.
+    pub workload: String,
+    /// Of several cases that hold, the lowest counts.
+    pub rank: u32,
+    /// For [`super::Evidence::Rule`].
+    pub number: u32,
+}
+
+/// What executable a case is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// Whatever it is.
+    Anything,
+    /// Of this class.
+    Class(u16),
+    /// One that is not known yet: refused until it is.
+    Unknown,
+}
