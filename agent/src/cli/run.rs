@@ -5,7 +5,7 @@ mod wait;
 use self::host::Host;
 use super::output::{self, Colour, Paint};
 use super::{Context, Outcome, decisions, trust};
-use crate::audit::{Filter, Record, Verdict};
+use crate::audit::{Coverage, Filter, Record, Verdict};
 use crate::daemon::admin::client;
 use crate::daemon::admin::wire::{DECISIONS, Enrolled, Reply, Request};
 use crate::daemon::users::{self, Database, User};
@@ -265,10 +265,12 @@ fn summarise(enrolled: &Enrolled, decided: Option<&Decided>, left: Option<usize>
         String::new()
     };
     tell!("tollgate: {workload}: {}{among}", counts.join(", "));
-    let denials: Vec<_> = records
+    let mut denials: Vec<_> = records
         .iter()
         .filter(|r| r.verdict != Verdict::Allow)
         .collect();
+    // A browser looks up many names of its own accord: what was asked of apis comes first.
+    denials.sort_by_key(|record| record.coverage == Coverage::Dns);
     let shown = denials.iter().take(SHOWN).map(|record| record.as_ref());
     // Indented by two.
     let terminal = output::width_of_stderr().map(|width| width.saturating_sub(2));

@@ -110,7 +110,7 @@ const TROUBLE: &[(&str, &str, &str)] = &[
     (
         "it hangs up without an answer",
         "https://rude.example/",
-        "upstream_http",
+        "upstream_reset",
     ),
     (
         "it does not answer",

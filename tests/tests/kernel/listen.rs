@@ -176,7 +176,10 @@ s = socket.socket(); s.bind(('127.0.0.1', 0)); say(name(lambda: s.connect(('198.
 fn the_agents_port_is_the_agents() {
     let mut stand = Stand::new();
     let (port4, port6) = (port(&stand.agent4), port(&stand.agent6));
-    (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0")); // It dies.
+    // It dies.
+    (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+    let datagrams = |at: &str| std::net::UdpSocket::bind(at).unwrap();
+    (stand.dns4, stand.dns6) = (datagrams("127.0.0.1:0"), datagrams("[::1]:0"));
     let script = format!(
         "def bind(ip, port, kind=socket.SOCK_STREAM):
     with socket.socket(family(ip), kind) as s: return name(lambda: s.bind((ip, port)))
