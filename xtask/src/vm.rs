@@ -30,7 +30,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "command")]
     test: Option<String>,
     /// Minutes after which it is switched off.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=600))]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=600))]
     minutes: u32,
     /// A command for its shell, instead of the tests.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
