@@ -1,13 +1,14 @@
 //! What the kernel counts.
-use crate::refuse::events;
+use crate::refuse::{counted, events};
 use crate::support::*;
 use std::io::{Read, Write};
 use tollgate::kernel::Event;
+use tollgate::kernel::namespaces::Network;
 
 /// More than an IP and a TCP header with all their options.
 const HEADERS: u64 = 120;
 
-fn counted(ip: &str, destination: &str) {
+fn carried(ip: &str, destination: &str) {
     const SENT: usize = 300_000;
     const RECEIVED: usize = 70_000;
     let stand = Stand::new();
@@ -79,12 +80,12 @@ s.close()"
 
 #[test]
 fn bytes_over_ipv4() {
-    counted("198.51.100.7", "198.51.100.7:443");
+    carried("198.51.100.7", "198.51.100.7:443");
 }
 
 #[test]
 fn bytes_over_ipv6() {
-    counted("2001:db8::7", "[2001:db8::7]:443");
+    carried("2001:db8::7", "[2001:db8::7]:443");
 }
 
 #[test]
@@ -145,4 +146,96 @@ sys.stdin.read()";
     );
     client.finish();
     eventually("none is live", || stand.fence().flows().is_empty());
+}
+
+/// Against somebody else's count: in a network namespace of its own, everything that a workload sends and receives goes
+/// over that namespace's loopback interface, and nothing else does.
+fn counted_as_the_interface_does(ip: &str) {
+    const BYTES: usize = 20_000_000;
+    let stand = Stand::new();
+    let mut client = Running::start(
+        &stand.cgroup,
+        &format!(
+            "import ctypes
+if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
+def moved():
+    line = [l for l in open('/proc/thread-self/net/dev') if l.strip().startswith('lo:')][0].split()
+    return line[1], line[2]
+say('in'); sys.stdin.readline()
+before = moved()
+s, r = tcp('{ip}', 443); s.settimeout(60)
+s.sendall(bytes({BYTES}))
+n = 0
+while n < {BYTES}: n += len(s.recv(1 << 20))
+s.close(); time.sleep(0.3)
+say(*before, *moved())"
+        ),
+    );
+    assert_eq!(client.line(), "in");
+    let network = Network::of(client.pid(), client.pid()).unwrap();
+    let address = if ip.contains(':') {
+        "[::1]:0"
+    } else {
+        "127.0.0.1:0"
+    };
+    let listener = network.within(|| Ok(listen(address))).unwrap();
+    let ports = match address.starts_with('[') {
+        true => (0, Some(port(&listener))),
+        false => (port(&listener), None),
+    };
+    stand.fence().admit(&[&listener], ports.0, ports.1).unwrap();
+    client.send("\n");
+    let mut agent = stand.accept(&listener);
+    let mut body = vec![0; BYTES];
+    agent.read_exact(&mut body).unwrap();
+    agent.write_all(&body).unwrap();
+    let line = client.line();
+    let said: Vec<u64> = line.split(' ').map(|word| word.parse().unwrap()).collect();
+    let (bytes, packets) = (said[2] - said[0], said[3] - said[1]);
+    drop(agent);
+    let counters = stand.fence().accounts().remove(0).counters;
+    let (ours, ours_packets) = (
+        counters.bytes_in + counters.bytes_out,
+        counters.packets_in + counters.packets_out,
+    );
+    assert!(bytes > 2 * BYTES as u64, "{bytes}");
+    assert!(
+        ours.abs_diff(bytes) * 1000 <= bytes,
+        "counted {ours}, the interface {bytes}"
+    );
+    // What the hook sees as one packet, the stack may cut into several behind it, each with a header of its own.
+    assert!(
+        ours_packets <= packets && ours_packets * 2 > packets,
+        "counted {ours_packets}, the interface {packets}"
+    );
+}
+
+#[test]
+fn bytes_over_ipv4_are_those_of_the_interface() {
+    counted_as_the_interface_does("198.51.100.7");
+}
+
+#[test]
+fn bytes_over_ipv6_are_those_of_the_interface() {
+    counted_as_the_interface_does("2001:db8::7");
+}
+
+/// More refusals than the ring holds, while nobody reads it: each is counted, and each was told or is counted as lost.
+#[test]
+fn events_that_do_not_fit_are_counted() {
+    const TRIES: u64 = 20_000;
+    let stand = Stand::new();
+    stand.run(&format!(
+        "for _ in range({TRIES}): name(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))"
+    ));
+    assert_eq!(counted(&stand)["raw"], TRIES);
+    let lost = stand.fence().lost_events();
+    assert!(lost > 0 && lost < TRIES, "{lost}");
+    let told = events(stand.fence(), |events| events.len() as u64 >= TRIES - lost);
+    assert_eq!(told.len() as u64 + lost, TRIES);
+    assert_eq!(
+        stand.fence().lost_events(),
+        lost,
+        "nothing is lost while there is room"
+    );
 }
