@@ -269,8 +269,8 @@ fn summarise(enrolled: &Enrolled, decided: Option<&Decided>, left: Option<usize>
         .iter()
         .filter(|r| r.verdict != Verdict::Allow)
         .collect();
-    // A browser looks up many names of its own accord: what was asked of apis comes first.
-    denials.sort_by_key(|record| record.coverage == Coverage::Dns);
+    // A browser tries names and sockets of its own accord: what was asked of apis comes first.
+    denials.sort_by_key(|record| record.coverage != Coverage::Request);
     let shown = denials.iter().take(SHOWN).map(|record| record.as_ref());
     // Indented by two.
     let terminal = output::width_of_stderr().map(|width| width.saturating_sub(2));
