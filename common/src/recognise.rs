@@ -237,7 +237,7 @@ pub struct Executable {
     pub seconds: i64,
     /// And nanoseconds.
     pub nanoseconds: u32,
-    /// [`OTHER`], or what rules call it.
+    /// [`OTHER`], or what rules call it; [`UNKNOWN`], and above its 16 bits the second in which the agent was asked.
     pub class: u32,
 }
 

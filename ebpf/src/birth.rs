@@ -3,14 +3,14 @@
 //! The tracepoint is passed before the new directory can be seen. Paths that workloads are recognised by
 //! are kept as a tree of names; which of them have names that may be any is said by their shapes.
 //!
-//! Each step has a stack of its own, and what one leaves to the next lies in the room: the verifier would look at
-//! everything apart for each level that the first could end at, and find that "BPF program is too large".
+//! What one step leaves to the next lies in the room: none has the stack for it.
 // A name by value would pass over the stack, which has no room for it; indices are masked to the array's bounds.
 #![allow(clippy::needless_borrows_for_generic_args, clippy::indexing_slicing)]
 use crate::{
     atomic::fetch_or,
     attribute::{OFFSETS, pointer, read},
     maps::{GOVERNED, NAMES, ROOM, Room, STEPS},
+    repeat::{GO_ON, STOP, repeat},
     select,
 };
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_probe_read_kernel_str};
@@ -42,11 +42,9 @@ pub(crate) fn made(cgroup: u64) -> Option<()> {
     let room = ROOM.get_ptr_mut(0)?;
     // SAFETY: the room is a live map value.
     unsafe { core::ptr::write_volatile(&raw mut (*room).level, level) };
-    if read_path(room, cgroup) != READ {
-        return None;
-    }
-    match_path(scope, room);
-    if by_container && names_container(room) != 0 {
+    read_path(room, cgroup)?;
+    match_path(room);
+    if by_container && names_container(room) {
         // SAFETY: as above.
         unsafe {
             if core::ptr::read_volatile(&raw const (*room).found.workload) == 0 {
@@ -82,36 +80,54 @@ fn id(cgroup: u64) -> Option<u64> {
     unsafe { read(pointer(cgroup, at.cgroup_node)?, at.node_id) }
 }
 
-/// What [`read_path`] returns when it has.
-const READ: u32 = 1;
+/// A path that is being read.
+struct Path {
+    cgroup: u64,
+    /// Not 0: a part of it could not be read.
+    failed: u64,
+}
 
-/// Reads the names from the root to `cgroup`, the last of which stays in the room.
-#[inline(never)]
-fn read_path(room: *mut Room, cgroup: u64) -> u32 {
+/// Reads the names from the root to `cgroup`, the last of which stays in the room. `None`: one cannot be read.
+#[inline(always)]
+fn read_path(room: *mut Room, cgroup: u64) -> Option<()> {
+    // SAFETY: the room is a live map value.
+    unsafe { core::ptr::write_volatile(&raw mut (*room).slices, 1) };
+    let mut path = Path { cgroup, failed: 0 };
+    repeat(MAX_LEVEL - 1, read_next, &mut path);
+    (path.failed == 0).then_some(())
+}
+
+/// Reads one name.
+extern "C" fn read_next(turn: u64, path: *mut Path) -> i64 {
+    // SAFETY: `repeat` passes what it was given.
+    let path = unsafe { &mut *path };
+    let Some(room) = ROOM.get_ptr_mut(0) else {
+        return STOP;
+    };
+    let (depth, level) = (turn as u32 + 1, level_of(room));
+    if depth > level {
+        return STOP;
+    }
     let at = OFFSETS.load();
-    let level = level_of(room);
     // SAFETY: the room is a live map value, `depth` within its numbers; what is the kernel's is read through a
     // helper that checks the address.
     unsafe {
-        core::ptr::write_volatile(&raw mut (*room).slices, 1);
-        for depth in 1..MAX_LEVEL {
-            if depth > level {
-                break;
-            }
-            let slot = at.cgroup_ancestors.wrapping_add(depth * 8);
-            let name = pointer(cgroup, slot)
-                .and_then(|above| pointer(above, at.cgroup_node))
-                .and_then(|node| pointer(node, at.node_name));
-            let Some(name) = name else { return 0 };
-            let length = read_name(room, name);
-            let number = NAMES.get_ptr(&(*room).name).map_or(0, |number| *number);
-            (*room).numbers[(depth & 31) as usize] = number;
-            if depth != level && !is_slice(room, length) {
-                core::ptr::write_volatile(&raw mut (*room).slices, 0);
-            }
+        let slot = at.cgroup_ancestors.wrapping_add(depth * 8);
+        let name = pointer(path.cgroup, slot)
+            .and_then(|above| pointer(above, at.cgroup_node))
+            .and_then(|node| pointer(node, at.node_name));
+        let Some(name) = name else {
+            path.failed = 1;
+            return STOP;
+        };
+        let length = read_name(room, name);
+        let number = NAMES.get_ptr(&(*room).name).map_or(0, |number| *number);
+        (*room).numbers[(depth & 31) as usize] = number;
+        if depth != level && !is_slice(room, length) {
+            core::ptr::write_volatile(&raw mut (*room).slices, 0);
         }
     }
-    READ
+    GO_ON
 }
 
 #[inline(always)]
@@ -152,27 +168,37 @@ unsafe fn is_slice(room: *const Room, length: u32) -> bool {
 }
 
 /// Is there a container's id in the name in the room?
-#[inline(never)]
-fn names_container(room: *mut Room) -> u32 {
-    // SAFETY: the room is a live map value; all is within it.
+#[inline(always)]
+fn names_container(room: *mut Room) -> bool {
+    // SAFETY: the room is a live map value.
+    unsafe { core::ptr::write_volatile(&raw mut (*room).digits, 0) };
+    let mut found = 0;
+    repeat(CGROUP_NAME as u32, count_digit, &mut found);
+    found != 0
+}
+
+/// Looks at one byte.
+extern "C" fn count_digit(turn: u64, found: *mut u64) -> i64 {
+    let Some(room) = ROOM.get_ptr_mut(0) else {
+        return STOP;
+    };
+    // SAFETY: the room is a live map value; all is within it. `repeat` passes what it was given.
     unsafe {
+        let at = turn as usize & (CGROUP_NAME - 1);
+        let byte = core::ptr::read_volatile((&raw const (*room).name).cast::<u8>().add(at));
+        let is_digit = byte.wrapping_sub(b'0') < 10 || byte.wrapping_sub(b'a') < 6;
         let digits = &raw mut (*room).digits;
-        core::ptr::write_volatile(digits, 0);
-        for at in 0..CGROUP_NAME {
-            let byte = core::ptr::read_volatile((&raw const (*room).name).cast::<u8>().add(at));
-            let is_digit = byte.wrapping_sub(b'0') < 10 || byte.wrapping_sub(b'a') < 6;
-            let seen = if is_digit {
-                core::ptr::read_volatile(digits) + 1
-            } else {
-                0
-            };
-            core::ptr::write_volatile(digits, seen);
-            if seen >= ID_DIGITS {
-                return 1;
-            }
+        let seen = match is_digit {
+            true => core::ptr::read_volatile(digits) + 1,
+            false => 0,
+        };
+        core::ptr::write_volatile(digits, seen);
+        if seen >= ID_DIGITS {
+            *found = 1;
+            return STOP;
         }
     }
-    0
+    GO_ON
 }
 
 #[inline(always)]
@@ -188,55 +214,74 @@ fn shape(scope: *const Scope, number: usize) -> Option<Shape> {
 
 /// What the paths that are looked for say of the one in the room: whose it is by the lowest rank, and all the
 /// conditions that hold.
-#[inline(never)]
-fn match_path(scope: *const Scope, room: *mut Room) {
+#[inline(always)]
+fn match_path(room: *mut Room) {
     // SAFETY: the room is a live map value.
     unsafe {
         (*room).found.workload = 0;
         (*room).found.conditions = 0;
         core::ptr::write_volatile(&raw mut (*room).found.rank, u32::MAX);
     }
-    for number in 0..SHAPES {
-        let Some(shape) = shape(scope, number) else {
-            return;
-        };
-        // SAFETY: as above.
-        let slices = unsafe { core::ptr::read_volatile(&raw const (*room).slices) } != 0;
-        if shape.depth() == level_of(room) && (slices || !shape.slices()) {
-            arrive(room, shape.0);
-        }
-    }
+    repeat(SHAPES as u32, match_shape, &mut 0);
 }
 
-/// Goes the way of the path in the room, as far as it leads, and takes what stands at its end.
-#[inline(never)]
-fn arrive(room: *mut Room, shape: u64) {
-    let shape = Shape(shape);
-    let level = level_of(room);
-    let mut node = shape.generation().wrapping_mul(NODES);
-    for depth in 1..MAX_LEVEL {
-        let any = (shape.stars() >> depth) & 1 != 0;
-        let name = match any {
-            true => ANY_NAME,
-            // SAFETY: the room is a live map value, and `depth` within its numbers.
-            false => unsafe { (*room).numbers[(depth & 31) as usize] },
+/// Matches paths of one shape. There is no state but the room.
+extern "C" fn match_shape(turn: u64, _: *mut u64) -> i64 {
+    let (Some(room), Some(scope)) = (ROOM.get_ptr_mut(0), select::scope()) else {
+        return STOP;
+    };
+    let Some(shape) = shape(scope, turn as usize) else {
+        return STOP;
+    };
+    // SAFETY: the room is a live map value.
+    let slices = unsafe { core::ptr::read_volatile(&raw const (*room).slices) } != 0;
+    if shape.depth() == level_of(room) && (slices || !shape.slices()) {
+        let mut way = Way {
+            shape,
+            node: u64::from(shape.generation().wrapping_mul(NODES)),
         };
-        let Some(arrival) = STEPS.get_ptr(Step { node, name }) else {
-            return;
-        };
-        // SAFETY: live map values; the memory of a removed one stays readable.
-        unsafe {
-            if depth >= level {
-                (*room).found.conditions |= (*arrival).conditions;
-                if (*arrival).workload != 0 && (*arrival).rank < (*room).found.rank {
-                    (*room).found.rank = (*arrival).rank;
-                    (*room).found.workload = (*arrival).workload;
-                }
-                return;
-            }
-            node = (*arrival).node;
-        }
+        repeat(MAX_LEVEL - 1, step, &mut way);
     }
+    GO_ON
+}
+
+/// How far one has come.
+struct Way {
+    shape: Shape,
+    node: u64,
+}
+
+/// Goes the way of the path in the room by one name, and takes what stands at its end.
+extern "C" fn step(turn: u64, way: *mut Way) -> i64 {
+    // SAFETY: `repeat` passes what it was given.
+    let way = unsafe { &mut *way };
+    let Some(room) = ROOM.get_ptr_mut(0) else {
+        return STOP;
+    };
+    let depth = turn as u32 + 1;
+    let any = (way.shape.stars() >> (depth & 31)) & 1 != 0;
+    let name = match any {
+        true => ANY_NAME,
+        // SAFETY: the room is a live map value, and `depth` within its numbers.
+        false => unsafe { (*room).numbers[(depth & 31) as usize] },
+    };
+    let node = way.node as u32;
+    let Some(arrival) = STEPS.get_ptr(Step { node, name }) else {
+        return STOP;
+    };
+    // SAFETY: live map values; the memory of a removed one stays readable.
+    unsafe {
+        if depth >= level_of(room) {
+            (*room).found.conditions |= (*arrival).conditions;
+            if (*arrival).workload != 0 && (*arrival).rank < (*room).found.rank {
+                (*room).found.rank = (*arrival).rank;
+                (*room).found.workload = (*arrival).workload;
+            }
+            return STOP;
+        }
+        way.node = u64::from((*arrival).node);
+    }
+    GO_ON
 }
 
 /// Governs the new cgroup, unless what it is in is the same already.

@@ -42,6 +42,7 @@ mod names;
 mod namespace;
 mod quota;
 mod recognise;
+mod repeat;
 mod rules;
 mod select;
 mod steer;

@@ -6,11 +6,15 @@ use crate::{
     attribute::{OFFSETS, pointer, read},
     maps::{EVENTS, EXE_NAMES, EXECUTABLES, ROOM, RULES},
     recognise,
+    repeat::{GO_ON, STOP, repeat},
     select::{self, BY_MARK},
 };
-use aya_ebpf::helpers::{
-    bpf_get_current_uid_gid,
-    generated::{bpf_get_current_task, bpf_probe_read_kernel_str},
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    helpers::{
+        bpf_get_current_uid_gid,
+        generated::{bpf_get_current_task, bpf_probe_read_kernel_str},
+    },
 };
 use tollgate_common::recognise::{
     ANY_RULE, ASKED, BY_DIGEST, BY_EXECUTABLE, Case, EXE_NAME, Executable, File, Mark, OTHER, Rule,
@@ -38,8 +42,14 @@ pub(crate) fn recognise() -> u64 {
         UNKNOWN if rules & BY_EXECUTABLE != 0 => current_class(process),
         known => known,
     };
-    let mut best = NOT_FOUND;
-    ask(u32::from(class), uid, select::conditions(), &mut best);
+    let mut question = Question {
+        conditions: select::conditions(),
+        class: u32::from(class),
+        uid,
+        best: NOT_FOUND,
+    };
+    ask(&mut question);
+    let best = question.best;
     let new = match best.workload as u16 {
         UNSETTLED => return BY_MARK | u64::from(UNSETTLED), // Asked again the next time.
         0 => Mark::running(class).stamped(stamp),
@@ -66,21 +76,38 @@ fn stamp(rules: u64, uid: u32) -> u32 {
     if stamp == 0 { 1 } else { stamp }
 }
 
+/// What the rules are asked by, and the best of what they say.
+struct Question {
+    conditions: u64,
+    class: u32,
+    uid: u32,
+    best: Rule,
+}
+
 /// Asks the rules of each condition that holds, and those without one.
-#[inline(never)]
-fn ask(class: u32, uid: u32, mut conditions: u64, best: &mut Rule) {
-    ask_with(0, class, uid, best);
-    for _ in 0..ASKED {
-        if conditions == 0 {
-            return;
-        }
-        ask_with(conditions.trailing_zeros() + 1, class, uid, best);
-        conditions &= conditions.wrapping_sub(1);
-    }
-    if conditions != 0 {
+#[inline(always)]
+fn ask(question: &mut Question) {
+    repeat(ASKED + 1, ask_next, question);
+    if question.conditions != 0 {
         // More hold than can be asked: rather nobody's than the wrong one's.
-        best.workload = u32::from(UNSETTLED);
+        question.best.workload = u32::from(UNSETTLED);
     }
+}
+
+/// Asks those without a condition first, then those of one condition after the other.
+extern "C" fn ask_next(turn: u64, question: *mut Question) -> i64 {
+    // SAFETY: `repeat` passes what it was given.
+    let question = unsafe { &mut *question };
+    let mut condition = 0;
+    if turn != 0 {
+        if question.conditions == 0 {
+            return STOP;
+        }
+        condition = question.conditions.trailing_zeros() + 1;
+        question.conditions &= question.conditions.wrapping_sub(1);
+    }
+    ask_with(condition, question.class, question.uid, &mut question.best);
+    GO_ON
 }
 
 #[inline(always)]
@@ -229,10 +256,13 @@ fn is_named(dentry: u64) -> bool {
     }
 }
 
-/// Asks the agent to look at a file. The stack has no room for what is told: it goes into the ring at once, into an
-/// entry that is longer.
+/// Asks the agent to look at a file, once a second. The stack has no room for what is told: it goes into the ring at
+/// once, into an entry that is longer.
 #[inline(always)]
 fn tell(process: u32, file: &File, changed: &Executable) {
+    if was_told(file, changed) {
+        return;
+    }
     let Some(mut entry) = EVENTS.reserve(0) else {
         return account::lost();
     };
@@ -249,4 +279,29 @@ fn tell(process: u32, file: &File, changed: &Executable) {
         (*event).reserved = 0;
     }
     entry.submit(0);
+}
+
+/// Was the agent asked within this second? If not, it is now. Without room to remember it, it is asked each time.
+#[inline(always)]
+fn was_told(file: &File, changed: &Executable) -> bool {
+    // The second stands above the class, which is unknown.
+    let now = recognise::now() << 16 | u32::from(UNKNOWN);
+    if let Some(known) = EXECUTABLES.get_ptr_mut(file) {
+        // SAFETY: a live map value; the memory of a removed one stays writable.
+        unsafe {
+            let is_same =
+                (*known).seconds == changed.seconds && (*known).nanoseconds == changed.nanoseconds;
+            let class = core::ptr::read_volatile(&raw const (*known).class);
+            if is_same && (class as u16 != UNKNOWN || class == now) {
+                return true;
+            }
+        }
+    }
+    let asked = Executable {
+        seconds: changed.seconds,
+        nanoseconds: changed.nanoseconds,
+        class: now,
+    };
+    let _ = EXECUTABLES.insert(file, asked, u64::from(BPF_ANY));
+    false
 }

@@ -2,9 +2,12 @@
 use crate::{
     attribute::{OFFSETS, pointer, read},
     maps::{GOVERNED, SCOPE},
-    recognise, rules as by_rules,
+    recognise,
+    repeat::{GO_ON, STOP, repeat},
+    rules as by_rules,
 };
 use aya_ebpf::{
+    bindings::__sk_buff,
     helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_skb_ancestor_cgroup_id},
     programs::SkBuffContext,
 };
@@ -21,11 +24,6 @@ pub(crate) struct Governed {
     /// Whose it is.
     pub(crate) workload: u32,
 }
-
-const NOBODY: Governed = Governed {
-    cgroup: 0,
-    workload: 0,
-};
 
 /// [`Governed::cgroup`] of who is governed without being in a governed cgroup: no cgroup's id.
 pub(crate) const MARKED: u64 = 0;
@@ -69,7 +67,7 @@ fn find() -> u64 {
     if mark.workload() == EXEMPT {
         return 0;
     }
-    if let Some(deepest) = deepest(scope, levels, &mut 0, current_ancestor) {
+    if let Some(deepest) = Walk::new(scope).go(of_task) {
         deepest.cgroup
     } else if mark.is_governed() {
         BY_MARK | u64::from(mark.workload())
@@ -83,27 +81,21 @@ fn find() -> u64 {
 /// What conditions hold for the current task's cgroups.
 #[inline(always)]
 pub(crate) fn conditions() -> u64 {
-    let mut conditions = 0;
-    if let Some(scope) = scope() {
-        deepest(scope, levels(scope), &mut conditions, current_ancestor);
-    }
-    conditions
-}
-
-#[inline(always)]
-fn current_ancestor(level: i32) -> u64 {
-    // SAFETY: needed to call a helper; it takes any number and returns 0 below the task's depth.
-    unsafe { bpf_get_current_ancestor_cgroup_id(level) }
+    let Some(scope) = scope() else { return 0 };
+    let mut walk = Walk::new(scope);
+    walk.go(of_task);
+    walk.conditions
 }
 
 /// The deepest governed cgroup above the one in which a packet's socket was made.
 #[inline(always)]
 pub(crate) fn socket(ctx: &SkBuffContext) -> Option<Governed> {
-    let scope = scope()?;
-    // SAFETY: as in `task`, with the context that the kernel passed.
-    deepest(scope, levels(scope), &mut 0, |level| unsafe {
-        bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level)
-    })
+    let mut walk = Walk::new(scope()?);
+    if walk.levels == 0 {
+        return None;
+    }
+    walk.skb = ctx.skb.skb;
+    walk.go(of_socket)
 }
 
 /// The deepest governed cgroup above another task than the current one.
@@ -121,9 +113,9 @@ pub(crate) fn other(task: u64) -> Option<Governed> {
 /// The deepest governed cgroup above a cgroup, or itself.
 #[inline(always)]
 pub(crate) fn above(cgroup: u64) -> Option<Governed> {
-    let scope = scope()?;
-    let ancestor = |level| ancestor(cgroup, level).unwrap_or(0);
-    deepest(scope, levels(scope), &mut 0, ancestor)
+    let mut walk = Walk::new(scope()?);
+    walk.cgroup = cgroup;
+    walk.go(of_cgroup)
 }
 
 /// The id of a cgroup's ancestor at `level`, itself at its own.
@@ -171,49 +163,103 @@ fn may_be(scope: *const Scope, cgroup: u64) -> bool {
     known & bit != 0
 }
 
-/// Only levels at which something is governed are asked, and only cgroups that may be governed are
-/// looked up: who is not governed pays next to nothing, also with every packet. What holds of all of them
-/// goes into `conditions`.
-#[inline(always)]
-fn deepest(
-    scope: *const Scope,
+/// What a walk over the levels goes by, and what it has found.
+struct Walk {
+    /// The packet, if it is about its socket's cgroup.
+    skb: *mut __sk_buff,
+    /// The cgroup, if it is about that one.
+    cgroup: u64,
+    /// Levels at which something is governed.
     levels: u64,
-    conditions: &mut u64,
-    ancestor: impl Fn(i32) -> u64,
-) -> Option<Governed> {
-    // Not an `Option`: the compiler keeps one's unset value on the stack, where the verifier finds "R2 !read_ok".
-    let mut found = NOBODY;
-    for level in 0..MAX_LEVEL {
-        let rest = levels >> level;
+    /// The deepest governed cgroup.
+    found: u64,
+    /// Whose it is; 0: none was found.
+    workload: u64,
+    /// What holds of all of them.
+    conditions: u64,
+}
+
+impl Walk {
+    #[inline(always)]
+    fn new(scope: *const Scope) -> Self {
+        Self {
+            skb: core::ptr::null_mut(),
+            cgroup: 0,
+            levels: levels(scope),
+            found: 0,
+            workload: 0,
+            conditions: 0,
+        }
+    }
+
+    /// To the deepest level, with one of the turns below.
+    #[inline(always)]
+    fn go(&mut self, turn: extern "C" fn(u64, *mut Self) -> i64) -> Option<Governed> {
+        repeat(MAX_LEVEL, turn, self);
+        (self.workload != 0).then_some(Governed {
+            cgroup: self.found,
+            workload: self.workload as u32,
+        })
+    }
+
+    /// Only levels at which something is governed are asked, and only cgroups that may be governed are
+    /// looked up: who is not governed pays next to nothing, also with every packet.
+    #[inline(always)]
+    fn turn(&mut self, level: u64, ancestor: impl Fn(&Self, i32) -> u64) -> i64 {
+        let rest = self.levels >> level;
         if rest == 0 {
-            break;
+            return STOP;
         }
         if rest & 1 == 0 {
-            continue;
+            return GO_ON;
         }
-        let cgroup = ancestor(level as i32);
+        let cgroup = ancestor(self, level as i32);
+        let Some(scope) = scope() else { return STOP };
         if cgroup == 0 {
-            break;
+            return STOP;
         }
         if !may_be(scope, cgroup) {
-            continue;
+            return GO_ON;
         }
         // SAFETY: the value is read once; a removed entry's memory stays readable.
         if let Some(subtree) = unsafe { GOVERNED.get(cgroup) } {
-            *conditions |= subtree.conditions;
+            self.conditions |= subtree.conditions;
             if subtree.workload != 0 {
-                let workload = subtree.workload;
-                found = Governed { cgroup, workload };
+                self.found = cgroup;
+                self.workload = u64::from(subtree.workload);
             }
         }
+        GO_ON
     }
-    (found.workload != 0).then_some(found)
+}
+
+/// A turn over the current task's cgroups.
+extern "C" fn of_task(level: u64, walk: *mut Walk) -> i64 {
+    // SAFETY: `repeat` passes what it was given. The helper takes any number and returns 0 below the task's depth.
+    unsafe { (*walk).turn(level, |_, level| bpf_get_current_ancestor_cgroup_id(level)) }
+}
+
+/// A turn over the cgroups of a packet's socket.
+extern "C" fn of_socket(level: u64, walk: *mut Walk) -> i64 {
+    // SAFETY: as in `of_task`, with the packet that the kernel passed.
+    unsafe {
+        (*walk).turn(level, |walk, level| {
+            bpf_skb_ancestor_cgroup_id(walk.skb, level)
+        })
+    }
+}
+
+/// A turn over the cgroups above a cgroup.
+extern "C" fn of_cgroup(level: u64, walk: *mut Walk) -> i64 {
+    let above = |walk: &Walk, level| ancestor(walk.cgroup, level).unwrap_or(0);
+    // SAFETY: as in `of_task`.
+    unsafe { (*walk).turn(level, above) }
 }
 
 /// Whose a cgroup is, if it is governed.
 #[inline(always)]
 pub(crate) fn workload_of(cgroup: u64) -> Option<u32> {
-    // SAFETY: as in `deepest`.
+    // SAFETY: as in `Walk::turn`.
     let workload = unsafe { GOVERNED.get(cgroup) }?.workload;
     (workload != 0).then_some(workload)
 }

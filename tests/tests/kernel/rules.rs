@@ -88,7 +88,7 @@ subprocess.run(['true'], user={INTERN})
 pid = os.fork()
 if pid == 0:
     os.setresuid({INTERN}, 0, 0)
-    os.execv(sys.executable, ['python3', '-c', 'import os; os.setresuid(0, 0, 0); print(os.getpid(), flush=True); input()'])
+    os.execv(sys.executable, ['python3', '-c', 'import os, sys; os.setresuid(0, 0, 0); print(os.getpid(), flush=True); sys.stdin.read()'])
 say('made'); sys.stdin.readline(); os.kill(pid, 9); os.wait()"
     );
     let mut tree = Running::start_outside(&body);
@@ -168,7 +168,7 @@ fn state(path: &Path) -> FileState {
 }
 
 /// Replaces the process by this shell, which then connects.
-fn exec(program: &Path, scene: &Scene) -> String {
+fn exec_by(program: &Path, scene: &Scene) -> String {
     let [v4, v6] = [0, 1].map(|at| scene.servers[at].address.port());
     let connect = format!(
         "for at in 127.0.0.1/{v4} ::1/{v6}; do (exec 3<>/dev/tcp/$at) 2>/dev/null && echo -n 'ok ' || echo -n 'refused '; done"
@@ -190,10 +190,11 @@ fn an_executable_is_its_file_and_not_its_path() {
         folder.path().join("link"),
     );
     std::fs::hard_link(&tool, &link).unwrap();
+    // Within a cgroup of its own: what else runs on this machine is not to wait for a look that nobody takes.
     let by = Recognition {
         cases: vec![
-            case("tools", None, Runs::Class(3), None),
-            case("tools", None, Runs::Unknown, None),
+            case("tools", None, Runs::Class(3), Some(0)),
+            case("tools", None, Runs::Unknown, Some(0)),
         ],
         exe_names: ["tool".to_owned()].into(),
         by_executable: true,
@@ -201,10 +202,16 @@ fn an_executable_is_its_file_and_not_its_path() {
     };
     let scene = Scene::new(&by);
     let fence = scene.stand.fence();
+    let within = Cgroup::new(fence.cgroup_root(), unique());
+    fence.fulfils(&within.name, 1).unwrap();
+    let exec = |program: &Path| {
+        let enter = format!("enter('{}')", within.path().display());
+        format!("{enter}\n{}", exec_by(program, &scene))
+    };
     fence.know(&state(&tool), Some(3)).unwrap();
-    assert_eq!(scene.whose(&exec(&tool, &scene)).as_deref(), Some("tools"));
-    assert_eq!(scene.whose(&exec(&link, &scene)).as_deref(), Some("tools"));
-    assert_eq!(scene.whose(&exec(&same, &scene)), None, "another file");
+    assert_eq!(scene.whose(&exec(&tool)).as_deref(), Some("tools"));
+    assert_eq!(scene.whose(&exec(&link)).as_deref(), Some("tools"));
+    assert_eq!(scene.whose(&exec(&same)), None, "another file");
     // Mounted over something else's path, in a namespace of its own, it still is what it is.
     let mounted = format!(
         "import ctypes
@@ -214,21 +221,21 @@ assert c.mount(b'{}', b'{}', None, 0x1000, None) == 0
 {}",
         tool.display(),
         same.display(),
-        exec(&same, &scene)
+        exec(&same)
     );
     assert_eq!(scene.whose(&mounted).as_deref(), Some("tools"));
 
     // Replaced: what runs by this name now was not looked at yet, is refused, and is told to the agent.
     let new = copy(folder.path(), "new");
     std::fs::rename(&new, &tool).unwrap();
-    assert_eq!(python_outside(&scene.script(&exec(&tool, &scene))), REFUSED);
+    assert_eq!(python_outside(&scene.script(&exec(&tool))), REFUSED);
     let new = state(&tool);
     let is_told = |event: &Event| matches!(event, Event::Unseen { file, .. } if *file == new);
     crate::refuse::events(fence, |events| events.iter().any(is_told));
     fence.know(&state(&tool), None).unwrap();
-    assert_eq!(scene.whose(&exec(&tool, &scene)), None);
+    assert_eq!(scene.whose(&exec(&tool)), None);
     fence.know(&state(&tool), Some(3)).unwrap();
-    assert_eq!(scene.whose(&exec(&tool, &scene)).as_deref(), Some("tools"));
+    assert_eq!(scene.whose(&exec(&tool)).as_deref(), Some("tools"));
     // Written to: another content, so not known.
     std::fs::OpenOptions::new()
         .append(true)
@@ -236,7 +243,7 @@ assert c.mount(b'{}', b'{}', None, 0x1000, None) == 0
         .unwrap()
         .set_len(tool.metadata().unwrap().size() + 1)
         .unwrap();
-    assert_eq!(python_outside(&scene.script(&exec(&tool, &scene))), REFUSED);
+    assert_eq!(python_outside(&scene.script(&exec(&tool))), REFUSED);
 }
 
 #[test]
@@ -257,14 +264,14 @@ fn with_digests_every_unknown_executable_waits() {
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let as_intern = format!(
         "os.setresuid({INTERN}, {INTERN}, {INTERN}); {}",
-        exec(&any, &scene)
+        exec_by(&any, &scene)
     );
     assert_eq!(python_outside(&scene.script(&as_intern)), REFUSED);
     // Whom no rule means, whatever it runs, does not wait.
-    assert_eq!(scene.whose(&exec(&any, &scene)), None);
+    assert_eq!(scene.whose(&exec_by(&any, &scene)), None);
     fence.know(&state(&any), Some(4)).unwrap();
     assert_eq!(scene.whose(&as_intern).as_deref(), Some("digest"));
-    assert_eq!(scene.whose(&exec(&any, &scene)), None);
+    assert_eq!(scene.whose(&exec_by(&any, &scene)), None);
     fence.know(&state(&any), None).unwrap();
     assert_eq!(scene.whose(&as_intern), None);
 }
