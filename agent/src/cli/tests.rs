@@ -85,7 +85,6 @@ fn what_is_not() {
         "decisions --limit many",
         "status -o yaml",
         "ca",
-        "ca rotate",
         "completions tcsh",
     ] {
         let words = line.split(' ').filter(|w| !w.is_empty());

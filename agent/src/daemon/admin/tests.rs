@@ -54,6 +54,7 @@ async fn what_is_no_request_is_a_usage_fault() {
         "{\"v\":1,\"request\":{\"do\":\"decisions\",\"filter\":{\"hots\":\"a\"}}}\n",
         "{\"v\":1,\"request\":{\"do\":\"status\"}}", // cut off
     ] {
+        let line = line.replace("\"v\":1", &format!("\"v\":{VERSION}"));
         assert_eq!(
             read(line.as_bytes()).await.unwrap_err().kind,
             FaultKind::Usage,
@@ -64,11 +65,12 @@ async fn what_is_no_request_is_a_usage_fault() {
 
 #[tokio::test]
 async fn another_version_is_told_which_one_this_is() {
-    let fault = read(b"{\"v\":2,\"request\":{\"do\":\"anything\",\"new\":true}}\n")
-        .await
-        .unwrap_err();
+    let other = VERSION + 1;
+    let line = format!("{{\"v\":{other},\"request\":{{\"do\":\"anything\",\"new\":true}}}}\n");
+    let fault = read(line.as_bytes()).await.unwrap_err();
     assert!(
-        fault.message.contains("version 1") && fault.message.contains("the caller 2"),
+        fault.message.contains(&format!("version {VERSION}"))
+            && fault.message.contains(&format!("the caller {other}")),
         "{}",
         fault.message
     );
