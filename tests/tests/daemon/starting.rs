@@ -138,9 +138,8 @@ fn the_unit_is_sound() {
         "{}",
         text(&output.stderr)
     );
-    // Exposure in tenths, 0 to 100; at what it is: a directive that goes has to be noticed.
     let output = Command::new("systemd-analyze")
-        .args(["security", "--offline=true", "--threshold=37"])
+        .args(["security", "--offline=true", harness::EXPOSURE])
         .arg(&installed)
         .output()
         .unwrap();

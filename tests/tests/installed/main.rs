@@ -22,10 +22,10 @@ fn the_service_starts_sandboxed_and_says_what_is_in_force() {
     let host = Host::new();
     assert_eq!(host.show("tollgate", "ActiveState"), "active");
     assert_eq!(host.show("tollgate", "NRestarts"), "0");
-    // Exposure in tenths, as in the test of the unit's file; here of the running service.
+    // As in the test of the unit's file; here of the running service.
     let scored = host.output(
         "systemd-analyze",
-        &["security", "--threshold=37", "tollgate"],
+        &["security", harness::EXPOSURE, "tollgate"],
     );
     assert!(scored.status.success(), "{}", text(&scored.stdout));
     let status = host.output("tollgate", &["status"]);
