@@ -12,7 +12,7 @@ use aya_ebpf::{EbpfContext as _, programs::SockContext};
 use tollgate_common::{
     event::{REFUSED, Reason, Refused},
     flow::Address,
-    rules::{STREAM, TCP, leads_to_loopback},
+    rules::{STREAM, TCP, is_mapped, leads_to_loopback, loopback4},
 };
 
 /// A socket is bound to `address`.
@@ -29,13 +29,20 @@ pub(crate) fn bound(ctx: &SockContext, address: Address) -> i32 {
         destination: address,
         has_destination: true,
     };
-    if leads_to_loopback(address.ip) && is_the_agents(ctx, address.port) {
+    if is_in_its_place(address.ip) && is_the_agents(ctx, address.port) {
         return attempt.refuse(Reason::Port, Errno::Eperm);
     }
     if attempt.protocol == TCP && attempt.socket_type == STREAM {
         remember(ctx, &attempt);
     }
     PASS
+}
+
+/// Would a socket here be found at 127.0.0.1 or ::1, where the agent is? Another loopback address is not: the kernel
+/// chooses ports there that the agent has here.
+#[inline(always)]
+fn is_in_its_place(ip: [u32; 4]) -> bool {
+    leads_to_loopback(ip) && (!is_mapped(ip) || ip[3] == 0 || ip == loopback4(0).ip)
 }
 
 /// Is this where the agent listens in the socket's network namespace, or will again?
