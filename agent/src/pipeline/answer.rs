@@ -1,6 +1,7 @@
 //! In which form a client is told that its request does not pass: the one whose text its user gets to see.
 //!
-//! Many programs show nothing but the status line, so HTTP/1.1's reason phrase names the reason and the decision too.
+//! Many programs show nothing but the status line, so HTTP/1.1's reason phrase says why and names the decision too. HTTP/2 has
+//! none, and programs that show an answer's fields find the same there.
 use super::refuse::Refusal;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -26,6 +27,10 @@ pub(super) enum Form {
 
 /// The decision's id, for programs that log headers and no bodies.
 const DECISION: HeaderName = HeaderName::from_static("x-tollgate-decision");
+/// Why and what to do, for programs that show a failed answer's headers.
+const REASON: HeaderName = HeaderName::from_static("x-tollgate-reason");
+/// Characters of words in the status line or a header: far below what any client takes in a line.
+const WORDS: usize = 512;
 
 impl Form {
     /// By what the client says of itself; a wrong word of it makes its own reading worse, and nothing else.
@@ -65,8 +70,9 @@ impl Form {
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = refusal.status;
         let phrase = format!(
-            "{} ({}): tollgate explain {id}",
+            "{}: {} ({}; tollgate explain {id})",
             refusal.title(),
+            on_the_line(&refusal.detail),
             refusal.code
         );
         if let Ok(phrase) = ReasonPhrase::try_from(phrase) {
@@ -82,6 +88,15 @@ impl Form {
         );
         if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
             headers.insert(DECISION, id);
+        }
+        let told = format!(
+            "{}; {} ({})",
+            on_the_line(&refusal.detail),
+            on_the_line(&refusal.hint),
+            refusal.code
+        );
+        if let Ok(told) = HeaderValue::try_from(told) {
+            headers.insert(REASON, told);
         }
         if self == Self::Page {
             let nothing = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
@@ -116,6 +131,20 @@ pub(super) fn sentence(refusal: &Refusal, id: Uuid) -> String {
         printable(&refusal.hint),
         refusal.code
     )
+}
+
+/// What may stand in a status line and in a header: visible ASCII, and not much of it.
+fn on_the_line(text: &str) -> String {
+    let mut characters = text.chars();
+    let shown = characters.by_ref().take(WORDS).map(|c| match c {
+        ' '..='~' => c,
+        _ => '?',
+    });
+    let mut line: String = shown.collect();
+    if characters.next().is_some() {
+        line.push_str("...");
+    }
+    line
 }
 
 /// Names out of a request are shown on terminals.
@@ -283,13 +312,28 @@ mod tests {
     }
 
     #[test]
-    fn the_status_line_names_the_decision() {
-        let response = Form::Problem.write(&refusal("x"), Uuid::nil());
-        let phrase = response.extensions().get::<ReasonPhrase>().unwrap();
-        let expected = format!(
-            "Refused by Tollgate (target): tollgate explain {}",
-            Uuid::nil()
+    fn the_status_line_and_a_header_say_why() {
+        let id = Uuid::nil();
+        let shown = |detail: &str| {
+            let response = Form::Problem.write(&refusal(detail), id);
+            let phrase = response.extensions().get::<ReasonPhrase>().unwrap();
+            let told = response.headers().get(REASON).unwrap();
+            (
+                String::from_utf8(phrase.as_bytes().to_vec()).unwrap(),
+                told.to_str().unwrap().to_owned(),
+            )
+        };
+        let (phrase, told) = shown("no \u{1b}[2J\r\nSet-Cookie: \u{e9}");
+        let safe = "no ?[2J??Set-Cookie: ?";
+        assert_eq!(
+            phrase,
+            format!("Refused by Tollgate: {safe} (target; tollgate explain {id})")
         );
-        assert_eq!(phrase.as_bytes(), expected.as_bytes());
+        assert!(told.starts_with(&format!("{safe}; send ")), "{told}");
+        let (phrase, told) = shown(&"x".repeat(1 << 20));
+        for line in [phrase, told] {
+            assert!(line.len() < 2 * WORDS, "{}", line.len());
+            assert!(line.contains(&format!("{}...", "x".repeat(WORDS))));
+        }
     }
 }

@@ -22,25 +22,22 @@ pub(crate) struct Trouble {
 /// How much of a refusal a program shows by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shows {
-    /// Why, and what to do.
+    /// Why.
     Why,
-    /// The reason's code and the decision, out of the status line.
+    /// Its code alone.
     Code,
-    /// Neither.
-    Neither,
 }
 
 impl Shown<'_> {
     fn shows(&self) -> Shows {
         // In the run's summary it stands behind the code.
         let code = format!("{}: ", self.client.code);
-        let why = self.summary.rsplit_once(&code).map(|(_, why)| why);
+        let why = self.summary.split_once(&code);
+        let why = why.and_then(|(_, why)| why.lines().next());
         if why.is_some_and(|why| self.printed.contains(why)) {
             Shows::Why
-        } else if self.printed.contains("tollgate explain ") {
-            Shows::Code
         } else {
-            Shows::Neither
+            Shows::Code
         }
     }
 }
@@ -59,8 +56,8 @@ Debian 12's.
 - **allowed**: the call passes, and gives what it gives without Tollgate.
 - **credential**: *put in* — the program has none, and every request arrived with the real one. *its own* — the program signs
   its requests itself (`credential: client`), and the server verified the signature: nothing signed was changed on the way.
-- **refused**: what the program itself shows of a refusal. *why* — what was missing and what to do; *code* — the reason's code
-  and the decision's id, out of the status line; *no* — at most a 403.
+- **refused**: what the program itself shows of a refusal. *why* — what was missing, and what to do or the command that tells;
+  *no* — at most that it was a 403.
 
 ";
 
@@ -75,8 +72,7 @@ fn page(shown: &[Shown<'_>], trouble: &[Trouble]) -> String {
         };
         let shows = match one.shows() {
             Shows::Why => "why",
-            Shows::Code => "code",
-            Shows::Neither => "no",
+            Shows::Code => "no",
         };
         let exit = one.exit.map_or("-".to_owned(), |code| code.to_string());
         let Client { name, protocol, .. } = one.client;
@@ -86,11 +82,16 @@ fn page(shown: &[Shown<'_>], trouble: &[Trouble]) -> String {
             anchor(name)
         );
     }
-    page.push_str(
-        "\nWhatever a program hides, `tollgate run` says at its end what was refused and why, and for a service \
+    let hidden = shown.iter().filter(|one| one.shows() == Shows::Code);
+    let names: Vec<&str> = hidden.clone().map(|one| one.client.name).collect();
+    let _ = write!(
+        page,
+        "\nThe reason is in the status line, in the field `x-tollgate-reason` and in the body. Out of none of them do these print \
+         anything: {}. Whatever a program hides, `tollgate run` says at its end what was refused and why, and for a service \
          `tollgate decisions --denied` does:\n\n",
+        names.join(", ")
     );
-    if let Some(hidden) = shown.iter().find(|one| one.shows() == Shows::Neither) {
+    if let Some(hidden) = hidden.clone().next() {
         let _ = write!(page, "```text\n{}\n```\n", hidden.summary);
     }
     page.push_str("\n## What a refusal looks like\n\n`DECISION` stands for the id of the decision, `TIME` for a time.\n");
