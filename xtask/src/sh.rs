@@ -5,10 +5,11 @@ use std::io::{BufRead as _, BufReader, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The child under way, 0 for none; told of every signal that ends us.
-static CHILD: AtomicI32 = AtomicI32::new(0);
+/// Those under way; told of every signal that ends us.
+static CHILDREN: Mutex<Vec<i32>> = Mutex::new(Vec::new());
 /// The signal that ends us, 0 for none.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
@@ -122,19 +123,25 @@ fn wait(mut child: Child) -> Result<std::process::ExitStatus> {
 }
 
 /// While it lives, signals reach this child.
-struct Watched;
+struct Watched(i32);
 
 impl Watched {
     fn new(child: &Child) -> Self {
-        CHILD.store(child.id().cast_signed(), Ordering::SeqCst);
-        Self
+        let pid = child.id().cast_signed();
+        children().push(pid);
+        Self(pid)
     }
 }
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        CHILD.store(0, Ordering::SeqCst);
+        children().retain(|pid| *pid != self.0);
     }
+}
+
+/// Children under way: more than one where work is shared.
+fn children() -> std::sync::MutexGuard<'static, Vec<i32>> {
+    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The command as a person would type it.
@@ -147,7 +154,7 @@ pub(crate) fn shown(command: &Command) -> String {
     text
 }
 
-/// Passes SIGINT, SIGTERM and SIGHUP to the child under way instead of dying before it, so that it can clean up.
+/// Passes SIGINT, SIGTERM and SIGHUP to the children under way instead of dying before them, so that they can clean up.
 pub(crate) fn forward_signals() {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else {
@@ -156,12 +163,18 @@ pub(crate) fn forward_signals() {
     std::thread::spawn(move || {
         for signal in signals.forever() {
             SIGNAL.store(signal, Ordering::SeqCst);
-            let child = rustix::process::Pid::from_raw(CHILD.load(Ordering::SeqCst));
-            match (child, rustix::process::Signal::from_named_raw(signal)) {
-                (Some(child), Some(signal)) => {
-                    let _ = rustix::process::kill_process(child, signal);
-                }
-                _ => std::process::exit(128 + signal),
+            let Some(named) = rustix::process::Signal::from_named_raw(signal) else {
+                std::process::exit(128 + signal)
+            };
+            let children = children().clone();
+            if children.is_empty() {
+                std::process::exit(128 + signal);
+            }
+            for child in children
+                .into_iter()
+                .filter_map(rustix::process::Pid::from_raw)
+            {
+                let _ = rustix::process::kill_process(child, named);
             }
         }
     });

@@ -12,8 +12,8 @@ mod root;
 use crate::test::tally::{Reading, Tally};
 use crate::{build, setup, sh};
 use anyhow::{Result, bail};
-use guest::{Plan, Said};
-use std::path::PathBuf;
+use guest::{Plan, Said, Share};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -56,7 +56,10 @@ const PROGRAMS: &[Program] = &[
 ];
 
 /// Minutes that the tests may take as a part of `cargo xtask test`.
-const TESTS_MINUTES: u32 = 15;
+const TESTS_MINUTES: u32 = 20;
+
+/// Machines that share the tests, most of which use one core at a time.
+const MACHINES: u32 = 2;
 
 /// Sets up, builds, boots; fails if what ran there failed.
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -106,8 +109,17 @@ fn assemble(kernel: kernel::Kernel) -> Result<Assembled> {
 
 impl Assembled {
     fn with(&self, plan: &Plan<'_>) -> Result<machine::Machine> {
-        let payload = guest::payload(&self.programs, plan)?;
-        Ok(machine::Machine::new(&self.kernel, &self.root, payload))
+        self.numbered(plan, 0)
+    }
+
+    fn numbered(&self, plan: &Plan<'_>, number: u32) -> Result<machine::Machine> {
+        let payload = guest::payload(&self.programs, plan, number)?;
+        Ok(machine::Machine::new(
+            &self.kernel,
+            &self.root,
+            payload,
+            number,
+        ))
     }
 }
 
@@ -123,7 +135,7 @@ fn command(assembled: &Assembled, args: &Args) -> Result<()> {
     match code {
         Some(0) => Ok(()),
         Some(code) => std::process::exit(code),
-        None => bail!("the machine ended before the command did: {}", console()),
+        None => bail!("the machine ended before the command did: {}", console(0)),
     }
 }
 
@@ -133,44 +145,83 @@ fn run_tests(
     minutes: u32,
     tally: &mut Tally,
 ) -> Result<()> {
-    let plan = Plan::Tests {
-        programs: PROGRAMS,
-        filter,
-    };
-    let machine = assembled.with(&plan)?;
-    let release = &assembled.kernel.release;
-    println!("      Linux {release}");
+    println!(
+        "      Linux {}, {MACHINES} machines",
+        assembled.kernel.release
+    );
+    let machines = (0..MACHINES)
+        .map(|number| {
+            let share = Share {
+                number,
+                of: MACHINES,
+            };
+            let plan = Plan::Tests {
+                programs: PROGRAMS,
+                filter,
+                share,
+            };
+            assembled.numbered(&plan, number)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..)
+            .zip(&machines)
+            .map(|(number, machine)| scope.spawn(move || run_share(machine, number, minutes)))
+            .collect();
+        for share in running {
+            match share.join() {
+                Ok(share) => tally.add(share),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+    });
+    Ok(())
+}
+
+/// What one machine's share of the tests came to.
+fn run_share(machine: &machine::Machine, number: u32, minutes: u32) -> Tally {
+    let mut tally = Tally::default();
     let began = Instant::now();
     let (mut reading, mut ended) = (None, false);
-    machine.run(minutes, |line| match guest::said(line) {
+    let ran = machine.run(minutes, |line| match guest::said(line) {
         Said::Program(name) => {
-            println!("      vm · {name} ({})", sh::seconds(began.elapsed()));
-            reading = Some(Reading::of(format!("vm {name}")));
+            let name = format!("vm {number} · {name}");
+            println!("      {name} ({})", sh::seconds(began.elapsed()));
+            reading = Some(Reading::of(name));
         }
         Said::Exit(code) => {
             if let Some(reading) = reading.take() {
-                reading.end(code == 0, tally);
+                reading.end(code == 0, &mut tally);
             }
         }
         Said::End(_) => ended = true,
         Said::Line(line) => match &mut reading {
-            Some(reading) => reading.line(line, tally),
+            Some(reading) => reading.line(line, &mut tally),
             None => println!("        {line}"),
         },
-    })?;
+    });
     if let Some(reading) = reading {
-        reading.end(false, tally);
+        reading.end(false, &mut tally);
     }
-    if !ended {
-        tally.fail(format!("vm: it ended before its tests did: {}", console()));
+    match ran {
+        Err(e) => tally.fail(format!("vm {number}: {e:#}")),
+        Ok(()) if !ended => tally.fail(format!(
+            "vm {number}: it ended before its tests did: {}",
+            console(number)
+        )),
+        Ok(()) => {}
     }
-    Ok(())
+    println!("      vm {number} · off ({})", sh::seconds(began.elapsed()));
+    tally
 }
 
 /// Where the kernel's and systemd's own words are.
-fn console() -> String {
-    let console = machine::console();
-    let shown = console.strip_prefix(sh::root()).unwrap_or(&console);
+fn console(number: u32) -> String {
+    shown(&machine::console(number))
+}
+
+fn shown(console: &Path) -> String {
+    let shown = console.strip_prefix(sh::root()).unwrap_or(console);
     format!("its console's words are in {}", shown.display())
 }
 

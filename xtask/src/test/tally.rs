@@ -64,6 +64,14 @@ impl Tally {
         self.failures.push(what);
     }
 
+    /// Takes in what others came to.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.failures.extend(other.failures);
+    }
+
     /// Prints the summary; its last line is the count.
     pub(crate) fn report(self) -> Result<()> {
         for failure in &self.failures {

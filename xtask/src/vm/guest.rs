@@ -12,11 +12,21 @@ pub(super) enum Plan<'a> {
     Tests {
         programs: &'a [Program],
         filter: Option<&'a str>,
+        share: Share,
     },
     /// One line for its shell.
     Command(&'a str),
     /// Whatever a person types.
     Shell,
+}
+
+/// Which of the tests: every `of`th, from the `number`th.
+#[derive(Clone, Copy)]
+pub(super) struct Share {
+    /// Below `of`.
+    pub(super) number: u32,
+    /// How many machines there are.
+    pub(super) of: u32,
 }
 
 /// A line that came out of the machine.
@@ -76,7 +86,11 @@ fn executable(line: &str) -> Option<(String, PathBuf)> {
 }
 
 /// The image with all that the machine is given.
-pub(super) fn payload(programs: &[(String, PathBuf)], plan: &Plan<'_>) -> Result<PathBuf> {
+pub(super) fn payload(
+    programs: &[(String, PathBuf)],
+    plan: &Plan<'_>,
+    number: u32,
+) -> Result<PathBuf> {
     let staged = folder().join("payload.d");
     images::empty(&staged)?;
     std::fs::create_dir(staged.join("bin"))?;
@@ -91,7 +105,7 @@ pub(super) fn payload(programs: &[(String, PathBuf)], plan: &Plan<'_>) -> Result
         copy(file, &staged.join("repository").join(file))?;
     }
     std::fs::write(staged.join("plan"), plan.text())?;
-    let image = folder().join("payload.ext4");
+    let image = folder().join(format!("payload-{number}.ext4"));
     images::ext4(&staged, &image, 1)?;
     std::fs::remove_dir_all(staged)?;
     Ok(image)
@@ -131,10 +145,14 @@ impl Plan<'_> {
                 let quoted = line.replace('\'', r"'\''");
                 let _ = writeln!(text, "bash -c '{quoted}' </dev/null\ncode=$?");
             }
-            Self::Tests { programs, filter } => {
+            Self::Tests {
+                programs,
+                filter,
+                share,
+            } => {
                 text.push_str("code=0\n");
                 for program in *programs {
-                    text.push_str(&tests(program, *filter));
+                    text.push_str(&tests(program, *filter, *share));
                 }
             }
         }
@@ -145,21 +163,29 @@ impl Plan<'_> {
     }
 }
 
-/// Lines of the script that run one program of tests.
-fn tests(program: &Program, filter: Option<&str>) -> String {
-    let name = program.name;
-    let mut arguments = "--test-threads=1 --color=never".to_owned();
+/// Lines of the script that run this share of one program's tests.
+fn tests(program: &Program, filter: Option<&str>, share: Share) -> String {
+    let (name, Share { number, of }) = (program.name, share);
+    let mut chosen = String::new();
     for (test, _) in program.skip {
-        let _ = write!(arguments, " --skip '{test}'");
+        let _ = write!(chosen, " --skip '{test}'");
     }
     if let Some(filter) = filter {
-        let _ = write!(arguments, " '{}'", filter.replace('\'', ""));
+        let _ = write!(chosen, " '{}'", filter.replace('\'', ""));
     }
+    // Without a filter there are some for everybody.
+    let none = match filter {
+        Some(_) => ":".to_owned(),
+        None => format!("echo '{MARK}program {name}'; echo '{MARK}exit' 1; code=1"),
+    };
     format!(
-        "echo '{MARK}program {name}'\n\
-         {name} {arguments} </dev/null 2>&1\n\
+        "tests=$({name} --list --format terse{chosen} | sed -n 's/: test$//p' | awk 'NR % {of} == {number}')\n\
+         if [ -n \"$tests\" ]; then\n\
+         echo '{MARK}program {name}'\n\
+         {name} --test-threads=1 --color=never --exact $tests </dev/null 2>&1\n\
          status=$?; [ $status = 0 ] || code=1\n\
-         echo; echo '{MARK}exit' $status\n"
+         echo; echo '{MARK}exit' $status\n\
+         else {none}; fi\n"
     )
 }
 
@@ -207,9 +233,10 @@ mod tests {
             name: "kernel",
             skip: &[("stress::", "slow")],
         };
-        let text = tests(&program, Some("steer"));
+        let text = tests(&program, Some("steer"), Share { number: 1, of: 2 });
         assert!(
-            text.contains("kernel --test-threads=1 --color=never --skip 'stress::' 'steer' <"),
+            text.contains("kernel --list --format terse --skip 'stress::' 'steer' |")
+                && text.contains("NR % 2 == 1"),
             "{text}"
         );
     }

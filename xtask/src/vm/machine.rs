@@ -15,19 +15,26 @@ pub(super) struct Machine {
     initrd: PathBuf,
     /// In the order in which the first program looks for them.
     disks: [PathBuf; 3],
+    console: PathBuf,
 }
 
-/// Where what the kernel and systemd say is written.
-pub(super) fn console() -> PathBuf {
-    folder().join("console.log")
+/// Where what the kernel and systemd of one of the machines say is written.
+pub(super) fn console(number: u32) -> PathBuf {
+    folder().join(format!("console-{number}.log"))
 }
 
 impl Machine {
-    pub(super) fn new(kernel: &kernel::Installed, root: &Path, payload: PathBuf) -> Self {
+    pub(super) fn new(
+        kernel: &kernel::Installed,
+        root: &Path,
+        payload: PathBuf,
+        number: u32,
+    ) -> Self {
         Self {
             kernel: kernel.image.clone(),
             initrd: kernel.initrd.clone(),
             disks: [root.to_owned(), kernel.modules.clone(), payload],
+            console: console(number),
         }
     }
 
@@ -40,11 +47,11 @@ impl Machine {
         if !well && began.elapsed().as_secs() >= u64::from(minutes) * 60 {
             bail!(
                 "the machine was switched off after {minutes} minutes; {}",
-                super::console()
+                super::shown(&self.console)
             );
         }
         if !well {
-            bail!("qemu failed; {}", super::console());
+            bail!("qemu failed; {}", super::shown(&self.console));
         }
         Ok(())
     }
@@ -84,7 +91,7 @@ impl Machine {
         }
         command
             .arg("-serial")
-            .arg(format!("file:{}", console().display()))
+            .arg(format!("file:{}", self.console.display()))
             .env("TMPDIR", folder());
         command
     }
