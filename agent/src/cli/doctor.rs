@@ -209,10 +209,13 @@ fn hooks(config: &Config) -> Finding {
     };
     let layers = fence.layers();
     // There is no agent to steer to, by intent.
-    let missing: Vec<&str> = layers
+    let missing: Vec<String> = layers
         .iter()
         .filter(|l| !l.enforcing && l.name != "listener" && l.name != "names")
-        .map(|l| &*l.name)
+        .map(|l| {
+            let why = l.why.as_deref().unwrap_or("the kernel does not say why");
+            format!("{} ({why}), which leaves open: {}", l.name, l.leaves_open)
+        })
         .collect();
     let loaded = layers.iter().filter(|l| l.enforcing).count();
     let found = format!("{loaded} load and attach");
@@ -225,8 +228,8 @@ fn hooks(config: &Config) -> Finding {
         (Ok(()), true) => good("hooks", found),
         (Ok(()), false) => note(
             "hooks",
-            format!("{found}; not: {}", missing.join(", ")),
-            "`tollgate status` tells what each leaves open",
+            format!("{found}; not {}", missing.join("; not ")),
+            "a newer kernel may have it; what is left open needs another guard",
         ),
     }
 }

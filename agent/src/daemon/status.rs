@@ -68,22 +68,14 @@ impl Agent {
     }
 }
 
-/// Layers that hold scopes: without one of them something governed gets past. The others count, tell, or back these up,
-/// and each says itself what it leaves open.
-const HOLDING: [&str; 5] = [
-    "connect4",
-    "connect6",
-    "sendmsg4",
-    "sendmsg6",
-    "sock_create",
-];
-
-/// What the facts come to.
+/// What the facts come to. A kernel half that tells of no layer that is needed is not known to hold anything.
 fn verdict(layers: &[Layer], mode: Mode, plane_up: bool) -> Verdict {
-    let mut why: Vec<String> = HOLDING
-        .iter()
-        .filter_map(|name| lack(layers, name))
-        .collect();
+    let mut needed = layers.iter().filter(|layer| layer.needed).peekable();
+    let mut why = Vec::new();
+    if needed.peek().is_none() {
+        why.push("no layer is known that would hold scopes".to_owned());
+    }
+    why.extend(needed.filter_map(lack));
     if !plane_up {
         why.push("the agent is stopping: the kernel refuses what it would decide".to_owned());
     }
@@ -94,22 +86,18 @@ fn verdict(layers: &[Layer], mode: Mode, plane_up: bool) -> Verdict {
     }
 }
 
-/// What is wrong with a layer that must be in force; a layer that is not reported is not in force.
-fn lack(layers: &[Layer], name: &str) -> Option<String> {
-    match layers.iter().find(|layer| layer.name == name) {
-        Some(layer) if layer.enforcing => None,
-        Some(layer) => {
-            let cause = layer
-                .why
-                .as_deref()
-                .unwrap_or("the kernel does not say why");
-            Some(format!(
-                "{name} is not in force ({cause}), which leaves open: {}",
-                layer.leaves_open
-            ))
-        }
-        None => Some(format!("{name} is not known to the kernel half")),
-    }
+/// What is wrong with a layer that must be in force.
+fn lack(layer: &Layer) -> Option<String> {
+    let cause = layer
+        .why
+        .as_deref()
+        .unwrap_or("the kernel does not say why");
+    (!layer.enforcing).then(|| {
+        format!(
+            "{} is not in force ({cause}), which leaves open: {}",
+            layer.name, layer.leaves_open
+        )
+    })
 }
 
 /// Every named failure, what happens then, and whether it is so now.
@@ -152,49 +140,48 @@ fn fail_modes(policy: &PolicyStatus, audit: &Stats) -> Vec<FailMode> {
 mod tests {
     use super::*;
 
-    fn layer(name: &str, enforcing: bool) -> Layer {
+    fn layer(name: &str, needed: bool, enforcing: bool) -> Layer {
         Layer {
             name: name.to_owned(),
             enforcing,
+            needed,
             leaves_open: "something".to_owned(),
             why: None,
         }
     }
 
-    fn all_but(missing: &str) -> Vec<Layer> {
-        HOLDING
-            .iter()
-            .map(|name| layer(name, *name != missing))
-            .collect()
-    }
-
     #[test]
-    fn each_holding_layer_is_needed() {
-        for name in HOLDING {
-            let verdict = verdict(&all_but(name), Mode::Enforce, true);
+    fn each_needed_layer_is() {
+        let layers = |missing| ["a", "b"].map(|name| layer(name, true, name != missing));
+        for name in ["a", "b"] {
+            let verdict = verdict(&layers(name), Mode::Enforce, true);
             assert!(
-                matches!(verdict, Verdict::NotEnforcing { why } if why.len() == 1),
+                matches!(verdict, Verdict::NotEnforcing { why } if why.len() == 1 && why[0].starts_with(name)),
                 "{name}"
             );
         }
+        assert_eq!(
+            verdict(&layers(""), Mode::Enforce, true),
+            Verdict::Enforcing
+        );
+        assert!(matches!(
+            verdict(&layers(""), Mode::Enforce, false),
+            Verdict::NotEnforcing { .. }
+        ));
     }
 
     #[test]
     fn a_missing_backup_is_enforcing() {
-        let mut layers = all_but("");
-        layers.push(layer("lsm", false));
+        let layers = [layer("a", true, true), layer("lsm", false, false)];
         assert_eq!(verdict(&layers, Mode::Enforce, true), Verdict::Enforcing);
         assert_eq!(verdict(&layers, Mode::Observe, true), Verdict::Observing);
     }
 
     #[test]
     fn nothing_known_is_not_enforcing() {
-        assert!(
-            matches!(verdict(&[], Mode::Observe, true), Verdict::NotEnforcing { why } if why.len() == HOLDING.len())
-        );
-        assert!(matches!(
-            verdict(&all_but(""), Mode::Enforce, false),
-            Verdict::NotEnforcing { .. }
-        ));
+        for layers in [vec![], vec![layer("a", false, true)]] {
+            let verdict = verdict(&layers, Mode::Observe, true);
+            assert!(matches!(verdict, Verdict::NotEnforcing { why } if why.len() == 1));
+        }
     }
 }

@@ -20,6 +20,7 @@ impl Fence {
             Layer {
                 name: hook.name.to_owned(),
                 enforcing: why.is_none(),
+                needed: hook.holds && !self.is_beyond(hook),
                 leaves_open: hook.leaves_open.to_owned(),
                 why,
             }
@@ -27,6 +28,7 @@ impl Fence {
         let missing = MISSING.iter().map(|(name, leaves_open)| Layer {
             name: (*name).to_owned(),
             enforcing: false,
+            needed: false,
             leaves_open: (*leaves_open).to_owned(),
             why: Some("not built in this version".to_owned()),
         });
@@ -34,6 +36,12 @@ impl Fence {
             .chain([self.listener_layer(), self.names_layer()])
             .chain(missing)
             .collect()
+    }
+
+    /// Has this kernel no such hook?
+    fn is_beyond(&self, hook: &Hook) -> bool {
+        let mut absent = self.programs.absent.iter();
+        hook.since.is_some() && absent.any(|absent| absent.hook.name == hook.name)
     }
 
     /// Why a hook is not in force; `None` if this agent's program is attached and will stay so.
@@ -107,6 +115,7 @@ impl Fence {
         Layer {
             name: "listener".to_owned(),
             enforcing: why.is_none(),
+            needed: false,
             leaves_open: "nothing passes that should not: governed connections are refused while there is none".to_owned(),
             why,
         }
@@ -126,6 +135,7 @@ impl Fence {
         Layer {
             name: "names".to_owned(),
             enforcing: why.is_none(),
+            needed: false,
             leaves_open: "nothing passes that should not: governed DNS queries over UDP are refused while there is none".to_owned(),
             why,
         }

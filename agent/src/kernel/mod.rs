@@ -275,6 +275,8 @@ pub struct Layer {
     pub name: String,
     /// Attached and effective at the cgroup root, asked of the kernel now.
     pub enforcing: bool,
+    /// Scopes are not held without it: something governed gets past that this kernel could stop.
+    pub needed: bool,
     /// What is not stopped without it.
     pub leaves_open: String,
     /// Why it is not in force.

@@ -13,6 +13,7 @@ mod account;
 mod adopt;
 mod birth;
 mod exit;
+mod layers;
 mod listen;
 mod names;
 mod namespaces;

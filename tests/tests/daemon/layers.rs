@@ -1,0 +1,54 @@
+//! `tollgate status` when somebody takes the kernel half away under a running agent.
+use crate::support::*;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Names of the layers for which `is` holds.
+fn layers(status: &serde_json::Value, is: impl Fn(&serde_json::Value) -> bool) -> BTreeSet<String> {
+    let all = status["layers"].as_array().unwrap().iter();
+    let those = all.filter(|layer| is(layer));
+    those
+        .map(|layer| layer["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn status_says_enforcing_only_while_every_layer_that_holds_is_there() {
+    let mut place = Place::new();
+    place.start();
+    let links = Path::new("/sys/fs/bpf").join(&place.name).join("links");
+    let status = place.status();
+    assert_eq!(status["verdict"]["state"], "enforcing", "{status}");
+    let pinned = |name: &String| links.join(name).exists();
+    let (needed, others) = (
+        layers(&status, |layer| layer["needed"] == true),
+        layers(&status, |layer| layer["needed"] == false),
+    );
+    // Those that only count, tell or tidy up: it goes on to hold.
+    for name in others.iter().filter(|name| pinned(name)) {
+        std::fs::remove_file(links.join(name)).unwrap();
+        let status = place.status();
+        let off = layers(&status, |layer| layer["enforcing"] == false);
+        assert!(off.contains(name), "{name} is still claimed: {status}");
+        assert_eq!(status["verdict"]["state"], "enforcing", "{name}: {status}");
+    }
+    assert!(needed.len() >= 10, "{needed:?}");
+    for (count, name) in needed.iter().enumerate() {
+        std::fs::remove_file(links.join(name)).unwrap();
+        let output = place.output(&["status", "-o", "json"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(status["verdict"]["state"], "not_enforcing", "{name}");
+        assert_ne!(output.status.code(), Some(0), "{name}");
+        let why = status["verdict"]["why"].as_array().unwrap();
+        assert_eq!(why.len(), count + 1, "{name}: {why:?}");
+        let said = format!("{name} is not in force");
+        assert!(
+            why.iter()
+                .any(|why| why.as_str().unwrap().starts_with(&said)
+                    && why.as_str().unwrap().contains("leaves open")),
+            "{name}: {why:?}"
+        );
+    }
+    let told = text(&place.output(&["status"]).stdout);
+    assert!(told.starts_with("NOT ENFORCING"), "{told}");
+}
