@@ -1,6 +1,8 @@
 """An HTTPS server that misbehaves as the path says, and shows what it was sent.
 
-Usage: odd.py ADDRESS PORT CERTIFICATE KEY [CLIENTS-CA] [tls12]
+Usage: odd.py ADDRESS PORT CERTIFICATE KEY [CLIENTS-CA] [tls12] [told]
+
+With `told` it prints what it did, and what it dropped.
 """
 import base64
 import gzip
@@ -154,10 +156,17 @@ def answer(connection, target, request):
         return True
     if path == "/last":
         # Looks reusable, and the next request on this connection is read and not answered.
-        connection.sendall((OK + "content-length: 2\r\n\r\nok").encode())
-        head(connection, b"")
+        connection.sendall((OK + "content-length: 5\r\n\r\n{ok}\n").encode())
+        raw, _ = head(connection, b"")
+        if raw is not None and "told" in sys.argv:
+            print(json.dumps({"dropped": raw.split("\r\n")[0]}), flush=True)
         return False
-    text = json.dumps(request).encode()
+    if path == "/then-close":
+        connection.sendall((OK + "content-length: 3\r\n\r\n{}\n").encode())
+        return False
+    if "told" in sys.argv:
+        print(json.dumps({"did": request["line"], "body": len(request["body"])}), flush=True)
+    text = (json.dumps(request) + "\n").encode()
     connection.sendall((OK + f"content-length: {len(text)}\r\n\r\n").encode() + text)
     return True
 

@@ -38,11 +38,6 @@ impl Seen {
         self.unrecorded.load(Ordering::Relaxed)
     }
 
-    /// One more was.
-    pub(super) fn left_unrecorded(&self) {
-        self.unrecorded.fetch_add(1, Ordering::Relaxed);
-    }
-
     fn closed(&self, flow: Flow, opened: SystemTime, counters: Counters) {
         let flow = wire::Flow {
             cookie: flow.cookie,
@@ -112,26 +107,21 @@ impl Recorder {
             .entry(Arc::clone(&refusal.workload))
             .or_insert_with(|| Allowance::new(now));
         if refusal.name.as_deref() == Some(PROBED) || !allowance.spend(now) {
-            return self.seen.left_unrecorded();
+            self.seen.unrecorded.fetch_add(1, Ordering::Relaxed);
+            return;
         }
         let snapshot = self.shared.live.load();
-        self.shared
-            .sink
-            .submit(record(refusal, Verdict::Deny, &snapshot));
+        self.shared.sink.submit(record(refusal, &snapshot));
     }
 }
 
 /// The record of a kernel refusal: scheme is the protocol, host the address or name.
-pub(super) fn record(
-    refusal: Refusal,
-    verdict: Verdict,
-    snapshot: &crate::snapshot::Snapshot,
-) -> Record {
+fn record(refusal: Refusal, snapshot: &crate::snapshot::Snapshot) -> Record {
     let destination = refusal.destination;
     Record {
         id: uuid::Uuid::now_v7(),
         time: jiff::Timestamp::try_from(refusal.time).unwrap_or_else(|_| jiff::Timestamp::now()),
-        verdict,
+        verdict: Verdict::Deny,
         mode: snapshot.mode,
         workload: Some(refusal.workload),
         identity: None,

@@ -7,7 +7,6 @@ mod budgets;
 mod cgroups;
 mod control;
 mod dirs;
-mod earlier;
 mod enrol;
 mod error;
 mod events;

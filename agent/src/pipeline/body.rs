@@ -1,4 +1,5 @@
 //! Bodies on their way through: counted, bounded in idle time, never held longer than a rule needs.
+use super::again::Kept;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -40,6 +41,8 @@ pub(crate) enum RequestBody {
     Read(Option<Bytes>),
     /// Passed on as it comes.
     Stream(Counted),
+    /// Passed on as it comes, and kept as far as it may have to be sent again.
+    Kept(Kept),
     /// Longer than a rule wanted to see, and allowed by another that need not see it: what was read, then the rest.
     Joined(Option<Bytes>, Counted),
 }
@@ -88,7 +91,11 @@ impl Counted {
         Ok((head.freeze(), None))
     }
 
-    fn poll_frame(
+    pub(super) fn inner(&self) -> &Incoming {
+        &self.inner
+    }
+
+    pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -124,6 +131,7 @@ impl Body for RequestBody {
             Self::Empty => Poll::Ready(None),
             Self::Read(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(body) => body.poll_frame(cx),
+            Self::Kept(body) => body.poll_frame(cx),
             Self::Joined(head, rest) => match head.take() {
                 Some(head) => Poll::Ready(Some(Ok(Frame::data(head)))),
                 None => rest.poll_frame(cx),
@@ -136,6 +144,7 @@ impl Body for RequestBody {
             Self::Empty => true,
             Self::Read(bytes) => bytes.is_none(),
             Self::Stream(body) => body.inner.is_end_stream(),
+            Self::Kept(body) => body.is_end_stream(),
             Self::Joined(head, rest) => head.is_none() && rest.inner.is_end_stream(),
         }
     }
@@ -147,6 +156,7 @@ impl Body for RequestBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Self::Stream(body) => body.inner.size_hint(),
+            Self::Kept(body) => body.size_hint(),
             Self::Joined(head, rest) => {
                 let held = head.as_ref().map_or(0, |head| head.len() as u64);
                 match rest.inner.size_hint().exact() {

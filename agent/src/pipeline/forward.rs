@@ -1,5 +1,6 @@
 //! To the upstream and back with the head of its response. Takes only what was rewritten, which takes only what was authorized.
 use super::account::Tracker;
+use super::again::Spare;
 use super::body::RequestBody;
 use super::parse::Parsed;
 use super::refuse::Refusal;
@@ -33,29 +34,34 @@ pub(super) async fn forward<'p>(
         return upgrade(worker, rewritten, most, tracker).await;
     }
     let mut lease = lease(worker, &rewritten, false).await?;
-    let mut spare = spare(&rewritten, &lease);
+    let mut spare = Spare::of(&mut rewritten, &lease);
     let mut request = assemble(&mut rewritten, &lease.sender)?;
+    let mut first = true;
     let response = loop {
         tracker.sent(&lease.facts);
         let failed = match send(worker, &rewritten, &mut lease.sender, request).await {
             Ok(response) => break response,
             Err(failed) => failed,
         };
-        // Once: the second connection is new.
-        request = match failed {
-            // The idle connection was closed before a byte of this request went out: a new one is safe for any method.
-            Failed::Unsent(unsent, _) if lease.reused => *unsent,
-            // It was closed while the request was on its way: doing it twice is doing it once.
-            Failed::Broken(error) => match spare.take() {
-                Some(spare) => spare,
-                None => return Err(error.into()),
-            },
-            Failed::Unsent(_, error) | Failed::Late(error) => return Err(error.into()),
+        let (again, error) = match failed {
+            Failed::Unsent(unsent, error) => (Some(*unsent), error),
+            Failed::Untaken(error) => (spare.take().and_then(Spare::untaken), error),
+            Failed::Broken(error) => (spare.take().and_then(Spare::stale), error),
+            Failed::Late(error) => (None, error),
         };
-        lease = self::lease(worker, &rewritten, true).await?;
-        spare = None;
+        // Once: the second connection is new.
+        request = match again {
+            Some(again) if std::mem::take(&mut first) => again,
+            _ => return Err(error.into()),
+        };
+        // Of many requests that lose an HTTP/2 connection, one makes the next, and the others share it.
+        let fresh = !worker.pool.retire(&lease);
+        lease = self::lease(worker, &rewritten, fresh).await?;
         request = retarget(request, &rewritten, &lease.sender)?;
     };
+    if let Some(spare) = spare {
+        spare.let_go();
+    }
     tracker.answered(response.status().as_u16());
     // Upgrades are not asked for, so one that is granted is a fault (RFC 9110, section 15.2.2).
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -110,9 +116,12 @@ async fn upgrade<'p>(
     tracker.sent(&lease.facts);
     let mut response = match send(worker, &rewritten, &mut lease.sender, request).await {
         Ok(response) => response,
-        Err(Failed::Unsent(_, error) | Failed::Broken(error) | Failed::Late(error)) => {
-            return Err(error.into());
-        }
+        Err(
+            Failed::Unsent(_, error)
+            | Failed::Untaken(error)
+            | Failed::Broken(error)
+            | Failed::Late(error),
+        ) => return Err(error.into()),
     };
     tracker.answered(response.status().as_u16());
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -156,23 +165,12 @@ async fn lease(worker: &Worker, rewritten: &Rewritten<'_>, fresh: bool) -> Resul
 enum Failed {
     /// Nothing of the request went out; here it is.
     Unsent(Box<Request<RequestBody>>, upstream::Error),
+    /// The upstream says that it did nothing of it.
+    Untaken(upstream::Error),
     /// The connection ended, or what came is no response.
     Broken(upstream::Error),
     /// The upstream took too long.
     Late(upstream::Error),
-}
-
-/// The same request again, where it may be sent twice (RFC 9110, section 9.2.2) and may have to be: an upstream closes
-/// idle connections when it likes, and only the failure of a request on one tells.
-fn spare(rewritten: &Rewritten<'_>, lease: &Lease) -> Option<Request<RequestBody>> {
-    let empty = matches!(rewritten.body, RequestBody::Empty);
-    if !(lease.reused && empty && rewritten.parsed.method.is_idempotent()) {
-        return None;
-    }
-    let mut spare = Request::new(RequestBody::Empty);
-    *spare.method_mut() = rewritten.parsed.method.clone();
-    *spare.headers_mut() = rewritten.headers.clone();
-    Some(spare)
 }
 
 async fn send(
@@ -196,6 +194,7 @@ async fn send(
             let error = trouble(host(), failed.error());
             Err(match unsent {
                 Some(unsent) => Failed::Unsent(unsent, error),
+                None if is_untaken(failed.error()) => Failed::Untaken(error),
                 None => Failed::Broken(error),
             })
         }
@@ -205,6 +204,17 @@ async fn send(
             after: limit,
         })),
     }
+}
+
+/// Whether the upstream has said that it did nothing of the request: by resetting its stream with that word, or by leaving with
+/// a last stream before it (RFC 9113, section 8.7). `h2` ends only the streams behind that one with what the upstream said.
+fn is_untaken(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let source = source.and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| {
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (error.is_go_away() || refused)
+    })
 }
 
 /// Whether the upstream broke off, or said what is no answer.

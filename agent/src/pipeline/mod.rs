@@ -4,6 +4,7 @@
 //! Each stage consumes the previous one's value, and only the stage's own file can make its value: what was not
 //! authorized cannot be forwarded, and what was forwarded cannot be left out of the log.
 mod account;
+mod again;
 mod answer;
 mod attribute;
 mod authorize;

@@ -126,6 +126,22 @@ impl Pool {
         Ok(self.lend(key, dialed))
     }
 
+    /// Lends an HTTP/2 connection no more, that its upstream takes no more requests on; whether it is one.
+    pub(crate) fn retire(&self, lease: &Lease) -> bool {
+        if matches!(lease.sender, Sender::Http1(_)) {
+            return false;
+        }
+        if let Some(entry) = self.entries.borrow_mut().get_mut(&lease.key)
+            && entry
+                .shared
+                .as_ref()
+                .is_some_and(|(_, facts)| Arc::ptr_eq(facts, &lease.facts))
+        {
+            entry.shared = None;
+        }
+        true
+    }
+
     /// A new connection for HTTP/1.1, that may become something else: it is not shared.
     pub(crate) async fn apart(
         self: &Rc<Self>,

@@ -10,7 +10,6 @@ mod asking;
 mod budgets;
 mod changing;
 mod confined;
-mod established;
 mod layers;
 mod living;
 mod namespaces;

@@ -12,7 +12,6 @@
 mod account;
 mod adopt;
 mod birth;
-mod established;
 mod exit;
 mod layers;
 mod listen;

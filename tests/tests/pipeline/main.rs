@@ -7,6 +7,7 @@
     clippy::panic
 )]
 
+mod again;
 mod container;
 mod echoes;
 mod edited;

@@ -279,12 +279,11 @@ fn workloads(agent: &Agent) -> Vec<Reply> {
     let fence = &agent.shared.fence;
     let processes = fence.governed_processes();
     let cgroups = fence.governed().into_iter().map(Reply::Workload);
-    let earlier = agent.earlier().into_iter().map(Reply::Earlier);
     let enrolments = lock(&agent.enrolments);
     let recognised = processes
         .into_iter()
         .map(|process| Reply::Process(enrolments.recognised(process)));
-    cgroups.chain(recognised).chain(earlier).collect()
+    cgroups.chain(recognised).collect()
 }
 
 fn flows(agent: &Agent) -> Vec<Reply> {

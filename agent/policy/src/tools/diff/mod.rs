@@ -141,12 +141,11 @@ fn subjects(old: &Policy, new: &Policy) -> Vec<Change> {
     for (name, old, new) in differing(workloads) {
         changes.push(subject(vec![name], Vec::new(), "recognised by", old, new));
     }
-    for what in ["listens on", "may speak to", "connections from before"] {
+    for what in ["listens on", "may speak to"] {
         let said = |workload: &Workload| {
             let says = match what {
                 "listens on" => listed(&workload.listen),
-                "may speak to" => listed(&workload.unix),
-                _ => workload.established.as_str().to_owned(),
+                _ => listed(&workload.unix),
             };
             (workload.name.clone(), (says, workload.at.clone()))
         };
