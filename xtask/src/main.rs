@@ -7,6 +7,7 @@ mod demo;
 mod fuzz;
 mod setup;
 mod sh;
+mod soak;
 mod test;
 mod vm;
 
@@ -29,6 +30,8 @@ enum Verb {
     Demo(demo::Args),
     /// Load through the agent and beside it, in one run.
     Bench(bench::Args),
+    /// Tries at length what `test` tries in short.
+    Soak(soak::Args),
     /// Runs the tests, a command or a shell on Debian's own kernel, with systemd, under emulation.
     Vm(vm::Args),
     /// Looks for inputs that break the policy crate, with coverage to guide it.
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Soak(args) => soak::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
     };
