@@ -16,6 +16,8 @@ pub const MAX_WORKLOADS: u32 = 16_384;
 pub const MAX_LISTEN: u32 = 16_384;
 /// Unix sockets that workloads may speak to, together.
 pub const MAX_SOCKET_NAMES: u32 = 65_536;
+/// Connections from before their workload was governed that go on.
+pub const MAX_KEPT: u32 = 65_536;
 /// Bytes of a Unix socket's name, padded with NUL.
 pub const SOCKET_NAME_BYTES: usize = 108;
 /// Steered connections at once.

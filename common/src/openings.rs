@@ -1,5 +1,5 @@
 //! What a workload may do besides connecting through the agent: the exceptions of its policy.
-use crate::{limits::SOCKET_NAME_BYTES, pod};
+use crate::{flow::Address, limits::SOCKET_NAME_BYTES, pod};
 
 /// A port that a workload may listen on: the key of `LISTEN`.
 #[repr(C)]
@@ -34,7 +34,20 @@ pub struct Named {
     pub name: [u8; SOCKET_NAME_BYTES],
 }
 
+/// A connection from before its workload was governed that goes on: the value of `KEPT`, by the socket's cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Its peer. What the socket sends elsewhere is refused.
+    pub peer: Address,
+    /// Key into `WORKLOADS`.
+    pub workload: u32,
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
+    pub protocol: u32,
+}
+
 const _: () = assert!(size_of::<Listen>() == 8);
 const _: () = assert!(size_of::<SocketName>() == 112);
 const _: () = assert!(size_of::<Named>() == 112);
-pod!(Listen, SocketName, Named);
+const _: () = assert!(size_of::<Kept>() == 32);
+pod!(Listen, SocketName, Named, Kept);

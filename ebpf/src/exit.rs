@@ -5,14 +5,16 @@
 //! and IP options or a routing header lead elsewhere than the peer.
 use crate::{
     account, atomic, entry, listener,
-    maps::{EVENTS, INBOUND, PENDING},
+    maps::{EVENTS, INBOUND, KEPT, PENDING},
     names,
     select::{self, Governed},
 };
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_TCP_LISTEN, BPF_TCP_SYN_SENT, bpf_sock},
-    helpers::generated::{bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_skb_cgroup_id},
+    helpers::generated::{
+        bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_skb_cgroup_id,
+    },
     programs::SkBuffContext,
 };
 use core::num::NonZeroUsize;
@@ -64,6 +66,8 @@ pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option
                 } else {
                     return true;
                 }
+            } else if is_kept(ctx, &packet) {
+                return true;
             } else if !is_inbound(ctx, socket, &packet) {
                 Reason::Unsteered
             } else if entry::may_listen(governed.workload, field!(socket, src_port) as u16) {
@@ -72,6 +76,7 @@ pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option
                 Reason::Listen
             }
         }
+        (DATAGRAM, UDP) if is_kept(ctx, &packet) => return true,
         (DATAGRAM, UDP) => match names::leaves(ctx, socket, &packet) {
             Some(Ok(())) => return true,
             Some(Err((reason, server))) => {
@@ -155,6 +160,15 @@ fn is_inbound(ctx: &SkBuffContext, socket: *mut bpf_sock, packet: &Packet) -> bo
         let _ = INBOUND.of_or_new(socket.cast());
     }
     was
+}
+
+/// Was this connection there before its workload was governed, and may go on? Only to the peer that it had then.
+#[inline(always)]
+fn is_kept(ctx: &SkBuffContext, packet: &Packet) -> bool {
+    // SAFETY: needed to call a helper, with the packet that the kernel passed, and to read an entry: one that is removed
+    // meanwhile stays readable.
+    let kept = unsafe { KEPT.get(bpf_get_socket_cookie(ctx.as_ptr())) };
+    packet.transport.is_some() && kept.is_some_and(|kept| kept.peer == packet.destination)
 }
 
 /// Tells the agent of a refusal, once for each destination that follows another.

@@ -14,10 +14,10 @@ use tollgate_common::{
     event::{Pending, RefusalKey, Refused},
     flow::{Account, AgentSocket, Asker, Client, Connection, Port, Query, Record},
     limits::{
-        EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_LISTEN, MAX_NAMESPACES, MAX_QUERIES,
+        EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_KEPT, MAX_LISTEN, MAX_NAMESPACES, MAX_QUERIES,
         MAX_SOCKET_NAMES, MAX_STRANGERS, MAX_WORKLOADS,
     },
-    openings::{Listen, Named},
+    openings::{Kept, Listen, Named},
     quota::{Quota, Spent},
     recognise::{
         Arrival, CGROUP_NAME, Case, EXE_NAME, Executable, File, MAX_EXECUTABLES, MAX_PROCESSES,
@@ -79,6 +79,9 @@ pub(crate) static LISTEN: HashMap<Listen, u32, { MAX_LISTEN as usize }, LAZY> = 
 /// Unix sockets that workloads may speak to.
 #[btf_map]
 pub(crate) static UNIX: LpmTrie<Named, u32, { MAX_SOCKET_NAMES as usize }, LAZY> = LpmTrie::new();
+/// Cookie of a socket that was connected before its workload was governed → where it may go on sending.
+#[btf_map]
+pub(crate) static KEPT: HashMap<u64, Kept, { MAX_KEPT as usize }, LAZY> = HashMap::new();
 /// What a client's socket carries.
 #[btf_map]
 pub(crate) static CLIENTS: SocketStorage<Client, LAZY> = SocketStorage::new();

@@ -15,8 +15,30 @@ pub struct Workload {
     pub listen: Vec<u16>,
     /// Unix sockets of this host that it may speak to, in order.
     pub unix: Vec<SocketName>,
+    /// What becomes of connections that its processes had before they were governed.
+    pub established: Established,
     /// Where it is defined.
     pub at: Location,
+}
+
+/// What becomes of connections from before their process was governed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Established {
+    /// They are ended, both peers are told, and each is on record.
+    #[default]
+    Destroy,
+    /// They go on, and each is on record.
+    Report,
+}
+
+impl Established {
+    /// As the policy writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Destroy => "destroy",
+            Self::Report => "report",
+        }
+    }
 }
 
 /// What a workload may use up.

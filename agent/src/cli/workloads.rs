@@ -2,13 +2,14 @@
 use super::output::{self, Form, Format, Table};
 use super::{Context, Outcome};
 use crate::daemon::admin::client;
-use crate::daemon::admin::wire::{Recognised, Reply, Request};
+use crate::daemon::admin::wire::{Earlier, Recognised, Reply, Request};
 use crate::kernel::{Governed, WorkloadAccount};
 use std::path::Path;
 
 /// Show what is governed, and the kernel's account of each workload
 ///
-/// Each workload's governed cgroups, its processes, and its account since the fence stands. With --processes, each process: since
+/// Each workload's governed cgroups, its processes, its account since the fence stands, and connections that its processes had before
+/// they were governed: ended since the agent started, or going on. With --processes, each process: since
 /// when it is governed, and by which evidence. A process stays governed after it has left the cgroup, and so do its children.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -26,6 +27,8 @@ struct Listed {
     cgroups: Vec<Governed>,
     processes: Vec<Recognised>,
     account: Option<WorkloadAccount>,
+    /// Connections from before.
+    earlier: Option<Earlier>,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
@@ -45,6 +48,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
         "REFUSED",
         "SENT",
         "RECEIVED",
+        "FROM BEFORE",
     ]);
     for workload in &listed {
         table.row(row(workload));
@@ -60,6 +64,7 @@ fn listed(socket: &Path) -> anyhow::Result<Vec<Listed>> {
         cgroups: Vec::new(),
         processes: Vec::new(),
         account: None,
+        earlier: None,
     };
     for reply in
         client::ask(socket, Request::Workloads)?.chain(client::ask(socket, Request::Accounts)?)
@@ -78,6 +83,12 @@ fn listed(socket: &Path) -> anyhow::Result<Vec<Listed>> {
                     .or_insert_with_key(empty)
                     .processes
                     .push(process);
+            }
+            Reply::Earlier(earlier) => {
+                let listed = by_name
+                    .entry(earlier.workload.clone())
+                    .or_insert_with_key(empty);
+                listed.earlier = Some(earlier);
             }
             Reply::Account(account) => {
                 let listed = by_name
@@ -116,7 +127,7 @@ fn print_processes(listed: &[Listed]) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn row(listed: &Listed) -> [String; 7] {
+fn row(listed: &Listed) -> [String; 8] {
     let cgroups = listed
         .cgroups
         .iter()
@@ -142,5 +153,17 @@ fn row(listed: &Listed) -> [String; 7] {
             .unwrap_or_else(|| "-".to_owned()),
         account.map_or("-".to_owned(), |a| output::bytes(a.counters.bytes_out)),
         account.map_or("-".to_owned(), |a| output::bytes(a.counters.bytes_in)),
+        listed.earlier.as_ref().map_or("-".to_owned(), from_before),
     ]
+}
+
+fn from_before(earlier: &Earlier) -> String {
+    let told = [
+        (earlier.destroyed, "ended"),
+        (u64::try_from(earlier.open).unwrap_or(u64::MAX), "open"),
+    ];
+    let told = told.iter().filter(|(count, _)| *count > 0);
+    told.map(|(count, what)| format!("{count} {what}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }

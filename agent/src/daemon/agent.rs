@@ -1,6 +1,7 @@
 //! A running agent as its control plane sees it, and the changes it can take.
 use super::admin::wire::{Fault, FaultKind, Reply};
 use super::budgets::Budgets;
+use super::earlier::Looks;
 use super::enrol::Enrolments;
 use super::error::Error;
 use super::events::Seen;
@@ -28,6 +29,8 @@ pub(super) struct Agent {
     /// Locked for the whole of a change, so that changes come one after the other.
     pub(super) applied: Mutex<Applied>,
     pub(super) enrolments: Mutex<Enrolments>,
+    /// Locked before `enrolments`.
+    pub(super) earlier: Mutex<Looks>,
     pub(super) namespaces: Namespaces,
     pub(super) budgets: Budgets,
     pub(super) started: jiff::Timestamp,
@@ -132,7 +135,9 @@ impl Agent {
     /// Makes what is governed true to the policy and the host; returns the cgroup directories to be watched.
     pub(super) fn settle(&self) -> Vec<PathBuf> {
         let snapshot = self.shared.live.load_full();
-        lock(&self.enrolments).settle(&snapshot.policy)
+        let directories = lock(&self.enrolments).settle(&snapshot.policy);
+        self.look_at_earlier();
+        directories
     }
 
     /// Takes up secrets that changed on disk, if any did or if the last attempt failed. Blocks on the disk.

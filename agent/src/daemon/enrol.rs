@@ -138,6 +138,11 @@ impl Enrolments {
         self.newly.extend(newly);
     }
 
+    /// Processes that became governed while they ran, each once.
+    pub(super) fn take_newly(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.newly)
+    }
+
     /// A governed process, with why it is governed.
     pub(super) fn recognised(&self, process: GovernedProcess) -> Recognised {
         let by = match process.evidence {

@@ -38,6 +38,11 @@ impl Seen {
         self.unrecorded.load(Ordering::Relaxed)
     }
 
+    /// One more was.
+    pub(super) fn left_unrecorded(&self) {
+        self.unrecorded.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn closed(&self, flow: Flow, opened: SystemTime, counters: Counters) {
         let flow = wire::Flow {
             cookie: flow.cookie,
@@ -107,21 +112,26 @@ impl Recorder {
             .entry(Arc::clone(&refusal.workload))
             .or_insert_with(|| Allowance::new(now));
         if refusal.name.as_deref() == Some(PROBED) || !allowance.spend(now) {
-            self.seen.unrecorded.fetch_add(1, Ordering::Relaxed);
-            return;
+            return self.seen.left_unrecorded();
         }
         let snapshot = self.shared.live.load();
-        self.shared.sink.submit(record(refusal, &snapshot));
+        self.shared
+            .sink
+            .submit(record(refusal, Verdict::Deny, &snapshot));
     }
 }
 
 /// The record of a kernel refusal: scheme is the protocol, host the address or name.
-fn record(refusal: Refusal, snapshot: &crate::snapshot::Snapshot) -> Record {
+pub(super) fn record(
+    refusal: Refusal,
+    verdict: Verdict,
+    snapshot: &crate::snapshot::Snapshot,
+) -> Record {
     let destination = refusal.destination;
     Record {
         id: uuid::Uuid::now_v7(),
         time: jiff::Timestamp::try_from(refusal.time).unwrap_or_else(|_| jiff::Timestamp::now()),
-        verdict: Verdict::Deny,
+        verdict,
         mode: snapshot.mode,
         workload: Some(refusal.workload),
         identity: None,

@@ -7,6 +7,7 @@ mod budgets;
 mod cgroups;
 mod control;
 mod dirs;
+mod earlier;
 mod enrol;
 mod error;
 mod events;

@@ -74,9 +74,11 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         plane: Mutex::new(Some(plane)),
         applied: Mutex::new(applied),
         enrolments: Mutex::new(enrolments),
+        earlier: Mutex::default(),
         namespaces,
         budgets,
     };
+    agent.look_at_earlier();
     Ok(Up {
         agent: Arc::new(agent),
         admin,

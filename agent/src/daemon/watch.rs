@@ -60,8 +60,10 @@ pub(super) async fn secrets(agent: Arc<Agent>) {
 pub(super) async fn unseen(agent: Arc<Agent>, mut asked: mpsc::Receiver<(u32, FileState)>) {
     while let Some((process, file)) = asked.recv().await {
         let looking = Arc::clone(&agent);
-        let met =
-            tokio::task::spawn_blocking(move || lock(&looking.enrolments).meet(process, file));
+        let met = tokio::task::spawn_blocking(move || {
+            lock(&looking.enrolments).meet(process, file);
+            looking.look_at_earlier();
+        });
         if let Err(e) = met.await {
             tracing::error!("looking at an executable failed: {e}");
         }

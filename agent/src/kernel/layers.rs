@@ -33,7 +33,7 @@ impl Fence {
             why: Some("not built in this version".to_owned()),
         });
         hooks
-            .chain([self.listener_layer(), self.names_layer()])
+            .chain([self.listener_layer(), self.names_layer(), earlier_layer()])
             .chain(missing)
             .collect()
     }
@@ -159,6 +159,20 @@ impl Fence {
     }
 }
 
+/// Can connections from before their process was governed be ended?
+fn earlier_layer() -> Layer {
+    let why = super::diag::can_destroy().err().map(|error| {
+        format!("this kernel does not end connections when it is told to ({error}): use one with CONFIG_INET_DIAG_DESTROY, tcp_diag and udp_diag")
+    });
+    Layer {
+        name: "established".to_owned(),
+        enforcing: why.is_none(),
+        needed: false,
+        leaves_open: "connections that a process had before it was governed: those of a governed cgroup's stall, those of a process that is recognised by its user or executable go on".to_owned(),
+        why,
+    }
+}
+
 /// What was admitted in one network namespace.
 #[derive(Debug, Clone)]
 struct Set {
@@ -183,6 +197,10 @@ impl Admitted {
 
     pub(super) fn remove(&self, namespace: u64) {
         self.sets().remove(&namespace);
+    }
+
+    pub(super) fn ports(&self, namespace: u64) -> Option<Ports> {
+        self.sets().get(&namespace).map(|set| set.ports)
     }
 
     pub(super) fn has(&self, namespace: u64) -> bool {

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tollgate_common::event::RefusalKey;
 use tollgate_common::flow::{Account, AgentSocket, Asker, Connection, Query, Record};
-use tollgate_common::openings::{Listen, Named};
+use tollgate_common::openings::{Kept, Listen, Named};
 use tollgate_common::quota::{Quota, Spent};
 use tollgate_common::recognise::{
     Arrival, CGROUP_NAME, Case, EXE_NAME, Executable, File, Rule, Step, Subtree,
@@ -20,6 +20,7 @@ pub(super) struct Maps {
     pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
     pub(super) flows: HashMap<MapData, Connection, Record>,
+    pub(super) kept: HashMap<MapData, u64, Kept>,
     pub(super) accounts: PerCpuHashMap<MapData, u32, Account>,
     pub(super) refusals: HashMap<MapData, RefusalKey, u64>,
     pub(super) quotas: Array<MapData, Quota>,
@@ -52,6 +53,7 @@ pub(super) struct Writers {
     pub(super) rules: HashMap<MapData, Case, Rule>,
     pub(super) listen: HashMap<MapData, Listen, u32>,
     pub(super) unix: LpmTrie<MapData, Named, u32>,
+    pub(super) kept: HashMap<MapData, u64, Kept>,
 }
 
 impl std::fmt::Debug for Maps {
@@ -67,6 +69,7 @@ impl Maps {
             governed: open(pins, "GOVERNED")?,
             agent_sockets: open(pins, "AGENT_SOCKETS")?,
             flows: open(pins, "FLOWS")?,
+            kept: open(pins, "KEPT")?,
             accounts: open(pins, "ACCOUNTS")?,
             refusals: open(pins, "REFUSALS")?,
             quotas: open(pins, "QUOTAS")?,
@@ -96,6 +99,7 @@ impl Maps {
                 rules: open(pins, "RULES")?,
                 listen: open(pins, "LISTEN")?,
                 unix: open(pins, "UNIX")?,
+                kept: open(pins, "KEPT")?,
             }),
         })
     }

@@ -5,7 +5,9 @@ mod askers;
 mod btf;
 mod cgroup;
 pub mod descriptors;
+mod diag;
 mod error;
+mod established;
 mod events;
 mod exceptions;
 mod flows;
@@ -30,7 +32,7 @@ mod translate;
 
 pub use askers::{Namespace, since_boot};
 pub use error::Error;
-pub use model::{Case, CgroupPath, FileState, Recognition, Runs};
+pub use model::{Before, Case, CgroupPath, Earlier, Fate, FileState, Outcome, Recognition, Runs};
 pub use quota::{Allowance, Usage};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -262,7 +264,7 @@ pub struct Refusal {
     /// `tcp`, `udp`, `icmp`, `raw`, `unix`, or the protocol's number.
     pub protocol: String,
     /// Stable code: `agent_down`, `udp`, `raw`, `protocol`, `direct`, `unrecorded`, `unsteered`,
-    /// `namespace`, `quota`, `unsettled`, `listen`, `port`, `unix`.
+    /// `namespace`, `quota`, `unsettled`, `listen`, `port`, `unix`, `established`.
     pub reason: &'static str,
     /// The reason for a person, and what to do.
     pub detail: String,
@@ -411,6 +413,26 @@ impl Fence {
     /// See [`Error`].
     pub fn enrol(&self, pid: u32, workload: &str, rule: u16) -> Result<Vec<u32>, Error> {
         self.enrol_process(pid, workload, rule)
+    }
+
+    /// Ends, or lets go on, the connections that processes had before they were governed, as `says` says of their
+    /// workloads. To be called after they are: from then on the hooks see what they make.
+    pub fn end_earlier(
+        &self,
+        processes: &[u32],
+        says: &(dyn Fn(&str) -> Option<Before> + Sync),
+    ) -> Vec<Earlier> {
+        self.look_for_earlier(processes, says)
+    }
+
+    /// Looks again at what was let go on: ends what may not any more, forgets what is over.
+    pub fn review_kept(&self, says: &(dyn Fn(&str) -> Option<Before> + Sync)) -> Vec<Earlier> {
+        self.look_at_kept(says)
+    }
+
+    /// Connections from before that go on, by workload.
+    pub fn kept(&self) -> std::collections::BTreeMap<String, usize> {
+        self.count_kept()
     }
 
     /// Says which conditions a cgroup fulfils (path below the cgroup2 root). Returns its id.

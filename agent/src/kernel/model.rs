@@ -1,4 +1,7 @@
-//! By what workloads are recognised, as the agent says it.
+//! By what workloads are recognised, and what becomes of what they had open, as the agent says it.
+use super::Process;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// A file at one moment: written or replaced, it is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,4 +72,50 @@ pub enum Runs {
     Class(u16),
     /// One that is not known yet: refused until it is.
     Unknown,
+}
+
+/// What policy says of connections that processes had before they were governed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Before {
+    /// What becomes of them.
+    pub fate: Fate,
+    /// Ports that others may connect to the workload on: such connections are not looked at.
+    pub listen: Vec<u16>,
+}
+
+/// What becomes of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is ended.
+    Destroy,
+    /// It goes on.
+    Keep,
+}
+
+/// A connection that a process had before it was governed.
+#[derive(Debug, Clone)]
+pub struct Earlier {
+    /// The workload.
+    pub workload: Arc<str>,
+    /// Who held it; pid 0: nobody any more, or nobody who is governed. Its start is rounded.
+    pub process: Arc<Process>,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// Its own end.
+    pub local: SocketAddr,
+    /// The other.
+    pub peer: SocketAddr,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a connection from before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was ended.
+    Destroyed,
+    /// It goes on.
+    Kept,
+    /// It was to be ended and was not.
+    Failed(String),
 }

@@ -43,6 +43,7 @@ const MAPS: &[Shape] = &[
     shape::<u64, u64>("STRANGERS", limits::MAX_STRANGERS),
     shape::<openings::Listen, u32>("LISTEN", limits::MAX_LISTEN),
     shape::<Key<openings::Named>, u32>("UNIX", limits::MAX_SOCKET_NAMES),
+    shape::<u64, openings::Kept>("KEPT", limits::MAX_KEPT),
     shape::<i32, flow::Client>("CLIENTS", 0),
     shape::<i32, flow::AgentSocket>("AGENT_SOCKETS", 0),
     shape::<i32, event::Pending>("PENDING", 0),

@@ -7,6 +7,9 @@ use tollgate_common::recognise::{BY_CGROUP, EXEMPT, INHERITED, Mark};
 /// Passes over the processes before the rest is left to the hooks: each finds what forked during the one before.
 const PASSES: usize = 64;
 
+/// Nanoseconds in a tick of [`Seen::start`]: `USER_HZ` is 100 on every architecture that eBPF in Rust is built for.
+pub(super) const TICK: u64 = 10_000_000;
+
 /// One process, as `/proc` tells of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seen {

@@ -10,6 +10,7 @@ mod asking;
 mod budgets;
 mod changing;
 mod confined;
+mod established;
 mod layers;
 mod living;
 mod namespaces;

@@ -9,7 +9,9 @@ use tollgate::kernel::Fence;
 fn claimed(fence: &Fence) -> BTreeSet<String> {
     let layers = fence.layers().into_iter();
     layers
-        .filter(|layer| layer.enforcing && !["listener", "names"].contains(&&*layer.name))
+        .filter(|layer| {
+            layer.enforcing && !["listener", "names", "established"].contains(&&*layer.name)
+        })
         .map(|layer| layer.name)
         .collect()
 }

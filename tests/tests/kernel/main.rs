@@ -12,6 +12,7 @@
 mod account;
 mod adopt;
 mod birth;
+mod established;
 mod exit;
 mod layers;
 mod listen;

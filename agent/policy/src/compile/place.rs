@@ -144,6 +144,7 @@ pub(super) fn workloads(
             .collect(),
         listen: workload.value.openings.listen,
         unix: workload.value.openings.unix,
+        established: workload.value.established,
     };
     workloads.into_iter().map(public).collect()
 }

@@ -2,7 +2,7 @@
 use super::opening::{Openings, openings};
 use super::{Reading, secret_ref, unsupported};
 use crate::canonical::Host;
-use crate::model::{ClientCertificate, Coverage, Scheme, SecretRef, Selector};
+use crate::model::{ClientCertificate, Coverage, Established, Scheme, SecretRef, Selector};
 use crate::syntax::{Fields, Node, Span, quote};
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -11,6 +11,7 @@ use std::net::IpAddr;
 pub(crate) struct Workload {
     pub(crate) selectors: Vec<(Selector, Span)>,
     pub(crate) openings: Openings,
+    pub(crate) established: Established,
 }
 
 #[derive(Debug)]
@@ -45,9 +46,15 @@ impl std::fmt::Display for HostPattern {
 pub(super) fn workload(reading: &mut Reading<'_>, node: &Node) -> Workload {
     let mut selectors = Vec::new();
     let mut opened = Openings::default();
+    let mut from_before = Established::default();
     if let Some(mut fields) = reading.decoder.fields(node, "the workload") {
         let matches = fields.take("match");
         opened = openings(reading, &mut fields);
+        if let Some(node) = fields.take("established") {
+            let words =
+                [Established::Destroy, Established::Report].map(|word| (word.as_str(), word));
+            from_before = reading.decoder.word(node, &words).unwrap_or_default();
+        }
         fields.finish(reading.decoder);
         let items = matches
             .and_then(|node| reading.decoder.one_or_many(node))
@@ -61,6 +68,7 @@ pub(super) fn workload(reading: &mut Reading<'_>, node: &Node) -> Workload {
     Workload {
         selectors,
         openings: opened,
+        established: from_before,
     }
 }
 

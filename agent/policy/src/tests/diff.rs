@@ -461,7 +461,7 @@ fn what_a_workload_may_open_is_told() {
     let with = |openings: &str| format!("match: {{ unit: w.service }}, {openings}");
     let replaced = changed(
         "match: { unit: w.service }",
-        &with("listen: [8080, 80], unix: []"),
+        &with("listen: [8080, 80], unix: [], established: report"),
     );
     let told: Vec<(Kind, &str)> = replaced
         .iter()
@@ -470,6 +470,7 @@ fn what_a_workload_may_open_is_told() {
     assert_eq!(
         told,
         [
+            (Kind::Changes, "connections from before"),
             (Kind::Changes, "listens on"),
             (Kind::Changes, "may speak to")
         ]

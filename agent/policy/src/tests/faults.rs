@@ -477,6 +477,10 @@ fn openings_are_ports_and_whole_names() {
             "listen: 8080",
             "2:55: expected a list (`- item` lines, or `[item, item]`), found an integer",
         ),
+        (
+            "established: kill",
+            "2:60: expected one of `destroy`, `report`, found `kill`",
+        ),
         ("unix: [run/x]", "2:54: `run/x` is no socket's name"),
         ("unix: [/]", "2:54: `/` is no socket's name"),
         ("unix: [/**]", "2:54: `/**` is no socket's name"),

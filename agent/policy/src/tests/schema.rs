@@ -69,7 +69,7 @@ fn what_compiles_fits() {
 /// Every construct, each once.
 const ALL: &str = r#"
 version: 1
-workloads: { w: { match: [{ unit: w.service, user: 1001, cgroup: "/a/**", exe: /bin/w, container: "w-*" }], listen: [8080, 1], unix: [/run/postgresql/**, "@x", /dev/log] }, v: { listen: [], unix: [] } }
+workloads: { w: { match: [{ unit: w.service, user: 1001, cgroup: "/a/**", exe: /bin/w, container: "w-*" }], listen: [8080, 1], unix: [/run/postgresql/**, "@x", /dev/log], established: report }, v: { listen: [], unix: [] } }
 identities: { alice: { token: tgi_a }, ci: { jwt: { issuer: "https://ci.example", audience: t, claims: { repo: a/b }, keys: "file:keys" } } }
 groups: { team: [alice, ci] }
 apis:
@@ -140,6 +140,8 @@ fn what_is_wrong_does_not_fit() {
         ("cgroup: \"/a/**\"", "cgroup: a"),
         ("v: { listen: []", "v: { match: []"),
         ("v: { listen: []", "-v: { listen: []"),
+        ("established: report", "established: kill"),
+        ("established: report", "established: [report]"),
         ("listen: [8080, 1]", "listen: [0]"),
         ("listen: [8080, 1]", "listen: [65536]"),
         ("listen: [8080, 1]", "listen: 8080"),

@@ -279,11 +279,12 @@ fn workloads(agent: &Agent) -> Vec<Reply> {
     let fence = &agent.shared.fence;
     let processes = fence.governed_processes();
     let cgroups = fence.governed().into_iter().map(Reply::Workload);
+    let earlier = agent.earlier().into_iter().map(Reply::Earlier);
     let enrolments = lock(&agent.enrolments);
     let recognised = processes
         .into_iter()
         .map(|process| Reply::Process(enrolments.recognised(process)));
-    cgroups.chain(recognised).collect()
+    cgroups.chain(recognised).chain(earlier).collect()
 }
 
 fn flows(agent: &Agent) -> Vec<Reply> {

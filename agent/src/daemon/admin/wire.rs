@@ -39,7 +39,7 @@ pub enum Request {
     Status,
     /// Live flows and the last ended ones; answered by [`Reply::Flow`]s.
     Flows,
-    /// What is governed; answered by [`Reply::Workload`]s and [`Reply::Process`]es.
+    /// What is governed; answered by [`Reply::Workload`]s, [`Reply::Process`]es and [`Reply::Earlier`]s.
     Workloads,
     /// Kernel accounts per workload; answered by [`Reply::Account`]s.
     Accounts,
@@ -114,6 +114,8 @@ pub enum Reply {
     Workload(Governed),
     /// A process under governance.
     Process(Recognised),
+    /// What came of connections that a workload's processes had before.
+    Earlier(Earlier),
     /// A workload's account.
     Account(WorkloadAccount),
     /// A budget.
@@ -152,6 +154,7 @@ impl Reply {
             Self::Flow(_)
                 | Self::Workload(_)
                 | Self::Process(_)
+                | Self::Earlier(_)
                 | Self::Account(_)
                 | Self::Usage(_)
                 | Self::Decision(_)
@@ -216,6 +219,17 @@ pub struct Recognised {
     pub sha256: Option<String>,
     /// The selector, or the cgroup, by which it or its ancestor was recognised, for a person.
     pub by: String,
+}
+
+/// What came of connections that a workload's processes had before they were governed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Earlier {
+    /// The workload.
+    pub workload: String,
+    /// Ended since the agent started.
+    pub destroyed: u64,
+    /// Going on: nothing on them is decided on.
+    pub open: usize,
 }
 
 /// A flow, live or ended.

@@ -141,11 +141,12 @@ fn subjects(old: &Policy, new: &Policy) -> Vec<Change> {
     for (name, old, new) in differing(workloads) {
         changes.push(subject(vec![name], Vec::new(), "recognised by", old, new));
     }
-    for what in ["listens on", "may speak to"] {
+    for what in ["listens on", "may speak to", "connections from before"] {
         let said = |workload: &Workload| {
             let says = match what {
                 "listens on" => listed(&workload.listen),
-                _ => listed(&workload.unix),
+                "may speak to" => listed(&workload.unix),
+                _ => workload.established.as_str().to_owned(),
             };
             (workload.name.clone(), (says, workload.at.clone()))
         };

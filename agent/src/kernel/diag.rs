@@ -1,0 +1,302 @@
+//! What the kernel knows of a network namespace's sockets (`sock_diag(7)`): lists them, and ends one.
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+
+/// `SOCK_DIAG_BY_FAMILY`
+const BY_FAMILY: u16 = 20;
+/// `SOCK_DESTROY`
+const DESTROY: u16 = 21;
+/// `NLMSG_ERROR`, which is also how success is told.
+const ERROR: u16 = 2;
+/// `NLMSG_DONE`
+const DONE: u16 = 3;
+/// `NLM_F_REQUEST`, with `NLM_F_ACK` or `NLM_F_DUMP`.
+const ONE: u16 = 1 | 4;
+const ALL: u16 = 1 | 0x300;
+const HEADER: usize = 16;
+/// `struct inet_diag_sockid`
+const ID: usize = 48;
+/// Where attributes begin behind `struct inet_diag_msg`.
+const ATTRIBUTES: usize = 72;
+/// `INET_DIAG_CGROUP_ID`
+const CGROUP: u16 = 21;
+/// The kernel's messages are half of this at most.
+const ROOM: usize = 64 << 10;
+
+/// States that a socket can be in, as bits.
+pub(super) const CONNECTED: u32 =
+    1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | LISTENING | 1 << 11;
+/// `TCP_LISTEN`
+pub(super) const LISTENING: u32 = 1 << 10;
+
+/// TCP or UDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    pub(super) const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// A socket as the kernel tells of it.
+#[derive(Debug, Clone)]
+pub(super) struct Socket {
+    pub(super) protocol: Protocol,
+    family: u8,
+    /// By which the kernel finds it again; no other socket is ever like it.
+    id: [u8; ID],
+    listens: bool,
+    /// 0: no descriptor refers to it.
+    pub(super) inode: u32,
+    /// In which it was made; 0: the kernel does not say.
+    pub(super) cgroup: u64,
+}
+
+impl Socket {
+    pub(super) fn listens(&self) -> bool {
+        self.listens
+    }
+
+    pub(super) fn cookie(&self) -> u64 {
+        u64::from(self.word(40)) | u64::from(self.word(44)) << 32
+    }
+
+    pub(super) fn local(&self) -> SocketAddr {
+        self.address(4, 0)
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.address(20, 2)
+    }
+
+    fn address(&self, ip: usize, port: usize) -> SocketAddr {
+        let bytes: [u8; 16] = part(&self.id, ip).unwrap_or_default();
+        let ip = match i32::from(self.family) {
+            libc::AF_INET => {
+                let four: [u8; 4] = part(&bytes, 0).unwrap_or_default();
+                IpAddr::from(four)
+            }
+            _ => Ipv6Addr::from(bytes).to_canonical(),
+        };
+        SocketAddr::new(
+            ip,
+            u16::from_be_bytes(part(&self.id, port).unwrap_or_default()),
+        )
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        u32::from_ne_bytes(part(&self.id, at).unwrap_or_default())
+    }
+
+    /// From a message's body; `None` where it is none.
+    fn read(protocol: Protocol, body: &[u8]) -> Option<Self> {
+        let (&family, &state) = (body.first()?, body.get(1)?);
+        let mut found = Self {
+            protocol,
+            family,
+            id: part(body, 4)?,
+            listens: 1_u32.checked_shl(state.into())? == LISTENING,
+            inode: u32::from_ne_bytes(part(body, 68)?),
+            cgroup: 0,
+        };
+        let mut rest = body.get(ATTRIBUTES..).unwrap_or_default();
+        while let Some(length) = part(rest, 0).map(u16::from_ne_bytes) {
+            let length = usize::from(length).max(4);
+            if part(rest, 2).map(u16::from_ne_bytes) == Some(CGROUP) {
+                found.cgroup = u64::from_ne_bytes(part(rest, 4)?);
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Some(found)
+    }
+}
+
+/// A way to ask about the sockets of the network namespace that it was opened in.
+#[derive(Debug)]
+pub(super) struct Diag(OwnedFd);
+
+impl Diag {
+    pub(super) fn open() -> io::Result<Self> {
+        let socket = net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            Some(net::netlink::SOCK_DIAG),
+        )?;
+        Ok(Self(socket))
+    }
+
+    /// Every socket of a protocol that `take` holds for: connected ones, and those that listen.
+    pub(super) fn list(
+        &self,
+        protocol: Protocol,
+        take: impl Fn(&Socket) -> bool,
+    ) -> io::Result<Vec<Socket>> {
+        let mut found = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let family = u8::try_from(family).unwrap_or_default();
+            // Of UDP only those that are connected have this state.
+            let states = match protocol {
+                Protocol::Tcp => CONNECTED,
+                Protocol::Udp => 1 << 1,
+            };
+            self.ask(
+                BY_FAMILY,
+                ALL,
+                &question(family, protocol, states, &[0; ID]),
+            )?;
+            self.answers(|kind, body| {
+                if kind == BY_FAMILY {
+                    found.extend(Socket::read(protocol, body).filter(&take));
+                }
+                kind == DONE
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Ends a connection at once; its process and its peer are told. An error of the kind `NotFound`: it was over already.
+    pub(super) fn destroy(&self, socket: &Socket) -> io::Result<()> {
+        let question = question(socket.family, socket.protocol, 0, &socket.id);
+        self.ask(DESTROY, ONE, &question)?;
+        self.answers(|kind, _| kind == ERROR)
+    }
+
+    fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
+        let mut message = Vec::with_capacity(HEADER + body.len());
+        message.extend(length.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend(body);
+        net::sendto(
+            &self.0,
+            &message,
+            SendFlags::empty(),
+            &SocketAddrNetlink::new(0, 0),
+        )?;
+        Ok(())
+    }
+
+    /// Reads until `last` says so, or an error. The kernel answers while it is asked: nothing is waited for.
+    fn answers(&self, mut last: impl FnMut(u16, &[u8]) -> bool) -> io::Result<()> {
+        let mut room = vec![0; ROOM];
+        loop {
+            let (length, _) = net::recv(&self.0, room.as_mut_slice(), RecvFlags::DONTWAIT)?;
+            let mut rest = room.get(..length).unwrap_or_default();
+            while let Some(length) = part(rest, 0).map(u32::from_ne_bytes) {
+                let length = usize::try_from(length).unwrap_or(0).max(HEADER);
+                let kind = part(rest, 4).map_or(ERROR, u16::from_ne_bytes);
+                let body = rest.get(HEADER..length).unwrap_or_default();
+                if matches!(kind, ERROR | DONE) {
+                    let code = part(body, 0).map_or(0, i32::from_ne_bytes);
+                    if code != 0 {
+                        return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+                    }
+                }
+                if last(kind, body) {
+                    return Ok(());
+                }
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// `struct inet_diag_req_v2`
+fn question(family: u8, protocol: Protocol, states: u32, id: &[u8; ID]) -> Vec<u8> {
+    let mut body = vec![family, protocol.number(), 0, 0];
+    body.extend(states.to_ne_bytes());
+    body.extend(id);
+    body
+}
+
+fn part<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
+/// Whether this kernel ends connections when it is told to: tried on two of this process's own.
+pub(super) fn can_destroy() -> io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let stream = TcpStream::connect(listener.local_addr()?)?;
+    ends(Protocol::Tcp, stream.local_addr()?)?;
+    let datagrams = UdpSocket::bind("127.0.0.1:0")?;
+    datagrams.connect(listener.local_addr()?)?;
+    ends(Protocol::Udp, datagrams.local_addr()?)
+}
+
+fn ends(protocol: Protocol, local: SocketAddr) -> io::Result<()> {
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", protocol.name()));
+    let diag = Diag::open()?;
+    let own = |socket: &Socket| socket.local() == local && !socket.listens();
+    let found = diag.list(protocol, own).map_err(named)?;
+    let one = found.first().ok_or(io::ErrorKind::NotFound)?;
+    diag.destroy(one).map_err(named)?;
+    match diag.list(protocol, |socket| socket.cookie() == one.cookie())?[..] {
+        [] => Ok(()),
+        _ => Err(named(io::Error::other("it is still there"))),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::{ErrorKind, Read};
+
+    #[test]
+    fn a_connection_is_found_and_ended() {
+        for bound in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(bound).unwrap();
+            let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut accepted, _) = listener.accept().unwrap();
+            let diag = Diag::open().unwrap();
+            let local = stream.local_addr().unwrap();
+            let found = diag.list(Protocol::Tcp, |s| s.local() == local).unwrap();
+            let [one] = &found[..] else {
+                panic!("{found:?}")
+            };
+            assert_eq!(one.peer(), listener.local_addr().unwrap());
+            assert!(one.inode != 0 && one.cookie() != 0 && !one.listens());
+            diag.destroy(one).unwrap();
+            let ended = stream.read(&mut [0]).unwrap_err().kind();
+            assert_eq!(ended, ErrorKind::ConnectionAborted);
+            let told = accepted.read(&mut [0]).unwrap_err().kind();
+            assert_eq!(told, ErrorKind::ConnectionReset);
+            assert_eq!(diag.destroy(one).unwrap_err().kind(), ErrorKind::NotFound);
+        }
+        can_destroy().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_answer_is_no_socket() {
+        assert!(Socket::read(Protocol::Tcp, &[]).is_none());
+        assert!(Socket::read(Protocol::Tcp, &[2; 71]).is_none());
+        // An attribute that says it is longer than the message, and one that says it has no length.
+        for odd in [[0xff, 0xff, 21, 0], [0, 0, 21, 0]] {
+            let mut body = vec![1; ATTRIBUTES];
+            body.extend(odd);
+            assert!(Socket::read(Protocol::Tcp, &body).is_none_or(|s| s.cgroup == 0));
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Connections from before their process was governed: ended, or going on where policy says so.
+use crate::support::*;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use tollgate::kernel::{Before, Fate, Outcome};
+
+/// Connects in every way, says so, then says how each socket fares at every line that it is sent.
+const CONNECTED: &str = r"
+def udp(ip, port):
+    s = socket.socket(family(ip), socket.SOCK_DGRAM); s.connect((ip, port)); return s
+def waiting(ip, port):
+    s = socket.socket(family(ip), socket.SOCK_STREAM); s.setblocking(False)
+    name(lambda: s.connect((ip, port))); return s
+def fares(s, what):
+    s.settimeout(0.2)
+    try:
+        s.send(what); return 'sent'
+    except OSError as e:
+        return errno.errorcode[e.errno]
+def failed(s):
+    return errno.errorcode.get(s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 'ok')
+";
+
+/// Both families: a connection, a datagram socket, and a connection that is being made.
+struct Peers {
+    listeners: Vec<Elsewhere>,
+    datagrams: Vec<UdpSocket>,
+    /// Listeners that accept nobody, and what fills their queues.
+    full: Vec<(Elsewhere, Vec<TcpStream>)>,
+}
+
+impl Peers {
+    fn new() -> Self {
+        let ips = ["127.0.0.1", "::1"];
+        let datagram = |ip: &&str| {
+            let socket = UdpSocket::bind((*ip, 0)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE / 20)).unwrap();
+            socket
+        };
+        Self {
+            listeners: ips.iter().map(|ip| Elsewhere::new(ip)).collect(),
+            datagrams: ips.iter().map(datagram).collect(),
+            full: ips.iter().map(|ip| full(ip)).collect(),
+        }
+    }
+
+    /// What a process does to be connected to all of them.
+    fn script(&self) -> String {
+        let mut lines = String::from(CONNECTED);
+        let ports = |at: usize| {
+            (
+                self.listeners[at].address.port(),
+                self.datagrams[at].local_addr().unwrap().port(),
+                self.full[at].0.address.port(),
+            )
+        };
+        for (at, ip) in ["127.0.0.1", "::1"].iter().enumerate() {
+            let (tcp, udp, full) = ports(at);
+            lines += &format!(
+                "t{at} = tcp('{ip}', {tcp})[0]; u{at} = udp('{ip}', {udp}); w{at} = waiting('{ip}', {full})\n"
+            );
+        }
+        lines
+            + "say('up')
+for line in sys.stdin:
+    say(*[fares(s, b'x') for s in (t0, t1, u0, u1)], failed(w0), failed(w1))
+"
+    }
+}
+
+/// A listener on which one more connection waits for ever.
+fn full(ip: &str) -> (Elsewhere, Vec<TcpStream>) {
+    let domain = socket2::Domain::for_address((ip.parse::<std::net::IpAddr>().unwrap(), 0).into());
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+    let any: std::net::SocketAddr = (ip.parse::<std::net::IpAddr>().unwrap(), 0).into();
+    socket.bind(&any.into()).unwrap();
+    socket.listen(0).unwrap();
+    let listener: std::net::TcpListener = socket.into();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let filled = TcpStream::connect(address).unwrap();
+    (Elsewhere { listener, address }, vec![filled])
+}
+
+fn says(fate: Fate) -> impl Fn(&str) -> Option<Before> + Sync {
+    move |_: &str| {
+        Some(Before {
+            fate,
+            listen: Vec::new(),
+        })
+    }
+}
+
+fn received(stream: &mut TcpStream) -> Result<Vec<u8>, ErrorKind> {
+    let mut bytes = [0; 8];
+    let read = stream.read(&mut bytes).map_err(|e| e.kind())?;
+    Ok(bytes[..read].to_vec())
+}
+
+#[test]
+fn what_was_connected_is_ended_and_its_peer_is_told() {
+    let stand = Stand::new();
+    let peers = Peers::new();
+    let later = Cgroup::new(stand.fence().cgroup_root(), unique());
+    let mut process = Running::start(&later, &peers.script());
+    assert_eq!(process.line(), "up");
+    let mut accepted: Vec<_> = peers
+        .listeners
+        .iter()
+        .map(|l| accept(&l.listener))
+        .collect();
+    // Somebody else's, to the same listeners.
+    let mut others: Vec<_> = peers
+        .listeners
+        .iter()
+        .map(|l| (TcpStream::connect(l.address).unwrap(), accept(&l.listener)))
+        .collect();
+
+    let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
+    assert!(newly.contains(&process.pid()), "{newly:?}");
+    let found = stand.fence().end_earlier(&newly, &says(Fate::Destroy));
+    assert_eq!(found.len(), 6, "{found:?}");
+    for earlier in &found {
+        assert_eq!(earlier.outcome, Outcome::Destroyed, "{earlier:?}");
+        assert_eq!(
+            (&*earlier.workload, earlier.process.pid),
+            ("later", process.pid())
+        );
+        assert!(earlier.process.exe.contains("python"), "{earlier:?}");
+        assert_eq!(earlier.process.cgroup, format!("/{}", later.name.display()));
+    }
+    let peer = peers.listeners[1].address;
+    assert!(
+        found
+            .iter()
+            .any(|earlier| earlier.peer == peer && earlier.protocol == "tcp")
+    );
+
+    process.send("\n");
+    let told = process.line();
+    let told: Vec<&str> = told.split(' ').collect();
+    assert_eq!(told[..2], ["ECONNABORTED"; 2], "{told:?}");
+    assert_eq!(told[4..], ["ECONNABORTED"; 2], "{told:?}");
+    assert!(!told[2..4].contains(&"sent"), "{told:?}");
+    for stream in &mut accepted {
+        assert_eq!(received(stream), Err(ErrorKind::ConnectionReset));
+    }
+    for socket in &peers.datagrams {
+        assert!(socket.recv(&mut [0]).is_err(), "a datagram arrived");
+    }
+    for (theirs, ours) in &mut others {
+        theirs.write_all(b"y").unwrap();
+        assert_eq!(received(ours).unwrap(), b"y", "somebody else's was ended");
+    }
+    assert!(stand.fence().kept().is_empty());
+    assert!(
+        stand
+            .fence()
+            .end_earlier(&newly, &says(Fate::Destroy))
+            .is_empty()
+    );
+}
+
+/// Who is recognised by what it runs, or by its user, has sockets that no cgroup tells of.
+#[test]
+fn what_a_process_outside_of_governed_cgroups_had_is_ended() {
+    let stand = Stand::new();
+    let peers = Peers::new();
+    let mut process = Running::start_outside(&peers.script());
+    assert_eq!(process.line(), "up");
+    let mut accepted: Vec<_> = peers
+        .listeners
+        .iter()
+        .map(|l| accept(&l.listener))
+        .collect();
+    let newly = stand.fence().enrol(process.pid(), "by-rule", 3).unwrap();
+    // Without it, it goes on: this is what ends it.
+    process.send("\n");
+    assert!(process.line().starts_with("sent sent sent sent"));
+    for stream in &mut accepted {
+        assert_eq!(received(stream).unwrap(), b"x");
+    }
+    for socket in &peers.datagrams {
+        assert_eq!(socket.recv(&mut [0]).unwrap(), 1);
+    }
+    let found = stand.fence().end_earlier(&newly, &says(Fate::Destroy));
+    assert_eq!(found.len(), 6, "{found:?}");
+    process.send("\n");
+    assert!(!process.line().contains("sent"));
+    for stream in &mut accepted {
+        assert_eq!(received(stream), Err(ErrorKind::ConnectionReset));
+    }
+    for socket in &peers.datagrams {
+        assert!(socket.recv(&mut [0]).is_err(), "a datagram arrived");
+    }
+}
+
+#[test]
+fn what_may_go_on_does_and_goes_nowhere_else() {
+    let stand = Stand::new();
+    let peers = Peers::new();
+    let later = Cgroup::new(stand.fence().cgroup_root(), unique());
+    let elsewhere = UdpSocket::bind("127.0.0.1:0").unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let script = peers.script().replace(
+        "for line in sys.stdin:",
+        &format!(
+            "for line in sys.stdin:
+    if line == 'elsewhere\\n':
+        u0.connect(('127.0.0.1', {})); say(fares(u0, b'z')); continue
+    if line == 'anew\\n':
+        s, r = tcp('127.0.0.1', {}); say(r); continue",
+            elsewhere.local_addr().unwrap().port(),
+            peers.listeners[0].address.port()
+        ),
+    );
+    let mut process = Running::start(&later, &script);
+    assert_eq!(process.line(), "up");
+    let mut accepted: Vec<_> = peers
+        .listeners
+        .iter()
+        .map(|l| accept(&l.listener))
+        .collect();
+    let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
+    let found = stand.fence().end_earlier(&newly, &says(Fate::Keep));
+    assert_eq!(found.len(), 6, "{found:?}");
+    assert!(found.iter().all(|earlier| earlier.outcome == Outcome::Kept));
+    assert_eq!(stand.fence().kept()["later"], 6);
+    process.send("\n");
+    assert!(process.line().starts_with("sent sent sent sent"));
+    for stream in &mut accepted {
+        assert_eq!(received(stream).unwrap(), b"x");
+        stream.write_all(b"answer").unwrap();
+    }
+    for socket in &peers.datagrams {
+        assert_eq!(socket.recv(&mut [0]).unwrap(), 1);
+    }
+    // What it makes anew goes to the agent, and a socket that may go on has no other peer.
+    process.send("anew\n");
+    assert_eq!(process.line(), "ok");
+    let steered = stand.accept(&stand.agent4);
+    assert_eq!(&*stand.fence().flow_of(&steered).unwrap().workload, "later");
+    assert_quiet(&peers.listeners[0].listener);
+    process.send("elsewhere\n");
+    process.line();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert!(
+        elsewhere.recv(&mut [0]).is_err(),
+        "a datagram got elsewhere"
+    );
+
+    // Looked at again, nothing changes; what is over is forgotten; a policy that lets it go on no longer ends it.
+    assert!(stand.fence().review_kept(&says(Fate::Keep)).is_empty());
+    let before = stand.fence().kept()["later"];
+    drop(peers.full);
+    eventually("what is over is forgotten", || {
+        stand.fence().review_kept(&says(Fate::Keep));
+        stand.fence().kept()["later"] < before
+    });
+    let ended = stand.fence().review_kept(&says(Fate::Destroy));
+    assert!(
+        ended.iter().all(|e| e.outcome == Outcome::Destroyed),
+        "{ended:?}"
+    );
+    for stream in &mut accepted {
+        assert_eq!(received(stream), Err(ErrorKind::ConnectionReset));
+    }
+    assert!(stand.fence().kept().is_empty());
+    // What was made since was left alone.
+    steered.set_nonblocking(true).unwrap();
+    let open = (&steered).read(&mut [0]).unwrap_err().kind();
+    assert_eq!(
+        open,
+        ErrorKind::WouldBlock,
+        "a steered connection was ended"
+    );
+}
+
+/// What others have connected to where policy lets them is the workload's to serve.
+#[test]
+fn who_connected_to_an_allowed_port_stays_connected() {
+    let stand = Stand::new();
+    for ip in ["127.0.0.1", "::1"] {
+        let later = Cgroup::new(stand.fence().cgroup_root(), unique());
+        let mut process = Running::start(
+            &later,
+            &format!(
+                "l = [socket.socket(family('{ip}'), socket.SOCK_STREAM) for _ in range(2)]
+for s in l: s.bind(('{ip}', 0)); s.listen()
+say(*[s.getsockname()[1] for s in l])
+a = [s.accept()[0] for s in l]
+say('accepted')
+for line in sys.stdin:
+    for s in a: name(lambda: s.send(b'x'))
+    say('sent')"
+            ),
+        );
+        let ports = process.line();
+        let ports: Vec<u16> = ports.split(' ').map(|p| p.parse().unwrap()).collect();
+        let mut clients: Vec<TcpStream> = ports
+            .iter()
+            .map(|port| {
+                let client = TcpStream::connect((ip, *port)).unwrap();
+                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client
+            })
+            .collect();
+        assert_eq!(process.line(), "accepted");
+        let openings = tollgate::kernel::Openings {
+            workload: "later".to_owned(),
+            listen: vec![ports[0]],
+            unix: Vec::new(),
+        };
+        stand.fence().permit(&[openings]).unwrap();
+        let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
+        let listen = vec![ports[0]];
+        let found = stand.fence().end_earlier(&newly, &|_: &str| {
+            Some(Before {
+                fate: Fate::Destroy,
+                listen: listen.clone(),
+            })
+        });
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].local.port(), ports[1]);
+        process.send("\n");
+        assert_eq!(process.line(), "sent");
+        assert_eq!(received(&mut clients[0]).unwrap(), b"x");
+        assert_eq!(received(&mut clients[1]), Err(ErrorKind::ConnectionReset));
+    }
+}
+
+#[test]
+fn other_network_namespaces_are_looked_at_too() {
+    let stand = Stand::new();
+    for ip in ["127.0.0.1", "::1"] {
+        let later = Cgroup::new(stand.fence().cgroup_root(), unique());
+        let mut process = Running::start(
+            &later,
+            &format!(
+                "import ctypes
+assert ctypes.CDLL(None).unshare(0x40000000) == 0
+assert os.system('ip link set lo up') == 0
+l = socket.socket(family('{ip}'), socket.SOCK_STREAM); l.bind(('{ip}', 0)); l.listen()
+s, r = tcp('{ip}', l.getsockname()[1]); a = l.accept()[0]
+say(r)
+sys.stdin.readline()
+say(name(lambda: s.send(b'x')), name(lambda: a.recv(1)))"
+            ),
+        );
+        assert_eq!(process.line(), "ok");
+        let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
+        let found = stand.fence().end_earlier(&newly, &says(Fate::Destroy));
+        // Both ends are its own, and it may listen on no port. Ending one may end the other.
+        assert!(!found.is_empty(), "{ip}");
+        process.send("\n");
+        let told = process.line();
+        assert!(!told.contains("ok"), "{ip}: {told}");
+    }
+}
