@@ -48,11 +48,19 @@ pub enum Reason {
     Port = 17,
     /// A Unix socket that the workload may not speak to.
     Unix = 18,
+    /// A socket of a family that no hook looks at.
+    Family = 19,
+    /// Another's process, looked into.
+    Trace = 20,
+    /// A signal for the agent.
+    Signal = 21,
+    /// A connected socket of somebody else's.
+    Passed = 22,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::AgentDown,
         Self::Udp,
         Self::Raw,
@@ -66,6 +74,10 @@ impl Reason {
         Self::Listen,
         Self::Port,
         Self::Unix,
+        Self::Family,
+        Self::Trace,
+        Self::Signal,
+        Self::Passed,
     ];
 }
 

@@ -11,6 +11,12 @@ pub const STREAM: u32 = 1;
 pub const DATAGRAM: u32 = 2;
 /// `SOCK_RAW`
 pub const RAW: u32 = 3;
+/// `AF_UNIX`, `AF_INET`, `AF_INET6`, `AF_NETLINK`
+const FAMILIES: [u32; 4] = [1, 2, 10, 16];
+/// States of a socket that leads nowhere: `TCP_CLOSE`, which an unconnected datagram socket is in too, and `TCP_LISTEN`.
+pub const UNCONNECTED: u8 = 7;
+/// See [`UNCONNECTED`].
+pub const LISTENING: u8 = 10;
 /// The port of DNS.
 pub const DNS: u16 = 53;
 
@@ -25,6 +31,18 @@ pub const fn socket(socket_type: u32, protocol: u32) -> Result<(), Reason> {
         (RAW, _) => Err(Reason::Raw),
         _ => Err(Reason::Protocol),
     }
+}
+
+/// Is this a family of IP?
+#[inline(always)]
+pub const fn is_ip(family: u32) -> bool {
+    family == FAMILIES[1] || family == FAMILIES[2]
+}
+
+/// May a governed task make sockets of this family: those that hooks look at, and those that leave no host?
+#[inline(always)]
+pub const fn is_looked_at(family: u32) -> bool {
+    is_ip(family) || family == FAMILIES[0] || family == FAMILIES[3]
 }
 
 /// Is this address one that leads to a listener on 127.0.0.1 or ::1: loopback, or the wildcard?

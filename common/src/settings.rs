@@ -98,6 +98,18 @@ pub struct Offsets {
     pub credentials_user: u32,
     /// `user_namespace.level`
     pub user_level: u32,
+    /// `file.private_data`
+    pub file_private: u32,
+    /// `inode.i_mode`
+    pub inode_mode: u32,
+    /// `socket.sk`
+    pub socket_sk: u32,
+    /// `sock.__sk_common.skc_family`
+    pub sock_family: u32,
+    /// `sock.__sk_common.skc_state`
+    pub sock_state: u32,
+    /// `sock.sk_cgrp_data.cgroup`
+    pub sock_cgroup: u32,
     /// Explicit padding to a multiple of 8.
     pub reserved: u32,
 }
@@ -105,5 +117,5 @@ pub struct Offsets {
 const _: () = assert!(size_of::<Settings>() == 4);
 const _: () = assert!(size_of::<Ports>() == 8);
 const _: () = assert!(size_of::<Name>() == 64);
-const _: () = assert!(size_of::<Offsets>() == 136);
+const _: () = assert!(size_of::<Offsets>() == 160);
 pod!(Settings, Ports, Name, Offsets);

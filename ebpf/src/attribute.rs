@@ -52,6 +52,12 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
     task_credentials: 0,
     credentials_user: 0,
     user_level: 0,
+    file_private: 0,
+    inode_mode: 0,
+    socket_sk: 0,
+    sock_family: 0,
+    sock_state: 0,
+    sock_cgroup: 0,
     reserved: 0,
 });
 

@@ -4,7 +4,7 @@
 //! whose task it is, `recognise` and `rules` how that is known, `birth` of which cgroups, `attribute` who it is, `namespace`
 //! whether the agent is there, `steer` where it goes, `flow` how its record gets to the agent, `names` how it is asked for
 //! names, `fence` what is refused, `bind` what is bound, `unix` who is spoken to, `entry` what comes in, `exit` what leaves
-//! nevertheless, `account` what is counted, `quota` when that is enough.
+//! nevertheless, `lsm` what is beside the network, `account` what is counted, `quota` when that is enough.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)] // For `atomic`.
@@ -37,6 +37,7 @@ mod exit;
 mod fence;
 mod flow;
 mod listener;
+mod lsm;
 mod maps;
 mod names;
 mod namespace;
@@ -55,8 +56,11 @@ use aya_ebpf::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
         BPF_TCP_CLOSE,
     },
-    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, raw_tracepoint, sock_ops},
-    programs::{RawTracePointContext, SkBuffContext, SockAddrContext, SockContext, SockOpsContext},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm, raw_tracepoint, sock_ops},
+    programs::{
+        LsmContext, RawTracePointContext, SkBuffContext, SockAddrContext, SockContext,
+        SockOpsContext,
+    },
 };
 use fence::{Attempt, DROP, Errno, PASS};
 use maps::{CLIENTS, socket_of};
@@ -303,6 +307,26 @@ fn cgroup_mkdir(ctx: RawTracePointContext) -> i32 {
 fn cgroup_rmdir(ctx: RawTracePointContext) -> i32 {
     let _ = birth::gone(ctx.arg(0));
     0
+}
+
+#[lsm(hook = "socket_create")]
+fn socket_create(ctx: LsmContext) -> i32 {
+    lsm::socket_create(&ctx)
+}
+
+#[lsm(hook = "ptrace_access_check")]
+fn ptrace_access_check(ctx: LsmContext) -> i32 {
+    lsm::ptrace_access_check(&ctx)
+}
+
+#[lsm(hook = "task_kill")]
+fn task_kill(ctx: LsmContext) -> i32 {
+    lsm::task_kill(&ctx)
+}
+
+#[lsm(hook = "file_receive")]
+fn file_receive(ctx: LsmContext) -> i32 {
+    lsm::file_receive(&ctx)
 }
 
 /// What a governed task tried.

@@ -86,6 +86,12 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         task_credentials: at("task_struct", &["cred"])?,
         credentials_user: at("cred", &["user_ns"])?,
         user_level: at("user_namespace", &["level"])?,
+        file_private: at("file", &["private_data"])?,
+        inode_mode: at("inode", &["i_mode"])?,
+        socket_sk: at("socket", &["sk"])?,
+        sock_family: at("sock", &["__sk_common", "skc_family"])?,
+        sock_state: at("sock", &["__sk_common", "skc_state"])?,
+        sock_cgroup: at("sock", &["sk_cgrp_data", "cgroup"])?,
         reserved: 0,
     })
 }

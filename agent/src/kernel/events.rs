@@ -183,6 +183,10 @@ pub(super) fn code(reason: Reason) -> &'static str {
         Reason::Listen => "listen",
         Reason::Port => "port",
         Reason::Unix => "unix",
+        Reason::Family => "family",
+        Reason::Trace => "trace",
+        Reason::Signal => "signal",
+        Reason::Passed => "passed",
     }
 }
 
@@ -219,6 +223,14 @@ fn detail(reason: Reason) -> &'static str {
         }
         Reason::Port => "the agent's own port is kept for the agent: bind another one",
         Reason::Unix => "the workload may not speak to this Unix socket",
+        Reason::Family => {
+            "governed workloads may make sockets of IP, Unix and netlink only: what others carry is not looked at"
+        }
+        Reason::Trace => "a governed process may look into processes of its own workload only",
+        Reason::Signal => "a governed process may not signal the agent",
+        Reason::Passed => {
+            "the workload was handed a connected socket that it did not make, and has not received it: let it connect by itself"
+        }
     }
 }
 

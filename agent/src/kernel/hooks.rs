@@ -2,13 +2,17 @@
 
 /// [`Hook::attach`] of a tracepoint's program: the tracepoint has the program's name.
 pub(super) const TRACEPOINT: u32 = u32::MAX;
+/// [`Hook::attach`] of a BPF LSM program: the hook has the program's name.
+pub(super) const LSM: u32 = u32::MAX - 1;
 
-/// A program and its place at the cgroup root, or its tracepoint.
+const SINCE_LSM: Option<&str> = Some("5.7 with `bpf` among its security modules (`lsm=`)");
+
+/// A program and its place: at the cgroup root, a tracepoint, or a security hook.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hook {
     /// The program's name in the object, its link's name, the layer's name.
     pub(super) name: &'static str,
-    /// `enum bpf_attach_type`, or [`TRACEPOINT`].
+    /// `enum bpf_attach_type`, [`TRACEPOINT`] or [`LSM`].
     pub(super) attach: u32,
     /// The Linux that it came with, where not every one that is supported has it.
     pub(super) since: Option<&'static str>,
@@ -19,7 +23,7 @@ pub(super) struct Hook {
 }
 
 /// All hooks, in the order in which they are attached: what recognises comes first, what records before what
-/// steers, and what drops whatever was not steered comes last.
+/// steers, then what drops whatever was not steered, and the second fence comes last.
 pub(super) const HOOKS: &[Hook] = &[
     Hook {
         name: "sched_process_fork",
@@ -175,13 +179,32 @@ pub(super) const HOOKS: &[Hook] = &[
         holds: true,
         leaves_open: "UDP over connected sockets, source routes, and connections and raw sockets from before the workload was governed; bytes and packets sent are not counted. answers on ports that the workload may not listen on. Even with it: connected sockets that were made outside and passed in",
     },
-];
-
-/// Layers that this version does not have: name, and what that leaves open.
-pub(super) const MISSING: &[(&str, &str)] = &[
-    (
-        "families",
-        "packet, vsock, XDP and other families are not looked at by these hooks; the launcher's seccomp filter is what stops them",
-    ),
-    ("lsm", "ptrace and signals are not looked at by these hooks"),
+    Hook {
+        name: "socket_create",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: true,
+        leaves_open: "sockets of families other than IP, Unix and netlink (packet, VSOCK, XDP …): under `tollgate run` its seccomp filter stops them; in units, `RestrictAddressFamilies=`",
+    },
+    Hook {
+        name: "ptrace_access_check",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: true,
+        leaves_open: "memory and descriptors of the user's other processes, which are not governed, by ptrace and pidfd_getfd, unless the host forbids it (Yama)",
+    },
+    Hook {
+        name: "task_kill",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: false,
+        leaves_open: "nothing passes that should not; a governed process of root may end the agent, which then denies",
+    },
+    Hook {
+        name: "file_receive",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: true,
+        leaves_open: "connected sockets that were made outside and passed in over a Unix socket. Even with it: those that are inherited, and those passed to a workload that is recognised by its user or executable",
+    },
 ];

@@ -1,7 +1,7 @@
 //! Which layers are in force: asked of the kernel, never remembered.
 use super::{
     Fence, Layer,
-    hooks::{HOOKS, Hook, MISSING, TRACEPOINT},
+    hooks::{HOOKS, Hook, LSM, TRACEPOINT},
     load::{Absent, Loaded},
     sys,
 };
@@ -25,16 +25,8 @@ impl Fence {
                 why,
             }
         });
-        let missing = MISSING.iter().map(|(name, leaves_open)| Layer {
-            name: (*name).to_owned(),
-            enforcing: false,
-            needed: false,
-            leaves_open: (*leaves_open).to_owned(),
-            why: Some("not built in this version".to_owned()),
-        });
         hooks
             .chain([self.listener_layer(), self.names_layer(), earlier_layer()])
-            .chain(missing)
             .collect()
     }
 
@@ -58,8 +50,10 @@ impl Fence {
         else {
             return Some("not loaded".to_owned());
         };
-        if hook.attach == TRACEPOINT {
-            return self.why_not_traced(hook, ours);
+        match hook.attach {
+            TRACEPOINT => return self.why_not_traced(hook, ours, sys::LINK_TRACEPOINT),
+            LSM => return self.why_not_traced(hook, ours, sys::LINK_TRACING),
+            _ => {}
         }
         match sys::attached(&self.root.fd, hook.attach) {
             Err(error) => return Some(format!("cannot ask the kernel: {error}")),
@@ -87,13 +81,13 @@ impl Fence {
         }
     }
 
-    /// The same for a tracepoint, whose pinned link is all that holds the program there.
-    fn why_not_traced(&self, hook: &Hook, ours: u32) -> Option<String> {
+    /// The same for a tracepoint or a security hook, where the pinned link is all that holds the program.
+    fn why_not_traced(&self, hook: &Hook, ours: u32, kind: u32) -> Option<String> {
         match sys::open_pin(&self.pins.link(hook.name)).and_then(sys::link_info) {
             Err(error) => Some(format!(
                 "its pin is gone ({error}): nothing holds it; restart the agent"
             )),
-            Ok(link) if (link.kind, link.program) != (sys::LINK_TRACEPOINT, ours) => Some(format!(
+            Ok(link) if (link.kind, link.program) != (kind, ours) => Some(format!(
                 "the pinned link holds another program (id {}): restart the agent",
                 link.program
             )),

@@ -1,7 +1,7 @@
 //! From the embedded object to programs in the kernel and links at the cgroup root.
 use super::{
     Error, btf,
-    hooks::{HOOKS, Hook, TRACEPOINT},
+    hooks::{HOOKS, Hook, LSM, TRACEPOINT},
     log::HookLog,
     pins::Pins,
     probe::CgroupRoot,
@@ -45,7 +45,9 @@ pub(super) struct Programs {
 pub(super) fn programs(pins: &Pins) -> Result<(Programs, HookLog), Error> {
     let offsets = btf::offsets()?;
     let paths: Vec<(&str, PathBuf)> = pins.maps().collect();
+    let btf = aya::Btf::from_sys_fs().ok();
     let mut loader = EbpfLoader::new();
+    loader.btf(btf.as_ref());
     loader.override_global("OFFSETS", &offsets, true);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
@@ -59,7 +61,7 @@ pub(super) fn programs(pins: &Pins) -> Result<(Programs, HookLog), Error> {
     for hook in HOOKS {
         match hook.since {
             None => programs.loaded.push(load(&mut ebpf, hook)?),
-            Some(since) => match raw.load(hook.name, hook.attach) {
+            Some(since) => match if_there(&mut ebpf, &raw, hook, btf.as_ref()) {
                 Ok((fd, id)) => programs.loaded.push(Loaded { hook, id, fd }),
                 Err(error) => programs.absent.push(Absent {
                     hook,
@@ -133,6 +135,34 @@ fn shown(log: &str, is_whole: bool) -> String {
     }
 }
 
+/// Loads a program for a hook that not every kernel has.
+fn if_there(
+    ebpf: &mut Ebpf,
+    raw: &Raw,
+    hook: &'static Hook,
+    btf: Option<&aya::Btf>,
+) -> std::io::Result<(OwnedFd, u32)> {
+    if hook.attach != LSM {
+        return raw.load(hook.name, hook.attach);
+    }
+    let Some(Program::Lsm(program)) = ebpf.program_mut(hook.name) else {
+        return Err(std::io::ErrorKind::NotFound.into());
+    };
+    let btf = btf.ok_or(std::io::ErrorKind::Unsupported)?;
+    program.load(hook.name, btf).map_err(|error| match error {
+        ProgramError::LoadError { ref io_error, .. }
+            if io_error.raw_os_error() == Some(libc::EPERM) =>
+        {
+            std::io::Error::from_raw_os_error(libc::EPERM)
+        }
+        error => std::io::Error::other(refusal(&error)),
+    })?;
+    let program = program.fd().map_err(std::io::Error::other)?;
+    let program = program.as_fd().try_clone_to_owned()?;
+    let id = sys::program_id(&program)?;
+    Ok((program, id))
+}
+
 fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
     let program = ebpf
         .program_mut(hook.name)
@@ -164,7 +194,7 @@ fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
 }
 
 /// Puts each program in force: into the link that an earlier agent left, in one step for the kernel,
-/// or through a new one. At no moment is a hook without a program. A tracepoint's link takes no other program: for an
+/// or through a new one. At no moment is a hook without a program. The link of a tracepoint or a security hook takes no other program: for an
 /// instant it has two of them, which write the same.
 pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Result<(), Error> {
     programs.iter().try_for_each(|program| {
@@ -176,8 +206,12 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
             path,
             source,
         };
-        if program.hook.attach == TRACEPOINT {
-            let link = sys::tracepoint(&program.fd, hook).map_err(failed)?;
+        if let TRACEPOINT | LSM = program.hook.attach {
+            let link = match program.hook.attach {
+                LSM => sys::security(&program.fd),
+                _ => sys::tracepoint(&program.fd, hook),
+            };
+            let link = link.map_err(failed)?;
             return sys::pin_over(link, &path).map_err(|source| pinned(source, path));
         }
         if path.exists() {

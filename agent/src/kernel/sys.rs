@@ -160,6 +160,14 @@ pub(super) fn link_create(
     bpf_fd(BPF_LINK_CREATE, &mut attributes)
 }
 
+/// Attaches a program to the security hook that it was loaded for; it stays while the link has a descriptor or a pin.
+pub(super) fn security(program: impl AsFd) -> io::Result<OwnedFd> {
+    let mut attributes = Attributes::default();
+    // no name; prog_fd
+    attributes.0[1] = pair(raw(program.as_fd()), 0);
+    bpf_fd(BPF_RAW_TRACEPOINT_OPEN, &mut attributes)
+}
+
 /// Attaches a program to a tracepoint; it stays while the link has a descriptor or a pin.
 pub(super) fn tracepoint(program: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     let name = CString::new(name).map_err(io::Error::other)?;
@@ -244,6 +252,8 @@ struct RawLinkInfo {
 
 /// `BPF_LINK_TYPE_RAW_TRACEPOINT`
 pub(super) const LINK_TRACEPOINT: u32 = 1;
+/// `BPF_LINK_TYPE_TRACING`, which a security hook's is too.
+pub(super) const LINK_TRACING: u32 = 2;
 /// `BPF_LINK_TYPE_CGROUP`
 pub(super) const LINK_CGROUP: u32 = 3;
 

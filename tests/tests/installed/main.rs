@@ -50,6 +50,10 @@ fn layers_that_this_kernel_lacks_are_said_to_be_missing() {
         "egress",
         "sock_create",
         "sched_process_fork",
+        "socket_create",
+        "ptrace_access_check",
+        "task_kill",
+        "file_receive",
     ] {
         assert_eq!(layers[name]["enforcing"], true, "{name}");
     }

@@ -16,6 +16,7 @@ mod established;
 mod exit;
 mod layers;
 mod listen;
+mod lsm;
 mod names;
 mod namespaces;
 mod quota;
