@@ -158,6 +158,14 @@ fn agent_and_policy(status: &Status, lines: &mut Lines) {
     for namespace in &status.namespaces {
         lines.fact("namespace", &of_namespace(namespace));
     }
+    for (cgroup, why) in &status.containers {
+        let told = format!(
+            "{} REFUSED: {}",
+            output::escape(cgroup),
+            output::escape(why)
+        );
+        lines.fact("container", &told);
+    }
     lines.fact(
         "ca",
         &format!(

@@ -25,6 +25,9 @@ pub struct Config {
     pub pin_dir: PathBuf,
     /// cgroup2 mount; found if not given.
     pub cgroup_root: Option<PathBuf>,
+    /// Who is asked for containers that policy names: sockets of engines with Docker's API, and directories in which runtimes keep
+    /// `ID/config.json`.
+    pub container_engines: Vec<PathBuf>,
     /// For the whole agent; `Observe` overrides `Enforce` grants.
     pub mode: Mode,
     /// Resolvers of the agent, which looks names up for itself and for governed workloads; from `/etc/resolv.conf` if empty.
@@ -52,6 +55,14 @@ impl Default for Config {
             runtime_dir: "/run/tollgate".into(),
             pin_dir: "/sys/fs/bpf/tollgate".into(),
             cgroup_root: None,
+            container_engines: [
+                "/run/docker.sock",
+                "/run/podman/podman.sock",
+                "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+                "/run/containers/storage/overlay-containers",
+            ]
+            .map(PathBuf::from)
+            .to_vec(),
             mode: Mode::Enforce,
             dns_servers: Vec::new(),
             workers: std::thread::available_parallelism().map_or(1, usize::from),

@@ -53,6 +53,12 @@ fn read_root(decoder: &mut Decoder, root: &Node, config: &mut Config) {
         config.cgroup_root = absolute(decoder, node);
     }
     set(
+        &mut config.container_engines,
+        fields
+            .take("container_engines")
+            .and_then(|n| paths(decoder, n)),
+    );
+    set(
         &mut config.mode,
         fields.take("mode").and_then(|n| decoder.word(n, &WORDS)),
     );

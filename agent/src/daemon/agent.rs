@@ -1,6 +1,7 @@
 //! A running agent as its control plane sees it, and the changes it can take.
 use super::admin::wire::{Fault, FaultKind, Reply};
 use super::budgets::Budgets;
+use super::containers::Containers;
 use super::earlier::Looks;
 use super::enrol::Enrolments;
 use super::error::Error;
@@ -31,6 +32,7 @@ pub(super) struct Agent {
     pub(super) enrolments: Mutex<Enrolments>,
     /// Locked before `enrolments`.
     pub(super) earlier: Mutex<Looks>,
+    pub(super) containers: Arc<Containers>,
     pub(super) namespaces: Namespaces,
     pub(super) budgets: Budgets,
     pub(super) started: jiff::Timestamp,

@@ -132,7 +132,7 @@ fn glob_matches(pattern: &[&str], path: &[&str]) -> bool {
 }
 
 /// `*` is any run of characters within the segment.
-fn segment_matches(pattern: &str, segment: &str) -> bool {
+pub(super) fn segment_matches(pattern: &str, segment: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| segment.strip_prefix(first)) else {
         return false;

@@ -1,6 +1,7 @@
 //! Keeps the kernel's list of governed cgroups true to the policy and to the host.
 use super::admin::wire::{Enrolled, Fault, FaultKind, Recognised};
 use super::cgroups::{self, Match};
+use super::containers::Containers;
 use super::rules::Rules;
 use crate::config::Config;
 use crate::kernel::{self, Evidence, Fence, FileState, GovernedProcess, Openings, SocketName};
@@ -28,6 +29,7 @@ pub(super) struct Enrolments {
     /// The policy that was settled last.
     settled: Option<String>,
     rules: Rules,
+    containers: Arc<Containers>,
     /// Processes that became governed while they ran, and what they have open is not looked at yet.
     newly: Vec<u32>,
     /// What the kernel was told last.
@@ -53,7 +55,7 @@ struct Run {
 
 impl Enrolments {
     /// Takes over what an earlier agent governed: runs stay, the rest is settled by the first [`Self::settle`].
-    pub(super) fn adopt(fence: Arc<Fence>) -> Self {
+    pub(super) fn adopt(fence: Arc<Fence>, containers: Arc<Containers>) -> Self {
         sweep_orphans(fence.cgroup_root());
         let mut selected = BTreeMap::new();
         let mut runs = HashMap::new();
@@ -62,6 +64,9 @@ impl Enrolments {
                 release(&fence, governed.cgroup_id);
                 continue;
             };
+            if governed.workload == kernel::UNSETTLED_NAME {
+                continue; // Whose it is will be asked.
+            }
             let cgroup = format!("/{}", cgroup.trim_start_matches('/'));
             let directory = directory(fence.cgroup_root(), &cgroup);
             if is_run(&cgroup) {
@@ -88,6 +93,7 @@ impl Enrolments {
             runs,
             settled: None,
             rules: Rules::default(),
+            containers,
             newly: Vec::new(),
             permitted: None,
         }
@@ -99,7 +105,14 @@ impl Enrolments {
         self.permit(policy);
         // Before the walk: what is made meanwhile is governed from its birth on.
         self.rules.take_up(&self.fence, policy);
-        let found = cgroups::walk(self.fence.cgroup_root(), policy);
+        let mut found = cgroups::walk(self.fence.cgroup_root(), policy);
+        let taken = found.matches.iter().map(|m| m.cgroup.clone()).collect();
+        let was = |cgroup: &str| self.selected.get(cgroup).map(|s| s.workload.clone());
+        let known = policy.workloads().iter().map(|w| &w.name);
+        let was = |cgroup: &str| was(cgroup).filter(|name| known.clone().any(|k| k == name));
+        let containers = Arc::clone(&self.containers);
+        let contained = containers.settle(&self.fence, policy, &found.directories, &taken, was);
+        found.matches.extend(contained);
         if found.truncated {
             tracing::error!(
                 "too many cgroups to look at all of them: workloads beyond the bound are not governed"
@@ -465,7 +478,7 @@ fn remove_tree(directory: &Path, depth: usize) -> std::io::Result<()> {
     }
 }
 
-fn release(fence: &Fence, cgroup_id: u64) {
+pub(super) fn release(fence: &Fence, cgroup_id: u64) {
     let released: Result<(), kernel::Error> = fence.release(cgroup_id);
     if let Err(e) = released {
         tracing::warn!(cgroup_id, "not released: {e}");

@@ -54,12 +54,13 @@ const INTERPRETERS: [&str; 12] = [
 ];
 
 fn remark(selector: &Selector, combined: usize) -> Option<(Severity, String, &'static str)> {
-    if selector.container.is_some() {
-        let message = "this version does not recognise workloads by `container` yet".to_owned();
+    if selector.container.is_some() && has_process(selector) {
+        let message =
+            "a container is recognised as a whole, not with `user`, `exe` or `sha256`".to_owned();
         return Some((
             Severity::Error,
             message,
-            "recognise it by the `cgroup` or `unit` that the container runs in, or by `exe`",
+            "leave them out, or name the container's `cgroup` instead",
         ));
     }
     if combined > CONDITIONS {
@@ -108,7 +109,11 @@ mod tests {
     #[test]
     fn what_cannot_be_held_or_is_too_wide_is_told_with_its_place() {
         for (condition, severity, told) in [
-            ("{ container: image-1 }", Severity::Error, "`container`"),
+            (
+                "{ container: image-1, user: intern }",
+                Severity::Error,
+                "as a whole",
+            ),
             (
                 "[{ unit: a.service }, { user: root }]",
                 Severity::Error,
@@ -131,6 +136,7 @@ mod tests {
         }
         for good in [
             "{ unit: a.service, cgroup: /a }",
+            "{ container: image-1 }",
             "{ user: intern, cgroup: /a }",
             "{ user: root, exe: /usr/bin/python3.11 }",
             "{ exe: /usr/bin/curl }",

@@ -5,6 +5,7 @@ pub mod admin;
 mod agent;
 mod budgets;
 mod cgroups;
+mod containers;
 mod control;
 mod dirs;
 mod earlier;

@@ -113,6 +113,7 @@ impl Selectors {
         told.exe_names = named
             .map(|name| name.to_string_lossy().into_owned())
             .collect();
+        told.by_container = self.all.iter().any(|one| one.selector.container.is_some());
         told.by_executable = !self.wants.is_empty();
         told.by_digest = self.wants.iter().any(|wants| wants.exe.is_none());
         told

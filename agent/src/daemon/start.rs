@@ -1,6 +1,7 @@
 //! The ordered start. What a person can get wrong comes first, what changes the host last.
 use super::agent::{Agent, Applied};
 use super::budgets::Budgets;
+use super::containers::Containers;
 use super::enrol::Enrolments;
 use super::error::Error;
 use super::events::Seen;
@@ -40,7 +41,9 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let fence = Arc::new(stand_fence(&config, &listeners, &addresses)?);
     let budgets = Budgets::read(&config.state_dir);
     budgets.apply(&fence, &snapshot.policy)?;
-    let mut enrolments = Enrolments::adopt(Arc::clone(&fence));
+    let containers = Containers::start(config.container_engines.clone()).map_err(Error::Threads)?;
+    let containers = Arc::new(containers);
+    let mut enrolments = Enrolments::adopt(Arc::clone(&fence), Arc::clone(&containers));
     enrolments.settle(&snapshot.policy);
     let shared = Arc::new(Shared {
         live: Live::new(snapshot),
@@ -75,6 +78,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         applied: Mutex::new(applied),
         enrolments: Mutex::new(enrolments),
         earlier: Mutex::default(),
+        containers,
         namespaces,
         budgets,
     };

@@ -34,6 +34,7 @@ impl Agent {
             mode: self.config.mode,
             governed: governed.len(),
             namespaces: self.namespaces.all(),
+            containers: self.containers.refused(),
             idle_workloads,
             connections: lock(&self.plane)
                 .as_ref()

@@ -37,7 +37,10 @@ pub(super) async fn cgroups(agent: Arc<Agent>) -> io::Result<()> {
             }
             Err(e) => tracing::error!("looking for cgroups failed: {e}"),
         }
-        let _ = tokio::time::timeout(WALK, watch.changed()).await;
+        tokio::select! {
+            _ = tokio::time::timeout(WALK, watch.changed()) => {}
+            () = agent.containers.learned.notified() => {}
+        }
         tokio::time::sleep(SETTLE).await;
         watch.drain();
     }

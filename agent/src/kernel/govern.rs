@@ -17,7 +17,7 @@ use tollgate_common::recognise::{Subtree, UNSETTLED, WORKLOAD_IDS};
 use tollgate_common::settings::{Name, Ports, Settings};
 
 /// In place of a workload's name, where it is not known yet whose something is.
-pub(super) const UNSETTLED_NAME: &str = "unsettled";
+pub const UNSETTLED_NAME: &str = "unsettled";
 /// `BPF_NOEXIST`
 const NOT_THERE: u64 = 1;
 
@@ -126,6 +126,23 @@ impl Fence {
             cgroup_id: subtree.id,
             newly,
         })
+    }
+
+    pub(super) fn hold_subtree(&self, path: &Path) -> Result<(), Error> {
+        let subtree = cgroup::subtree(&self.root, path)?;
+        let mut writers = self.maps.write();
+        let old = writers.governed.get(&subtree.id, 0).unwrap_or_default();
+        if old.workload != 0 {
+            return Ok(());
+        }
+        let held = Subtree {
+            workload: u32::from(UNSETTLED),
+            ..old
+        };
+        let inserted = writers.governed.insert(subtree.id, held, 0);
+        inserted.map_err(write("GOVERNED"))?;
+        self.scope.add(subtree.id, subtree.level);
+        Ok(())
     }
 
     /// The ids of workloads, made where they have none. Ids are counted up and never given to another name: records and

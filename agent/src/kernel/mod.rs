@@ -32,6 +32,7 @@ mod translate;
 
 pub use askers::{Namespace, since_boot};
 pub use error::Error;
+pub use govern::UNSETTLED_NAME;
 pub use model::{Before, Case, CgroupPath, Earlier, Fate, FileState, Outcome, Recognition, Runs};
 pub use quota::{Allowance, Usage};
 use std::net::SocketAddr;
@@ -380,6 +381,14 @@ impl Fence {
     /// See [`Error`].
     pub fn govern(&self, cgroup: &Path, workload: &str) -> Result<Enrolled, Error> {
         self.govern_subtree(cgroup, workload)
+    }
+
+    /// Refuses what runs in a cgroup, unless it is governed already: whose it is, is not known yet.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn hold(&self, cgroup: &Path) -> Result<(), Error> {
+        self.hold_subtree(cgroup)
     }
 
     /// Lets workloads do exactly this besides connecting through the agent.

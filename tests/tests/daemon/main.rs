@@ -10,6 +10,7 @@ mod asking;
 mod budgets;
 mod changing;
 mod confined;
+mod containers;
 mod established;
 mod layers;
 mod living;

@@ -407,6 +407,9 @@ pub struct Status {
     /// Network namespaces other than the agent's own in which something governed is.
     #[serde(default)]
     pub namespaces: Vec<Namespace>,
+    /// Cgroups of containers that are refused because it is not known whose they are, and why.
+    #[serde(default)]
+    pub containers: std::collections::BTreeMap<String, String>,
     /// Connections open on the data plane.
     pub connections: usize,
     /// The kernel's layers, asked now.

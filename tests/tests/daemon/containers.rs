@@ -1,0 +1,233 @@
+//! Containers by name and image, asked of an engine: an HTTP server of the test on a Unix socket that answers as the API of
+//! Docker's engine documents `GET /containers/{id}/json`, since no engine runs where tests do; and of files as runtimes keep them.
+use crate::support::*;
+use harness::eventually;
+use rustix::process::Signal;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Ids by what the engine does when it is asked for them.
+fn id(of: char) -> String {
+    of.to_string().repeat(64)
+}
+const WEB: char = 'a';
+const OTHER: char = 'b';
+const UNKNOWN: char = 'c';
+const HANGS: char = 'd';
+const BUNDLE: char = 'e';
+const IMAGE: char = 'f';
+const LIES: char = '1';
+const HUGE: char = '2';
+
+fn answer(mut stream: UnixStream) {
+    let mut line = String::new();
+    let _ = BufReader::new(&stream).read_line(&mut line);
+    let of = line
+        .strip_prefix("GET /containers/")
+        .and_then(|rest| rest.chars().next());
+    let told = |id: &str, name: &str, image: &str| {
+        format!(
+            r#"{{"Id":"{id}","Created":"2026-01-01T00:00:00Z","Name":"/{name}","Config":{{"Hostname":"h","Image":"{image}","Labels":{{}}}}}}"#
+        )
+    };
+    let (status, body) = match of {
+        Some(WEB) => ("200 OK", told(&id(WEB), "web-1", "nginx")),
+        Some(OTHER) => ("200 OK", told(&id(OTHER), "other", "nginx")),
+        Some(IMAGE) => ("200 OK", told(&id(IMAGE), "x", "registry.example/app:3")),
+        Some(LIES) => ("200 OK", told(&id(WEB), "web-1", "nginx")),
+        Some(HUGE) => (
+            "200 OK",
+            format!("{}{}", " ".repeat(2 << 20), told(&id(HUGE), "web-2", "x")),
+        ),
+        Some(HANGS) => return std::thread::sleep(Duration::from_secs(60)),
+        _ => (
+            "404 Not Found",
+            r#"{"message":"No such container"}"#.to_owned(),
+        ),
+    };
+    let _ = write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+}
+
+/// An agent whose policy names containers, the engine, and a server on the host that nobody governed reaches.
+struct Boxes {
+    place: Place,
+    parent: PathBuf,
+    canary: TcpListener,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Boxes {
+    fn new() -> Self {
+        let place = Place::new();
+        let parent = cgroup_root().join(format!("{}-boxes", place.name));
+        fs::create_dir(&parent).unwrap();
+        let more = "workloads:\n  web: { match: { container: \"web-*\" } }\n  app: { match: { container: \"registry.example/app:*\" } }\n";
+        place.write_policy(&POLICY.replace("workloads:\n", more));
+        let at = place.directory.display();
+        place.write_config(&format!(
+            "container_engines: [{at}/engine.sock, {at}/bundles]\n"
+        ));
+        let bundle = place.path("bundles").join(id(BUNDLE));
+        fs::create_dir_all(&bundle).unwrap();
+        let config =
+            r#"{"ociVersion":"1.0.2","annotations":{"io.kubernetes.cri.container-name":"web-9"}}"#;
+        fs::write(bundle.join("config.json"), config).unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (engine, count) = (
+            UnixListener::bind(place.path("engine.sock")).unwrap(),
+            Arc::clone(&asked),
+        );
+        std::thread::spawn(move || {
+            for stream in engine.incoming().filter_map(Result::ok) {
+                count.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || answer(stream));
+            }
+        });
+        let canary = TcpListener::bind("127.0.0.1:0").unwrap();
+        canary.set_nonblocking(true).unwrap();
+        Self {
+            place,
+            parent,
+            canary,
+            asked,
+        }
+    }
+
+    fn cgroup(&self, of: char) -> PathBuf {
+        self.parent.join(format!("docker-{}.scope", id(of)))
+    }
+
+    /// Connects from within a cgroup, which is made and entered at once: the agent's status, 0 where the canary was
+    /// reached, or 7 where it was refused.
+    fn connect(&self, cgroup: &Path) -> u32 {
+        let script = format!(
+            "mkdir -p {0}; echo $$ > {0}/cgroup.procs && exec curl -s -m 2 -o /dev/null -w '%{{http_code}}' http://{1}/",
+            cgroup.display(),
+            self.canary.local_addr().unwrap()
+        );
+        let output = Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        match (self.canary.accept().is_ok(), output.status.code()) {
+            (true, _) => 0,
+            (false, Some(0)) => text(&output.stdout).parse().unwrap(),
+            (false, code) => u32::try_from(code.unwrap()).unwrap(),
+        }
+    }
+
+    /// Whatever it is until then, `never` it must not be.
+    fn becomes(&self, of: char, wanted: u32, never: &[u32]) {
+        let cgroup = self.cgroup(of);
+        let mut seen = Vec::new();
+        let done = eventually(START, || {
+            seen.push(self.connect(&cgroup));
+            (seen.last() == Some(&wanted)).then_some(())
+        });
+        assert!(done.is_some(), "{of}: {seen:?}");
+        assert!(!seen.iter().any(|s| never.contains(s)), "{of}: {seen:?}");
+    }
+
+    fn workload(&self, of: char) -> Option<String> {
+        let output = self.place.output(&["workloads", "-o", "json"]);
+        let all: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let has = |workload: &&serde_json::Value| {
+            let cgroups = workload["cgroups"].as_array().unwrap();
+            cgroups
+                .iter()
+                .any(|c| c["cgroup"].as_str().unwrap().contains(&id(of)))
+        };
+        Some(all.iter().find(has)?["workload"].as_str()?.to_owned())
+    }
+}
+
+impl Drop for Boxes {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(&self.parent).unwrap().filter_map(Result::ok) {
+            let _ = fs::remove_dir(entry.path().join(id(WEB)));
+            let _ = fs::remove_dir(entry.path());
+        }
+        let _ = fs::remove_dir(&self.parent);
+    }
+}
+
+const REACHED: u32 = 0;
+const REFUSED: u32 = 7;
+const GOVERNED: u32 = 403;
+
+#[test]
+fn containers_are_whose_their_engine_says_and_refused_until_it_does() {
+    let mut boxes = Boxes::new();
+    // Runs before there is an agent.
+    fs::create_dir(boxes.cgroup(WEB)).unwrap();
+    assert_eq!(boxes.connect(&boxes.cgroup(WEB)), REACHED);
+    boxes.place.start();
+    boxes.becomes(WEB, GOVERNED, &[]);
+    assert_eq!(boxes.workload(WEB).as_deref(), Some("web"));
+    // Made and entered at once, and never out.
+    boxes.becomes(IMAGE, GOVERNED, &[REACHED]);
+    assert_eq!(boxes.workload(IMAGE).as_deref(), Some("app"));
+    boxes.becomes(BUNDLE, GOVERNED, &[REACHED]);
+    assert_eq!(boxes.workload(BUNDLE).as_deref(), Some("web"));
+    // Known, and nobody's: let go, not before.
+    boxes.becomes(OTHER, REACHED, &[GOVERNED]);
+    assert_eq!(boxes.workload(OTHER), None);
+    // What it calls a cgroup of its own says nothing.
+    let within = boxes.cgroup(OTHER).join(id(WEB));
+    let free = eventually(START, || (boxes.connect(&within) == REACHED).then_some(()));
+    assert!(free.is_some(), "a name within a container was believed");
+    assert_eq!(boxes.workload(OTHER), None);
+
+    // Nobody's who cannot be told: refused, for as long as that is so, and it is said.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        for of in [UNKNOWN, HANGS, LIES, HUGE] {
+            assert_eq!(boxes.connect(&boxes.cgroup(of)), REFUSED, "{of}");
+        }
+    }
+    let status = boxes.place.status();
+    let refused = status["containers"].as_object().unwrap();
+    assert_eq!(refused.len(), 4, "{refused:?}");
+    let why = |of| {
+        let found = refused.iter().find(|(cgroup, _)| cgroup.contains(&id(of)));
+        found.unwrap().1.as_str().unwrap().to_owned()
+    };
+    assert!(
+        why(UNKNOWN).contains("does not know it"),
+        "{}",
+        why(UNKNOWN)
+    );
+    assert!(why(LIES).contains("another container"), "{}", why(LIES));
+    assert_eq!(boxes.workload(UNKNOWN).as_deref(), Some("unsettled"));
+    assert!(text(&boxes.place.output(&["status"]).stdout).contains("REFUSED"));
+
+    // With the agent dead a new one is refused; the next agent asks.
+    let _ = fs::remove_dir(boxes.cgroup(OTHER).join(id(WEB)));
+    fs::remove_dir(boxes.cgroup(OTHER)).unwrap();
+    boxes.place.end(Signal::KILL);
+    assert_eq!(boxes.connect(&boxes.cgroup(OTHER)), REFUSED);
+    assert_eq!(boxes.connect(&boxes.cgroup(WEB)), REFUSED);
+    boxes.place.start();
+    boxes.becomes(OTHER, REACHED, &[GOVERNED]);
+    boxes.becomes(WEB, GOVERNED, &[REACHED]);
+    assert!(boxes.asked.load(Ordering::SeqCst) > 0);
+
+    // A policy without containers holds none.
+    boxes.place.write_policy(POLICY);
+    assert_eq!(boxes.place.output(&["reload"]).status.code(), Some(0));
+    boxes.becomes(UNKNOWN, REACHED, &[GOVERNED]);
+    fs::remove_dir(boxes.cgroup(UNKNOWN)).unwrap();
+    assert_eq!(boxes.connect(&boxes.cgroup(UNKNOWN)), REACHED);
+}
