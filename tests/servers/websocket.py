@@ -101,6 +101,12 @@ def talk(stream, path):
             return
         if opcode == 9:
             stream.sendall(frame(10, data))
+        if path == "/says" and opcode == 1:
+            # What it is asked to say, be it text or `{"binary": TEXT}`.
+            said = data.decode()
+            binary = said.startswith('{"binary"')
+            stream.sendall(frame(2 if binary else 1, said.encode()))
+            continue
         if opcode in (1, 2):
             stream.sendall(frame(opcode, data))
 

@@ -208,6 +208,19 @@ impl Tracker {
         self.edit(|record| record.response = Some(ResponseRecord::default()));
     }
 
+    /// A part of it was not to pass, and did, since that is only observed.
+    pub(super) fn observed(&mut self, reason: &tollgate_policy::Reason) {
+        self.edit(|record| {
+            if record.verdict == Verdict::Allow {
+                record.verdict = Verdict::WouldDeny;
+                record.reason = Some(ReasonRecord {
+                    code: reason.code.into(),
+                    detail: reason.detail.clone(),
+                });
+            }
+        });
+    }
+
     /// What was taken out of the response.
     pub(super) fn redacted(&mut self, what: impl IntoIterator<Item = String>) {
         self.edit(|record| {

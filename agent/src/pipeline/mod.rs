@@ -13,6 +13,7 @@ mod change;
 mod exchange;
 mod forward;
 mod framed;
+mod heard;
 mod hello;
 mod hold;
 mod hop;

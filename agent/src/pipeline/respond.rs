@@ -3,6 +3,7 @@ use super::account::Tracker;
 use super::body::{BodyError, Idle};
 use super::change::{Change, MASKED};
 use super::exchange::{Exchange, Exchanges, Listed};
+use super::heard::Heard;
 use super::hop;
 use super::screen::{Content, Screened};
 use super::websocket::{self, Opened, Slot};
@@ -92,7 +93,7 @@ pub(super) fn respond(
             most,
             exchange,
             tracker,
-            mask: rules.mask,
+            heard: Heard::of(&rules),
         }));
         return Response::from_parts(parts, websocket::no_body());
     }

@@ -38,7 +38,7 @@ pub(super) struct ResponseRules<'p> {
     /// Bytes of the body at most.
     pub(super) max: Option<u64>,
     /// Takes values out of the body.
-    redact: Option<&'p Redactor>,
+    pub(super) redact: Option<&'p Redactor>,
     /// Finds the credential that was put in.
     pub(super) mask: Option<Arc<Masker>>,
 }

@@ -5,11 +5,11 @@
 use super::account::Tracker;
 use super::body::{BodyError, Idle, add};
 use super::exchange::Exchange;
+use super::heard::{Heard, Unheard};
 use super::refuse::Refusal;
 use super::respond::ResponseBody;
 use super::worker::Worker;
 use crate::audit::Verdict;
-use crate::secrets::Masker;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{Sink, SinkExt as _, StreamExt as _};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -17,10 +17,10 @@ use http::{Method, StatusCode, Version};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -159,8 +159,8 @@ pub(super) struct Opened {
     pub(super) most: usize,
     pub(super) exchange: Rc<Exchange>,
     pub(super) tracker: Tracker,
-    /// Finds the credential in what comes.
-    pub(super) mask: Option<Arc<Masker>>,
+    /// What the rule says of what comes.
+    pub(super) heard: Heard,
 }
 
 /// Where a request leaves what it opened for its connection.
@@ -206,7 +206,7 @@ pub(super) async fn run<IO: AsyncRead + AsyncWrite + Unpin>(
         most,
         exchange,
         mut tracker,
-        mask,
+        mut heard,
     } = opened;
     let upstream = match upstream.await {
         Ok(upstream) => TokioIo::new(upstream),
@@ -220,13 +220,16 @@ pub(super) async fn run<IO: AsyncRead + AsyncWrite + Unpin>(
     let upstream = WebSocketStream::from_raw_socket(upstream, Role::Client, Some(config)).await;
     let (mut to_client, mut from_client) = client.split();
     let (mut to_upstream, mut from_upstream) = upstream.split();
+    let mut taken = BTreeSet::new();
+    let mut observed = None;
     let end = {
         let _listed = worker.exchanges.list(&exchange);
         let moved = (Rc::clone(&tracker.moved), Rc::clone(&tracker.moved));
         let up = async {
             loop {
                 let message = from_client.next().await;
-                let step = pass_up(worker, &exchange, message, &mut to_upstream, &moved.0).await;
+                let notes = (&*moved.0, &mut observed);
+                let step = pass_up(worker, &exchange, message, &mut to_upstream, notes).await;
                 if let ControlFlow::Break(end) = step {
                     return end;
                 }
@@ -235,8 +238,8 @@ pub(super) async fn run<IO: AsyncRead + AsyncWrite + Unpin>(
         let down = async {
             loop {
                 let message = from_upstream.next().await;
-                let message = masked(message, mask.as_deref());
-                let step = pass_down(message, &mut to_client, &moved.1).await;
+                let step = pass_down(message, &mut heard, &mut to_client, (&moved.1, &mut taken));
+                let step = step.await;
                 if let ControlFlow::Break(end) = step {
                     return end;
                 }
@@ -249,6 +252,10 @@ pub(super) async fn run<IO: AsyncRead + AsyncWrite + Unpin>(
             end = down => end,
         }
     };
+    tracker.redacted(taken);
+    if let Some(reason) = observed {
+        tracker.observed(&reason);
+    }
     conclude(
         end,
         (to_client, from_client),
@@ -310,7 +317,7 @@ async fn pass_up(
     exchange: &Exchange,
     message: Received,
     upstream: &mut (impl Sink<Message, Error = Error> + Unpin),
-    moved: &super::body::Moved,
+    (moved, observed): (&super::body::Moved, &mut Option<policy::Reason>),
 ) -> Ended {
     let message = match sort(message, Side::Client) {
         ControlFlow::Continue(Some(message)) => message,
@@ -318,7 +325,7 @@ async fn pass_up(
         ControlFlow::Break(end) => return Ended::Break(end),
     };
     add(&moved.up, message.len());
-    let message = match decide(worker, exchange, message) {
+    let message = match decide(worker, exchange, message, observed) {
         Ok(message) => message,
         Err(end) => return Ended::Break(end),
     };
@@ -328,8 +335,13 @@ async fn pass_up(
     }
 }
 
-/// The message as it may be sent. A ping says nothing.
-fn decide(worker: &Worker, exchange: &Exchange, message: Message) -> Result<Message, End> {
+/// The message as it may be sent. A ping says nothing. `observed`: why the first one was not to pass, where that is only observed.
+fn decide(
+    worker: &Worker,
+    exchange: &Exchange,
+    message: Message,
+    observed: &mut Option<policy::Reason>,
+) -> Result<Message, End> {
     let snapshot = worker.shared.live.load();
     let asked = match &message {
         Message::Text(text) => policy::Message::Text(text.as_str()),
@@ -348,10 +360,14 @@ fn decide(worker: &Worker, exchange: &Exchange, message: Message) -> Result<Mess
             "the policy came to no decision".into(),
         ));
     };
-    let observed = decision.effective_mode(snapshot.mode) == policy::Mode::Observe;
+    let enforced = decision.effective_mode(snapshot.mode) != policy::Mode::Observe;
     match decision.reason {
-        Some(reason) if !observed => Err(refused(reason.code, reason.detail)),
-        _ => match decision.plan.body {
+        Some(reason) if enforced => Err(refused(reason.code, reason.detail)),
+        Some(reason) => {
+            observed.get_or_insert(reason);
+            Ok(message)
+        }
+        None => match decision.plan.body {
             None => Ok(message),
             Some(edited) => Utf8Bytes::try_from(edited)
                 .map(Message::Text)
@@ -360,39 +376,52 @@ fn decide(worker: &Worker, exchange: &Exchange, message: Message) -> Result<Mess
     }
 }
 
-/// The message without echoes of the credential.
-fn masked(message: Received, masker: Option<&Masker>) -> Received {
-    let (Some(Ok(message)), Some(masker)) = (&message, masker) else {
-        return message;
-    };
-    let clean = match message {
-        Message::Text(text) => masker
-            .mask(text.as_bytes())
-            .and_then(|clean| Utf8Bytes::try_from(clean).ok())
-            .map(Message::Text),
-        Message::Binary(bytes) => masker
-            .mask(bytes)
-            .map(|clean| Message::Binary(clean.into())),
-        _ => None,
-    };
-    Some(Ok(clean.unwrap_or_else(|| message.clone())))
-}
-
 /// One message of the upstream.
 async fn pass_down(
     message: Received,
+    heard: &mut Heard,
     client: &mut (impl Sink<Message, Error = Error> + Unpin),
-    moved: &super::body::Moved,
+    (moved, taken): (&super::body::Moved, &mut BTreeSet<String>),
 ) -> Ended {
     let message = match sort(message, Side::Upstream) {
         ControlFlow::Continue(Some(message)) => message,
         ControlFlow::Continue(None) => return Ended::Continue(()),
         ControlFlow::Break(end) => return Ended::Break(end),
     };
+    let message = match heard.screen(message) {
+        Ok((message, names)) => {
+            taken.extend(names);
+            message
+        }
+        Err(why) => return Ended::Break(unheard(why)),
+    };
     add(&moved.down, message.len());
     match client.send(message).await {
         Ok(()) => Ended::Continue(()),
         Err(error) => Ended::Break(End::Gone(Side::Client, error.to_string())),
+    }
+}
+
+fn unheard(why: Unheard) -> End {
+    let (verdict, code, detail, close) = match why {
+        Unheard::TooMuch(max) => (
+            Verdict::Limit,
+            "response_too_large",
+            BodyError::TooLarge(max).to_string(),
+            CloseCode::Size,
+        ),
+        Unheard::Unreadable(why) => (
+            Verdict::Error,
+            "response_unreadable",
+            format!("values have to be taken out of a message, and {why}"),
+            CloseCode::Error,
+        ),
+    };
+    End::Refused {
+        verdict,
+        code,
+        detail,
+        close,
     }
 }
 

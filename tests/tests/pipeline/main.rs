@@ -18,6 +18,7 @@ mod progress;
 mod reach;
 mod redaction;
 mod rules;
+mod sockets;
 mod uninspected;
 mod upstream;
 mod websocket;

@@ -4,7 +4,7 @@ use super::*;
 
 const TALK: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 43);
 
-const POLICY: &str = r#"
+pub(super) const POLICY: &str = r#"
 version: 1
 workloads: { probe: {} }
 apis:
@@ -30,14 +30,18 @@ grants:
   - { role: user, to: { workload: probe } }
 "#;
 
-struct Talk {
-    lab: Lab,
+pub(super) struct Talk {
+    pub(super) lab: Lab,
     client: Running,
 }
 
 impl Talk {
     fn new() -> Self {
-        let mut lab = Lab::under("probe", POLICY);
+        Self::under(POLICY, "")
+    }
+
+    pub(super) fn under(policy: &str, settings: &str) -> Self {
+        let mut lab = Lab::of("probe", policy, settings, Program::Raw);
         let server = server(&lab.world, "websocket.py", TALK, &["talk.example"]);
         lab.servers.push(server);
         lab.world
@@ -51,40 +55,40 @@ impl Talk {
         self.client.ask(&command.to_string()).unwrap()
     }
 
-    fn try_open(&mut self, path: &str, headers: Value) -> Value {
+    pub(super) fn try_open(&mut self, path: &str, headers: Value) -> Value {
         self.ask(json!({"do": "open", "host": "talk.example", "path": path, "headers": headers}))
     }
 
     /// Opens one; what the server was asked with.
-    fn open(&mut self, path: &str) -> Value {
+    pub(super) fn open(&mut self, path: &str) -> Value {
         let answer = self.try_open(path, json!({}));
         assert_eq!(answer["status"], 101, "{answer}");
         let first = self.read(1);
         serde_json::from_str(first["frames"][0]["data"].as_str().unwrap()).unwrap()
     }
 
-    fn send(&mut self, frames: Value) {
+    pub(super) fn send(&mut self, frames: Value) {
         let answer = self.ask(json!({"do": "send", "frames": frames}));
         assert_eq!(answer, json!({}));
     }
 
-    fn text(&mut self, text: &str) {
+    pub(super) fn text(&mut self, text: &str) {
         self.send(json!([{"opcode": 1, "data": text}]));
     }
 
-    fn read(&mut self, count: usize) -> Value {
+    pub(super) fn read(&mut self, count: usize) -> Value {
         self.ask(json!({"do": "read", "count": count}))
     }
 
     /// The data of the next frame.
-    fn next(&mut self) -> String {
+    pub(super) fn next(&mut self) -> String {
         let answer = self.read(1);
         let data = answer["frames"][0]["data"].as_str();
         data.unwrap_or_else(|| panic!("{answer}")).to_owned()
     }
 
     /// That the socket is closed with this code and reason, and the connection after it.
-    fn closed(&mut self, code: u16, reason: &str) {
+    pub(super) fn closed(&mut self, code: u16, reason: &str) {
         let answer = self.read(1);
         let last = &answer["frames"][0];
         assert_eq!(
@@ -97,7 +101,7 @@ impl Talk {
     }
 
     /// What the server was sent on its sockets since this was last asked.
-    fn heard(&mut self) -> Vec<Value> {
+    pub(super) fn heard(&mut self) -> Vec<Value> {
         std::thread::sleep(Duration::from_millis(200));
         let server = self.lab.servers.last_mut().unwrap();
         let lines = std::iter::from_fn(|| server.has_line());
@@ -107,7 +111,7 @@ impl Talk {
             .collect()
     }
 
-    fn last_record(&self, path: &str) -> Value {
+    pub(super) fn last_record(&self, path: &str) -> Value {
         self.lab
             .record(path, |record| record["request"]["path"] == path)
     }

@@ -106,7 +106,7 @@ pub(super) fn escape(name: &str, into: &mut String) {
 }
 
 /// Many pointers as one tree, followed while a text is read.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Pointers {
     pub(super) list: Vec<Pointer>,
     /// Whether names are compared without case.
@@ -115,7 +115,7 @@ pub(crate) struct Pointers {
     nodes: Vec<Node>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Node {
     /// By name.
     named: Vec<(Box<str>, usize)>,

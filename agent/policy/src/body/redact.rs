@@ -3,7 +3,7 @@ use super::json::{Fate, JsonError, Kind, Reader};
 use super::pointer::{Active, Followed, Pointer, Pointers};
 
 /// Pointers made ready to be followed through many texts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Redactor(Pointers);
 
 /// What came of redacting a text.
