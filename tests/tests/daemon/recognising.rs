@@ -156,3 +156,75 @@ fn a_new_cgroup_is_governed_from_its_birth_on() {
         );
     }
 }
+
+/// What is governed now, as the agent says it: asked without a program's start in between.
+fn listed(place: &Place) -> String {
+    use std::io::{Read, Write};
+    let mut asked = std::os::unix::net::UnixStream::connect(place.path("run/admin.sock")).unwrap();
+    asked
+        .write_all(b"{\"v\":2,\"request\":{\"do\":\"workloads\"}}\n")
+        .unwrap();
+    let mut told = String::new();
+    asked.read_to_string(&mut told).unwrap();
+    told
+}
+
+/// A new cgroup, and a new unit's, is listed within 100 ms, and what is in it from the first moment gets nowhere else.
+#[test]
+fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
+    let mut place = Place::new();
+    let slice = cgroup_root().join(format!("{}.slice", place.name));
+    let unit = format!("{}.service", place.name);
+    let more = format!("workloads:\n  unit: {{ match: {{ unit: {unit} }} }}\n");
+    place.write_policy(
+        &POLICY
+            .replace("CGROUP/**", "CGROUP/*")
+            .replace("workloads:\n", &more),
+    );
+    place.start();
+    let canary = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    canary.set_nonblocking(true).unwrap();
+    let to = format!("http://{}/", canary.local_addr().unwrap());
+    fs::create_dir(&slice).unwrap();
+    let mut took = Vec::new();
+    for n in 0..10 {
+        let cgroup = match n % 2 {
+            0 => place.cgroup.join(format!("new-{n}")),
+            _ => slice.join(&unit),
+        };
+        let script = format!(
+            "echo $$ > {}/cgroup.procs && exec curl -s -m 5 -o /dev/null -w '%{{http_code}}' {to}",
+            cgroup.display()
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).stdin(Stdio::null());
+        let name = cgroup
+            .strip_prefix(cgroup_root())
+            .unwrap()
+            .display()
+            .to_string();
+        let begun = std::time::Instant::now();
+        fs::create_dir(&cgroup).unwrap();
+        let seen = eventually(START, || listed(&place).contains(&name).then_some(()));
+        assert!(seen.is_some(), "{name} is not listed");
+        took.push(begun.elapsed());
+        let output = command.output().unwrap();
+        assert!(
+            answered(&output) || output.status.code() == Some(REFUSED.0),
+            "{output:?}"
+        );
+        assert!(canary.accept().is_err(), "it got out");
+        fs::remove_dir(&cgroup).unwrap();
+    }
+    fs::remove_dir(&slice).unwrap();
+    // Not in it: the canary hears.
+    let free = Command::new("curl").args(["-s", "-m", "1", &to]).output();
+    assert!(free.is_ok() && canary.accept().is_ok(), "nobody reaches it");
+    took.sort_unstable();
+    let median = took[took.len() / 2];
+    eprintln!("listed after {median:?}, at most {:?}", took.last());
+    assert!(
+        median < harness::at_most(std::time::Duration::from_millis(100)),
+        "{took:?}"
+    );
+}

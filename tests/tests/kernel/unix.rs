@@ -189,3 +189,52 @@ os.write(w, b'z'); say(os.read(got, 1))";
     assert_eq!(stand.run(script), "b'x'\nb'y'\nb'z'");
     assert!(counted(&stand).is_empty());
 }
+
+/// Resolvers that answer over Unix sockets would look up any name: what the C library asks, and systemd's, on files of the
+/// test's own over the host's.
+#[test]
+fn local_resolvers_are_not_asked() {
+    let mut stand = Stand::new();
+    let script = format!(
+        "
+import ctypes, select
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0
+assert libc.mount(b'none', b'/', None, 0x44000, None) == 0
+assert libc.mount(b'tmpfs', b'/run', b'tmpfs', 0, None) == 0
+os.environ['RES_OPTIONS'] = 'timeout:1 attempts:1'
+resolvers = ['/run/nscd/socket', '/run/systemd/resolve/io.systemd.Resolve']
+listeners = []
+for path in resolvers:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    s = socket.socket(socket.AF_UNIX); s.bind(path); s.listen(); listeners.append(s)
+def heard(governed):
+    child = os.fork()
+    if child == 0:
+        if governed: enter({:?})
+        try: socket.getaddrinfo('nowhere.invalid', 80)
+        except OSError: pass
+        for path in resolvers:
+            name(lambda: socket.socket(socket.AF_UNIX).connect(path))
+        os._exit(0)
+    found = [0, 0]
+    while os.waitpid(child, os.WNOHANG)[0] == 0 or select.select(listeners, [], [], 0)[0]:
+        for s in select.select(listeners, [], [], 0.05)[0]:
+            s.accept()[0].close(); found[listeners.index(s)] += 1
+    return found
+say(*heard(True))
+# The first asked twice: by the C library, and by its path.
+free = heard(False); say(free[0] >= 2, free[1] >= 1)
+sys.stdin.readline()
+free = heard(True); say(free[0] >= 2, free[1] >= 1)",
+        stand.cgroup.path()
+    );
+    let held = is_held(&stand);
+    let mut process = Running::start_outside(&script);
+    let heard = process.line();
+    assert_eq!(heard == "0 0", held, "{heard}");
+    assert_eq!(process.line(), "True True", "who is not governed asks");
+    stand.lift();
+    process.send("\n");
+    assert_eq!(process.line(), "True True", "the cause is gone");
+}
