@@ -4,7 +4,7 @@ use super::{
     hooks::{HOOKS, Hook, LSM, TRACEPOINT},
     log::HookLog,
     pins::Pins,
-    probe::CgroupRoot,
+    probe::{self, CgroupRoot},
     raw::Raw,
     sys,
 };
@@ -61,7 +61,7 @@ pub(super) fn programs(pins: &Pins) -> Result<(Programs, HookLog), Error> {
     for hook in HOOKS {
         match hook.since {
             None => programs.loaded.push(load(&mut ebpf, hook)?),
-            Some(since) => match if_there(&mut ebpf, &raw, hook, btf.as_ref()) {
+            Some(since) => match if_there(&mut ebpf, &raw, hook, btf.as_ref(), &programs.loaded) {
                 Ok((fd, id)) => programs.loaded.push(Loaded { hook, id, fd }),
                 Err(error) => programs.absent.push(Absent {
                     hook,
@@ -141,10 +141,14 @@ fn if_there(
     raw: &Raw,
     hook: &'static Hook,
     btf: Option<&aya::Btf>,
+    before: &[Loaded],
 ) -> std::io::Result<(OwnedFd, u32)> {
     if hook.attach != LSM {
-        return raw.load(hook.name, hook.attach);
+        // All programs of the object have the same types.
+        let first = before.first().ok_or(std::io::ErrorKind::NotFound)?;
+        return raw.load(hook.name, hook.attach, &sys::types_of(&first.fd)?);
     }
+    probe::lsm()?;
     let Some(Program::Lsm(program)) = ebpf.program_mut(hook.name) else {
         return Err(std::io::ErrorKind::NotFound.into());
     };

@@ -2,6 +2,7 @@
 use super::Error;
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -44,6 +45,28 @@ pub(super) fn capabilities() -> Result<(), Error> {
     } else {
         Err(Error::NotPermitted)
     }
+}
+
+/// Where the kernel lists the security modules that it asks.
+const MODULES: &str = "/sys/kernel/security/lsm";
+
+/// Refuses a host that would not ask BPF LSM programs: its kernel may take them all the same, and never call them.
+pub(super) fn lsm() -> io::Result<()> {
+    let modules = std::fs::read_to_string(MODULES).map_err(|error| {
+        let why = format!("{MODULES} cannot be read ({error}): is securityfs mounted?");
+        io::Error::new(error.kind(), why)
+    })?;
+    if is_asked(&modules) {
+        return Ok(());
+    }
+    let modules = modules.trim();
+    let why = format!("`bpf` is not in {MODULES}: boot with lsm={modules},bpf");
+    Err(io::Error::new(io::ErrorKind::Unsupported, why))
+}
+
+/// Is BPF among these modules?
+fn is_asked(modules: &str) -> bool {
+    modules.trim().split(',').any(|module| module == "bpf")
 }
 
 /// The cgroup2 mount and a descriptor of it.
@@ -180,6 +203,15 @@ pub(super) fn is_mount_of_bpffs(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bpf_is_found_by_its_whole_name() {
+        assert!(is_asked("lockdown,capability,landlock,yama,apparmor,bpf\n"));
+        assert!(is_asked("bpf"));
+        for modules in ["", "lockdown,capability", "capability,bpfx", "xbpf,yama"] {
+            assert!(!is_asked(modules), "{modules}");
+        }
+    }
 
     #[test]
     fn mount_points_are_unescaped() {

@@ -39,12 +39,25 @@ impl Raw {
         Ok(Self { object, license })
     }
 
-    /// Loads the program called `name` for hooks of `attach` on socket addresses.
-    pub(super) fn load(&self, name: &'static str, attach: u32) -> io::Result<(OwnedFd, u32)> {
+    /// Loads the program called `name` for hooks of `attach` on socket addresses. `types`: what the kernel was told of the
+    /// object's types, by which it knows the functions that loops call.
+    pub(super) fn load(
+        &self,
+        name: &'static str,
+        attach: u32,
+        types: &OwnedFd,
+    ) -> io::Result<(OwnedFd, u32)> {
         let program = self.object.programs.get(name);
         let function = program.and_then(|p| self.object.functions.get(&p.function_key()));
         let function = function.ok_or(io::ErrorKind::NotFound)?;
-        let program = sys::load_sock_addr(name, &function.instructions, &self.license, attach)?;
+        let records = function.func_info.func_info_bytes();
+        let functions = sys::Functions {
+            types: types.as_fd(),
+            records: &records,
+            size: function.func_info_rec_size,
+        };
+        let code = &function.instructions;
+        let program = sys::load_sock_addr(name, code, &self.license, attach, &functions)?;
         let id = sys::program_id(&program)?;
         Ok((program, id))
     }

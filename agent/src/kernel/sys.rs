@@ -14,6 +14,7 @@ const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+const BPF_BTF_GET_FD_BY_ID: libc::c_int = 19;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 
@@ -70,12 +71,23 @@ const SOCK_ADDR: u32 = 18;
 /// Room for what the verifier says of a program that it refuses.
 const LOG_BYTES: usize = 1 << 20;
 
+/// The functions of a program, of some of which it takes the address.
+pub(super) struct Functions<'a> {
+    /// What the kernel was told of their types.
+    pub(super) types: BorrowedFd<'a>,
+    /// `struct bpf_func_info` for each.
+    pub(super) records: &'a [u8],
+    /// Bytes of one.
+    pub(super) size: usize,
+}
+
 /// Loads a program for hooks on socket addresses; an error has the verifier's last words, where it had some.
 pub(super) fn load_sock_addr(
     name: &str,
     instructions: &[aya_obj::generated::bpf_insn],
     license: &CStr,
     attach: u32,
+    functions: &Functions<'_>,
 ) -> io::Result<OwnedFd> {
     let count = u32::try_from(instructions.len()).map_err(io::Error::other)?;
     let mut short = [0; 16];
@@ -96,6 +108,13 @@ pub(super) fn load_sock_addr(
     attributes.0[6] = u64::from_le(first);
     attributes.0[7] = u64::from_le(second);
     attributes.0[8] = pair(0, attach);
+    // prog_btf_fd, func_info_rec_size; func_info; func_info_cnt, …
+    let size = u32::try_from(functions.size).map_err(io::Error::other)?;
+    let records = functions.records.len().checked_div(functions.size);
+    let records = u32::try_from(records.unwrap_or(0)).map_err(io::Error::other)?;
+    attributes.0[9] = pair(raw(functions.types), size);
+    attributes.0[10] = functions.records.as_ptr().addr() as u64;
+    attributes.0[11] = pair(records, 0);
     let error = match bpf_fd(BPF_PROG_LOAD, &mut attributes) {
         Ok(program) => return Ok(program),
         Err(error) => error,
@@ -120,6 +139,20 @@ fn with_last_words(error: io::Error, log: &[u8]) -> io::Error {
         true => error,
         false => io::Error::new(error.kind(), format!("{error}: {}", last.join("; "))),
     }
+}
+
+/// What the kernel was told of a program's types.
+pub(super) fn types_of(program: impl AsFd) -> io::Result<OwnedFd> {
+    // The word of `struct bpf_prog_info` that has its BTF's id, and as much as comes before.
+    const BTF_ID: usize = 32;
+    let mut info = [0_u32; BTF_ID + 2];
+    let mut attributes = Attributes::default();
+    attributes.0[0] = pair(raw(program.as_fd()), size_of_val(&info) as u32);
+    attributes.0[1] = info.as_mut_ptr().addr() as u64;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    let mut attributes = Attributes::default();
+    attributes.0[0] = pair(info[BTF_ID], 0);
+    bpf_fd(BPF_BTF_GET_FD_BY_ID, &mut attributes)
 }
 
 /// The kernel's id of a program.
