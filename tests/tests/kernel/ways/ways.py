@@ -260,8 +260,10 @@ def packet(family, text):
 
 def handed(what, family):
     outsider.send(("%s %d" % (what, family)).encode())
-    _, (fd,), _, _ = socket.recv_fds(outsider, 16, 1)
-    return socket.socket(fileno=fd)
+    _, fds, _, _ = socket.recv_fds(outsider, 16, 1)
+    if not fds:
+        raise OSError(errno.EPERM, "the kernel kept it")
+    return socket.socket(fileno=fds[0])
 
 
 def serve_outside(end):
