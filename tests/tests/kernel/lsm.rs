@@ -3,7 +3,8 @@ use crate::refuse::counted;
 use crate::support::*;
 use std::net::TcpListener;
 
-const LAYERS: [&str; 4] = [
+/// Layers of BPF LSM programs.
+pub const LAYERS: [&str; 4] = [
     "socket_create",
     "ptrace_access_check",
     "task_kill",
