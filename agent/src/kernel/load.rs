@@ -212,10 +212,16 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
         };
         if let TRACEPOINT | LSM = program.hook.attach {
             let link = match program.hook.attach {
-                LSM => sys::security(&program.fd),
-                _ => sys::tracepoint(&program.fd, hook),
+                LSM => match sys::security(&program.fd) {
+                    Ok(link) => link,
+                    // The first fence stands without the second; `status` says that it is not in force.
+                    Err(error) => {
+                        tracing::error!("the kernel took {hook}, and does not attach it: {error}");
+                        return Ok(());
+                    }
+                },
+                _ => sys::tracepoint(&program.fd, hook).map_err(failed)?,
             };
-            let link = link.map_err(failed)?;
             return sys::pin_over(link, &path).map_err(|source| pinned(source, path));
         }
         if path.exists() {

@@ -223,24 +223,26 @@ def heard(governed):
         for path in resolvers:
             name(lambda: socket.socket(socket.AF_UNIX).connect(path))
         os._exit(0)
-    found = [0, 0]
-    while os.waitpid(child, os.WNOHANG)[0] == 0 or select.select(listeners, [], [], 0)[0]:
-        for s in select.select(listeners, [], [], 0.05)[0]:
-            s.accept()[0].close(); found[listeners.index(s)] += 1
-    return found
+    found, over = [0, 0], False
+    while True:
+        over = over or os.waitpid(child, os.WNOHANG)[0] != 0
+        ready = select.select(listeners, [], [], 0 if over else 0.05)[0]
+        for s in ready: s.accept()[0].close(); found[listeners.index(s)] += 1
+        if over and not ready: return found
+# The first is asked twice, by the C library and by its path; what the former does when it is hung up on is a matter of time.
+def asked(governed): return any(n[0] >= 2 and n[1] >= 1 for n in (heard(governed) for _ in range(5)))
 say(*heard(True))
-# The first asked twice: by the C library, and by its path.
-free = heard(False); say(free[0] >= 2, free[1] >= 1)
+say(asked(False))
 sys.stdin.readline()
-free = heard(True); say(free[0] >= 2, free[1] >= 1)",
+say(asked(True))",
         stand.cgroup.path()
     );
     let held = is_held(&stand);
     let mut process = Running::start_outside(&script);
     let heard = process.line();
     assert_eq!(heard == "0 0", held, "{heard}");
-    assert_eq!(process.line(), "True True", "who is not governed asks");
+    assert_eq!(process.line(), "True", "who is not governed asks");
     stand.lift();
     process.send("\n");
-    assert_eq!(process.line(), "True True", "the cause is gone");
+    assert_eq!(process.line(), "True", "the cause is gone");
 }
