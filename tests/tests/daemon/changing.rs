@@ -70,7 +70,7 @@ fn a_selector_that_cannot_be_held_is_refused_with_its_place() {
     let mut place = Place::new();
     place.start();
     let hash = place.status()["policy"]["hash"].clone();
-    let other = POLICY.replace("{ cgroup:", "{ container: x, cgroup:");
+    let other = POLICY.replace("{ cgroup:", "{ container: x, user: nobody, cgroup:");
     place.write_policy(&other);
     for verb in ["check", "reload"] {
         let output = place.output(&[verb]);
@@ -78,7 +78,7 @@ fn a_selector_that_cannot_be_held_is_refused_with_its_place() {
         let told = text(&output.stderr);
         assert!(
             told.contains("policy.yaml:3:17")
-                && told.contains("does not recognise workloads by `container`"),
+                && told.contains("a container is recognised as a whole"),
             "{verb}: {told}"
         );
     }

@@ -7,6 +7,22 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
+/// Asks servers at which nobody answers but the agent, over UDP and TCP: for each, what the answer's code is and how many
+/// addresses it has.
+const ASKING: &str = r#"
+import socket, struct, sys
+def query(name): return struct.pack(">6H", 1234, 256, 1, 0, 0, 0) + b"".join(bytes([len(l)]) + l.encode() for l in name.split(".")) + b"\0" + struct.pack(">2H", 1, 1)
+for name in sys.argv[1:]:
+    for server in ("192.0.2.53", "2001:db8::53"):
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            s = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, kind)
+            s.settimeout(5); s.connect((server, 53)); q = query(name)
+            s.send(q if kind == socket.SOCK_DGRAM else struct.pack(">H", len(q)) + q)
+            a = s.recv(2) if kind == socket.SOCK_STREAM else b""
+            a = s.recv(4096)
+            print(name, struct.unpack(">H", a[2:4])[0] & 15, struct.unpack(">H", a[6:8])[0])
+"#;
+
 const POLICY: &str = r#"
 version: 1
 workloads:
@@ -130,6 +146,12 @@ fn a_container_is_recognised_served_and_held_to_its_scope() {
     script.push_str(
         "echo elsewhere $(curl -s -m 5 -o /dev/null -w '%{http_code}' http://198.51.100.7/)\n",
     );
+    // Names are asked for in the container's own network, where the agent answers those that it may reach.
+    script.push_str(&format!(
+        "echo byname $(curl -sS -m 10 -w ' %{{http_code}}' https://{host}/v1/orders/9 2>&1)\n\
+         echo unnamed $(curl -s -m 10 http://secret.elsewhere.example/; echo $?)\n\
+         python3 - {host} secret.elsewhere.example <<'END'\n{ASKING}\nEND\n"
+    ));
     let lines = said(&engine.run(&world, &trust, &script));
     assert_eq!(
         lines[0], r#"allowed {"id":7,"state":"open"} 200"#,
@@ -146,9 +168,19 @@ fn a_container_is_recognised_served_and_held_to_its_scope() {
     );
     assert_eq!(lines[3], "elsewhere 403", "{lines:?}");
 
+    assert_eq!(
+        lines[4], r#"byname {"id":9,"state":"open"} 200"#,
+        "{lines:?}"
+    );
+    assert_eq!(lines[5], "unnamed 6", "{lines:?}");
+    let granted = format!("{host} 0 1");
+    assert_eq!(lines[6..10], [granted.as_str(); 4], "{lines:?}");
+    let refused = "secret.elsewhere.example 3 0";
+    assert_eq!(lines[10..], [refused; 4], "{lines:?}");
+
     // The container had no way of its own, and no credential: nginx saw the agent's.
     let requests = world.nginx.requests().unwrap();
-    assert_eq!(requests.len(), 2, "{requests:?}");
+    assert_eq!(requests.len(), 3, "{requests:?}");
     for request in &requests {
         assert_eq!(request.authorization, "Bearer first-orders-bot-key");
     }
