@@ -181,6 +181,9 @@ def serve(connection):
             lines = raw.split("\r\n")
             pairs = [line.split(": ", 1) for line in lines[1:]]
             fields = {k.lower(): v for k, v in pairs}
+            if lines[0].split(" ")[1] == "/unread":
+                time.sleep(30)
+                return
             read = swallow if lines[0].split(" ")[1] == "/sink" else body
             content, rest = read(connection, fields, rest)
             # The credential backwards too, since an echo of it is overwritten.

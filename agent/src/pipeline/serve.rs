@@ -227,7 +227,9 @@ async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
         .header_read_timeout(limits.idle)
         .max_headers(limits.head_fields + 1)
         .max_buf_size(limits.head_bytes + 8192)
-        .pipeline_flush(true)
+        // Into one buffer: head and body of a short answer go in one TLS record. Not `pipeline_flush`, with which that buffer has no
+        // bound, and takes all that an upstream sends to a client that does not read.
+        .writev(false)
         .serve_connection(TokioIo::new(lent), service);
     let mut connection = Box::pin(connection);
     let mut stop = worker.signals.stop.clone();

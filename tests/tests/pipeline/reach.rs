@@ -268,3 +268,51 @@ fn a_body_of_any_length_takes_no_memory() {
     let after = most_memory(&lab);
     assert!(after < before + 32, "{before} MiB, and then {after} MiB");
 }
+
+/// Who reads slowly holds up who sends, and nothing is kept for it in between.
+#[test]
+fn what_is_not_read_is_not_kept() {
+    const LENGTH: u64 = 256 << 20;
+    let lab = lab();
+    let path = lab.world.directory().join("huge");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(LENGTH).unwrap();
+    let path = path.display().to_string();
+    let down = format!("https://odd.example/zeroes/{LENGTH}");
+    let curl = |version: &str, arguments: &[&str]| {
+        let mut curl = lab.agent.governed(&lab.world, "probe", "curl");
+        curl.args([
+            "--silent",
+            "--output",
+            "/dev/null",
+            "--max-time",
+            "4",
+            version,
+        ]);
+        curl.args(arguments).output().unwrap()
+    };
+    assert!(curl("--http2", &["https://odd.example/a"]).status.success());
+    let before = most_memory(&lab);
+    for version in ["--http1.1", "--http2"] {
+        for arguments in [
+            &["--limit-rate", "1k", &*down][..],
+            &[
+                "-H",
+                "Expect:",
+                "-X",
+                "POST",
+                "-T",
+                &path,
+                "https://odd.example/unread",
+            ],
+        ] {
+            let output = curl(version, arguments);
+            assert_eq!(output.status.code(), Some(28), "not timed out: {output:?}");
+            let after = most_memory(&lab);
+            assert!(
+                after < before + 32,
+                "{version} {arguments:?}: {before} MiB, and then {after} MiB"
+            );
+        }
+    }
+}
