@@ -130,19 +130,24 @@ impl Socket {
     }
 }
 
+/// A socket that asks the kernel about sockets, those of the network namespace that it was made in, and does not wait.
+pub(super) fn socket() -> io::Result<OwnedFd> {
+    let socket = net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        Some(net::netlink::SOCK_DIAG),
+    )?;
+    Ok(socket)
+}
+
 /// A way to ask about the sockets of the network namespace that it was opened in.
 #[derive(Debug)]
 pub(super) struct Diag(OwnedFd);
 
 impl Diag {
     pub(super) fn open() -> io::Result<Self> {
-        let socket = net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::DGRAM,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            Some(net::netlink::SOCK_DIAG),
-        )?;
-        Ok(Self(socket))
+        socket().map(Self)
     }
 
     /// Every socket of a protocol that `take` holds for: connected ones, and those that listen.

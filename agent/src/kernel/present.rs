@@ -3,7 +3,7 @@
 //! A peer that has closed its sending half looks, in what arrives, just like one that has closed all and is gone. On one
 //! host the kernel can be asked about the peer's own socket (`sock_diag(7)`): one that no descriptor refers to has no inode.
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{self, RecvFlags, SendFlags};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,12 +23,7 @@ pub fn is_held(local: SocketAddr, remote: SocketAddr) -> bool {
 
 /// The socket's inode; `None` where there is no such socket.
 fn inode(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
-    let socket = net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        Some(net::netlink::SOCK_DIAG),
-    )?;
+    let socket = super::diag::socket()?;
     let kernel = SocketAddrNetlink::new(0, 0);
     net::sendto(
         &socket,
