@@ -17,12 +17,7 @@ fn with_and_without(layer: &str, reason: &str, script: &str) -> Option<[String; 
     let stand = Stand::new();
     let found = crate::refuse::layer(stand.fence(), layer);
     if !found.enforcing {
-        for name in LAYERS {
-            let layer = crate::refuse::layer(stand.fence(), name);
-            assert!(!layer.enforcing && !layer.needed, "{layer:?}");
-            assert!(layer.why.unwrap().contains("security modules"), "{name}");
-            assert!(!layer.leaves_open.is_empty(), "{name}");
-        }
+        assert_all_missing(&stand);
         return None;
     }
     let with = stand.run(script);
@@ -31,6 +26,16 @@ fn with_and_without(layer: &str, reason: &str, script: &str) -> Option<[String; 
     assert_eq!(told.reason, reason, "{told:?}");
     std::fs::remove_file(stand.options.pin_dir.join("links").join(layer)).unwrap();
     Some([with, stand.run(script)])
+}
+
+/// None of it is there, and the fence says so and what that leaves open.
+fn assert_all_missing(stand: &Stand) {
+    for name in LAYERS {
+        let layer = crate::refuse::layer(stand.fence(), name);
+        assert!(!layer.enforcing && !layer.needed, "{layer:?}");
+        assert!(layer.why.unwrap().contains("security modules"), "{name}");
+        assert!(!layer.leaves_open.is_empty(), "{name}");
+    }
 }
 
 #[test]
@@ -116,6 +121,9 @@ os.wait()"
     let path = stand.cgroup.path();
     let script = script(path.to_str().unwrap());
     if !crate::refuse::layer(stand.fence(), "file_receive").enforcing {
+        // Then they are received, which is what is left open.
+        assert_all_missing(&stand);
+        assert_eq!(python_outside(&script), "1\n1\n1\n1", "{ip}");
         return;
     }
     assert_eq!(python_outside(&script), "0\n1\n1\n0", "{ip}");
