@@ -56,7 +56,7 @@ const PROGRAMS: &[Program] = &[
 ];
 
 /// Minutes that the tests may take as a part of `cargo xtask test`.
-const TESTS_MINUTES: u32 = 20;
+const TESTS_MINUTES: u32 = 15;
 
 /// Machines that share the tests, most of which use one core at a time.
 const MACHINES: u32 = 2;
