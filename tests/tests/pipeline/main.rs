@@ -21,6 +21,7 @@ mod rules;
 mod sockets;
 mod uninspected;
 mod upstream;
+mod waiting;
 mod websocket;
 
 use harness::agent::Agent;
