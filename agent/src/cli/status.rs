@@ -236,6 +236,17 @@ fn layers(status: &Status, lines: &mut Lines, paint: Paint) {
             why.unwrap_or_default(),
         ));
     }
+    if !status.put_back.is_empty() {
+        let each = status.put_back.iter();
+        let each: Vec<String> = each
+            .map(|(layer, times)| format!("{} ({times})", output::escape(layer)))
+            .collect();
+        lines.0.push(format!(
+            "  {} {}: another hand took them away since the start; the agent's log says when",
+            state(Colour::Red, "put back"),
+            each.join(" "),
+        ));
+    }
 }
 
 fn fail_modes(status: &Status, lines: &mut Lines, paint: Paint) {

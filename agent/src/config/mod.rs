@@ -28,6 +28,8 @@ pub struct Config {
     /// Who is asked for containers that policy names: sockets of engines with Docker's API, and directories in which runtimes keep
     /// `ID/config.json`.
     pub container_engines: Vec<PathBuf>,
+    /// How often the agent looks whether its programs are in force, and puts back what was taken away.
+    pub fence_check: Duration,
     /// For the whole agent; `Observe` overrides `Enforce` grants.
     pub mode: Mode,
     /// Resolvers of the agent, which looks names up for itself and for governed workloads; from `/etc/resolv.conf` if empty.
@@ -63,6 +65,7 @@ impl Default for Config {
             ]
             .map(PathBuf::from)
             .to_vec(),
+            fence_check: Duration::from_secs(1),
             mode: Mode::Enforce,
             dns_servers: Vec::new(),
             workers: std::thread::available_parallelism().map_or(1, usize::from),

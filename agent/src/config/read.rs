@@ -59,6 +59,12 @@ fn read_root(decoder: &mut Decoder, root: &Node, config: &mut Config) {
             .and_then(|n| paths(decoder, n)),
     );
     set(
+        &mut config.fence_check,
+        fields
+            .take("fence_check")
+            .and_then(|n| duration(decoder, n)),
+    );
+    set(
         &mut config.mode,
         fields.take("mode").and_then(|n| decoder.word(n, &WORDS)),
     );

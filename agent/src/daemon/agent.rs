@@ -6,6 +6,7 @@ use super::earlier::Looks;
 use super::enrol::Enrolments;
 use super::error::Error;
 use super::events::Seen;
+use super::mend::Watched;
 use super::namespaces::Namespaces;
 use super::policy::{self, SecretFiles};
 use super::{Lifetime, notify};
@@ -32,6 +33,7 @@ pub(super) struct Agent {
     pub(super) enrolments: Mutex<Enrolments>,
     /// Locked before `enrolments`.
     pub(super) earlier: Mutex<Looks>,
+    pub(super) watched: Mutex<Watched>,
     pub(super) containers: Arc<Containers>,
     pub(super) namespaces: Namespaces,
     pub(super) budgets: Budgets,

@@ -4,7 +4,7 @@ use super::agent::{Agent, lock};
 use super::error::Error;
 use super::events::Recorder;
 use super::start::Up;
-use super::{Lifetime, admin, budgets, dirs, notify, watch};
+use super::{Lifetime, admin, budgets, dirs, mend, notify, watch};
 use crate::kernel::since_boot;
 use crate::pipeline::Plane;
 use std::io::{Read, Write};
@@ -64,6 +64,7 @@ async fn serve(up: Up) -> std::io::Result<()> {
         () = watch::secrets(Arc::clone(&agent)) => Ok(()),
         () = crate::identity::refresh(Arc::downgrade(&agent.shared)) => Ok(()),
         () = budgets::watch(Arc::clone(&agent)) => Ok(()),
+        () = mend::watch(Arc::clone(&agent)) => Ok(()),
         () = watch::unseen(Arc::clone(&agent), unseen) => Ok(()),
         broken = heartbeat(&agent) => Err(broken),
         () = forget_lost_queries(&agent) => Ok(()),

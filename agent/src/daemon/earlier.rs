@@ -22,6 +22,13 @@ pub(super) struct Looks {
     destroyed: BTreeMap<String, u64>,
 }
 
+impl Looks {
+    /// Has the next look include these.
+    pub(super) fn look_again(&mut self, processes: impl Iterator<Item = u32>) {
+        self.again.extend(processes);
+    }
+}
+
 impl Agent {
     /// Looks at what processes have open that became governed while they ran, at once and once more with the next call.
     pub(super) fn look_at_earlier(&self) {

@@ -220,6 +220,20 @@ impl Enrolments {
         }
     }
 
+    /// Enrols the trees of all cgroups that are governed again: hooks that were away have not seen who was born meanwhile.
+    pub(super) fn again(&mut self) {
+        let known = self.fence.governed().into_iter();
+        for governed in known.filter(|governed| governed.workload != kernel::UNSETTLED_NAME) {
+            let Some(cgroup) = governed.cgroup else {
+                continue;
+            };
+            match self.fence.govern(Path::new(&cgroup), &governed.workload) {
+                Ok(kernel::Enrolled { newly, .. }) => self.newly.extend(newly),
+                Err(e) => tracing::error!(cgroup, "not enrolled again: {e}"),
+            }
+        }
+    }
+
     /// Makes and governs a cgroup for `tollgate run`, asked for by process `pid`.
     pub(super) fn start_run(
         &mut self,

@@ -16,6 +16,7 @@ mod executables;
 pub mod explain;
 mod fit;
 mod harden;
+mod mend;
 mod namespaces;
 mod notify;
 mod policy;

@@ -78,6 +78,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         applied: Mutex::new(applied),
         enrolments: Mutex::new(enrolments),
         earlier: Mutex::default(),
+        watched: Mutex::default(),
         containers,
         namespaces,
         budgets,

@@ -41,6 +41,7 @@ impl Agent {
                 .map_or(0, |plane| plane.connections()),
             fail_modes: fail_modes(&policy, &audit),
             layers,
+            put_back: lock(&self.watched).put_back.clone(),
             policy,
             ca: CaStatus {
                 fingerprint: self.shared.issuing.current().fingerprint().to_owned(),

@@ -37,7 +37,7 @@ impl Fence {
     }
 
     /// Why a hook is not in force; `None` if this agent's program is attached and will stay so.
-    fn why_not(&self, hook: &Hook) -> Option<String> {
+    pub(super) fn why_not(&self, hook: &Hook) -> Option<String> {
         let mut absent = self.programs.absent.iter();
         if let Some(Absent { why, .. }) = absent.find(|a| a.hook.name == hook.name) {
             return Some(why.clone());

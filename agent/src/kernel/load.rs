@@ -233,6 +233,27 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
     })
 }
 
+/// Attaches a program whose link is gone or does not hold it, and pins the new link in its place. Where the old one is still
+/// attached the program is there twice for an instant, and never not at all.
+pub(super) fn attach_anew(pins: &Pins, root: &CgroupRoot, program: &Loaded) -> Result<(), Error> {
+    let hook = program.hook;
+    let link = match hook.attach {
+        LSM => sys::security(&program.fd),
+        TRACEPOINT => sys::tracepoint(&program.fd, hook.name),
+        attach => sys::link_create(&program.fd, &root.fd, attach),
+    };
+    let link = link.map_err(|source| Error::Attach {
+        hook: hook.name,
+        source,
+    })?;
+    let path = pins.link(hook.name);
+    sys::pin_over(link, &path).map_err(|source| Error::Pin {
+        action: "pin",
+        path,
+        source,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

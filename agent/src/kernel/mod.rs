@@ -17,6 +17,7 @@ mod layers;
 mod load;
 mod log;
 mod maps;
+mod mend;
 mod model;
 pub mod namespaces;
 mod pins;
@@ -33,6 +34,7 @@ mod translate;
 pub use askers::{Namespace, since_boot};
 pub use error::Error;
 pub use govern::UNSETTLED_NAME;
+pub use mend::Mended;
 pub use model::{Before, Case, CgroupPath, Earlier, Fate, FileState, Outcome, Recognition, Runs};
 pub use quota::{Allowance, Usage};
 use std::net::SocketAddr;
@@ -563,6 +565,12 @@ impl Fence {
     /// Asks the kernel which layers are in force now.
     pub fn layers(&self) -> Vec<Layer> {
         self.ask_layers()
+    }
+
+    /// Puts back what somebody detached or unpinned since it was attached. What passed meanwhile was not seen: look at
+    /// [`Self::governed_processes`] again, with [`Self::end_earlier`].
+    pub fn mend(&self) -> Vec<Mended> {
+        self.put_back()
     }
 
     /// Detaches, unpins and forgets everything of this instance. Governed workloads become ungoverned.

@@ -8,13 +8,13 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 /// A process of the job with a connection to each listener, over which it sends without end.
-struct Talker {
+pub(crate) struct Talker {
     process: Child,
     peers: Vec<TcpStream>,
 }
 
 impl Talker {
-    fn new(place: &Place) -> Self {
+    pub(crate) fn new(place: &Place) -> Self {
         let listeners = ["127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).unwrap());
         let ports = listeners
             .iter()
@@ -48,7 +48,7 @@ while True:
     }
 
     /// What came, after all that was under way.
-    fn says(&mut self) -> Vec<Result<(), ErrorKind>> {
+    pub(crate) fn says(&mut self) -> Vec<Result<(), ErrorKind>> {
         let next = |peer: &mut TcpStream| {
             std::thread::sleep(std::time::Duration::from_millis(50));
             let mut waiting = vec![0; 1 << 20];

@@ -1,7 +1,10 @@
 //! `tollgate status` when somebody takes the kernel half away under a running agent.
+use crate::established::Talker;
 use crate::support::*;
+use harness::eventually;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 /// Names of the layers for which `is` holds.
 fn layers(status: &serde_json::Value, is: impl Fn(&serde_json::Value) -> bool) -> BTreeSet<String> {
@@ -12,11 +15,17 @@ fn layers(status: &serde_json::Value, is: impl Fn(&serde_json::Value) -> bool) -
         .collect()
 }
 
+fn links(place: &Place) -> PathBuf {
+    Path::new("/sys/fs/bpf").join(&place.name).join("links")
+}
+
 #[test]
 fn status_says_enforcing_only_while_every_layer_that_holds_is_there() {
     let mut place = Place::new();
+    // So seldom that nothing is put back meanwhile.
+    place.write_config("fence_check: 1h\n");
     place.start();
-    let links = Path::new("/sys/fs/bpf").join(&place.name).join("links");
+    let links = links(&place);
     let status = place.status();
     assert_eq!(status["verdict"]["state"], "enforcing", "{status}");
     let pinned = |name: &String| links.join(name).exists();
@@ -51,4 +60,37 @@ fn status_says_enforcing_only_while_every_layer_that_holds_is_there() {
     }
     let told = text(&place.output(&["status"]).stdout);
     assert!(told.starts_with("NOT ENFORCING"), "{told}");
+}
+
+#[test]
+fn what_is_taken_away_is_put_back_and_what_passed_meanwhile_is_ended() {
+    let mut place = Place::new();
+    place.write_config("fence_check: 3s\n");
+    place.start();
+    assert_eq!(place.ask(), forbidden());
+    let links = links(&place);
+    let all: Vec<_> = std::fs::read_dir(&links).unwrap().collect();
+    assert!(all.len() >= 10, "{all:?}");
+    for link in &all {
+        std::fs::remove_file(link.as_ref().unwrap().path()).unwrap();
+    }
+    // Nothing holds it: it gets out, over IPv4 and IPv6.
+    let mut talker = Talker::new(&place);
+    assert_eq!(talker.says(), [Ok(()); 2]);
+    let back = eventually(START, || {
+        let status = place.status();
+        let enforcing = status["verdict"]["state"] == "enforcing";
+        (enforcing && status["put_back"]["connect4"] == 1).then_some(status)
+    });
+    let status = back.expect("it is put back");
+    let put_back = status["put_back"].as_object().unwrap();
+    assert_eq!(put_back.len(), all.len(), "{put_back:?}");
+    assert_eq!(talker.says(), [Err(ErrorKind::ConnectionReset); 2]);
+    assert_eq!(place.ask(), forbidden());
+    let told = text(&place.output(&["status"]).stdout);
+    assert!(told.starts_with("enforcing"), "{told}");
+    assert!(
+        told.contains(" connect4 (1) ") && told.contains("another hand took them away"),
+        "{told}"
+    );
 }

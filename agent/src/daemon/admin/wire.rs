@@ -414,6 +414,9 @@ pub struct Status {
     pub connections: usize,
     /// The kernel's layers, asked now.
     pub layers: Vec<Layer>,
+    /// Layers that another hand took away since the agent started, and how often the agent put each back.
+    #[serde(default)]
+    pub put_back: std::collections::BTreeMap<String, u64>,
     /// What happens when a part fails, and whether it has.
     pub fail_modes: Vec<FailMode>,
     /// The local CA.

@@ -1,0 +1,70 @@
+//! Looks after the kernel half while the agent runs: what somebody takes away is put back, told, and counted.
+use super::agent::{Agent, lock};
+use crate::kernel::Mended;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What was put back since the agent started, and what could not be, by layer.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    pub(super) put_back: BTreeMap<String, u64>,
+    /// The last word on what is not in force, so that it is said once.
+    failing: BTreeMap<&'static str, String>,
+}
+
+/// For ever.
+pub(super) async fn watch(agent: Arc<Agent>) {
+    let mut ticks = tokio::time::interval(agent.config.fence_check);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let agent = Arc::clone(&agent);
+        if let Err(e) = tokio::task::spawn_blocking(move || agent.mend()).await {
+            tracing::error!("looking after the fence failed: {e}");
+        }
+    }
+}
+
+impl Agent {
+    /// Puts back what is gone. Nothing was seen of what passed meanwhile, so all that is governed is looked at as if it
+    /// had been governed just now.
+    fn mend(&self) {
+        let mended = self.shared.fence.mend();
+        let is_back = mended.iter().any(|one| one.result.is_ok());
+        lock(&self.watched).take(mended);
+        if is_back {
+            lock(&self.enrolments).again();
+            let governed = self.shared.fence.governed_processes();
+            let processes = governed.iter().map(|process| process.pid);
+            lock(&self.earlier).look_again(processes);
+            self.settle();
+        }
+    }
+}
+
+impl Watched {
+    fn take(&mut self, mended: Vec<Mended>) {
+        let mut failing = BTreeMap::new();
+        for Mended { layer, why, result } in mended {
+            match result {
+                Ok(()) => {
+                    tracing::error!(
+                        "the fence was changed by another hand: {layer} was not in force ({why}), and is again"
+                    );
+                    let count = self.put_back.entry(layer.to_owned()).or_default();
+                    *count = count.saturating_add(1);
+                }
+                Err(error) => {
+                    let said = error.to_string();
+                    if self.failing.get(layer) != Some(&said) {
+                        tracing::error!(
+                            "{layer} is not in force ({why}) and cannot be put back: {said}"
+                        );
+                    }
+                    failing.insert(layer, said);
+                }
+            }
+        }
+        self.failing = failing;
+    }
+}
