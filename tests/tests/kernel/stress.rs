@@ -101,6 +101,111 @@ fn ten_thousand_connections_each_have_their_own_owner() {
     }
 }
 
+/// Workloads, each with a cgroup.
+const WORKLOADS: usize = 10_000;
+/// Connections of each of six clients, open at the same time: fewer than descriptors that a process may have.
+const OPEN: usize = 16_667;
+
+/// Has `OPEN` connections from an address of its own, so that there are ports enough.
+fn holder(source: &str, to: &str) -> String {
+    format!(
+        "all = []; refused = {{}}
+while len(all) < {OPEN} and len(refused) < 3:
+    s = socket.socket(family('{to}'), socket.SOCK_STREAM)
+    s.setsockopt(socket.IPPROTO_IP, 24, 1) # IP_BIND_ADDRESS_NO_PORT
+    s.bind(('{source}', 0)); s.settimeout(20)
+    r = name(lambda: s.connect(('{to}', 443)))
+    if r == 'ok': all.append(s)
+    else: refused[r] = len(all)
+say(len(all), refused)
+sys.stdin.read()"
+    )
+}
+
+/// Accepts as many from the listener that is its standard input, and holds them.
+struct Acceptor(std::process::Child);
+
+impl Acceptor {
+    fn start(listener: &std::net::TcpListener) -> Self {
+        let script = format!(
+            "import socket, time
+listener = socket.socket(fileno=0)
+held = [listener.accept() for _ in range({OPEN})]
+time.sleep(600)"
+        );
+        // One is woken for each connection.
+        listener.set_nonblocking(false).unwrap();
+        let listener: std::os::fd::OwnedFd = listener.try_clone().unwrap().into();
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", &script]).stdin(listener);
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_hundred_thousand_sockets_and_ten_thousand_workloads_fit() {
+    let stand = Stand::new();
+    let name = |number: usize| format!("w{number}");
+    let cgroups: Vec<Cgroup> = (0..WORKLOADS)
+        .map(|number| {
+            let cgroup = stand.cgroup.child(&name(number));
+            let governed = stand.fence().govern(&cgroup.name, &name(number));
+            governed.unwrap_or_else(|error| panic!("workload {number}: {error}"));
+            cgroup
+        })
+        .collect();
+    assert_eq!(stand.fence().governed().len(), WORKLOADS + 1);
+    let of = [
+        0,
+        1,
+        WORKLOADS / 3,
+        WORKLOADS / 2,
+        WORKLOADS - 2,
+        WORKLOADS - 1,
+    ];
+    let from = [
+        "127.0.1.1",
+        "127.0.1.2",
+        "127.0.1.3",
+        "127.0.1.4",
+        "127.0.1.5",
+        "::1",
+    ];
+    let acceptors = from.map(|source| match source {
+        "::1" => Acceptor::start(&stand.agent6),
+        _ => Acceptor::start(&stand.agent4),
+    });
+    let clients = std::iter::zip(of, from).map(|(number, source)| {
+        let to = match source {
+            "::1" => "2001:db8::7",
+            _ => "198.51.100.7",
+        };
+        Running::start(&cgroups[number], &holder(source, to))
+    });
+    let mut clients: Vec<Running> = clients.collect();
+    for client in &mut clients {
+        assert_eq!(client.line(), format!("{OPEN} {{}}"));
+    }
+    let mut counts = std::collections::BTreeMap::new();
+    for flow in stand.fence().flows() {
+        *counts.entry(flow.workload).or_insert(0) += 1;
+    }
+    let expected = of.map(|number| (name(number), OPEN));
+    assert_eq!(counts, expected.into_iter().collect());
+    for client in clients {
+        client.finish();
+    }
+    drop(acceptors);
+    eventually("no flow is left", || stand.fence().flows().is_empty());
+}
+
 fn entries(pin: &std::path::Path) -> usize {
     let output = std::process::Command::new("bpftool")
         .args(["-j", "map", "dump", "pinned"])
