@@ -2,10 +2,12 @@
 //!
 //! A peer that has closed its sending half looks, in what arrives, just like one that has closed all and is gone. On one
 //! host the kernel can be asked about the peer's own socket (`sock_diag(7)`): one that no descriptor refers to has no inode.
+//! It is asked in the network namespace that both are in.
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{self, RecvFlags, SendFlags};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 /// `NETLINK_SOCK_DIAG` request for one socket.
 const BY_FAMILY: u16 = 20;
@@ -16,31 +18,41 @@ const HEADER: usize = 16;
 /// Where `idiag_inode` stands in the answer.
 const INODE: std::ops::Range<usize> = HEADER + 68..HEADER + 72;
 
-/// Whether a program holds the socket that is bound to `local` and connected to `remote`. What cannot be said is no.
-pub fn is_held(local: SocketAddr, remote: SocketAddr) -> bool {
-    inode(local, remote).is_ok_and(|inode| inode.is_some_and(|inode| inode != 0))
-}
+/// A way to ask about the network namespace that it was opened in.
+#[derive(Debug)]
+pub struct Witness(OwnedFd);
 
-/// The socket's inode; `None` where there is no such socket.
-fn inode(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
-    let socket = super::diag::socket()?;
-    let kernel = SocketAddrNetlink::new(0, 0);
-    net::sendto(
-        &socket,
-        &question(local, remote),
-        SendFlags::empty(),
-        &kernel,
-    )?;
-    let mut answer = [0; 512];
-    // The kernel answers while it is asked.
-    let (length, _) = net::recv(&socket, &mut answer, RecvFlags::DONTWAIT)?;
-    let answer = answer.get(..length).unwrap_or_default();
-    if answer.get(4..6) != Some(&BY_FAMILY.to_ne_bytes()[..]) {
-        // An error message: most likely that there is none.
-        return Ok(None);
+impl Witness {
+    /// Of the namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// No descriptor is left, or this kernel has no `sock_diag`.
+    pub fn here() -> io::Result<Self> {
+        super::diag::socket().map(Self)
     }
-    let inode = answer.get(INODE).and_then(|inode| inode.try_into().ok());
-    Ok(inode.map(u32::from_ne_bytes))
+
+    /// Whether a program holds the socket that is bound to `local` and connected to `remote`. What cannot be said is no.
+    pub fn is_held(&self, local: SocketAddr, remote: SocketAddr) -> bool {
+        let inode = self.inode(local, remote);
+        inode.is_ok_and(|inode| inode.is_some_and(|inode| inode != 0))
+    }
+
+    /// The socket's inode; `None` where there is no such socket.
+    fn inode(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+        let kernel = SocketAddrNetlink::new(0, 0);
+        let question = question(local, remote);
+        net::sendto(&self.0, &question, SendFlags::empty(), &kernel)?;
+        let mut answer = [0; 512];
+        // The kernel answers while it is asked.
+        let (length, _) = net::recv(&self.0, &mut answer, RecvFlags::DONTWAIT)?;
+        let answer = answer.get(..length).unwrap_or_default();
+        if answer.get(4..6) != Some(&BY_FAMILY.to_ne_bytes()[..]) {
+            // An error message: most likely that there is none.
+            return Ok(None);
+        }
+        let inode = answer.get(INODE).and_then(|inode| inode.try_into().ok());
+        Ok(inode.map(u32::from_ne_bytes))
+    }
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
@@ -96,6 +108,8 @@ mod tests {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (server, peer) = listener.accept().unwrap();
             let own = server.local_addr().unwrap();
+            let witness = Witness::here().unwrap();
+            let is_held = |client, own| witness.is_held(client, own);
             assert!(is_held(peer, own), "{bound}");
             client.shutdown(Shutdown::Write).unwrap();
             assert!(is_held(peer, own), "half-closed, {bound}");

@@ -1,5 +1,6 @@
 //! The data plane's listeners, and the sockets that are asked for names: on loopback, one set per worker, one port for all. In
 //! the agent's own network namespace, and in each other one that something governed is in.
+use crate::kernel::present::Witness;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -23,6 +24,8 @@ pub struct Listeners {
     pub dns4: UdpSocket,
     /// ::1, for DNS.
     pub dns6: Option<UdpSocket>,
+    /// Asked about clients there, where the kernel can be.
+    pub witness: Option<Witness>,
 }
 
 impl Listeners {
@@ -91,7 +94,13 @@ fn set(port: u16) -> io::Result<Listeners> {
     let dns4 = datagrams((Ipv4Addr::LOCALHOST, port).into(), true)?;
     let v6 = where_there_is_ipv6(listener((Ipv6Addr::LOCALHOST, port).into(), true))?;
     let dns6 = where_there_is_ipv6(datagrams((Ipv6Addr::LOCALHOST, port).into(), true))?;
-    Ok(Listeners { v4, v6, dns4, dns6 })
+    Ok(Listeners {
+        v4,
+        v6,
+        dns4,
+        dns6,
+        witness: Witness::here().ok(),
+    })
 }
 
 /// A host without IPv6 has no ::1; there, the hooks refuse IPv6.

@@ -18,14 +18,14 @@ use super::worker::{LocalExecutor, Worker};
 use crate::audit::Verdict;
 use crate::dns;
 use crate::gate::{Door, Gate, Handle};
-use crate::kernel::{Flow, present};
+use crate::kernel::Flow;
+use crate::kernel::present::Witness;
 use crate::snapshot::Snapshot;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
@@ -42,8 +42,8 @@ pub(super) struct Peer {
     pub(super) scheme: Scheme,
 }
 
-/// The client's end of a connection, and ours.
-type Ends = Option<(SocketAddr, SocketAddr)>;
+/// Says whether the client's end of a connection is still held.
+type Present = Box<dyn Fn() -> bool>;
 
 impl Peer {
     /// Who calls, with what was proven of them.
@@ -63,7 +63,11 @@ impl Peer {
 }
 
 /// Serves a connection to its end. `over`: more are open than allowed.
-pub(super) async fn connection(worker: &Rc<Worker>, stream: TcpStream, over: bool) {
+pub(super) async fn connection(
+    worker: &Rc<Worker>,
+    (stream, witness): (TcpStream, Rc<Option<Witness>>),
+    over: bool,
+) {
     let attributed = match attribute(worker, stream) {
         Ok(attributed) => attributed,
         Err(stream) => {
@@ -90,7 +94,7 @@ pub(super) async fn connection(worker: &Rc<Worker>, stream: TcpStream, over: boo
     let flow = attributed.flow.clone();
     let held = Held::new(worker, &flow.workload, &attributed.stream);
     let mut spent = tokio::select! {
-        () = all_of(worker, attributed) => false,
+        () = all_of(worker, attributed, witness) => false,
         () = Held::spent(held.as_ref()) => true,
     };
     let Some(held) = held else { return };
@@ -108,7 +112,7 @@ pub(super) async fn connection(worker: &Rc<Worker>, stream: TcpStream, over: boo
 }
 
 /// Serves a connection whose owner is known.
-async fn all_of(worker: &Rc<Worker>, attributed: Attributed) {
+async fn all_of(worker: &Rc<Worker>, attributed: Attributed, witness: Rc<Option<Witness>>) {
     // Before anything is read: whoever connects to such an api may wait for it to speak first.
     if let Some(ruling) = splice::decide(worker, &attributed.flow, None) {
         let client = (attributed.stream, attributed.flow);
@@ -124,6 +128,10 @@ async fn all_of(worker: &Rc<Worker>, attributed: Attributed) {
     }
     let socket = &attributed.stream;
     let ends = socket.peer_addr().ok().zip(socket.local_addr().ok());
+    let present: Present = Box::new(move || {
+        let asked = ends.zip(witness.as_ref().as_ref());
+        asked.is_some_and(|((client, own), witness)| witness.is_held(client, own))
+    });
     match terminate(worker, attributed).await {
         Err(failure) => failed(worker, &failure),
         Ok(Terminated::Uninspected {
@@ -139,7 +147,7 @@ async fn all_of(worker: &Rc<Worker>, attributed: Attributed) {
                 name: None,
                 scheme: Scheme::Http,
             });
-            http1(worker, stream, peer, ends).await;
+            http1(worker, stream, peer, present).await;
         }
         Ok(Terminated::Tls {
             stream,
@@ -155,7 +163,7 @@ async fn all_of(worker: &Rc<Worker>, attributed: Attributed) {
             if h2 {
                 http2(worker, *stream, peer).await;
             } else {
-                http1(worker, *stream, peer, ends).await;
+                http1(worker, *stream, peer, present).await;
             }
         }
     }
@@ -196,10 +204,9 @@ async fn http1<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Rc<Worker>,
     io: IO,
     peer: Rc<Peer>,
-    ends: Ends,
+    present: Present,
 ) {
     let limits = &worker.shared.limits;
-    let present = move || ends.is_some_and(|(client, own)| present::is_held(client, own));
     let gate = Gate::new(io, limits.head_bytes, limits.head_fields).while_present(present);
     let handle = gate.handle();
     let (lent, own) = Door::new(gate);

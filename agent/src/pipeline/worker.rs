@@ -2,6 +2,7 @@
 use super::plane::ReadUpTo;
 use super::{Listeners, Plane, Shared, exchange::Exchanges, serve};
 use crate::dns::{self, Responder};
+use crate::kernel::present::Witness;
 use crate::tls::LeafCache;
 use crate::upstream::{Pool, Resolver};
 use std::cell::Cell;
@@ -119,6 +120,7 @@ async fn follow_doors(worker: Rc<Worker>, mut doors: UnboundedReceiver<Door>) {
 async fn accept_all(worker: &Rc<Worker>, listeners: Listeners) -> io::Result<()> {
     let v4 = TcpListener::from_std(listeners.v4)?;
     let v6 = listeners.v6.map(TcpListener::from_std).transpose()?;
+    let witness = Rc::new(listeners.witness);
     // Dropped with the rest of this, which closes their sockets.
     let mut naming = JoinSet::new();
     for socket in std::iter::once(listeners.dns4).chain(listeners.dns6) {
@@ -133,7 +135,7 @@ async fn accept_all(worker: &Rc<Worker>, listeners: Listeners) -> io::Result<()>
             accepted = accept_v6(v6.as_ref()) => accepted,
         };
         match accepted {
-            Ok((stream, _)) => open(worker, stream),
+            Ok((stream, _)) => open(worker, stream, Rc::clone(&witness)),
             // Out of descriptors or memory: the client waits in the backlog; others go on.
             Err(error) => {
                 tracing::warn!(%error, "accept");
@@ -167,13 +169,13 @@ async fn accept_v6(
     }
 }
 
-fn open(worker: &Rc<Worker>, stream: TcpStream) {
+fn open(worker: &Rc<Worker>, stream: TcpStream, witness: Rc<Option<Witness>>) {
     // Without it a short response waits for the client's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
     let guard = Open::new(worker);
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move {
-        serve::connection(&worker, stream, guard.over).await;
+        serve::connection(&worker, (stream, witness), guard.over).await;
         drop(guard);
     });
 }

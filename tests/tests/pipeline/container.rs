@@ -23,6 +23,17 @@ for name in sys.argv[1:]:
             print(name, struct.unpack(">H", a[2:4])[0] & 15, struct.unpack(">H", a[6:8])[0])
 "#;
 
+/// Asks for a path, closes its sending side, and reads the answer.
+const HALF_CLOSED: &str = r#"
+import socket, ssl, sys
+host, path = sys.argv[1:]
+raw = socket.create_connection((host, 443), 10)
+s = ssl.create_default_context(cafile="/trust/ca-bundle.pem").wrap_socket(raw, server_hostname=host, suppress_ragged_eofs=False)
+s.sendall(f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+socket.socket.shutdown(s, socket.SHUT_WR)
+print("halfclosed", s.recv(4096).split(b"\r\n")[0].decode())
+"#;
+
 const POLICY: &str = r#"
 version: 1
 workloads:
@@ -150,7 +161,8 @@ fn a_container_is_recognised_served_and_held_to_its_scope() {
     script.push_str(&format!(
         "echo byname $(curl -sS -m 10 -w ' %{{http_code}}' https://{host}/v1/orders/9 2>&1)\n\
          echo unnamed $(curl -s -m 10 http://secret.elsewhere.example/; echo $?)\n\
-         python3 - {host} secret.elsewhere.example <<'END'\n{ASKING}\nEND\n"
+         python3 - {host} secret.elsewhere.example <<'END'\n{ASKING}\nEND\n\
+         python3 - {host} /v1/orders/6 <<'END'\n{HALF_CLOSED}\nEND\n"
     ));
     let lines = said(&engine.run(&world, &trust, &script));
     assert_eq!(
@@ -176,11 +188,12 @@ fn a_container_is_recognised_served_and_held_to_its_scope() {
     let granted = format!("{host} 0 1");
     assert_eq!(lines[6..10], [granted.as_str(); 4], "{lines:?}");
     let refused = "secret.elsewhere.example 3 0";
-    assert_eq!(lines[10..], [refused; 4], "{lines:?}");
+    assert_eq!(lines[10..14], [refused; 4], "{lines:?}");
+    assert_eq!(lines[14..], ["halfclosed HTTP/1.1 200 OK"], "{lines:?}");
 
     // The container had no way of its own, and no credential: nginx saw the agent's.
     let requests = world.nginx.requests().unwrap();
-    assert_eq!(requests.len(), 3, "{requests:?}");
+    assert_eq!(requests.len(), 4, "{requests:?}");
     for request in &requests {
         assert_eq!(request.authorization, "Bearer first-orders-bot-key");
     }
