@@ -109,10 +109,11 @@ class Served:
             elif path.startswith("/shop.Orders/"):
                 self.head(number, "application/grpc")
                 self.send(number, b"\0\0\0\0\2ok")
+                key = dict(request["headers"]).get("authorization", "")
                 with self.lock:
                     self.connection.send_headers(
                         number,
-                        [("grpc-status", "0"), ("grpc-message", "fine"), ("set-cookie", "a=b")],
+                        [("grpc-status", "0"), ("grpc-message", "fine"), ("set-cookie", "a=b"), ("x-echo", key)],
                         end_stream=True,
                     )
                     self.flush()

@@ -100,10 +100,11 @@ def answer(connection, target, request):
             left -= min(left, len(part))
         return True
     if path == "/trailers":
+        key = dict(request["headers"]).get("authorization", "")
         connection.sendall(
             (
-                OK + "transfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n"
-                "2\r\nok\r\n0\r\nx-sum: 7\r\nset-cookie: a=b\r\n\r\n"
+                OK + "transfer-encoding: chunked\r\ntrailer: x-sum, x-echo\r\n\r\n"
+                f"2\r\nok\r\n0\r\nx-sum: 7\r\nx-echo: {key}\r\nset-cookie: a=b\r\n\r\n"
             ).encode()
         )
         return True

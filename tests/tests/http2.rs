@@ -230,6 +230,16 @@ fn trailers_of_a_response_arrive_and_those_of_a_request_do_not_pass() {
         None,
         "stripped by the rule: {stream}"
     );
+    let masked = Some("Bearer ********************");
+    assert_eq!(field(&stream["trailers"], "x-echo"), masked, "{stream}");
+    // As an HTTP/1.1 server writes them.
+    lab.open("odd.example");
+    let (stream, _) = lab.exchange(json!({
+        "headers": head("GET", "odd.example", "/trailers", &[("te", "trailers")]),
+    }));
+    assert_eq!(stream["data"], "ok", "{stream}");
+    assert_eq!(field(&stream["trailers"], "x-echo"), masked, "{stream}");
+    lab.open("two.example");
     // A trailer could carry what headers may not: another credential, a second length.
     let (stream, _) = lab.exchange(json!({
         "headers": head("POST", "two.example", "/echo", &[]),
