@@ -135,8 +135,9 @@ const NEEDED_PREFIXES: [&str; 5] = ["anthropic-", "openai-", "x-amz-", "x-goog-"
 /// or to rename, or who else may have it.
 const BEYOND: [&str; 3] = ["acl", "grant", "source"];
 
-/// Query parameters that carry credentials, in lower case with `_` for `-`.
-const CREDENTIAL_PARAMETERS: [&str; 32] = [
+/// Query parameters that carry credentials, in lower case with `_` for `-`. A presigned URL's are one credential: what is left of it
+/// would only contradict another.
+const CREDENTIAL_PARAMETERS: [&str; 37] = [
     "access_key",
     "access_token",
     "api_key",
@@ -166,9 +167,14 @@ const CREDENTIAL_PARAMETERS: [&str; 32] = [
     "signature",
     "subscription_key",
     "token",
+    "x_amz_algorithm",
+    "x_amz_content_sha256",
     "x_amz_credential",
+    "x_amz_date",
+    "x_amz_expires",
     "x_amz_security_token",
     "x_amz_signature",
+    "x_amz_signedheaders",
 ];
 
 /// Query parameters that some servers take for the method.

@@ -1,6 +1,6 @@
 //! What a rule says, by its meaning: in the notation of the language, without the names it was given.
 use crate::body::{BodySpec, Pointer};
-use crate::model::Credential;
+use crate::model::{Credential, CredentialForm};
 use crate::policy::{CredentialUse, Entry, Extra, RuleData};
 use crate::shape::{Field, Literal, LiteralKind, Shape};
 use crate::syntax::quote;
@@ -156,16 +156,32 @@ pub(crate) fn of_entry(entry: &Entry, credentials: &[Credential]) -> Vec<String>
     does
 }
 
-/// A credential by where its secret is and which headers it sets.
+/// A credential by where its secrets are and what is made of them.
 pub(crate) fn of_credential(credential: &Credential) -> String {
-    let mut headers: Vec<String> = credential
-        .headers
-        .iter()
-        .map(|(name, value)| format!("{name}: {}{{secret}}{}", value.before, value.after))
-        .collect();
-    headers.sort_unstable();
-    let secret = &credential.secret;
-    format!("{}:{} as {}", secret.source, secret.key, headers.join(", "))
+    match &credential.form {
+        CredentialForm::Headers { secret, headers } => {
+            let mut headers: Vec<String> = headers
+                .iter()
+                .map(|(name, value)| format!("{name}: {}{{secret}}{}", value.before, value.after))
+                .collect();
+            headers.sort_unstable();
+            format!("{secret} as {}", headers.join(", "))
+        }
+        CredentialForm::AwsSigV4(keys) => {
+            let secrets = credential.form.secrets();
+            let all: Vec<String> = secrets.into_iter().map(ToString::to_string).collect();
+            let part = |what: &str, part: &Option<String>| {
+                let named = part.as_ref().map(|part| format!(", {what} {part}"));
+                named.unwrap_or_default()
+            };
+            format!(
+                "a signature (AWS SigV4{}{}) with {}",
+                part("region", &keys.region),
+                part("service", &keys.service),
+                all.join(", ")
+            )
+        }
+    }
 }
 
 /// A shape as the language writes it.

@@ -1,4 +1,8 @@
 //! The types at the crate's border: what a compiled policy offers, what a request looks like, what a decision says.
+mod credential;
+
+pub use credential::{AwsKeys, Credential, CredentialForm, HeaderTemplate, SecretRef};
+
 use crate::body::Redactor;
 use crate::canonical::{Host, Target};
 use crate::headers;
@@ -157,15 +161,6 @@ pub enum Proof {
     },
 }
 
-/// A reference to a secret: `file:github-bot` is source `file`, key `github-bot`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SecretRef {
-    /// The source's kind.
-    pub source: String,
-    /// What to ask it for.
-    pub key: String,
-}
-
 /// A place requests may be sent to.
 #[derive(Debug)]
 pub struct Api {
@@ -209,28 +204,6 @@ pub enum Coverage {
     Sni,
     /// The address, and bytes.
     Tcp,
-}
-
-/// A secret, the header it goes into, and the apis it may be sent to.
-#[derive(Debug)]
-pub struct Credential {
-    /// Its name in the policy.
-    pub name: String,
-    /// Where the secret is.
-    pub secret: SecretRef,
-    /// Headers to set: name (lower-case) and value with `{secret}` exactly once.
-    pub headers: Vec<(String, HeaderTemplate)>,
-    /// Where it is defined.
-    pub at: Location,
-}
-
-/// A header value around a secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeaderTemplate {
-    /// What stands before `{secret}`.
-    pub before: String,
-    /// What stands after it.
-    pub after: String,
 }
 
 /// Who calls.

@@ -7,6 +7,7 @@
 )]
 mod budgets;
 mod cases;
+mod credentials;
 mod decisions;
 mod diff;
 mod doubts;

@@ -2,6 +2,9 @@
 mod read;
 #[cfg(test)]
 mod tests;
+mod vault;
+
+pub use vault::{Address, Kv, Vault};
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -17,6 +20,8 @@ pub struct Config {
     pub policy: Vec<PathBuf>,
     /// Where `file:NAME` secrets and CAs are.
     pub secrets_dir: PathBuf,
+    /// Where `vault:PATH#FIELD` secrets are.
+    pub vault: Option<Vault>,
     /// CA key, decisions.
     pub state_dir: PathBuf,
     /// Admin socket, CA bundle.
@@ -53,6 +58,7 @@ impl Default for Config {
             port: 15400,
             policy: vec!["/etc/tollgate/policy.d".into()],
             secrets_dir: "/etc/tollgate/secrets".into(),
+            vault: None,
             state_dir: "/var/lib/tollgate".into(),
             runtime_dir: "/run/tollgate".into(),
             pin_dir: "/sys/fs/bpf/tollgate".into(),

@@ -49,6 +49,9 @@ fn read_root(decoder: &mut Decoder, root: &Node, config: &mut Config) {
     ] {
         set(field, fields.take(key).and_then(|n| absolute(decoder, n)));
     }
+    if let Some(node) = fields.take("vault") {
+        config.vault = super::vault::vault(decoder, node);
+    }
     if let Some(node) = fields.take("cgroup_root") {
         config.cgroup_root = absolute(decoder, node);
     }
@@ -160,7 +163,7 @@ fn paths(decoder: &mut Decoder, node: &Node) -> Option<Vec<PathBuf>> {
 }
 
 /// The agent's working directory is nobody's business: only absolute paths mean one thing.
-fn absolute(decoder: &mut Decoder, node: &Node) -> Option<PathBuf> {
+pub(super) fn absolute(decoder: &mut Decoder, node: &Node) -> Option<PathBuf> {
     let path = decoder.path(node)?;
     if !path.is_absolute() {
         decoder
@@ -171,7 +174,7 @@ fn absolute(decoder: &mut Decoder, node: &Node) -> Option<PathBuf> {
     Some(path)
 }
 
-fn duration(decoder: &mut Decoder, node: &Node) -> Option<Duration> {
+pub(super) fn duration(decoder: &mut Decoder, node: &Node) -> Option<Duration> {
     let value = decoder.duration(node)?;
     if !DURATIONS.contains(&value) {
         decoder.error(node.span, "expected a duration from 10ms to 1d");

@@ -187,3 +187,77 @@ fn a_missing_file_is_named() {
         "{error}"
     );
 }
+
+#[test]
+fn vault_is_read() {
+    let config = parse(
+        "vault: { address: \"https://vault.example:8200\", token_file: /t, mount: /kv/app/, kv: 1, ca: /ca.pem, namespace: team/a, refresh: 5s }\n",
+    )
+    .unwrap();
+    let vault = config.vault.unwrap();
+    assert_eq!(vault.address.to_string(), "https://vault.example:8200");
+    assert_eq!(vault.token_file, PathBuf::from("/t"));
+    assert_eq!((&*vault.mount, vault.kv), ("kv/app", Kv::V1));
+    assert_eq!(vault.ca, Some(PathBuf::from("/ca.pem")));
+    assert_eq!(vault.namespace.as_deref(), Some("team/a"));
+    assert_eq!(vault.refresh, Duration::from_secs(5));
+    let few = "vault: { address: \"http://[::1]:8200/\", token_file: /t }\n";
+    let vault = parse(few).unwrap().vault.unwrap();
+    assert_eq!(vault.address.to_string(), "http://[::1]:8200");
+    assert_eq!((&*vault.mount, vault.kv), ("secret", Kv::V2));
+    assert_eq!(vault.refresh, Duration::from_secs(60));
+}
+
+#[test]
+fn what_is_wrong_with_vault_is_told() {
+    for (members, message) in [
+        ("address: \"https://v\"", "`vault` needs `token_file`"),
+        ("token_file: /t", "`vault` needs `address`"),
+        (
+            "address: vault.example, token_file: /t",
+            "does not begin with `https://`",
+        ),
+        (
+            "address: \"http://vault.example\", token_file: /t",
+            "would go in clear",
+        ),
+        (
+            "address: \"http://localhost\", token_file: /t",
+            "would go in clear",
+        ),
+        ("address: \"https://v/v1\", token_file: /t", "has a path"),
+        (
+            "address: \"https://u@v\", token_file: /t",
+            "no host and port",
+        ),
+        (
+            "address: \"https://v:x\", token_file: /t",
+            "no host and port",
+        ),
+        ("address: \"https://v\", token_file: t", "absolute path"),
+        (
+            "address: \"https://v\", token_file: /t, mount: ../x",
+            "not a path in Vault",
+        ),
+        (
+            "address: \"https://v\", token_file: /t, namespace: a//b",
+            "not a path in Vault",
+        ),
+        (
+            "address: \"https://v\", token_file: /t, kv: 3",
+            "expected one of `1`, `2`",
+        ),
+        (
+            "address: \"https://v\", token_file: /t, refresh: 100ms",
+            "from 1s to 1d",
+        ),
+        (
+            "address: \"https://v\", token_file: /t, token: x",
+            "unknown key `token`",
+        ),
+    ] {
+        let faults = parse(&format!("vault: {{ {members} }}\n")).unwrap_err();
+        let told = faults.to_string();
+        assert!(told.contains(message), "{members}: {told}");
+    }
+}

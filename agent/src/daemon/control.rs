@@ -62,6 +62,7 @@ async fn serve(up: Up) -> std::io::Result<()> {
         () = agent.shared.fence.events(&mut take) => Err(std::io::Error::other("the kernel's events ended")),
         ended = watch::cgroups(Arc::clone(&agent)) => ended,
         () = watch::secrets(Arc::clone(&agent)) => Ok(()),
+        () = watch::vault(Arc::clone(&agent)) => Ok(()),
         () = crate::identity::refresh(Arc::downgrade(&agent.shared)) => Ok(()),
         () = budgets::watch(Arc::clone(&agent)) => Ok(()),
         () = mend::watch(Arc::clone(&agent)) => Ok(()),

@@ -81,6 +81,9 @@ pub enum Error {
     /// Secrets could not be had.
     #[error("{}", join(.0))]
     Secrets(Vec<crate::secrets::Error>),
+    /// Secrets could not be had from Vault.
+    #[error("{}", join(.0))]
+    Vault(Vec<crate::secrets::Error>),
     /// The list of revoked tokens is there and cannot be read: any token might be on it.
     #[error(
         "{path}: {source}: mend the list of revoked tokens, one `tgi_…` on each line, or remove it"

@@ -60,9 +60,8 @@ pub fn check_names(policy: &Policy, workload: &str, identity: Option<&str>) -> R
 fn explained(policy: &Policy, question: &Question, explanation: Explanation<'_>) -> Explained {
     let decision = explanation.decision;
     let plan = &decision.plan;
-    let credential_headers = plan
-        .credential
-        .map(|c| c.headers.iter().map(|(name, _)| name.clone()).collect());
+    let injected = plan.credential.map(|c| c.form.header_names());
+    let injected = injected.unwrap_or_default().into_iter();
     let dropped = question
         .headers
         .iter()
@@ -92,7 +91,7 @@ fn explained(policy: &Policy, question: &Question, explanation: Explanation<'_>)
             .collect(),
         api: plan.api.map(|a| a.name.clone()),
         credential: plan.credential.map(|c| c.name.clone()),
-        injected: credential_headers.unwrap_or_default(),
+        injected: injected.map(str::to_owned).collect(),
         stripped: dropped
             .chain(plan.stripped_query.iter().map(|q| format!("?{q}")))
             .chain(plan.stripped_body.iter().map(|b| format!("body:{b}")))

@@ -3,7 +3,8 @@ use super::error::Error;
 use crate::audit::PolicyStamp;
 use crate::config::Config;
 use crate::identity::{Identities, Published, REVOKED, Revoked};
-use crate::secrets::Secrets;
+use crate::secrets::vault::{self, Reach, Values};
+use crate::secrets::{Secrets, Sources};
 use crate::snapshot::Snapshot;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -118,21 +119,53 @@ pub(super) fn compile(sources: Vec<Source>) -> Result<Loaded, Error> {
     })
 }
 
+/// Every secret, CA and key that a policy names, each once.
+fn references(policy: &Policy) -> Vec<&SecretRef> {
+    let secrets = policy.credentials().iter().flat_map(|c| c.form.secrets());
+    let cas = policy.apis().iter().filter_map(|a| a.ca.as_ref());
+    let own = policy.apis().iter().filter_map(|a| a.certificate.as_ref());
+    let own = own.flat_map(|own| [&own.chain, &own.key]);
+    let issuers = policy.identities().iter().filter_map(|i| match &i.proof {
+        Proof::Jwt { keys, .. } => keys.as_ref(),
+        Proof::Token(_) => None,
+    });
+    let mut all: Vec<&SecretRef> = secrets.chain(cas).chain(own).chain(issuers).collect();
+    all.sort_by(|a, b| (&a.source, &a.key).cmp(&(&b.source, &b.key)));
+    all.dedup();
+    all
+}
+
+/// What Vault has for a policy now. Blocks on the network, for a bounded time.
+pub(super) fn ask_vault(
+    policy: &Policy,
+    config: &Config,
+    reach: &Reach<'_>,
+) -> Result<Arc<Values>, Error> {
+    let mut all = references(policy);
+    all.retain(|reference| reference.source == vault::SOURCE);
+    let values = vault::read(config.vault.as_ref(), reach, &all).map_err(Error::Vault)?;
+    Ok(Arc::new(values))
+}
+
 /// Joins a policy with the values it names.
 pub(super) fn snapshot(
     policy: Policy,
     config: &Config,
-    published: &Published,
+    (published, vault): (&Published, &Values),
     generation: u64,
 ) -> Result<Snapshot, Error> {
-    let secrets = Secrets::load(&policy, &config.secrets_dir).map_err(Error::Secrets)?;
+    let sources = Sources {
+        dir: &config.secrets_dir,
+        vault,
+    };
+    let secrets = Secrets::load(&policy, sources).map_err(Error::Secrets)?;
     let list = config.state_dir.join(REVOKED);
     let revoked = Revoked::read(&list).map_err(|source| Error::Revoked {
         path: list.display().to_string(),
         source,
     })?;
-    let identities = Identities::load(&policy, &config.secrets_dir, revoked, published)
-        .map_err(Error::Secrets)?;
+    let identities =
+        Identities::load(&policy, sources, revoked, published).map_err(Error::Secrets)?;
     let stamp = Arc::new(PolicyStamp {
         version: policy.version(),
         hash: policy.hash().to_owned(),
@@ -157,19 +190,10 @@ type FileState = (u64, u64, i64, i64);
 impl SecretFiles {
     /// Looks at every `file:` secret, CA and key of `policy`, and at the list of revoked tokens.
     pub(super) fn of(policy: &Policy, config: &Config) -> Self {
-        let secrets = policy.credentials().iter().map(|c| &c.secret);
-        let cas = policy.apis().iter().filter_map(|a| a.ca.as_ref());
-        let issuers = policy.identities().iter().filter_map(|i| match &i.proof {
-            Proof::Jwt { keys, .. } => keys.as_ref(),
-            Proof::Token(_) => None,
-        });
-        let all = secrets.chain(cas).chain(issuers);
-        let mut keys: Vec<&SecretRef> = all.filter(|r| r.source == "file").collect();
-        keys.sort_by(|a, b| a.key.cmp(&b.key));
-        keys.dedup();
+        let keys = references(policy).into_iter();
+        let keys = keys.filter(|reference| reference.source == "file");
         Self(
-            keys.into_iter()
-                .map(|r| config.secrets_dir.join(&r.key))
+            keys.map(|r| config.secrets_dir.join(&r.key))
                 .chain(std::iter::once(config.state_dir.join(REVOKED)))
                 .map(|path| {
                     let state = std::fs::metadata(&path).ok().map(|m| {

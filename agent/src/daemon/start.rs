@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::identity::Published;
 use crate::kernel::{Fence, Options};
 use crate::pipeline::{self, Listeners, Overspent, Plane, Room, Shared};
+use crate::secrets::vault::Reach;
 use crate::snapshot::{Live, Snapshot};
 use crate::tls::{Authority, Issuing};
 use std::net::{IpAddr, SocketAddr};
@@ -30,14 +31,14 @@ pub(super) struct Up {
 /// Brings an agent up, from configuration to a data plane that answers.
 pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> {
     let published = Published::default();
-    let (snapshot, applied) = first_snapshot(&config, &published)?;
+    let dns_servers = resolvers(&config);
+    let (snapshot, applied) = first_snapshot(&config, &published, &dns_servers)?;
     let authority = Authority::open(&config.state_dir)?;
     trust::publish(&config, &authority)?;
     let (sink, log) = audit::Writer::start(&decisions_dir(&config.state_dir), &config.audit)
         .map_err(|e| Error::Audit(e.to_string()))?;
     let listeners = pipeline::bind(config.port, config.workers).map_err(Error::Listen)?;
     let addresses = addresses(&listeners)?;
-    let dns_servers = resolvers(&config);
     let fence = Arc::new(stand_fence(&config, &listeners, &addresses)?);
     let budgets = Budgets::read(&config.state_dir);
     budgets.apply(&fence, &snapshot.policy)?;
@@ -75,6 +76,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         log,
         seen: Arc::new(Seen::default()),
         plane: Mutex::new(Some(plane)),
+        changes: Mutex::new(()),
         applied: Mutex::new(applied),
         enrolments: Mutex::new(enrolments),
         earlier: Mutex::default(),
@@ -90,14 +92,24 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     })
 }
 
-fn first_snapshot(config: &Config, published: &Published) -> Result<(Snapshot, Applied), Error> {
+fn first_snapshot(
+    config: &Config,
+    published: &Published,
+    dns_servers: &[IpAddr],
+) -> Result<(Snapshot, Applied), Error> {
     let loaded = policy::compile(policy::read(&config.policy)?)?;
     for warning in &loaded.warnings {
         tracing::warn!("policy: {warning}");
     }
     let secret_files = policy::SecretFiles::of(&loaded.policy, config);
-    let snapshot = policy::snapshot(loaded.policy, config, published, 1)?;
-    Ok((snapshot, Applied::new(loaded.sources, secret_files)))
+    let reach = Reach {
+        dns_servers,
+        // Nothing of the agent's listens yet.
+        own: Arc::new([]),
+    };
+    let vault = policy::ask_vault(&loaded.policy, config, &reach)?;
+    let snapshot = policy::snapshot(loaded.policy, config, (published, &vault), 1)?;
+    Ok((snapshot, Applied::new(loaded.sources, secret_files, vault)))
 }
 
 /// The data plane's addresses; the same port for all workers.

@@ -65,7 +65,7 @@ impl Agent {
             applied: applied.at,
             files: applied.sources.iter().map(|s| s.name.clone()).collect(),
             stale: applied.stale.clone(),
-            secrets_stale: applied.secrets_stale.clone(),
+            secrets_stale: applied.secrets_trouble(),
         }
     }
 }

@@ -76,7 +76,7 @@ impl Agent {
     /// Replaces the CA: what is started from now on trusts the new one, and what runs goes on for `overlap`.
     pub(super) fn rotate_ca(&self, overlap: Duration) -> Result<Reply, Fault> {
         // Held for the whole of it: one change after the other.
-        let changing = lock(&self.applied);
+        let changing = lock(&self.changes);
         let fault = |message| Fault {
             kind: FaultKind::Failed,
             message,

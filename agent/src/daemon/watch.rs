@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 const WALK: Duration = Duration::from_secs(1);
 /// How soon after a change the tree is walked: many cgroups are made at once.
 const SETTLE: Duration = Duration::from_millis(2);
+/// How often Vault is asked at least while it gives nothing.
+const VAULT_DOWN: Duration = Duration::from_secs(10);
 /// How often the files behind secrets are looked at.
 const SECRETS: Duration = Duration::from_millis(400);
 
@@ -56,6 +58,27 @@ pub(super) async fn secrets(agent: Arc<Agent>) {
         if let Err(e) = tokio::task::spawn_blocking(move || looking.refresh_secrets()).await {
             tracing::error!("looking for secrets failed: {e}");
         }
+    }
+}
+
+/// Takes up secrets that change in Vault, for ever.
+pub(super) async fn vault(agent: Arc<Agent>) {
+    let every = agent.config.vault.as_ref().map(|vault| vault.refresh);
+    let Some(every) = every else {
+        return std::future::pending().await;
+    };
+    let mut wait = every;
+    loop {
+        tokio::time::sleep(wait).await;
+        let looking = Arc::clone(&agent);
+        wait = match tokio::task::spawn_blocking(move || looking.refresh_vault()).await {
+            Ok(true) => every,
+            Ok(false) => every.min(VAULT_DOWN),
+            Err(e) => {
+                tracing::error!("looking for secrets in Vault failed: {e}");
+                every
+            }
+        };
     }
 }
 

@@ -10,7 +10,6 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Bytes of a JWT at most; a request's head has no more room anyway.
@@ -171,10 +170,10 @@ impl Keys {
     }
 
     /// From a file that an administrator wrote.
-    pub(super) fn of_file(path: &Path, json: &[u8]) -> Result<Self, secrets::Error> {
+    pub(super) fn of_file(place: &str, json: &[u8]) -> Result<Self, secrets::Error> {
         Self::of_set(json).map_err(|what| secrets::Error::Unusable {
             name: "keys".into(),
-            path: path.display().to_string(),
+            path: place.to_owned(),
             what: format!("cannot be used: {what}"),
         })
     }

@@ -14,7 +14,6 @@ pub use token::{Issued, REVOKED, Revoked, issue};
 use crate::secrets;
 use jwt::Issuer;
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use tollgate_policy::{Policy, Proof};
 
@@ -72,13 +71,13 @@ impl Unproven {
 }
 
 impl Identities {
-    /// What the identities of `policy` are proven by; keys of their own are files below `secrets_dir`.
+    /// What the identities of `policy` are proven by; keys of their own are among the secrets.
     ///
     /// # Errors
     /// Every file that cannot be had or used.
     pub(crate) fn load(
         policy: &Policy,
-        secrets_dir: &Path,
+        sources: secrets::Sources<'_>,
         revoked: Revoked,
         published: &Published,
     ) -> Result<Self, Vec<secrets::Error>> {
@@ -99,8 +98,9 @@ impl Identities {
                     let entry: &mut Issuer = issuers.entry(issuer.as_str().into()).or_default();
                     match keys {
                         None => entry.published(published.of(issuer), asked),
-                        Some(file) => match secrets::public_file(file, secrets_dir)
-                            .and_then(|(path, bytes)| jwt::Keys::of_file(&path, &bytes))
+                        Some(file) => match sources
+                            .public(file)
+                            .and_then(|found| jwt::Keys::of_file(&found.place, &found.bytes))
                         {
                             Ok(keys) => entry.own(keys, asked),
                             Err(fault) => faults.push(fault),

@@ -2,12 +2,11 @@
 //! read by the workers.
 use super::Unproven;
 use super::jwt::Keys;
-use crate::pipeline::{RequestBody, Shared};
-use crate::upstream::{Destination, Resolver, Sender, Via};
+use crate::pipeline::Shared;
+use crate::upstream::{Destination, Via, fetch};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, Uri, Version, header};
-use http_body_util::{BodyExt as _, Limited};
+use http::{HeaderMap, StatusCode, Uri};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -177,48 +176,15 @@ impl Fetch {
             via: self.via.clone(),
             own: Arc::clone(&self.own),
         };
-        match tokio::time::timeout(PATIENCE, self.exchange(&destination, uri)).await {
-            Ok(answer) => answer.map_err(|what| format!("{url}: {what}")),
-            Err(_) => Err(format!("{url}: no answer within {PATIENCE:?}")),
-        }
-    }
-
-    async fn exchange(&self, destination: &Destination, uri: Uri) -> Result<Bytes, String> {
-        let resolver = Resolver::new(&self.servers);
-        let dialed = destination.dial(&resolver, PATIENCE).await;
-        let mut dialed = dialed.map_err(|error| error.to_string())?;
-        let request = request(&dialed.sender, &uri)?;
-        let answer = match &mut dialed.sender {
-            Sender::Http1(sender) => sender.send_request(request).await,
-            Sender::Http2(sender) => sender.send_request(request).await,
+        let bounds = fetch::Bounds {
+            bytes: ANSWER_BYTES,
+            patience: PATIENCE,
         };
-        let answer = answer.map_err(|error| error.to_string())?;
-        if answer.status() != StatusCode::OK {
-            return Err(format!("answered {}", answer.status()));
+        let asked = (&uri, HeaderMap::new());
+        match fetch::get(&destination, &self.servers, asked, bounds).await {
+            Ok((StatusCode::OK, body)) => Ok(body),
+            Ok((status, _)) => Err(format!("{url}: answered {status}")),
+            Err(what) => Err(format!("{url}: {what}")),
         }
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES)
-            .collect()
-            .await;
-        Ok(body.map_err(|error| error.to_string())?.to_bytes())
     }
-}
-
-fn request(sender: &Sender, uri: &Uri) -> Result<Request<RequestBody>, String> {
-    let mut request = Request::new(RequestBody::Empty);
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    if matches!(sender, Sender::Http2(_)) {
-        *request.version_mut() = Version::HTTP_2;
-        *request.uri_mut() = uri.clone();
-    } else {
-        let authority = uri.authority().map_or("", |authority| authority.as_str());
-        let host =
-            HeaderValue::from_str(authority).map_err(|_| "the host cannot be sent".to_owned())?;
-        request.headers_mut().insert(header::HOST, host);
-        *request.uri_mut() = path
-            .parse()
-            .map_err(|_| "the path cannot be sent".to_owned())?;
-    }
-    let json = HeaderValue::from_static("application/json");
-    request.headers_mut().insert(header::ACCEPT, json);
-    Ok(request)
 }

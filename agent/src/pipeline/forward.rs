@@ -257,27 +257,18 @@ fn retarget(
     rewritten: &Rewritten<'_>,
     sender: &Sender,
 ) -> Result<Request<RequestBody>, Refusal> {
-    let (host, port) = (rewritten.parsed.host.as_str(), rewritten.parsed.port);
-    let usual = port == if rewritten.in_clear() { 80 } else { 443 };
+    let usual = if rewritten.in_clear() { 80 } else { 443 };
+    let authority = rewritten.parsed.authority(usual);
     let unsendable = || Refusal::ambiguous("host", "the host cannot be sent");
     let mut parts = uri::Parts::default();
     parts.path_and_query = Some(rewritten.target.clone());
     if matches!(sender, Sender::Http2(_)) {
-        let authority = if usual {
-            host.parse()
-        } else {
-            format!("{host}:{port}").parse()
-        };
-        parts.authority = Some(authority.map_err(|_| unsendable())?);
+        parts.authority = Some(authority.parse().map_err(|_| unsendable())?);
         parts.scheme = Some(uri::Scheme::HTTPS);
         *request.version_mut() = Version::HTTP_2;
         request.headers_mut().remove(header::HOST);
     } else {
-        let value = if usual {
-            HeaderValue::from_str(host)
-        } else {
-            HeaderValue::from_maybe_shared(format!("{host}:{port}"))
-        };
+        let value = HeaderValue::from_str(&authority);
         *request.version_mut() = Version::HTTP_11;
         request
             .headers_mut()

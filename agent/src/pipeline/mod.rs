@@ -1,5 +1,5 @@
 //! The story of one connection, one file per stage, composed here:
-//! accept → attribute → terminate → parse → identify → authorize → rewrite → forward → screen → respond → account → audit.
+//! accept → attribute → terminate → parse → identify → authorize (→ sign) → rewrite → forward → screen → respond → account → audit.
 //!
 //! Each stage consumes the previous one's value, and only the stage's own file can make its value: what was not
 //! authorized cannot be forwarded, and what was forwarded cannot be left out of the log.
@@ -26,6 +26,7 @@ mod respond;
 mod rewrite;
 mod screen;
 mod serve;
+mod sign;
 mod spent;
 mod splice;
 mod terminate;

@@ -8,6 +8,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use tollgate_policy::Scheme;
@@ -38,6 +39,14 @@ impl Parsed {
         match &self.canonical {
             Some(target) => target.borrowed(),
             None => Target::canonical(self.raw.path(), self.raw.query()),
+        }
+    }
+
+    /// Host and port as they are sent: without the port where it is the `usual` one.
+    pub(super) fn authority(&self, usual: u16) -> Cow<'_, str> {
+        match self.port == usual {
+            true => self.host.as_str().into(),
+            false => format!("{}:{}", self.host.as_str(), self.port).into(),
         }
     }
 

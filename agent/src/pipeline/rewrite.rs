@@ -1,15 +1,16 @@
 //! What goes upstream: the canonical target, only the headers that are needed, and the real credential.
 //! The one place that reveals a secret.
 use super::account::Tracker;
-use super::authorize::Authorized;
+use super::authorize::{Authorized, now};
 use super::body::RequestBody;
 use super::hop;
 use super::parse::Parsed;
 use super::refuse::Refusal;
 use super::screen::ResponseRules;
 use super::serve::Peer;
+use super::sign::Signing;
 use super::websocket;
-use crate::secrets::Injection;
+use crate::secrets::{Injection, Put, Unsigned};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Destination, Key};
 use http::header::{self, HeaderName};
@@ -18,6 +19,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use tollgate_policy::canonical::Target;
 use tollgate_policy::{HeaderRules, Plan, Scheme};
 
 /// A request ready to send.
@@ -66,7 +68,7 @@ impl Rewritten<'_> {
 pub(super) fn rewrite<'p>(
     peer: &Peer,
     snapshot: &'p Snapshot,
-    authorized: Authorized<'p>,
+    (authorized, signing): (Authorized<'p>, Option<Signing>),
     tracker: &mut Tracker,
 ) -> Result<Rewritten<'p>, Refusal> {
     let Authorized {
@@ -100,8 +102,12 @@ pub(super) fn rewrite<'p>(
         // Where a denial is only observed, no rule bounds them.
         plan.websocket.unwrap_or(websocket::MOST)
     });
-    let injected = inject(&mut headers, injection);
     let target = target(&parsed, &plan)?;
+    // Last: what is signed is what is sent.
+    let injected = match injection {
+        Some(injection) => inject(&mut headers, injection, (&parsed, &target), signing)?,
+        None => Vec::new(),
+    };
     let credential = plan
         .credential
         .map(|credential| Arc::from(credential.name.as_str()));
@@ -212,16 +218,43 @@ fn injection<'p>(
     Ok(Some(injection))
 }
 
-fn inject(headers: &mut HeaderMap, injection: Option<&Injection>) -> Vec<String> {
-    let Some(injection) = injection else {
-        return Vec::new();
-    };
-    let mut names = Vec::with_capacity(injection.reveal().len());
-    for (name, value) in injection.reveal() {
-        headers.insert(name.clone(), value.clone());
-        names.push(name.as_str().to_owned());
+fn inject(
+    headers: &mut HeaderMap,
+    injection: &Injection,
+    (parsed, target): (&Parsed, &PathAndQuery),
+    signing: Option<Signing>,
+) -> Result<Vec<String>, Refusal> {
+    match (injection.reveal(), signing) {
+        (Put::Headers(put), _) => {
+            for (name, value) in put {
+                headers.insert(name.clone(), value.clone());
+            }
+            Ok(put.iter().map(|(name, _)| name.to_string()).collect())
+        }
+        (Put::Signature(signer), Some(Signing { scope, payload, .. })) => {
+            let unsigned = Unsigned {
+                method: parsed.method.as_str(),
+                authority: &parsed.authority(443),
+                target: Target::canonical(target.path(), target.query()),
+                scope: &scope,
+                payload,
+                now: now(),
+            };
+            let signed = signer.sign(headers, &unsigned);
+            signed.map_err(|_| unsigned_yet("its parts cannot stand in headers"))
+        }
+        (Put::Signature(_), None) => Err(unsigned_yet("nothing was prepared for that")),
     }
-    names
+}
+
+/// A fault of the agent's: what cannot be signed is refused before.
+fn unsigned_yet(why: &str) -> Refusal {
+    Refusal::failed(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "unsigned",
+        format!("the request could not be signed: {why}"),
+        "report this".into(),
+    )
 }
 
 /// The canonical target is what was decided on, so it is what is sent.

@@ -10,6 +10,7 @@ use super::refuse::Refusal;
 use super::respond::{Owing, ResponseBody, respond};
 use super::rewrite::rewrite;
 use super::screen::{Screened, screen};
+use super::sign;
 use super::spent::Held;
 use super::splice;
 use super::terminate::{Failure, Terminated, terminate};
@@ -392,8 +393,9 @@ async fn stages<'p>(
     let (parsed, body) = parse(peer, &worker.shared.limits, request)?;
     tracker.asked(&parsed);
     let identified = identify(worker, snapshot, parsed, tracker)?;
-    let authorized = authorize(worker, peer, snapshot, (identified, body), tracker).await?;
-    let rewritten = rewrite(peer, snapshot, authorized, tracker)?;
+    let mut authorized = authorize(worker, peer, snapshot, (identified, body), tracker).await?;
+    let signing = sign::prepare(worker, &mut authorized).await?;
+    let rewritten = rewrite(peer, snapshot, (authorized, signing), tracker)?;
     let responded = forward(worker, rewritten, tracker).await?;
     screen(worker, peer, responded, tracker).await
 }

@@ -14,7 +14,7 @@ const SHORTEST_BASE64: usize = 12;
 /// What stands in its place.
 const STAR: u8 = b'*';
 
-/// Finds one secret. It says where, and never what.
+/// Finds what a credential is made of. It says where, and never what.
 pub(crate) struct Masker {
     forms: Vec<Zeroizing<Vec<u8>>>,
     finder: Option<AhoCorasick>,
@@ -27,8 +27,9 @@ impl std::fmt::Debug for Masker {
 }
 
 impl Masker {
-    pub(super) fn new(secret: &[u8]) -> Self {
-        let forms = forms(secret);
+    /// Finds any of these.
+    pub(super) fn new(secrets: &[&[u8]]) -> Self {
+        let forms = forms(secrets);
         let finder = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(forms.iter().map(|form| form.as_slice()))
@@ -39,7 +40,7 @@ impl Masker {
 
     #[cfg(test)]
     pub(crate) fn for_test(secret: &[u8]) -> Self {
-        Self::new(secret)
+        Self::new(&[secret])
     }
 
     /// The bytes with every echo overwritten; `None` where there is none.
@@ -70,14 +71,16 @@ impl Masker {
     }
 }
 
-fn forms(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
+fn forms(secrets: &[&[u8]]) -> Vec<Zeroizing<Vec<u8>>> {
     let mut forms: Vec<Zeroizing<Vec<u8>>> = Vec::new();
-    written(secret, &mut forms);
-    // `user:password`, and the password by itself.
-    if let Some(clear) = decoded(secret) {
-        written(&clear, &mut forms);
-        if let Some(colon) = clear.iter().position(|byte| *byte == b':') {
-            written(clear.get(colon + 1..).unwrap_or_default(), &mut forms);
+    for secret in secrets {
+        written(secret, &mut forms);
+        // `user:password`, and the password by itself.
+        if let Some(clear) = decoded(secret) {
+            written(&clear, &mut forms);
+            if let Some(colon) = clear.iter().position(|byte| *byte == b':') {
+                written(clear.get(colon + 1..).unwrap_or_default(), &mut forms);
+            }
         }
     }
     forms.sort_by(|one, other| one.as_slice().cmp(other.as_slice()));
@@ -190,7 +193,7 @@ mod tests {
 
     #[test]
     fn an_echo_is_known_however_it_is_written() {
-        let masker = Masker::new(SECRET);
+        let masker = Masker::new(&[SECRET]);
         for written in [
             "s3cr/t+k\"y-0123456789",
             "s3cr%2Ft%2Bk%22y-0123456789",
@@ -224,7 +227,7 @@ mod tests {
             }
             text
         }
-        let masker = Masker::new(SECRET);
+        let masker = Masker::new(&[SECRET]);
         for before in ["", "x", "xy", "xyz", "Bearer ", "user:"] {
             for after in ["", "!", "!!", " and more"] {
                 let whole = [before.as_bytes(), SECRET, after.as_bytes()].concat();
@@ -243,7 +246,7 @@ mod tests {
     #[test]
     fn the_password_of_a_basic_credential_is_known() {
         // alice:correct-horse-battery
-        let masker = Masker::new(b"YWxpY2U6Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5");
+        let masker = Masker::new(&[b"YWxpY2U6Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5"]);
         assert_eq!(
             masked(&masker, "password correct-horse-battery!"),
             format!("password {}!", "*".repeat(21))
@@ -253,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_may_go_on_is_told() {
-        let masker = Masker::new(SECRET);
+        let masker = Masker::new(&[SECRET]);
         assert_eq!(masker.may_begin(b"nothing"), 0);
         assert_eq!(masker.may_begin(b"key=s3cr"), 4);
         assert_eq!(
@@ -261,7 +264,7 @@ mod tests {
             SECRET.len() - 1
         );
         assert_eq!(masker.may_begin(b""), 0);
-        let short = Masker::new(b"short");
+        let short = Masker::new(&[b"short"]);
         assert_eq!((short.mask(b"short"), short.may_begin(b"sho")), (None, 0));
     }
 }

@@ -2,20 +2,24 @@
 //!
 //! A value has neither `Debug` nor `Serialize`; only `pipeline::rewrite` reveals one.
 mod mask;
+mod sigv4;
+mod sources;
+pub mod vault;
 
 pub(crate) use mask::Masker;
+pub(crate) use sigv4::{PAYLOAD, Scope, Signer, Unsigned, sha256};
+use sources::Found;
+pub use sources::Sources;
 
 use crate::tls::{self, Identity, Roots};
 use crate::upstream::Via;
 use http::header::{HeaderName, HeaderValue};
 use rustls::ClientConfig;
 use std::collections::HashMap;
-use std::fs;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tollgate_policy::{Api, Credential, Policy, Scheme, SecretRef};
+use tollgate_policy::{
+    Api, AwsKeys, Credential, CredentialForm, HeaderTemplate, Policy, Scheme, SecretRef,
+};
 use zeroize::Zeroizing;
 
 /// A secret's longest value in bytes.
@@ -30,11 +34,19 @@ pub struct Secrets {
     system_roots: Arc<ClientConfig>,
 }
 
-/// The headers that put a credential in, ready to send.
+/// A credential, ready to be put in.
 pub(crate) struct Injection {
-    headers: Vec<(HeaderName, HeaderValue)>,
+    put: Put,
     /// Finds the secret where it comes back.
     masker: Arc<Masker>,
+}
+
+/// What puts a credential in.
+pub(crate) enum Put {
+    /// These headers, ready to send.
+    Headers(Vec<(HeaderName, HeaderValue)>),
+    /// Keys that sign the request.
+    Signature(Signer),
 }
 
 impl std::fmt::Debug for Injection {
@@ -45,8 +57,8 @@ impl std::fmt::Debug for Injection {
 
 impl Injection {
     /// The values, for `pipeline::rewrite` alone (`cargo xtask check` sees to it).
-    pub(crate) fn reveal(&self) -> &[(HeaderName, HeaderValue)] {
-        &self.headers
+    pub(crate) fn reveal(&self) -> &Put {
+        &self.put
     }
 
     /// Finds the secret where it comes back.
@@ -98,21 +110,29 @@ pub enum Error {
         /// As the policy names it.
         name: String,
     },
+    /// Vault has no value for it, or cannot be asked.
+    #[error("{name}: {what}")]
+    Vault {
+        /// As the policy names it.
+        name: String,
+        /// What happened, and what to do.
+        what: String,
+    },
     /// Trust roots.
     #[error(transparent)]
     Tls(#[from] tls::Error),
 }
 
 impl Secrets {
-    /// Reads every secret and CA that `policy` names; `file:NAME` is a file below `dir`.
+    /// Looks up every secret and CA that `policy` names.
     ///
     /// # Errors
     /// Every secret that could not be had.
-    pub fn load(policy: &Policy, dir: &Path) -> Result<Self, Vec<Error>> {
+    pub fn load(policy: &Policy, sources: Sources<'_>) -> Result<Self, Vec<Error>> {
         let mut faults = Vec::new();
         let mut injections = HashMap::new();
         for credential in policy.credentials() {
-            match injection(credential, dir) {
+            match injection(credential, sources) {
                 Ok(injection) => {
                     injections.insert(credential.name.clone(), injection);
                 }
@@ -124,7 +144,7 @@ impl Secrets {
             if api.ca.is_none() && api.certificate.is_none() {
                 continue;
             }
-            match own_roots_of(api, dir) {
+            match own_roots_of(api, sources) {
                 Ok(config) => {
                     own_roots.insert(api.name.clone(), config);
                 }
@@ -160,77 +180,106 @@ impl Secrets {
     }
 }
 
-fn label(reference: &SecretRef) -> String {
-    format!("secret {}:{}", reference.source, reference.key)
+/// A value that can stand in a header, found and trimmed.
+struct Text {
+    name: String,
+    found: Found,
 }
 
-fn locate(reference: &SecretRef, dir: &Path) -> Result<PathBuf, Error> {
-    let plain = !reference.key.is_empty()
-        && !reference.key.contains(['/', '\0'])
-        && !reference.key.starts_with('.');
-    if reference.source == "file" && plain {
-        Ok(dir.join(&reference.key))
-    } else {
-        Err(Error::Name {
-            name: label(reference),
-        })
+impl Text {
+    fn find(reference: &SecretRef, sources: Sources<'_>) -> Result<Self, Error> {
+        let text = Self {
+            name: format!("secret {reference}"),
+            found: sources.find("secret", reference, (SECRET_BYTES, true))?,
+        };
+        match text.bytes().is_empty() {
+            true => Err(text.unusable("is empty")),
+            false => Ok(text),
+        }
     }
-}
 
-/// A file that is not secret, such as the keys of an issuer: its path and contents.
-pub(crate) fn public_file(
-    reference: &SecretRef,
-    dir: &Path,
-) -> Result<(PathBuf, Zeroizing<Vec<u8>>), Error> {
-    let path = locate(reference, dir)?;
-    let bytes = read(&label(reference), &path, tls::CA_BYTES, false)?;
-    Ok((path, bytes))
-}
-
-fn injection(credential: &Credential, dir: &Path) -> Result<Injection, Error> {
-    let name = label(&credential.secret);
-    let path = locate(&credential.secret, dir)?;
-    let unusable = |what: &str| Error::Unusable {
-        name: name.clone(),
-        path: path.display().to_string(),
-        what: what.into(),
-    };
-    let value = read(&name, &path, SECRET_BYTES, true)?;
-    // Editors and `echo` end a file with a newline; it is never part of a token.
-    let value = value.trim_ascii_end();
-    if value.is_empty() {
-        return Err(unusable("is empty"));
+    /// Editors and `echo` end a file with a newline; it is never part of a token.
+    fn bytes(&self) -> &[u8] {
+        self.found.bytes.trim_ascii_end()
     }
-    let mut headers = Vec::new();
-    for (header, template) in &credential.headers {
-        let mut text = Zeroizing::new(Vec::with_capacity(
-            template.before.len() + value.len() + template.after.len(),
-        ));
-        text.extend_from_slice(template.before.as_bytes());
-        text.extend_from_slice(value);
-        text.extend_from_slice(template.after.as_bytes());
-        let name = HeaderName::from_bytes(header.as_bytes())
-            .map_err(|_| unusable("is for a header whose name is not valid"))?;
+
+    fn unusable(&self, what: &str) -> Error {
+        Error::Unusable {
+            name: self.name.clone(),
+            path: self.found.place.clone(),
+            what: what.into(),
+        }
+    }
+
+    /// As a header's value, between what stands before and after it.
+    fn header(&self, before: &str, after: &str) -> Result<HeaderValue, Error> {
+        let text = Zeroizing::new([before.as_bytes(), self.bytes(), after.as_bytes()].concat());
         let plain = text.iter().all(|byte| (0x20..0x7f).contains(byte));
         let mut value = HeaderValue::from_bytes(&text)
             .ok()
             .filter(|_| plain)
-            .ok_or_else(|| unusable("holds bytes that cannot stand in a header (line breaks, control or non-ASCII characters)"))?;
+            .ok_or_else(|| self.unusable("holds bytes that cannot stand in a header (line breaks, control or non-ASCII characters)"))?;
         value.set_sensitive(true);
-        headers.push((name, value));
+        Ok(value)
+    }
+}
+
+fn injection(credential: &Credential, sources: Sources<'_>) -> Result<Injection, Error> {
+    match &credential.form {
+        CredentialForm::Headers { secret, headers } => in_headers(secret, headers, sources),
+        CredentialForm::AwsSigV4(keys) => signing(keys, sources),
+    }
+}
+
+fn in_headers(
+    secret: &SecretRef,
+    headers: &[(String, HeaderTemplate)],
+    sources: Sources<'_>,
+) -> Result<Injection, Error> {
+    let text = Text::find(secret, sources)?;
+    let mut set = Vec::new();
+    for (header, template) in headers {
+        let name = HeaderName::from_bytes(header.as_bytes())
+            .map_err(|_| text.unusable("is for a header whose name is not valid"))?;
+        set.push((name, text.header(&template.before, &template.after)?));
     }
     Ok(Injection {
-        headers,
-        masker: Arc::new(Masker::new(value)),
+        put: Put::Headers(set),
+        masker: Arc::new(Masker::new(&[text.bytes()])),
     })
 }
 
-fn own_roots_of(api: &Api, dir: &Path) -> Result<Arc<ClientConfig>, Error> {
+fn signing(keys: &AwsKeys, sources: Sources<'_>) -> Result<Injection, Error> {
+    let access = Text::find(&keys.access_key, sources)?;
+    let secret = Text::find(&keys.secret_key, sources)?;
+    let session = keys.session_token.as_ref();
+    let session = session
+        .map(|reference| Text::find(reference, sources))
+        .transpose()?;
+    let id = std::str::from_utf8(access.bytes()).ok();
+    let id = id.filter(|id| id.len() <= 128 && id.bytes().all(|b| b.is_ascii_alphanumeric()));
+    let id = id.ok_or_else(|| {
+        access.unusable("is not an access key's id: 1 to 128 letters and digits, such as AKIA…")
+    })?;
+    // It is sent nowhere; but whatever a header could not hold is no key either.
+    secret.header("", "")?;
+    let token = session.as_ref().map(|token| token.header("", ""));
+    let token = token.transpose()?;
+    // The id is no secret: it tells whose key it is, and stands in every request.
+    let hidden: Vec<&[u8]> = std::iter::once(&secret)
+        .chain(&session)
+        .map(Text::bytes)
+        .collect();
+    Ok(Injection {
+        masker: Arc::new(Masker::new(&hidden)),
+        put: Put::Signature(Signer::new(id.to_owned(), secret.bytes(), token)),
+    })
+}
+
+fn own_roots_of(api: &Api, sources: Sources<'_>) -> Result<Arc<ClientConfig>, Error> {
     let file = |what: &str, reference: &SecretRef, private: bool| {
-        let name = format!("{what} {}:{}", reference.source, reference.key);
-        let path = locate(reference, dir)?;
-        let pem = read(&name, &path, tls::CA_BYTES, private)?;
-        Ok::<_, Error>((path.display().to_string(), pem))
+        let found = sources.find(what, reference, (tls::CA_BYTES, private))?;
+        Ok::<_, Error>((found.place, found.bytes))
     };
     let roots = match &api.ca {
         None => Roots::System,
@@ -250,39 +299,4 @@ fn own_roots_of(api: &Api, dir: &Path) -> Result<Arc<ClientConfig>, Error> {
         chain: &chain,
         key: &key,
     }))?)
-}
-
-/// Reads at most `limit` bytes; a private file must be its owner's alone.
-fn read(name: &str, path: &Path, limit: usize, private: bool) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let unreadable = |source| Error::Unreadable {
-        name: name.to_owned(),
-        path: path.display().to_string(),
-        source,
-    };
-    let file = fs::File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    let mode = metadata.mode() & 0o7777;
-    if private && mode & 0o077 != 0 {
-        return Err(Error::Exposed {
-            name: name.to_owned(),
-            path: path.display().to_string(),
-            mode,
-        });
-    }
-    let unusable = |what: String| Error::Unusable {
-        name: name.to_owned(),
-        path: path.display().to_string(),
-        what,
-    };
-    if !metadata.is_file() {
-        return Err(unusable("is not a regular file".into()));
-    }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(limit.min(64 * 1024) + 1));
-    file.take(limit as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() > limit {
-        return Err(unusable(format!("is longer than {limit} bytes")));
-    }
-    Ok(bytes)
 }

@@ -1,6 +1,7 @@
 //! The agent's own way out: resolve a name, refuse addresses that are not public, dial, verify, keep connections.
 mod address;
 mod dial;
+pub(crate) mod fetch;
 mod pool;
 mod resolve;
 

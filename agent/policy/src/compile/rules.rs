@@ -63,12 +63,9 @@ impl Bindings {
                 Some(number)
             };
             let apis = to.iter().filter_map(&mut bound).collect();
-            let headers = credential
-                .value
-                .headers
-                .iter()
-                .map(|(name, _)| name.clone())
-                .collect();
+            let form = credential.value.form.as_ref();
+            let headers = form.map_or_else(Vec::new, model::CredentialForm::header_names);
+            let headers = headers.into_iter().map(str::to_owned).collect();
             bindings.push(Binding { apis, headers });
         }
         Self(bindings)
@@ -110,8 +107,7 @@ pub(super) fn credentials(
             at: decoder.location(credential.name.span),
             name: credential.name.text.into(),
             // Missing only where there is a fault.
-            secret: credential.value.secret?,
-            headers: credential.value.headers,
+            form: credential.value.form?,
         })
     };
     credentials.into_iter().filter_map(public).collect()

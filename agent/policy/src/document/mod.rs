@@ -14,6 +14,7 @@ mod place;
 mod role;
 mod route;
 mod rule;
+mod secret;
 mod shape;
 
 use crate::shape::Pattern;
@@ -30,6 +31,7 @@ pub(crate) use place::{Api, HostPattern, Workload};
 use role::role_ref;
 pub(crate) use role::{Entry, RoleRef, Template, instantiate};
 pub(crate) use rule::{Headers, Rule};
+use secret::secret_ref;
 
 /// A name where it is defined or referred to.
 #[derive(Debug, Clone)]
@@ -195,39 +197,6 @@ fn unsupported(reading: &mut Reading<'_>, fields: &mut Fields<'_>, keys: &[&'sta
         any |= fields.unsupported(reading.decoder, key);
     }
     any
-}
-
-/// A reference to a secret or certificate: `file:NAME`.
-fn secret_ref(reading: &mut Reading<'_>, node: &Node) -> Option<crate::model::SecretRef> {
-    let text = reading.decoder.string(node)?;
-    let Some((source, key)) = text.split_once(':') else {
-        let message = format!("expected `file:NAME`, found {}", quote(text));
-        reading
-            .decoder
-            .error(node.span, message)
-            .help("NAME is a file in the agent's secrets directory");
-        return None;
-    };
-    if source != "file" {
-        let what = format!("the secret source {}", quote(source));
-        reading
-            .decoder
-            .unsupported(node.span, &what)
-            .help("known sources: `file`");
-        return None;
-    }
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if key.is_empty() || key.len() > 128 || key.starts_with('.') || !key.bytes().all(allowed) {
-        reading
-            .decoder
-            .error(node.span, format!("{} is not a secret's name", quote(key)))
-            .help("a name is letters, digits, `.`, `_` or `-`, not beginning with `.`: a file, not a path");
-        return None;
-    }
-    Some(crate::model::SecretRef {
-        source: source.into(),
-        key: key.into(),
-    })
 }
 
 /// Headers in one list at most: more than a request may have.

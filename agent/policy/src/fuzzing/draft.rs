@@ -207,6 +207,17 @@ const VALUES: Words = Words {
     good: &["Bearer {secret}", "{secret}"],
     odd: &["{secret}{secret}", "none"],
 };
+const SECRETS: Words = Words {
+    good: &[
+        "secret: \"file:c0\"",
+        "secret: \"vault:c/0#key\"",
+        "aws-sigv4: { access_key: \"file:id\", secret_key: \"file:key\", region: eu-west-1 }",
+    ],
+    odd: &[
+        "secret: \"vault:../c#key\"",
+        "aws-sigv4: { access_key: \"file:id\", service: S3 }",
+    ],
+};
 const WHOSE: Words = Words {
     good: &["client"],
     odd: &["c0", "c9"],
@@ -313,10 +324,13 @@ fn groups(choices: &mut Choices<'_>) -> String {
 fn credentials(choices: &mut Choices<'_>) -> String {
     let header = choices.word(&HEADERS);
     let value = choices.word(&VALUES);
+    let secret = choices.word(&SECRETS);
     let to = choices.list(&APIS);
-    format!(
-        "credentials:\n  c0: {{ secret: \"file:c0\", header: {{ {header}: \"{value}\" }}, to: {to} }}\n"
-    )
+    let c0 = match secret.starts_with("aws") {
+        true => format!("{secret}, to: {to}"),
+        false => format!("{secret}, header: {{ {header}: \"{value}\" }}, to: {to}"),
+    };
+    format!("credentials:\n  c0: {{ {c0} }}\n")
 }
 
 fn roles(choices: &mut Choices<'_>) -> String {

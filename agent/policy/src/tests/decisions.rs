@@ -418,13 +418,13 @@ fn plans() {
     let plan = call("builder", "GET", issues).decide(&policy).plan;
     let credential = plan.credential.unwrap();
     assert_eq!(credential.name, "github-bot");
-    assert_eq!(credential.headers[0].0, "authorization");
+    let crate::CredentialForm::Headers { headers, .. } = &credential.form else {
+        panic!("{credential:?}");
+    };
+    let (name, around) = &headers[0];
     assert_eq!(
-        (
-            &*credential.headers[0].1.before,
-            &*credential.headers[0].1.after
-        ),
-        ("Bearer ", "")
+        (&**name, &*around.before, &*around.after),
+        ("authorization", "Bearer ", "")
     );
     assert_eq!(plan.response_strip, ["set-cookie"]);
     assert!(!plan.client_credentials);

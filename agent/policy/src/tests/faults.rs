@@ -69,8 +69,6 @@ budgets:
     let found = faults(text);
     let expected = [
         "13:38: `meter` is not supported by this version",
-        "17:25: the secret source `vault` is not supported by this version",
-        "18:17: `aws-sigv4` is not supported by this version",
         "30:11: a deny rule has no `query`",
         "38:44: `each` is not supported by this version",
         "38:70: `usd` is not supported by this version",
@@ -159,6 +157,16 @@ fn one_fault_at_a_time() {
             "2:53: `9F` is not a SHA-256 digest",
         ),
         ("file:s", "file:../s", "4:29: `../s` is not a secret's name"),
+        (
+            "file:s",
+            "op:s",
+            "4:29: the secret source `op` is not supported by this version",
+        ),
+        (
+            "\"file:s\"",
+            "s",
+            "4:29: expected `file:NAME` or `vault:PATH#FIELD`, found `s`",
+        ),
         (
             "authorization: \"{secret}\"",
             "host: \"{secret}\"",

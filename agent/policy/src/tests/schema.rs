@@ -78,7 +78,10 @@ apis:
   p: { hosts: [p.com], scheme: http, port: 8080 }
   t: { tcp: ["10.0.0.7:6379", "[2001:db8::1]:5432"] }
   s: { sni: [bank.com], port: 443, addresses: [10.0.0.1] }
-credentials: { c: { secret: "file:s", header: { Authorization: "Bearer {secret}" }, to: [a] } }
+credentials:
+  c: { secret: "file:s", header: { Authorization: "Bearer {secret}" }, to: [a] }
+  v: { secret: "vault:a/b.c#d", header: { x-key: "{secret}" }, to: [a] }
+  k: { aws-sigv4: { access_key: "vault:aws#id", secret_key: "file:k", session_token: "file:t", region: eu-west-1, service: s3 }, to: [a] }
 roles:
   reader(repo, max):
     - api: a
@@ -183,7 +186,20 @@ fn what_is_wrong_does_not_fit() {
         ("secret: \"file:s\"", "secret: plain"),
         ("\"Bearer {secret}\"", "Bearer"),
         ("\"Bearer {secret}\"", "\"{secret}{secret}\""),
-        (", to: [a] } }", " } }"),
+        ("\"{secret}\" }, to: [a]", "\"{secret}\" }"),
+        ("vault:a/b.c#d", "vault:a/b.c"),
+        ("vault:a/b.c#d", "vault:a/../c#d"),
+        ("vault:a/b.c#d", "vault:/a#d"),
+        ("vault:a/b.c#d", "vault:a#b#c"),
+        ("vault:a/b.c#d", "vault:a b#c"),
+        ("access_key: \"vault:aws#id\", ", ""),
+        ("region: eu-west-1", "region: EU"),
+        ("service: s3", "service: \"\""),
+        ("service: s3 }", "service: s3 }, secret: \"file:s\""),
+        (
+            "service: s3 }",
+            "service: s3 }, header: { x: \"{secret}\" }",
+        ),
         ("reader(repo, max):", "reader(repo max-):"),
         ("api: a\n      credential", "apis: a\n      credential"),
         ("GET|HEAD /q", "get /q"),
@@ -267,6 +283,10 @@ fn keys_agree() {
         (
             "credentials: { c: { zzzzzz: 1 } }".to_owned(),
             "/$defs/credential",
+        ),
+        (
+            "credentials: { c: { aws-sigv4: { zzzzzz: 1 } } }".to_owned(),
+            "/$defs/credential/properties/aws-sigv4",
         ),
         (role("{ api: a, zzzzzz: 1 }"), "/$defs/entry"),
         (role("{ include: x, zzzzzz: 1 }"), "/$defs/include"),
