@@ -145,7 +145,7 @@ impl Agent {
             if text.lines().any(|line| line == "READY=1") {
                 return Some(true);
             }
-            running.wait(Duration::ZERO).is_ok().then_some(false)
+            running.has_ended().then_some(false)
         });
         if ready != Some(true) {
             // Its last words may still be on their way through the pipe.

@@ -94,6 +94,11 @@ impl Running {
             .with_context(|| format!("still running after {limit:?}; {}", self.complaint()))
     }
 
+    /// Whether it has ended; what it wrote stays to be asked for.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|ended| ended.is_some())
+    }
+
     /// Sends a signal to the program.
     ///
     /// # Errors

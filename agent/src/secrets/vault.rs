@@ -331,4 +331,46 @@ mod tests {
         assert!(faults[0].to_string().contains("vault:a#b"), "{}", faults[0]);
         assert!(read(None, &reach, &[]).is_ok());
     }
+
+    #[test]
+    fn a_server_that_is_not_there_is_told_of_at_once() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let token_file = folder.path().join("token");
+        std::fs::write(&token_file, "t").unwrap();
+        std::fs::set_permissions(&token_file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        // Bound and not listened on: whoever connects is refused.
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let here: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        socket.bind(&here.into()).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+        for clear in [true, false] {
+            let config = Vault {
+                address: crate::config::Address {
+                    host: tollgate_policy::canonical::Host::parse("127.0.0.1").unwrap(),
+                    port,
+                    clear,
+                },
+                token_file: token_file.clone(),
+                mount: "secret".into(),
+                kv: Kv::V2,
+                ca: None,
+                namespace: None,
+                refresh: Duration::from_secs(60),
+            };
+            let reach = Reach {
+                dns_servers: &[],
+                own: Arc::new([]),
+            };
+            let began = Instant::now();
+            let faults = read(Some(&config), &reach, &[&reference("a#b")]).unwrap_err();
+            let told = faults[0].to_string();
+            assert!(
+                told.contains("vault:a#b") && told.contains("no connection"),
+                "{told}"
+            );
+            assert!(began.elapsed() < Duration::from_secs(4), "{told}");
+        }
+    }
 }

@@ -8,6 +8,7 @@
 )]
 
 mod again;
+mod aws;
 mod container;
 mod echoes;
 mod edited;
@@ -21,6 +22,7 @@ mod rules;
 mod sockets;
 mod uninspected;
 mod upstream;
+mod vault;
 mod waiting;
 mod websocket;
 
