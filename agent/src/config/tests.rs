@@ -261,3 +261,17 @@ fn what_is_wrong_with_vault_is_told() {
         assert!(told.contains(message), "{members}: {told}");
     }
 }
+
+#[test]
+fn the_page_shows_configurations_that_are_good() {
+    let page = include_str!("../../../docs/policy.md");
+    let blocks = page.split("```yaml configuration\n").skip(1);
+    let blocks: Vec<&str> = blocks
+        .map(|block| block.split_once("```").unwrap().0)
+        .collect();
+    assert_eq!(blocks.len(), 1);
+    for block in blocks {
+        let config = parse(block).unwrap_or_else(|faults| panic!("{faults}"));
+        assert!(config.vault.is_some());
+    }
+}

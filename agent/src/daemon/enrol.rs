@@ -347,6 +347,7 @@ impl Enrolments {
 /// What a run is not to find: the agent's own files, and local daemons that its policy does not let it speak to.
 fn hidden(policy: &Policy, workload: &str, config: &Config) -> Vec<PathBuf> {
     let mut hidden = vec![config.secrets_dir.clone(), config.state_dir.clone()];
+    hidden.extend(config.vault.as_ref().map(|vault| vault.token_file.clone()));
     let mut all = policy.workloads().iter();
     let allowed = all
         .find(|w| w.name == workload)

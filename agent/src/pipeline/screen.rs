@@ -263,6 +263,13 @@ fn forget_body(headers: &mut HeaderMap) {
     for name in hop::DIGESTS {
         headers.remove(name);
     }
+    // S3's, each by the name of its function.
+    let checksums = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("x-amz-checksum-"));
+    for name in checksums.cloned().collect::<Vec<_>>() {
+        headers.remove(name);
+    }
 }
 
 /// Whether it is whole, in clear, and JSON.
