@@ -8,11 +8,12 @@ use super::hold::Held;
 use super::refuse::Refusal;
 use super::worker::Worker;
 use crate::audit::Verdict;
-use crate::secrets::{PAYLOAD, Scope, sha256};
+use crate::secrets::{PAYLOAD, SESSION, Scope, sha256};
 use bytes::Bytes;
+use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Body as _;
-use tollgate_policy::{AwsKeys, CredentialForm};
+use tollgate_policy::{AwsKeys, CredentialForm, HeaderRules};
 
 /// Bytes of a body at most that is read whole to be hashed.
 const MOST: u64 = 16 << 20;
@@ -38,6 +39,9 @@ pub(super) async fn prepare(
         return Ok(None);
     };
     let parsed = &authorized.parsed;
+    if let Some(name) = lost(&parsed.headers, &authorized.plan.headers) {
+        return Err(unsaid(name));
+    }
     let scope = scope(keys, &parsed.headers, parsed.host.as_str())?;
     let payload = payload(worker, authorized, &scope).await?;
     Ok(Some(Signing {
@@ -45,6 +49,32 @@ pub(super) async fn prepare(
         payload,
         _made_here: (),
     }))
+}
+
+/// A header of AWS that would be dropped though the rule does not say so. Its loss can turn a copy into an empty object, and no
+/// signature of the client's keeps the service from that any more.
+fn lost<'h>(headers: &'h HeaderMap, rules: &HeaderRules<'_>) -> Option<&'h str> {
+    let mut names = headers.keys().map(HeaderName::as_str);
+    names.find(|name| {
+        let told = rules.strip.iter().any(|stripped| stripped == name);
+        name.starts_with("x-amz-") && *name != SESSION && !told && !rules.passes(name)
+    })
+}
+
+fn unsaid(name: &str) -> Refusal {
+    Refusal {
+        verdict: Verdict::Deny,
+        ..Refusal::failed(
+            StatusCode::FORBIDDEN,
+            "sigv4_header",
+            format!(
+                "no rule lets the header {name} pass, and without it the request would mean something else"
+            ),
+            format!(
+                "name `{name}` under the rule's `headers:`, in `allow` or, to drop it, in `strip`"
+            ),
+        )
+    }
 }
 
 /// Region and service: the policy's word, else the client's, else what the host's name says.

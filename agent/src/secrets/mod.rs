@@ -7,7 +7,7 @@ mod sources;
 pub mod vault;
 
 pub(crate) use mask::Masker;
-pub(crate) use sigv4::{PAYLOAD, Scope, Signer, Unsigned, sha256};
+pub(crate) use sigv4::{PAYLOAD, SESSION, Scope, Signer, Unsigned, sha256};
 use sources::Found;
 pub use sources::Sources;
 

@@ -11,7 +11,8 @@ mod tests;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
-const SESSION: HeaderName = HeaderName::from_static("x-amz-security-token");
+/// The header of a session token.
+pub(crate) const SESSION: HeaderName = HeaderName::from_static("x-amz-security-token");
 /// The header that names what is signed of the body.
 pub(crate) const PAYLOAD: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 

@@ -320,6 +320,14 @@ mod tests {
     }
 
     #[test]
+    fn version_one_has_no_second_wrapping() {
+        let answer = r#"{"lease_duration":2764800,"data":{"id":"AKIA1"}}"#;
+        let flat: Answer<Fields> = serde_json::from_str(answer).unwrap();
+        assert!(matches!(&flat.data["id"], Field::Text(id) if id == "AKIA1"));
+        assert!(serde_json::from_str::<Answer<Answer<Fields>>>(answer).is_err());
+    }
+
+    #[test]
     fn without_a_server_each_secret_is_a_fault() {
         let here = [reference("a#b"), reference("c#d")];
         let reach = Reach {

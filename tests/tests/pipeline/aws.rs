@@ -32,7 +32,12 @@ roles:
   user:
     - api: reports
       credential: aws
-      allow: [{ route: "* /**" }]
+      allow:
+        - route: "* /**"
+        - route: "* /acl"
+          headers: { strip: [x-amz-acl] }
+        - route: "* /copy"
+          headers: { allow: [x-amz-copy-source] }
       deny: [{ route: "DELETE /kept" }]
     - api: tables
       credential: aws
@@ -384,4 +389,26 @@ fn another_key_in_the_file_signs_from_the_next_request_on() {
         told.contains("authorization, x-amz-content-sha256, x-amz-date, x-amz-security-token"),
         "{told}"
     );
+}
+
+/// Without its source, a copy would be an empty object.
+#[test]
+fn no_header_of_aws_is_lost_without_a_word() {
+    let mut bench = Bench::new();
+    let copy = |key: &str| {
+        let with = json!({"Bucket": "reports", "Key": key, "CopySource": {"Bucket": "reports", "Key": "a"}});
+        json!({"service": "s3", "call": "copy_object", "with": with})
+    };
+    let got = bench.boto.ask(&copy("b").to_string()).unwrap();
+    assert!(got["message"].to_string().contains("sigv4_header"), "{got}");
+    assert_eq!(bench.last_record()["verdict"], "DENY");
+    bench.unsent();
+    let (_, sent) = bench.boto(&copy("copy"));
+    assert_eq!(sent["headers"]["x-amz-copy-source"], "reports/a", "{sent}");
+    assert_eq!(sent["good"], true, "{sent}");
+    let (_, sent) = bench.s3(
+        "put_object",
+        json!({"Key": "acl", "text": "x", "ACL": "public-read"}),
+    );
+    assert_eq!(sent["headers"].get("x-amz-acl"), None, "{sent}");
 }
