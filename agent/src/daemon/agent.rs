@@ -93,6 +93,7 @@ impl Agent {
         notify::reloading();
         let _one_after_the_other = lock(&self.changes);
         let result = self.apply_from_disk();
+        let another = result.is_err() && self.another_is_on_disk();
         let mut applied = lock(&self.applied);
         let answer = match result {
             Ok(reply) => {
@@ -105,10 +106,14 @@ impl Agent {
                 let first = error.first_line();
                 tracing::error!("reload refused, the running policy stays: {first}");
                 let message = format!("{error}\nnot applied: the running policy stays in force");
+                let of_secrets = matches!(error, Error::Secrets(_) | Error::Vault(_));
+                if !of_secrets || another {
+                    applied.stale = Some(first.clone());
+                }
                 match error {
                     Error::Secrets(_) => applied.secrets_stale = Some(first),
                     Error::Vault(_) => applied.vault_stale = Some(first),
-                    _ => applied.stale = Some(first),
+                    _ => {}
                 }
                 Err(Fault {
                     kind: FaultKind::Configuration,
@@ -147,6 +152,12 @@ impl Agent {
             changed,
             warnings: loaded.warnings,
         })
+    }
+
+    /// Whether the policy on disk is a good one, and not the one in force.
+    fn another_is_on_disk(&self) -> bool {
+        let found = policy::read(&self.config.policy).and_then(policy::compile);
+        found.is_ok_and(|found| found.policy.hash() != self.shared.live.load().policy.hash())
     }
 
     fn reach(&self) -> Reach<'_> {

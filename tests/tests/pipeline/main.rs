@@ -548,19 +548,6 @@ fn heads_are_bounded() {
 }
 
 #[test]
-fn pipelined_requests_are_each_decided() {
-    let mut lab = Lab::new();
-    let raw = "GET /a HTTP/1.1\r\nhost: odd.example\r\n\r\nGET /secret HTTP/1.1\r\nhost: odd.example\r\n\r\n\
-               GET /b HTTP/1.1\r\nhost: odd.example\r\nconnection: close\r\n\r\n";
-    let (_, data, _) = lab.exchange(raw);
-    let statuses: Vec<&str> = data
-        .match_indices("HTTP/1.1 ")
-        .map(|(at, _)| &data[at + 9..at + 12])
-        .collect();
-    assert_eq!(statuses, ["200", "403", "200"], "{data}");
-}
-
-#[test]
 fn an_observed_denial_passes_and_is_recorded() {
     let mut lab = Lab::with("watched");
     let (status, data, _) = lab.exchange(&request(

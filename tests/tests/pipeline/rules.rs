@@ -211,3 +211,16 @@ fn the_end_of_a_grant_ends_what_is_open() {
     let (status, data, _) = lab.exchange(&request("GET /small HTTP/1.1", ""));
     assert_eq!(status, 200, "{data}");
 }
+
+#[test]
+fn pipelined_requests_are_each_decided() {
+    let mut lab = Lab::new();
+    let raw = "GET /a HTTP/1.1\r\nhost: odd.example\r\n\r\nGET /secret HTTP/1.1\r\nhost: odd.example\r\n\r\n\
+               GET /b HTTP/1.1\r\nhost: odd.example\r\nconnection: close\r\n\r\n";
+    let (_, data, _) = lab.exchange(raw);
+    let statuses: Vec<&str> = data
+        .match_indices("HTTP/1.1 ")
+        .map(|(at, _)| &data[at + 9..at + 12])
+        .collect();
+    assert_eq!(statuses, ["200", "403", "200"], "{data}");
+}

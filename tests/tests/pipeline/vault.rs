@@ -130,20 +130,19 @@ impl Lab {
         );
     }
 
+    fn status(&self) -> Value {
+        let status = self.agent.output(&self.world, "status", &["-o", "json"]);
+        serde_json::from_slice(&status.unwrap().stdout).unwrap()
+    }
+
     /// Whether the source of secrets is down, by `tollgate status`, and what it says.
     fn down(&self) -> (bool, String) {
-        let status = self
-            .agent
-            .output(&self.world, "status", &["-o", "json"])
-            .unwrap();
-        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        let status = self.status();
         let modes = status["fail_modes"].as_array().unwrap();
-        let mode = modes
-            .iter()
-            .find(|mode| mode["when"] == "secret source down")
-            .unwrap();
+        let mut modes = modes.iter();
+        let mode = modes.find(|mode| mode["when"] == "secret source down");
         (
-            mode["now"].as_bool().unwrap(),
+            mode.unwrap()["now"].as_bool().unwrap(),
             status["policy"]["secrets_stale"].to_string(),
         )
     }
@@ -214,6 +213,25 @@ fn a_value_is_used_and_its_rotation_is_taken_up() {
     lab.uses("third-key-from-vault");
     lab.is_down(false);
     lab.reload(POLICY);
+
+    // A policy that needs what is not there is not put in force, and `status` goes on saying so.
+    let other = POLICY.replace("bots/orders", "bots/others");
+    lab.agent.write_policy(&other).unwrap();
+    let reload = lab.agent.output(&lab.world, "reload", &[]).unwrap();
+    let told = String::from_utf8_lossy(&reload.stderr).into_owned();
+    assert!(
+        told.contains("vault:bots/others#key") && told.contains("404"),
+        "{told}"
+    );
+    lab.is_down(false);
+    assert!(
+        lab.status()["policy"]["stale"]
+            .to_string()
+            .contains("bots/others")
+    );
+    lab.uses("third-key-from-vault");
+    lab.reload(POLICY);
+    assert_eq!(lab.status()["policy"]["stale"], Value::Null);
 
     // A field that is gone.
     write(
