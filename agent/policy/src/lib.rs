@@ -72,6 +72,7 @@ pub mod canonical;
 pub mod syntax;
 
 mod body;
+mod budget;
 mod compile;
 #[cfg(test)]
 mod corpora;
@@ -95,7 +96,8 @@ mod websocket;
 mod when;
 mod work;
 pub use body::{JsonError, Pointer, RedactError, Redacted, Redactor, redact};
-pub use compile::{Compiled, compile};
+pub use budget::{Budget, Each, Limits, Meter, PICODOLLARS, Price, Quota, Window};
+pub use compile::{Compiled, compile, compile_for};
 pub use decide::{Ability, Who};
 pub use model::*;
 pub use policy::Policy;

@@ -4,6 +4,7 @@ mod credential;
 pub use credential::{AwsKeys, Credential, CredentialForm, HeaderTemplate, SecretRef};
 
 use crate::body::Redactor;
+use crate::budget::Meter;
 use crate::canonical::{Host, Target};
 use crate::headers;
 use crate::syntax::Location;
@@ -41,59 +42,6 @@ impl Established {
         match self {
             Self::Destroy => "destroy",
             Self::Report => "report",
-        }
-    }
-}
-
-/// What a workload may use up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Budget {
-    /// Its name in the policy.
-    pub name: String,
-    /// Whose it is.
-    pub workload: String,
-    /// Bytes sent and received, together.
-    pub bytes: Quota,
-    /// Where it is defined.
-    pub at: Location,
-}
-
-/// An amount in each window of time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quota {
-    /// How much.
-    pub amount: u64,
-    /// In what time.
-    pub window: Window,
-}
-
-/// Windows begin where the clock says so, in UTC, not when the first byte is spent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Window {
-    /// From `:00` seconds.
-    Minute,
-    /// From `:00:00`.
-    Hour,
-    /// From midnight, UTC.
-    Day,
-}
-
-impl Window {
-    /// How long it is, in seconds.
-    pub fn seconds(self) -> u64 {
-        match self {
-            Self::Minute => 60,
-            Self::Hour => 3_600,
-            Self::Day => 86_400,
-        }
-    }
-
-    /// As the policy writes it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Minute => "min",
-            Self::Hour => "hour",
-            Self::Day => "day",
         }
     }
 }
@@ -182,6 +130,8 @@ pub struct Api {
     pub coverage: Coverage,
     /// Addresses and ports of an api that is known by them ([`Coverage::Tcp`]).
     pub tcp: Vec<(ipnet::IpNet, u16)>,
+    /// How its answers tell what they cost.
+    pub meter: Option<Meter>,
     /// Where it is defined.
     pub at: Location,
 }

@@ -1,8 +1,9 @@
 //! The compiled policy: rules in the order of how specific they are, and the ways to find them.
 use crate::body::{BodySpec, Redactor};
+use crate::budget::{Budget, Price};
 use crate::canonical::Host;
 use crate::grants::{ALWAYS, Clause, Grants, Guard, GuardId};
-use crate::model::{Api, Budget, Credential, Identity, Rule, Workload};
+use crate::model::{Api, Credential, Identity, Rule, Subject, Workload};
 use crate::payload::Payload;
 use crate::route::{Index, Methods, Template};
 use crate::shape::Shape;
@@ -34,7 +35,10 @@ pub struct Policy {
     /// Names of the headers that rules look at, sorted, each once.
     pub(crate) headers_read: Vec<String>,
     pub(crate) budgets: Vec<Budget>,
-    /// The workloads that have one, in order.
+    /// Numbers of the budgets that a workload's requests are counted in, by workload.
+    pub(crate) counted: HashMap<Box<str>, Box<[usize]>>,
+    pub(crate) prices: Vec<Price>,
+    /// The workloads whose bytes the kernel counts against a limit, in order.
     pub(crate) budgeted: Vec<Box<str>>,
 }
 
@@ -165,7 +169,30 @@ impl Policy {
         &self.budgets
     }
 
-    /// Whether a workload has a budget.
+    /// The budgets that a request or connection of `subject` is counted in by the agent, with their numbers.
+    pub fn budgets_for<'p>(
+        &'p self,
+        subject: Subject<'p>,
+    ) -> impl Iterator<Item = (usize, &'p Budget)> {
+        let numbers = self.counted.get(subject.workload);
+        let numbered = numbers.map_or(&[][..], |numbers| numbers);
+        numbered
+            .iter()
+            .filter_map(|number| Some((*number, self.budgets.get(*number)?)))
+            .filter(move |(_, budget)| budget.fits(&subject))
+    }
+
+    /// What a model costs: by its own name, or the longest beginning of it that has a price.
+    pub fn price(&self, model: &str) -> Option<&Price> {
+        self.prices.iter().find(|price| price.glob.matches(model))
+    }
+
+    /// All prices, the most specific first.
+    pub fn prices(&self) -> &[Price] {
+        &self.prices
+    }
+
+    /// Whether the kernel counts a workload's bytes against a limit.
     pub fn is_budgeted(&self, workload: &str) -> bool {
         let found = self
             .budgeted

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tollgate_policy::Policy;
+use tollgate_policy::{Budget, Policy};
 
 /// What was spent, below the state directory.
 const FILE: &str = "usage.json";
@@ -67,14 +67,15 @@ impl Budgets {
         let allowances: Vec<Allowance<'_>> = policy
             .budgets()
             .iter()
-            .map(|budget| {
-                let seconds = budget.bytes.window.seconds();
-                let known =
-                    |line: &&Line| line.workload == budget.workload && line.seconds == seconds;
+            .filter_map(Budget::kernel_bytes)
+            .flat_map(|(workloads, bytes)| workloads.iter().map(move |workload| (workload, bytes)))
+            .map(|(workload, bytes)| {
+                let seconds = bytes.window.seconds();
+                let known = |line: &&Line| line.workload == *workload && line.seconds == seconds;
                 let before = self.before.iter().find(known);
                 Allowance {
-                    workload: &budget.workload,
-                    bytes: budget.bytes.amount,
+                    workload,
+                    bytes: bytes.amount,
                     seconds,
                     before: before.map(|line| (line.window, line.spent)),
                 }
@@ -160,16 +161,20 @@ impl Agent {
         let snapshot = self.shared.live.load_full();
         let spent = self.shared.fence.usage();
         let budgets = snapshot.policy.budgets().iter();
-        budgets
-            .filter_map(|budget| {
-                let usage = spent.iter().find(|u| *u.workload == *budget.workload)?;
+        let limits = budgets.filter_map(|budget| Some((budget, budget.kernel_bytes()?)));
+        limits
+            .flat_map(|(budget, (workloads, bytes))| {
+                workloads.iter().map(move |name| (budget, name, bytes))
+            })
+            .filter_map(|(budget, workload, bytes)| {
+                let usage = spent.iter().find(|u| *u.workload == **workload)?;
                 let until = usage.window.checked_add(1)?.checked_mul(usage.seconds)?;
                 Some(wire::Usage {
                     budget: budget.name.clone(),
-                    workload: budget.workload.clone(),
+                    workload: workload.clone(),
                     unit: "bytes".to_owned(),
                     limit: usage.bytes,
-                    window: budget.bytes.window.as_str().to_owned(),
+                    window: bytes.window.as_str().to_owned(),
                     spent: usage.spent,
                     left: usage.bytes.saturating_sub(usage.spent),
                     until: jiff::Timestamp::from_second(i64::try_from(until).ok()?).ok()?,

@@ -9,18 +9,7 @@ use tollgate_policy::{Compiled, Policy, Selector};
 /// # Errors
 /// Every fault.
 pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
-    let Compiled { policy, warnings } = tollgate_policy::compile(sources)?;
-    let mut faults = warnings.0;
-    faults.extend(selectors(&policy, sources));
-    faults.sort_by(|one, other| one.at.cmp(&other.at));
-    let faults = Faults(faults);
-    if faults.has_errors() {
-        return Err(faults);
-    }
-    Ok(Compiled {
-        policy,
-        warnings: faults,
-    })
+    tollgate_policy::compile_for(sources, |policy| selectors(policy, sources))
 }
 
 /// What a selector says that cannot be held, and what is wider than it looks.
@@ -148,6 +137,14 @@ mod tests {
                 .filter(|f| f.at.line == 4 && f.message.contains("runs"));
             assert_eq!(remarks.count(), 0, "{good}");
         }
+    }
+
+    #[test]
+    fn it_is_told_beside_the_faults_of_the_language() {
+        let more = "grants: [{ role: nothing, to: { workload: w } }]\n";
+        let faults = compile(&source("{ user: root }", more)).unwrap_err();
+        let lines: Vec<u32> = faults.iter().map(|fault| fault.at.line).collect();
+        assert_eq!(lines, [4, 5], "{faults}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod warn;
 
 use crate::document::{Document, Named, Patterns, Reading, VERSION};
 use crate::policy::{Policy, RuleData};
-use crate::syntax::{Decoder, Faults, Node, Source};
+use crate::syntax::{Decoder, Fault, Faults, Node, Source};
 use crate::when::When;
 use instances::Instances;
 use names::Names;
@@ -66,6 +66,18 @@ pub struct Compiled {
 /// # Errors
 /// Every fault of every document.
 pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
+    compile_for(sources, |_| Vec::new())
+}
+
+/// As [`compile`], for an agent that finds more to say: `remarks` is asked also where there are faults, of a policy with
+/// gaps in their places, so that all are told in one pass.
+///
+/// # Errors
+/// Every fault of every document, and every remark, if any of them is an error.
+pub fn compile_for(
+    sources: &[Source],
+    remarks: impl FnOnce(&Policy) -> Vec<Fault>,
+) -> Result<Compiled, Faults> {
     let mut decoder = Decoder::new();
     let roots: Vec<Node> = sources
         .iter()
@@ -81,8 +93,19 @@ pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
         document.add(&mut reading, root);
     }
     let policy = assemble(&mut reading, document, hash(sources));
-    let warnings = decoder.finish()?;
-    Ok(Compiled { policy, warnings })
+    let remarks = remarks(&policy);
+    let (Ok(mut faults) | Err(mut faults)) = decoder.finish();
+    if !remarks.is_empty() {
+        faults.0.extend(remarks);
+        faults.0.sort_by(|one, other| one.at.cmp(&other.at));
+    }
+    if faults.has_errors() {
+        return Err(faults);
+    }
+    Ok(Compiled {
+        policy,
+        warnings: faults,
+    })
 }
 
 /// Resolves and builds. Where there are faults, the policy is not used; building it finds the rest of them.
@@ -107,7 +130,9 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         .map(|instance| std::mem::take(&mut instance.all))
         .collect();
     let decoder = &mut *reading.decoder;
-    let budgets = budget::budgets(decoder, &names, &document);
+    let groups = subjects::groups_of(&names, &document);
+    let budgets = budget::budgets(decoder, &names, &document, &groups);
+    let counted = budget::counted(decoder, &budgets, &document);
     let bindings = rules::Bindings::resolve(decoder, &names, &document.credentials, &document.apis);
     let ruled = rules::build(decoder, &names, &bindings, &document.apis, instances);
     let subjects = subjects::build(decoder, &ruled, &document.workloads, &granted);
@@ -120,7 +145,6 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
             granted: &granted,
         },
     );
-    let groups = subjects::groups_of(&names, &document);
     let identities = place::identities(decoder, document.identities);
     Policy {
         hash,
@@ -139,6 +163,8 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         subjects: subjects.grants,
         guards: subjects.guards,
         budgeted: budget::budgeted(&budgets),
+        counted,
+        prices: budget::prices(document.prices),
         budgets,
     }
 }

@@ -23,8 +23,9 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn collect(decoder: &mut Decoder, document: &Document<'_>) -> Self {
-        // Nothing refers to a budget, but it is defined once too.
+        // Nothing refers to a budget or a price, but each is defined once too.
         Table::collect(decoder, "budget", &document.budgets);
+        Table::collect(decoder, "the price of", &document.prices);
         Self {
             workloads: Table::collect(decoder, "workload", &document.workloads),
             identities: Table::collect(decoder, "identity", &document.identities),

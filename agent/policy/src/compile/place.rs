@@ -171,6 +171,7 @@ pub(super) fn apis(decoder: &Decoder, apis: Vec<Named<Api>>) -> Vec<model::Api> 
             .into_iter()
             .map(|(endpoint, _)| endpoint)
             .collect(),
+        meter: api.value.meter,
     };
     apis.into_iter().map(public).collect()
 }

@@ -26,7 +26,7 @@ pub(super) fn grant(reading: &mut Reading<'_>, node: &Node) -> Option<Grant> {
     fields.finish(reading.decoder);
     let modes = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
     let role = role.and_then(|node| role_ref(reading, node));
-    let to = to.and_then(|node| grantee(reading, node));
+    let to = to.and_then(|node| whom(reading, node, "the grantee"));
     let mode = match mode {
         Some(node) => reading.decoder.word(node, &modes),
         None => Some(Mode::Enforce),
@@ -47,16 +47,23 @@ pub(super) fn grant(reading: &mut Reading<'_>, node: &Node) -> Option<Grant> {
 }
 
 /// Workloads, identities and groups; a list is any of them, and every kind that is there must fit.
-fn grantee(reading: &mut Reading<'_>, node: &Node) -> Option<[Vec<Name>; 3]> {
-    let mut fields = reading.decoder.fields(node, "the grantee")?;
+pub(super) fn whom(
+    reading: &mut Reading<'_>,
+    node: &Node,
+    what: &'static str,
+) -> Option<[Vec<Name>; 3]> {
+    let mut fields = reading.decoder.fields(node, what)?;
     let given = ["workload", "identity", "group"].map(|key| fields.take(key));
     let span = fields.span();
     fields.finish(reading.decoder);
     if given.iter().all(Option::is_none) {
         reading
             .decoder
-            .error(span, "the grantee needs `workload`, `identity` or `group`")
-            .help("for example `to: { workload: report-builder }`");
+            .error(
+                span,
+                format!("{what} needs `workload`, `identity` or `group`"),
+            )
+            .help("for example `workload: report-builder`");
         return None;
     }
     Some(given.map(|node| {

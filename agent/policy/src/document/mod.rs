@@ -18,11 +18,11 @@ mod secret;
 mod shape;
 
 use crate::shape::Pattern;
-use crate::syntax::{Decoder, Fields, Node, Span, quote};
+use crate::syntax::{Decoder, Node, Span, quote};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub(crate) use budget::Budget;
+pub(crate) use budget::{Budget, Price};
 pub(crate) use credential::Credential;
 pub(crate) use fill::Arguments;
 pub(crate) use grant::Grant;
@@ -58,6 +58,8 @@ pub(crate) struct Document<'n> {
     pub(crate) roles: Vec<Named<Template<'n>>>,
     pub(crate) grants: Vec<Grant>,
     pub(crate) budgets: Vec<Named<Budget>>,
+    /// By model.
+    pub(crate) prices: Vec<Named<Price>>,
 }
 
 /// What reading a document needs.
@@ -118,6 +120,7 @@ impl<'n> Document<'n> {
         let roles = fields.take("roles");
         let grants = fields.take("grants");
         let budgets = fields.take("budgets");
+        let prices = fields.take("prices");
         fields.finish(reading.decoder);
         self.workloads
             .extend(definitions(reading, workloads, place::workload));
@@ -136,7 +139,23 @@ impl<'n> Document<'n> {
             .extend(grants.iter().filter_map(|node| grant::grant(reading, node)));
         self.budgets
             .extend(definitions(reading, budgets, budget::budget));
+        self.prices.extend(prices_of(reading, prices));
     }
+}
+
+/// What models cost. Their names are not ours: they have `/`, `:` and a `*` in them.
+fn prices_of(reading: &mut Reading<'_>, node: Option<&Node>) -> Vec<Named<Price>> {
+    let entries = node
+        .and_then(|node| reading.decoder.mapping(node))
+        .unwrap_or_default();
+    let mut read = |entry: &crate::syntax::Entry| Named {
+        value: budget::price(reading, (&entry.key.text, entry.key.span), &entry.value),
+        name: Name {
+            text: entry.key.text.clone(),
+            span: entry.key.span,
+        },
+    };
+    entries.iter().map(&mut read).collect()
 }
 
 /// The entries of a mapping of names to definitions.
@@ -188,15 +207,6 @@ fn reference(reading: &mut Reading<'_>, node: &Node) -> Option<Name> {
         text: text.into(),
         span: node.span,
     })
-}
-
-/// Notes keys of the language that are not of this version; whether there were any.
-fn unsupported(reading: &mut Reading<'_>, fields: &mut Fields<'_>, keys: &[&'static str]) -> bool {
-    let mut any = false;
-    for key in keys {
-        any |= fields.unsupported(reading.decoder, key);
-    }
-    any
 }
 
 /// Headers in one list at most: more than a request may have.

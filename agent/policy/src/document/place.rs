@@ -1,6 +1,7 @@
 //! Where requests come from and where they go: workloads and apis.
 use super::opening::{Openings, openings};
-use super::{Reading, secret_ref, unsupported};
+use super::{Reading, secret_ref};
+use crate::budget::Meter;
 use crate::canonical::Host;
 use crate::model::{ClientCertificate, Coverage, Established, Scheme, SecretRef, Selector};
 use crate::syntax::{Fields, Node, Span, quote};
@@ -24,6 +25,7 @@ pub(crate) struct Api {
     pub(crate) addresses: Vec<IpNet>,
     pub(crate) coverage: Coverage,
     pub(crate) tcp: Vec<((IpNet, u16), Span)>,
+    pub(crate) meter: Option<Meter>,
 }
 
 /// A host of an api.
@@ -262,11 +264,11 @@ pub(super) fn api(reading: &mut Reading<'_>, node: &Node) -> Api {
         addresses: Vec::new(),
         coverage: Coverage::Inspected,
         tcp: Vec::new(),
+        meter: None,
     };
     let Some(mut fields) = reading.decoder.fields(node, "the api") else {
         return api;
     };
-    unsupported(reading, &mut fields, &["meter"]);
     let [hosts, sni, tcp] = ["hosts", "sni", "tcp"].map(|key| fields.take_entry(key));
     let given: Vec<_> = [hosts, sni, tcp].into_iter().flatten().collect();
     match given.as_slice() {
@@ -297,11 +299,11 @@ pub(super) fn api(reading: &mut Reading<'_>, node: &Node) -> Api {
             .iter()
             .filter_map(|item| Some((endpoint(reading, item)?, item.span)));
         api.tcp.extend(endpoints);
-        let keys = ["port", "addresses", "tls", "scheme"];
+        let keys = ["port", "addresses", "tls", "scheme", "meter"];
         refuse_keys(reading, &mut fields, &keys, "tcp");
     } else if sni.is_some() {
         api.coverage = Coverage::Sni;
-        refuse_keys(reading, &mut fields, &["tls", "scheme"], "sni");
+        refuse_keys(reading, &mut fields, &["tls", "scheme", "meter"], "sni");
     }
     rest_of_api(
         reading,
@@ -321,7 +323,13 @@ fn rest_of_api(
 ) {
     let (port, tls) = (fields.take("port"), fields.take("tls"));
     let scheme = fields.take("scheme");
-    let addresses = fields.take("addresses");
+    let (addresses, meter) = (fields.take("addresses"), fields.take("meter"));
+    let meters = [
+        ("openai", Meter::OpenAi),
+        ("anthropic", Meter::Anthropic),
+        ("gemini", Meter::Gemini),
+    ];
+    api.meter = meter.and_then(|node| reading.decoder.word(node, &meters));
     let hosts = hosts
         .and_then(|node| reading.decoder.nonempty_list(node))
         .unwrap_or_default();

@@ -34,7 +34,10 @@ pub(super) fn secret_ref(reading: &mut Reading<'_>, node: &Node) -> Option<Secre
         _ => {
             reading
                 .decoder
-                .unsupported(node.span, &format!("the secret source {}", quote(source)))
+                .error(
+                    node.span,
+                    format!("{} is no source of secrets", quote(source)),
+                )
                 .help("known sources: `file`, `vault`");
             return None;
         }

@@ -231,6 +231,40 @@ const MODES: Words = Words {
     odd: &["off"],
 };
 
+const METERS: Words = Words {
+    good: &["openai", "anthropic", "gemini"],
+    odd: &["none"],
+};
+const EACH: Words = Words {
+    good: &["identity", "workload"],
+    odd: &["group"],
+};
+const LIMITS: Words = Words {
+    good: &[
+        "bytes: 1GiB/day",
+        "requests: 60/min",
+        "requests: 5k/hour",
+        "tokens: 2M/day",
+        "usd: 50/day",
+        "usd: 0.000001/hour",
+    ],
+    odd: &[
+        "usd: 1e3/day",
+        "tokens: 99999999999999999999/day",
+        "bytes: 0/day",
+    ],
+};
+const PRICES: Words = Words {
+    good: &[
+        "\"small*\": { input: 0.15, output: 0.60 }",
+        "a/b:c: { input: 1, output: 2, cached: 0.5, cache_write: 3, max_output: 9 }",
+    ],
+    odd: &[
+        "\"*\": { input: 1, output: 1 }",
+        "m: { input: 0.0000001, output: x }",
+    ],
+};
+
 /// Two files that together are one policy, or nearly.
 pub(super) fn documents(data: &[u8]) -> [String; 2] {
     let mut choices = Choices {
@@ -239,7 +273,7 @@ pub(super) fn documents(data: &[u8]) -> [String; 2] {
     };
     choices.groups = choices.byte() & choices.byte();
     let mut texts = ["version: 1\n".to_owned(), "version: 1\n".to_owned()];
-    let sections: [fn(&mut Choices<'_>) -> String; 7] = [
+    let sections: [fn(&mut Choices<'_>) -> String; 8] = [
         workloads,
         apis,
         roles,
@@ -247,6 +281,7 @@ pub(super) fn documents(data: &[u8]) -> [String; 2] {
         identities,
         groups,
         credentials,
+        budgets,
     ];
     for section in sections {
         let text = section(&mut choices);
@@ -291,6 +326,9 @@ fn apis(choices: &mut Choices<'_>) -> String {
         if choices.once_in(5) {
             api.push("addresses: [10.0.0.0/8, \"fd00::/8\"]".to_owned());
         }
+        if choices.with(PRESETS, 3) {
+            api.push(format!("meter: {}", choices.word(&METERS)));
+        }
         let _ = writeln!(text, "  {name}: {{ {} }}", api.join(", "));
     }
     if choices.with(UNINSPECTED, 2) {
@@ -331,6 +369,28 @@ fn credentials(choices: &mut Choices<'_>) -> String {
         false => format!("{secret}, header: {{ {header}: \"{value}\" }}, to: {to}"),
     };
     format!("credentials:\n  c0: {{ {c0} }}\n")
+}
+
+fn budgets(choices: &mut Choices<'_>) -> String {
+    if !choices.with(SUBJECTS, 2) {
+        return String::new();
+    }
+    let mut text = "budgets:\n".to_owned();
+    for name in ["b0", "b1"] {
+        let whom = format!("{}: {}", choices.word(&TO), choices.word(&WORKLOADS));
+        let limits: Vec<String> = (0..=choices.below(2))
+            .map(|_| choices.word(&LIMITS))
+            .collect();
+        let _ = writeln!(
+            text,
+            "  {name}: {{ for: {{ {whom} }}, each: {}, limits: {{ {} }} }}",
+            choices.word(&EACH),
+            limits.join(", ")
+        );
+    }
+    let price = choices.word(&PRICES);
+    let _ = writeln!(text, "prices:\n  {price}");
+    text
 }
 
 fn roles(choices: &mut Choices<'_>) -> String {

@@ -84,7 +84,7 @@ impl Glob {
         })
     }
 
-    fn matches(&self, name: &str) -> bool {
+    pub(crate) fn matches(&self, name: &str) -> bool {
         match self {
             Self::Exact(text) => &**text == name,
             Self::Prefix(prefix) => name.starts_with(&**prefix),

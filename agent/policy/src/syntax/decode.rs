@@ -217,11 +217,6 @@ impl Decoder {
         }
     }
 
-    /// Notes something that is part of the language, and not of this version.
-    pub fn unsupported(&mut self, at: Span, what: &str) -> Remark<'_> {
-        self.error(at, format!("{what} is not supported by this version"))
-    }
-
     /// Notes that something else was expected here.
     pub fn expected(&mut self, node: &Node, what: &str) -> Remark<'_> {
         self.error(node.span, format!("expected {what}, found {}", node.kind()))
@@ -453,17 +448,6 @@ impl<'n> Fields<'n> {
             decoder.error(self.span, format!("{} needs `{key}`", self.what));
         }
         node
-    }
-
-    /// A fault if `key` is there: it is part of the language, and not of this version. It is not offered
-    /// as help. Returns whether it was there.
-    pub fn unsupported(&mut self, decoder: &mut Decoder, key: &'static str) -> bool {
-        let entry = self.take_entry(key);
-        self.known.pop();
-        if let Some(entry) = entry {
-            decoder.unsupported(entry.key.span, &format!("`{key}`"));
-        }
-        entry.is_some()
     }
 
     /// Where the mapping stands.

@@ -409,7 +409,7 @@ fn faults_of_grants() {
             grant,
             "to: {}",
             "30:23: the grantee needs `workload`, `identity` or `group`",
-            "for example `to: { workload: report-builder }`",
+            "for example `workload: report-builder`",
         ),
         (
             "until: 2026-06-01",

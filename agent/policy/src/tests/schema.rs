@@ -73,7 +73,7 @@ workloads: { w: { match: [{ unit: w.service, user: 1001, cgroup: "/a/**", exe: /
 identities: { alice: { token: tgi_a }, ci: { jwt: { issuer: "https://ci.example", audience: t, claims: { repo: a/b }, keys: "file:keys" } } }
 groups: { team: [alice, ci] }
 apis:
-  a: { hosts: [a.com, "*.b.com"], port: 8443, tls: { ca: "file:ca.pem" }, addresses: [10.0.0.0/8, "::1"] }
+  a: { hosts: [a.com, "*.b.com"], port: 8443, tls: { ca: "file:ca.pem" }, addresses: [10.0.0.0/8, "::1"], meter: openai }
   m: { hosts: [m.com], tls: { cert: "file:m.pem", key: "file:m.key" } }
   p: { hosts: [p.com], scheme: http, port: 8080 }
   t: { tcp: ["10.0.0.7:6379", "[2001:db8::1]:5432"] }
@@ -122,6 +122,11 @@ roles:
 grants:
   - { role: r, to: { workload: [w, v], identity: alice, group: [team] }, mode: observe, until: 2026-12-31T18:00:00Z }
   - { role: "reader(repo: x, max: 3)", to: { group: team }, until: 2026-12-31 }
+budgets:
+  interns: { for: { workload: w, group: [team] }, each: identity, limits: { usd: 50/day, tokens: 2M/day, requests: 60/min, bytes: 1GiB/day } }
+  all: { for: { workload: [v, w] }, each: workload, limits: { usd: 0.25/hour, requests: 500k/day } }
+prices:
+  "gpt-4o*": { input: 2.50, output: 10, cached: "1.25", cache_write: 2.5, max_output: 16384 }
 "#;
 
 #[test]
@@ -236,6 +241,23 @@ fn what_is_wrong_does_not_fit() {
         ("mode: observe", "mode: observ"),
         ("2026-12-31T18:00:00Z", "tomorrow"),
         ("to: { group: team }", "to: {}"),
+        ("meter: openai", "meter: opnai"),
+        ("sni: [bank.com]", "sni: [bank.com], meter: openai"),
+        ("tcp: [\"10", "meter: openai, tcp: [\"10"),
+        ("each: identity", "each: group"),
+        ("for: { workload: w, group: [team] }", "for: {}"),
+        ("for: { workload: w, group: [team] }", "for: { user: w }"),
+        ("usd: 50/day", "usd: 50"),
+        ("usd: 50/day", "usd: 1.0000001/day"),
+        ("tokens: 2M/day", "tokens: 2G/day"),
+        ("requests: 60/min", "requests: 60/s"),
+        (
+            "limits: { usd: 0.25/hour, requests: 500k/day }",
+            "limits: {}",
+        ),
+        ("output: 10,", "output: -1,"),
+        ("output: 10,", ""),
+        ("max_output: 16384", "max_output: 0"),
     ];
     for (part, replacement) in cases {
         assert!(ALL.contains(part), "{part}");
@@ -320,8 +342,21 @@ fn keys_agree() {
         ("grants: [{ zzzzzz: 1 }]".to_owned(), "/$defs/grant"),
         (
             "grants: [{ role: r, to: { zzzzzz: 1 } }]".to_owned(),
-            "/$defs/grant/properties/to",
+            "/$defs/whom",
         ),
+        (
+            "budgets: { b: { for: { workload: w }, zzzzzz: 1 } }".to_owned(),
+            "/$defs/budget",
+        ),
+        (
+            "budgets: { b: { for: { zzzzzz: 1 }, limits: { bytes: 1/day } } }".to_owned(),
+            "/$defs/whom",
+        ),
+        (
+            "budgets: { b: { for: { workload: w }, limits: { zzzzzz: 1 } } }".to_owned(),
+            "/$defs/budget/properties/limits",
+        ),
+        ("prices: { m: { zzzzzz: 1 } }".to_owned(), "/$defs/price"),
     ];
     for (part, pointer) in cases {
         let text = format!("version: 1\n{part}\n");

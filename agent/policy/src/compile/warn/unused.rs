@@ -1,5 +1,6 @@
 //! What is defined and never used.
 use super::Whole;
+use crate::budget::Each;
 use crate::document::Named;
 use crate::policy::CredentialUse;
 use crate::syntax::{Decoder, quote};
@@ -47,7 +48,7 @@ pub(super) fn warn(decoder: &mut Decoder, whole: &Whole<'_>) {
     people(decoder, whole);
 }
 
-/// Identities and groups: named by a grant, or by a group that is.
+/// Identities and groups: named by a grant or a budget, or by a group that is.
 fn people(decoder: &mut Decoder, whole: &Whole<'_>) {
     let mut conditions = whole
         .ruled
@@ -60,8 +61,10 @@ fn people(decoder: &mut Decoder, whole: &Whole<'_>) {
     }
     let document = whole.document;
     let grants = || document.grants.iter();
+    let budgets = || document.budgets.iter().map(|budget| &budget.value);
     let groups: HashSet<&str> = grants()
         .flat_map(|grant| &grant.groups)
+        .chain(budgets().flat_map(|budget| &budget.groups))
         .map(|name| &*name.text)
         .collect();
     let members = document
@@ -70,9 +73,16 @@ fn people(decoder: &mut Decoder, whole: &Whole<'_>) {
         .flat_map(|group| &group.value.members);
     let identities: HashSet<&str> = grants()
         .flat_map(|grant| &grant.identities)
+        .chain(budgets().flat_map(|budget| &budget.identities))
         .chain(members)
         .map(|name| &*name.text)
         .collect();
+    // Where each identity has an amount of its own, whoever can be told apart counts.
+    let own = budgets().any(|budget| {
+        budget.each == Some(Each::Identity)
+            && budget.identities.is_empty()
+            && budget.groups.is_empty()
+    });
     let help = "name it in the `to:` of a grant, or remove it";
     report(decoder, "group", &document.groups, help, |_, name| {
         !groups.contains(name)
@@ -82,7 +92,7 @@ fn people(decoder: &mut Decoder, whole: &Whole<'_>) {
         "identity",
         &document.identities,
         help,
-        |_, name| !identities.contains(name),
+        |_, name| !own && !identities.contains(name),
     );
 }
 
