@@ -84,6 +84,7 @@ pub mod fuzzing;
 mod grants;
 mod headers;
 mod meaning;
+pub mod meter;
 mod model;
 mod payload;
 mod policy;

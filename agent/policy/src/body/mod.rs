@@ -24,6 +24,7 @@ pub use redact::{RedactError, Redacted, Redactor, redact};
 
 pub(crate) use pointer::{Pointers, Token, element_number};
 pub(crate) use schema::{Schema, SchemaFault};
+pub(crate) use tree::json as strict_json;
 
 /// What a rule says of the body.
 #[derive(Debug)]

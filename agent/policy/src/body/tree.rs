@@ -9,7 +9,7 @@ const VALUE: usize = 2 * size_of::<Value>();
 const OBJECT: usize = 11 * (size_of::<String>() + size_of::<Value>()) + 64;
 
 /// Reads a text as strictly as a check does. Integers that do not fit 64 bits are refused: readers round them.
-pub(super) fn json(bytes: &[u8]) -> Read<Value> {
+pub(crate) fn json(bytes: &[u8]) -> Result<Value, JsonError> {
     let mut reader = Reader::new(bytes)?;
     let value = Budget(MAX_COST).value(&mut reader)?;
     reader.end()?;
