@@ -1,6 +1,7 @@
 //! Tollgate's agent. The layout tells the story of a connection: see `ARCHITECTURE.md`.
 
 pub mod audit;
+pub mod budget;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -1,4 +1,5 @@
 //! What the data plane reads on every request: one immutable snapshot, swapped whole.
+use crate::budget::Accounts;
 use crate::identity::Identities;
 use crate::secrets::Secrets;
 use arc_swap::ArcSwap;
@@ -16,6 +17,8 @@ pub struct Snapshot {
     pub mode: Mode,
     /// Values of the policy's credentials and CAs.
     pub secrets: Secrets,
+    /// Where what the policy's budgets limit is counted.
+    pub accounts: Accounts,
     /// What the policy's identities are proven by.
     pub identities: Identities,
     /// `policy{version,hash}` of every record.

@@ -199,6 +199,7 @@ fn text(explained: &Explained, all: bool, paint: Paint) -> String {
             .map(|max| format!("at most {}", output::bytes(max))),
     );
     fact("response", &response.join("; "));
+    fact("budgets", &explained.budgets.join(", "));
     if !explained.near.is_empty() {
         lines.push("  near misses:".to_owned());
     }

@@ -136,7 +136,7 @@ impl Agent {
         let next = policy::snapshot(
             loaded.policy,
             &self.config,
-            (&self.shared.published, &vault),
+            (&self.shared.published, &vault, self.budgets.accounts()),
             old.generation.saturating_add(1),
         )?;
         self.swap_in(next);
@@ -245,7 +245,7 @@ impl Agent {
         let next = policy::snapshot(
             loaded.policy,
             &self.config,
-            (&self.shared.published, vault),
+            (&self.shared.published, vault, self.budgets.accounts()),
             self.shared.live.load().generation.saturating_add(1),
         )?;
         self.swap_in(next);

@@ -2,6 +2,8 @@
 use super::admin::wire;
 use super::agent::{Agent, lock};
 use super::dirs;
+use crate::budget::{self, Holder, Line as Counted, Registry, Unit};
+use crate::config::Config;
 use crate::kernel::{Allowance, Error, Fence, Usage};
 use crate::pipeline::Overspent;
 use serde::{Deserialize, Serialize};
@@ -38,11 +40,22 @@ pub(super) struct Budgets {
     /// As it was when the agent started; kernel maps that live on know better.
     before: Vec<Line>,
     written: Mutex<Vec<Line>>,
+    /// What the agent counts.
+    accounts: Registry,
+}
+
+/// The accounts that an earlier agent left.
+pub(super) fn registry(config: &Config) -> std::io::Result<Registry> {
+    Registry::open(&config.runtime_dir, &config.state_dir, dirs::publish, now())
+}
+
+fn now() -> u64 {
+    u64::try_from(crate::pipeline::now()).unwrap_or(0)
 }
 
 impl Budgets {
     /// Reads what an earlier agent kept. A file that cannot be read is nothing that was kept, and is said so.
-    pub(super) fn read(state_dir: &Path) -> Self {
+    pub(super) fn read(state_dir: &Path, accounts: Registry) -> Self {
         let path = state_dir.join(FILE);
         let before = match read(&path) {
             Ok(lines) => lines,
@@ -59,7 +72,23 @@ impl Budgets {
             path,
             before,
             written: Mutex::default(),
+            accounts,
         }
+    }
+
+    /// The accounts that the agent keeps.
+    pub(super) fn accounts(&self) -> &Registry {
+        &self.accounts
+    }
+
+    /// Whether what is spent cannot be written, and whether what was could not be read.
+    pub(super) fn troubles(&self) -> [bool; 2] {
+        [self.accounts.is_failing(), self.accounts.is_unknown(now())]
+    }
+
+    /// Copies what the agent has counted, if that is news.
+    pub(super) fn copy(&self) {
+        self.accounts.copy(now());
     }
 
     /// Gives the kernel what the policy says.
@@ -137,6 +166,7 @@ pub(super) async fn watch(agent: Arc<Agent>) {
             publish(&agent.shared.overspent, &usage);
             if count.is_multiple_of(WRITE) {
                 agent.budgets.write(&usage);
+                agent.budgets.copy();
             }
         };
         if let Err(e) = tokio::task::spawn_blocking(looking).await {
@@ -159,9 +189,19 @@ impl Agent {
     /// What is spent and what is left of each budget.
     pub(super) fn usage(&self) -> Vec<wire::Usage> {
         let snapshot = self.shared.live.load_full();
+        let mut all = self.kernel_usage(&snapshot.policy);
+        let now = now();
+        let lines = snapshot.accounts.all();
+        all.extend(lines.filter_map(|line| of_account(line, now)));
+        all.sort_by(|one, other| one.place().cmp(&other.place()));
+        all
+    }
+
+    /// Of those that the kernel counts.
+    fn kernel_usage(&self, policy: &Policy) -> Vec<wire::Usage> {
         let spent = self.shared.fence.usage();
-        let budgets = snapshot.policy.budgets().iter();
-        let limits = budgets.filter_map(|budget| Some((budget, budget.kernel_bytes()?)));
+        let limits = policy.budgets().iter();
+        let limits = limits.filter_map(|budget| Some((budget, budget.kernel_bytes()?)));
         limits
             .flat_map(|(budget, (workloads, bytes))| {
                 workloads.iter().map(move |name| (budget, name, bytes))
@@ -171,15 +211,49 @@ impl Agent {
                 let until = usage.window.checked_add(1)?.checked_mul(usage.seconds)?;
                 Some(wire::Usage {
                     budget: budget.name.clone(),
-                    workload: workload.clone(),
+                    holder: wire::Holder::Workload,
+                    workload: Some(workload.clone()),
+                    identity: None,
                     unit: "bytes".to_owned(),
-                    limit: usage.bytes,
+                    limit: wire::Amount::Whole(usage.bytes),
                     window: bytes.window.as_str().to_owned(),
-                    spent: usage.spent,
-                    left: usage.bytes.saturating_sub(usage.spent),
+                    spent: wire::Amount::Whole(usage.spent),
+                    left: wire::Amount::Whole(usage.bytes.saturating_sub(usage.spent)),
                     until: jiff::Timestamp::from_second(i64::try_from(until).ok()?).ok()?,
                 })
             })
             .collect()
     }
+}
+
+/// Of one that the agent counts. Of those with a holder of their own there can be many: only what was spent is shown.
+fn of_account(line: &Counted, now: u64) -> Option<wire::Usage> {
+    let (account, limit) = (&line.account, line.quota.amount);
+    let (window, spent) = account.state(now);
+    if spent == 0 && account.holder != Holder::Shared {
+        return None;
+    }
+    let amount = |amount| match account.unit {
+        Unit::Usd => wire::Amount::Decimal(budget::dollars(amount)),
+        _ => wire::Amount::Whole(amount),
+    };
+    let until = i64::try_from(account.end_of(window)).ok()?;
+    let (holder, workload, identity) = match &account.holder {
+        Holder::Shared => (wire::Holder::Shared, None, None),
+        Holder::Workload(name) => (wire::Holder::Workload, Some(name.to_string()), None),
+        Holder::Identity(name) => (wire::Holder::Identity, None, Some(name.to_string())),
+        Holder::Nobody => (wire::Holder::Identity, None, None),
+    };
+    Some(wire::Usage {
+        budget: account.budget.to_string(),
+        holder,
+        workload,
+        identity,
+        unit: account.unit.as_str().to_owned(),
+        limit: amount(limit),
+        window: line.quota.window.as_str().to_owned(),
+        spent: amount(spent),
+        left: amount(limit.saturating_sub(spent)),
+        until: jiff::Timestamp::from_second(until).ok()?,
+    })
 }

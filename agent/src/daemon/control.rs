@@ -236,6 +236,7 @@ fn stop(agent: Arc<Agent>) {
         plane.drain();
     }
     agent.budgets.write(&agent.shared.fence.usage());
+    agent.budgets.copy();
     let stats = agent.log.close();
     if stats.queued > 0 || stats.dropped > 0 {
         tracing::error!(

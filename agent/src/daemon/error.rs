@@ -78,6 +78,14 @@ pub enum Error {
         "{0}the policy is refused whole: mend what is marked above (`tollgate check` shows it again)"
     )]
     PolicyFaults(Faults),
+    /// More budgets than can be counted.
+    #[error(transparent)]
+    Accounts(#[from] crate::budget::TooMany),
+    /// What is spent cannot be written down.
+    #[error(
+        "the ledger of budgets: {0}: make room in the runtime directory, and mend who may write there"
+    )]
+    Ledger(std::io::Error),
     /// Secrets could not be had.
     #[error("{}", join(.0))]
     Secrets(Vec<crate::secrets::Error>),

@@ -99,8 +99,22 @@ fn explained(policy: &Policy, question: &Question, explanation: Explanation<'_>)
         response_stripped: plan.response_strip.to_vec(),
         response_redacted: redacted.unwrap_or_default(),
         response_max: plan.response_max,
+        budgets: match decision.verdict {
+            Verdict::Allow => counted(policy, question),
+            Verdict::Deny => Vec::new(),
+        },
         policy_hash: policy.hash().to_owned(),
     }
+}
+
+/// Names of the budgets that the request is counted in.
+fn counted(policy: &Policy, question: &Question) -> Vec<String> {
+    let subject = Subject {
+        workload: &question.workload,
+        identity: question.identity.as_deref(),
+    };
+    let fitting = policy.budgets_for(subject);
+    fitting.map(|(_, budget)| budget.name.clone()).collect()
 }
 
 fn rule_ref(rule: &Rule) -> RuleRef {

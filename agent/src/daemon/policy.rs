@@ -1,6 +1,7 @@
 //! From policy files and secrets on disk to a snapshot that can be swapped in.
 use super::error::Error;
 use crate::audit::PolicyStamp;
+use crate::budget::Registry;
 use crate::config::Config;
 use crate::identity::{Identities, Published, REVOKED, Revoked};
 use crate::secrets::vault::{self, Reach, Values};
@@ -151,7 +152,7 @@ pub(super) fn ask_vault(
 pub(super) fn snapshot(
     policy: Policy,
     config: &Config,
-    (published, vault): (&Published, &Values),
+    (published, vault, accounts): (&Published, &Values, &Registry),
     generation: u64,
 ) -> Result<Snapshot, Error> {
     let sources = Sources {
@@ -166,12 +167,16 @@ pub(super) fn snapshot(
     })?;
     let identities =
         Identities::load(&policy, sources, revoked, published).map_err(Error::Secrets)?;
+    // Last: only now it is certain that the policy is taken.
+    let now = u64::try_from(crate::pipeline::now()).unwrap_or(0);
+    let accounts = accounts.table(&policy, now)?;
     let stamp = Arc::new(PolicyStamp {
         version: policy.version(),
         hash: policy.hash().to_owned(),
     });
     Ok(Snapshot {
         generation,
+        accounts,
         policy,
         mode: config.mode,
         secrets,

@@ -1,6 +1,6 @@
 //! The ordered start. What a person can get wrong comes first, what changes the host last.
 use super::agent::{Agent, Applied};
-use super::budgets::Budgets;
+use super::budgets::{self, Budgets};
 use super::containers::Containers;
 use super::enrol::Enrolments;
 use super::error::Error;
@@ -8,6 +8,7 @@ use super::events::Seen;
 use super::namespaces::Namespaces;
 use super::{Lifetime, admin, decisions_dir, policy, trust};
 use crate::audit;
+use crate::budget::Registry;
 use crate::config::Config;
 use crate::identity::Published;
 use crate::kernel::{Fence, Options};
@@ -32,7 +33,8 @@ pub(super) struct Up {
 pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> {
     let published = Published::default();
     let dns_servers = resolvers(&config);
-    let (snapshot, applied) = first_snapshot(&config, &published, &dns_servers)?;
+    let accounts = budgets::registry(&config).map_err(Error::Ledger)?;
+    let (snapshot, applied) = first_snapshot(&config, (&published, &accounts), &dns_servers)?;
     let authority = Authority::open(&config.state_dir)?;
     trust::publish(&config, &authority)?;
     let (sink, log) = audit::Writer::start(&decisions_dir(&config.state_dir), &config.audit)
@@ -40,7 +42,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let listeners = pipeline::bind(config.port, config.workers).map_err(Error::Listen)?;
     let addresses = addresses(&listeners)?;
     let fence = Arc::new(stand_fence(&config, &listeners, &addresses)?);
-    let budgets = Budgets::read(&config.state_dir);
+    let budgets = Budgets::read(&config.state_dir, accounts);
     budgets.apply(&fence, &snapshot.policy)?;
     let containers = Containers::start(config.container_engines.clone()).map_err(Error::Threads)?;
     let containers = Arc::new(containers);
@@ -94,7 +96,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
 
 fn first_snapshot(
     config: &Config,
-    published: &Published,
+    (published, accounts): (&Published, &Registry),
     dns_servers: &[IpAddr],
 ) -> Result<(Snapshot, Applied), Error> {
     let loaded = policy::compile(policy::read(&config.policy)?)?;
@@ -108,7 +110,7 @@ fn first_snapshot(
         own: Arc::new([]),
     };
     let vault = policy::ask_vault(&loaded.policy, config, &reach)?;
-    let snapshot = policy::snapshot(loaded.policy, config, (published, &vault), 1)?;
+    let snapshot = policy::snapshot(loaded.policy, config, (published, &vault, accounts), 1)?;
     Ok((snapshot, Applied::new(loaded.sources, secret_files, vault)))
 }
 

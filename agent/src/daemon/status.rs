@@ -39,7 +39,7 @@ impl Agent {
             connections: lock(&self.plane)
                 .as_ref()
                 .map_or(0, |plane| plane.connections()),
-            fail_modes: fail_modes(&policy, &audit),
+            fail_modes: fail_modes(&policy, &audit, self.budgets.troubles()),
             layers,
             put_back: lock(&self.watched).put_back.clone(),
             policy,
@@ -103,7 +103,11 @@ fn lack(layer: &Layer) -> Option<String> {
 }
 
 /// Every named failure, what happens then, and whether it is so now.
-fn fail_modes(policy: &PolicyStatus, audit: &Stats) -> Vec<FailMode> {
+fn fail_modes(
+    policy: &PolicyStatus,
+    audit: &Stats,
+    [unwritten, unread]: [bool; 2],
+) -> Vec<FailMode> {
     let mode = |when: &str, then: &str, now| FailMode {
         when: when.to_owned(),
         then: then.to_owned(),
@@ -124,6 +128,16 @@ fn fail_modes(policy: &PolicyStatus, audit: &Stats) -> Vec<FailMode> {
             "audit sink full",
             "requests are refused with 503 until it can be written",
             !audit.healthy,
+        ),
+        mode(
+            "ledger of budgets cannot be written",
+            "budgets are held; what was spent since is forgotten if the agent ends",
+            unwritten,
+        ),
+        mode(
+            "ledger of budgets cannot be read at the start",
+            "what is in no copy either counts as spent until its window ends",
+            unread,
         ),
         mode(
             "agent dead",

@@ -1,9 +1,11 @@
 //! Exactly one record per request: a tracker is made when the request is read and writes when it is dropped, so the
 //! forgotten path is on record too.
-use super::body::{Moved, add};
+use super::body::{BodyError, Moved, add};
+use super::charge::Charge;
 use super::parse::Parsed;
 use super::refuse::Refusal;
 use super::serve::Peer;
+use super::short::overspent;
 use crate::audit::{
     Coverage, ReasonRecord, Record, RequestRecord, ResponseRecord, Sink, Timing, UpstreamRecord,
     Verdict,
@@ -29,6 +31,8 @@ pub(super) struct Tracker {
     sent: Option<Instant>,
     /// Body bytes, counted where they pass.
     pub(super) moved: Rc<Moved>,
+    /// What it takes of budgets.
+    charge: Option<Box<Charge>>,
     complete: bool,
 }
 
@@ -75,6 +79,7 @@ impl Tracker {
             started: Instant::now(),
             sent: None,
             moved: Rc::default(),
+            charge: None,
             complete: false,
         }
     }
@@ -165,9 +170,44 @@ impl Tracker {
         });
     }
 
+    /// The budget that it is counted in, or refused for.
+    pub(super) fn budgeted(&mut self, name: &str) {
+        self.edit(|record| record.budget = Some(name.to_owned()));
+    }
+
+    /// This was reserved for it.
+    pub(super) fn charged(&mut self, charge: Charge) {
+        self.charge = Some(Box::new(charge));
+    }
+
+    /// What it takes of budgets, where that is something.
+    pub(super) fn charge(&mut self) -> Option<&mut Charge> {
+        self.charge.as_deref_mut()
+    }
+
+    /// A budget has not enough left, and it passes, since that is only observed.
+    pub(super) fn would_limit(&mut self, refusal: &Refusal) {
+        self.edit(|record| {
+            if record.verdict == Verdict::Allow {
+                record.verdict = Verdict::WouldDeny;
+                record.reason = Some(refusal.record());
+            }
+        });
+    }
+
+    /// Nothing of the request went out after all.
+    pub(super) fn unsent(&mut self) {
+        if let Some(charge) = self.charge() {
+            charge.sent = false;
+        }
+    }
+
     /// The request is on its way.
     pub(super) fn sent(&mut self, upstream: &UpstreamRecord) {
         self.sent = Some(Instant::now());
+        if let Some(charge) = self.charge() {
+            charge.sent = true;
+        }
         self.edit(|record| record.upstream = Some(upstream.clone()));
     }
 
@@ -180,9 +220,14 @@ impl Tracker {
         });
     }
 
-    /// Response body bytes that passed.
+    /// Bytes of the agent's own answer.
     pub(super) fn passed(&mut self, bytes: usize) {
         add(&self.moved.down, bytes);
+    }
+
+    /// Response body bytes that are to pass.
+    pub(super) fn let_through(&mut self, bytes: usize) -> Result<(), BodyError> {
+        self.moved.down(bytes)
     }
 
     /// What the policy said of a connection that is not inspected.
@@ -234,6 +279,9 @@ impl Tracker {
 
     /// It does not pass.
     pub(super) fn refused(&mut self, refusal: &Refusal, status: u16) {
+        if let Some(charge) = self.charge() {
+            charge.deaf();
+        }
         self.edit(|record| {
             record.verdict = refusal.verdict;
             record.reason = Some(refusal.record());
@@ -261,11 +309,22 @@ impl Tracker {
     /// The last byte of the response is on its way.
     pub(super) fn finish(mut self) {
         self.complete = true;
+        if let Some(charge) = self.charge() {
+            charge.close(true);
+        }
+    }
+
+    /// A budget was spent up on the way, and the rest passed, since that is only observed.
+    fn note_overspent(&mut self) {
+        if let Some((detail, true)) = self.moved.overspent() {
+            self.would_limit(&overspent(&detail));
+        }
     }
 }
 
 impl Drop for Tracker {
     fn drop(&mut self) {
+        self.note_overspent();
         let Some(mut record) = self.record.take() else {
             return;
         };

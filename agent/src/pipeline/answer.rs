@@ -116,7 +116,8 @@ impl Form {
         ]
         .contains(&refusal.status)
         {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            let seconds = refusal.retry_after.unwrap_or(1);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -1,10 +1,12 @@
 //! The decision. [`Authorized`] is made here alone: what has none is not forwarded.
 use super::account::Tracker;
-use super::body::{Counted, RequestBody};
+use super::body::{BodyError, Counted, RequestBody};
+use super::charge::{Asked, charge};
 use super::identify::Identified;
 use super::parse::Parsed;
 use super::refuse::Refusal;
 use super::serve::Peer;
+use super::short::overspent;
 use super::worker::Worker;
 use crate::audit;
 use crate::snapshot::Snapshot;
@@ -37,7 +39,7 @@ impl Headers for HeaderView<'_> {
 }
 
 /// What is known of the body so far.
-enum Held {
+pub(super) enum Held {
     Nothing,
     Waiting(Incoming),
     Read(Bytes, Option<Counted>),
@@ -86,6 +88,12 @@ pub(super) async fn authorize<'p>(
         }
     };
     let mut decision = settle(peer, snapshot, decision, tracker, took)?;
+    let asked = Asked {
+        snapshot,
+        subject: peer.subject(parsed.identity.as_deref()),
+        parsed: &parsed,
+    };
+    let held = charge(worker, &asked, &decision, held, tracker).await?;
     let edited = decision.plan.body.is_some();
     let body = match held {
         // What was edited goes instead of what was read, never both: there is no rest that could follow.
@@ -168,7 +176,10 @@ fn undecided() -> Refusal {
     )
 }
 
-fn unreadable(error: super::body::BodyError) -> Refusal {
+pub(super) fn unreadable(error: BodyError) -> Refusal {
+    if let BodyError::Spent(detail) = &error {
+        return overspent(detail);
+    }
     Refusal::failed(
         StatusCode::BAD_REQUEST,
         "client_body",

@@ -1,14 +1,17 @@
 //! Bodies on their way through: counted, bounded in idle time, never held longer than a rule needs.
 use super::again::Kept;
+use crate::budget::Line;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use std::cell::Cell;
+use smallvec::SmallVec;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::time::Sleep;
+use tollgate_policy::syntax::quote;
 
 /// What can go wrong with a body under way.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +34,9 @@ pub(crate) enum BodyError {
     /// More than the rule takes.
     #[error("the response has more than the {0} bytes that the rule lets through")]
     TooLarge(u64),
+    /// More than a budget has left.
+    #[error("{0}")]
+    Spent(String),
 }
 
 /// A request's body as it goes upstream.
@@ -54,6 +60,88 @@ pub(super) struct Moved {
     pub(super) up: Cell<u64>,
     /// To the client.
     pub(super) down: Cell<u64>,
+    /// Budgets that they are counted in.
+    gauge: OnceCell<Box<Gauge>>,
+}
+
+impl Moved {
+    /// From here on all that moves is counted in these budgets too.
+    pub(super) fn gauge(&self, gauge: Gauge) {
+        // Once for a request.
+        let _ = self.gauge.set(Box::new(gauge));
+    }
+
+    /// So many bytes more from the client.
+    pub(super) fn up(&self, bytes: usize) -> Result<(), BodyError> {
+        add(&self.up, bytes);
+        self.count(bytes)
+    }
+
+    /// So many bytes more to the client.
+    pub(super) fn down(&self, bytes: usize) -> Result<(), BodyError> {
+        add(&self.down, bytes);
+        self.count(bytes)
+    }
+
+    fn count(&self, bytes: usize) -> Result<(), BodyError> {
+        match self.gauge.get() {
+            None => Ok(()),
+            Some(gauge) => match gauge.count(bytes as u64) {
+                Err(spent) if !gauge.soft => Err(BodyError::Spent(spent)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Which budget was spent up, and whether that is only observed.
+    pub(super) fn overspent(&self) -> Option<(String, bool)> {
+        let gauge = self.gauge.get()?;
+        let over = gauge.over.borrow().clone()?;
+        Some((over, gauge.soft))
+    }
+}
+
+/// Budgets of bytes that a transfer is counted in.
+#[derive(Debug)]
+pub(super) struct Gauge {
+    lines: SmallVec<[Line; 2]>,
+    /// What is over a limit is only observed.
+    soft: bool,
+    /// What was over first, for a person.
+    over: RefCell<Option<String>>,
+}
+
+impl Gauge {
+    pub(super) fn new(lines: SmallVec<[Line; 2]>, soft: bool) -> Self {
+        Self {
+            lines,
+            soft,
+            over: RefCell::default(),
+        }
+    }
+
+    /// Counts `bytes` in all of them; an error is which one has not so many left.
+    pub(super) fn count(&self, bytes: u64) -> Result<(), String> {
+        let now = u64::try_from(super::now()).unwrap_or(0);
+        let mut short = None;
+        for line in &self.lines {
+            let limit = line.quota.amount;
+            let held = (!self.soft).then_some(limit);
+            let counted = line.account.spend(bytes, held, now);
+            let (_, spent) = line.account.state(now);
+            if (counted.is_err() || spent > limit) && short.is_none() {
+                short = Some(format!(
+                    "budget {} gives {}/{}, and this transfer takes more than was left",
+                    quote(&line.account.budget),
+                    line.account.unit.show(limit),
+                    line.quota.window.as_str()
+                ));
+            }
+        }
+        let Some(short) = short else { return Ok(()) };
+        self.over.borrow_mut().get_or_insert_with(|| short.clone());
+        Err(short)
+    }
 }
 
 /// Counts `bytes` more.
@@ -106,8 +194,9 @@ impl Counted {
                 self.idle.progress();
                 if let Some(Ok(frame)) = &frame
                     && let Some(data) = frame.data_ref()
+                    && let Err(spent) = self.count.up(data.len())
                 {
-                    add(&self.count.up, data.len());
+                    return Poll::Ready(Some(Err(spent)));
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
             }

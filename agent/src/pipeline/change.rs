@@ -17,6 +17,8 @@ pub(super) struct Change {
     pub(super) inflate: Option<Inflate>,
     pub(super) redact: Option<Framed>,
     pub(super) mask: Option<Masking>,
+    /// What has come since it was last taken, in clear, where somebody wants to read it.
+    pub(super) heard: Option<Vec<Bytes>>,
 }
 
 impl Change {
@@ -39,6 +41,9 @@ impl Change {
     }
 
     fn rest(&mut self, clear: Bytes, last: bool) -> Result<Bytes, BodyError> {
+        if let Some(heard) = &mut self.heard {
+            heard.push(clear.clone());
+        }
         let mut data = match &mut self.redact {
             Some(framed) => framed.feed(&clear)?,
             None => clear,

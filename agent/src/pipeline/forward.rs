@@ -43,6 +43,9 @@ pub(super) async fn forward<'p>(
             Ok(response) => break response,
             Err(failed) => failed,
         };
+        if let Failed::Unsent(..) | Failed::Untaken(_) = failed {
+            tracker.unsent();
+        }
         let (again, error) = match failed {
             Failed::Unsent(unsent, error) => (Some(*unsent), error),
             Failed::Untaken(error) => (spare.take().and_then(Spare::untaken), error),
@@ -116,12 +119,11 @@ async fn upgrade<'p>(
     tracker.sent(&lease.facts);
     let mut response = match send(worker, &rewritten, &mut lease.sender, request).await {
         Ok(response) => response,
-        Err(
-            Failed::Unsent(_, error)
-            | Failed::Untaken(error)
-            | Failed::Broken(error)
-            | Failed::Late(error),
-        ) => return Err(error.into()),
+        Err(Failed::Unsent(_, error) | Failed::Untaken(error)) => {
+            tracker.unsent();
+            return Err(error.into());
+        }
+        Err(Failed::Broken(error) | Failed::Late(error)) => return Err(error.into()),
     };
     tracker.answered(response.status().as_u16());
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -16,6 +16,8 @@ pub(super) struct Refusal {
     pub(super) code: Cow<'static, str>,
     pub(super) detail: String,
     pub(super) hint: String,
+    /// Seconds after which it is worth trying again, where that is known.
+    pub(super) retry_after: Option<u64>,
 }
 
 impl Refusal {
@@ -31,6 +33,7 @@ impl Refusal {
             code: reason.code.into(),
             detail: reason.detail,
             hint: reason.hint,
+            retry_after: None,
         }
     }
 
@@ -42,6 +45,7 @@ impl Refusal {
             code: code.into(),
             detail: detail.into(),
             hint: "send the request in its plain form: it is refused because two servers could read it differently".into(),
+            retry_after: None,
         }
     }
 
@@ -53,6 +57,7 @@ impl Refusal {
             code: "misdirected".into(),
             detail,
             hint: "use one connection per host: server name (SNI), Host and :authority must be the same".into(),
+            retry_after: None,
         }
     }
 
@@ -69,6 +74,7 @@ impl Refusal {
             code: code.into(),
             detail,
             hint,
+            retry_after: None,
         }
     }
 
@@ -164,6 +170,7 @@ impl From<crate::upstream::Error> for Refusal {
             code: error.code().into(),
             hint: error.hint(),
             detail: error.to_string(),
+            retry_after: None,
         }
     }
 }

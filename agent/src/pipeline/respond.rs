@@ -9,6 +9,7 @@ use super::screen::{Content, Screened};
 use super::websocket::{self, Opened, Slot};
 use super::worker::Worker;
 use crate::audit::Verdict;
+use crate::budget::Unit;
 use crate::secrets::Masker;
 use crate::upstream::Lease;
 use bytes::Bytes;
@@ -213,8 +214,11 @@ impl Whole {
             );
         }
         let part = self.bytes.split_to(self.bytes.len().min(Self::PART));
-        if let Some(tracker) = &mut self.tracker {
-            tracker.passed(part.len());
+        let counted = self.tracker.as_mut();
+        if let Some(Err(spent)) = counted.map(|tracker| tracker.let_through(part.len())) {
+            self.listed = None;
+            self.bytes.clear();
+            return fail(&mut self.tracker, Verdict::Limit, Unit::Bytes.code(), spent);
         }
         if self.bytes.is_empty() {
             self.listed = None;
@@ -233,6 +237,14 @@ fn fail(
     code: &'static str,
     error: BodyError,
 ) -> Polled {
+    let overspent = tracker
+        .as_ref()
+        .and_then(|tracker| tracker.moved.overspent());
+    let (verdict, code, error) = match overspent {
+        // Whatever broke: a budget cut the request's body.
+        Some((detail, false)) => (Verdict::Limit, Unit::Bytes.code(), BodyError::Spent(detail)),
+        _ => (verdict, code, error),
+    };
     if let Some(mut tracker) = tracker.take() {
         tracker.failed(verdict, code, error.to_string());
     }
@@ -262,9 +274,8 @@ impl Relay {
                 Ok(data) => data,
                 Err(error) => return self.fail(Verdict::Error, "response_unreadable", error),
             };
-            if let Err(max) = self.let_through(data.len()) {
-                let error = BodyError::TooLarge(max);
-                return self.fail(Verdict::Limit, "response_too_large", error);
+            if let Err((code, error)) = self.let_through(data.len()) {
+                return self.fail(Verdict::Limit, code, error);
             }
             if self.exchange.revoked(cx.waker()) {
                 return self.fail(Verdict::Deny, "revoked", BodyError::Revoked);
@@ -303,6 +314,9 @@ impl Relay {
             }
         };
         let Some(change) = &mut self.change else {
+            if let Some(charge) = self.tracker.as_mut().and_then(Tracker::charge) {
+                charge.heard(&data);
+            }
             return Ok(data);
         };
         let mut changed = change.feed(data)?;
@@ -314,7 +328,20 @@ impl Relay {
             let taken = change.taken();
             self.note(taken);
         }
+        self.hear();
         Ok(changed)
+    }
+
+    /// Reads what came in clear for what it took.
+    fn hear(&mut self) {
+        let heard = self
+            .change
+            .as_mut()
+            .and_then(|change| change.heard.as_mut());
+        let charge = self.tracker.as_mut().and_then(Tracker::charge);
+        if let (Some(heard), Some(charge)) = (heard, charge) {
+            heard.drain(..).for_each(|data| charge.heard(&data));
+        }
     }
 
     fn note(&mut self, taken: impl IntoIterator<Item = String>) {
@@ -323,15 +350,15 @@ impl Relay {
         }
     }
 
-    /// Counts what passes; an error is what passes at most.
-    fn let_through(&mut self, bytes: usize) -> Result<(), u64> {
+    /// Counts what passes; an error is why it does not.
+    fn let_through(&mut self, bytes: usize) -> Result<(), (&'static str, BodyError)> {
         if let Some((max, left)) = &mut self.max {
-            *left = left.checked_sub(bytes as u64).ok_or(*max)?;
+            let less = left.checked_sub(bytes as u64);
+            *left = less.ok_or(("response_too_large", BodyError::TooLarge(*max)))?;
         }
-        if let Some(tracker) = &mut self.tracker {
-            tracker.passed(bytes);
-        }
-        Ok(())
+        let tracker = self.tracker.as_mut();
+        let counted = tracker.map_or(Ok(()), |tracker| tracker.let_through(bytes));
+        counted.map_err(|spent| (Unit::Bytes.code(), spent))
     }
 
     /// Nothing is there yet: from now on a policy change or a long silence ends it.

@@ -83,7 +83,10 @@ pub(super) fn rewrite<'p>(
     parsed.headers = looked_at(&headers, snapshot);
     let mut stripped = strip(&mut headers, &plan.headers);
     let injection = injection(snapshot, &plan)?;
-    let response = ResponseRules::of(&plan, injection.map(Injection::masker));
+    let mut response = ResponseRules::of(&plan, injection.map(Injection::masker));
+    response.metered = tracker
+        .charge()
+        .is_some_and(|charge| charge.meter().is_some());
     stripped.extend(response.ask_plainly(&mut headers));
     if edited {
         stripped.extend(drop_digests(&mut headers));

@@ -3,6 +3,7 @@
 use super::account::Tracker;
 use super::body::{BodyError, Idle};
 use super::change::{Change, Inflate, MASKED, Masking};
+use super::charge::Charge;
 use super::exchange::Exchange;
 use super::forward::Responded;
 use super::framed::{Framed, Kind};
@@ -41,6 +42,8 @@ pub(super) struct ResponseRules<'p> {
     pub(super) redact: Option<&'p Redactor>,
     /// Finds the credential that was put in.
     pub(super) mask: Option<Arc<Masker>>,
+    /// A budget wants to know what it took.
+    pub(super) metered: bool,
 }
 
 impl<'p> ResponseRules<'p> {
@@ -50,12 +53,13 @@ impl<'p> ResponseRules<'p> {
             max: plan.response_max,
             redact: plan.response_redact,
             mask: mask.cloned(),
+            metered: false,
         }
     }
 
     /// Asks for an answer in clear where it has to be read, and for a whole one where values are taken out of it. Returns the names of what was dropped.
     pub(super) fn ask_plainly(&self, headers: &mut HeaderMap) -> Vec<String> {
-        if self.redact.is_none() && self.mask.is_none() {
+        if self.redact.is_none() && self.mask.is_none() && !self.metered {
             return Vec::new();
         }
         headers.insert(
@@ -116,6 +120,9 @@ pub(super) async fn screen<'p>(
         return Err(too_large(max));
     }
     let empty = parsed.method == Method::HEAD || body.is_end_stream();
+    if rules.metered {
+        listen(&parts, tracker);
+    }
     let exchange = Exchange::request(Rc::clone(peer), parsed, generation);
     let content = match rules.redact {
         _ if upgraded.is_some() => Content::Stream(body, lease, None),
@@ -125,7 +132,10 @@ pub(super) async fn screen<'p>(
             Content::Stream(body, lease, None)
         }
         redact if redact.is_none() || framing(&parts).is_some() => {
-            let change = change(&mut parts, redact, rules.mask.as_ref())?;
+            let change = change(&mut parts, redact, &rules)?;
+            if rules.metered && parts.headers.contains_key(header::CONTENT_ENCODING) {
+                tracker.charge().map(Charge::deaf);
+            }
             Content::Stream(body, lease, change.map(Box::new))
         }
         None => Content::Stream(body, lease, None),
@@ -177,8 +187,9 @@ fn framing(parts: &Parts) -> Option<Kind> {
 fn change(
     parts: &mut Parts,
     redact: Option<&Redactor>,
-    mask: Option<&Arc<Masker>>,
+    rules: &ResponseRules<'_>,
 ) -> Result<Option<Change>, Refusal> {
+    let mask = rules.mask.as_ref();
     let framed = match redact.zip(framing(parts)) {
         // Its own copy: a stream outlives the policy that it was allowed by.
         Some((redact, kind)) => match Redactor::new(redact.pointers()) {
@@ -187,10 +198,18 @@ fn change(
         },
         None => None,
     };
-    if framed.is_none() && mask.is_none() {
+    let plain = framed.is_none() && mask.is_none();
+    if plain && !rules.metered {
         return Ok(None);
     }
-    let inflate = inflate(parts)?;
+    let inflate = match inflate(parts) {
+        // Only its count is wanted, and that can be done without.
+        Err(_) if plain => return Ok(None),
+        inflate => inflate?,
+    };
+    if plain && inflate.is_none() {
+        return Ok(None);
+    }
     if inflate.is_some() {
         parts.headers.remove(header::CONTENT_ENCODING);
     }
@@ -201,7 +220,20 @@ fn change(
         inflate,
         redact: framed,
         mask: mask.map(|masker| Masking::new(Arc::clone(masker))),
+        heard: rules.metered.then(Vec::new),
     }))
+}
+
+/// From here on the answer is read for what it took.
+fn listen(parts: &Parts, tracker: &mut Tracker) {
+    let media = parts.headers.get(header::CONTENT_TYPE);
+    let media = media
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let failed = parts.status.is_client_error() || parts.status.is_server_error();
+    if let Some(charge) = tracker.charge() {
+        charge.listen(media, failed);
+    }
 }
 
 /// How a body is read that is compressed though that was not asked for.
@@ -230,6 +262,10 @@ fn redacted(
     mask: Option<&Masker>,
     tracker: &mut Tracker,
 ) -> Result<Bytes, Refusal> {
+    if let Some(charge) = tracker.charge() {
+        charge.heard(read.as_ref());
+        charge.close(true);
+    }
     if read.len() == 0 {
         return Ok(Bytes::new());
     }
@@ -432,6 +468,7 @@ mod tests {
             max: None,
             redact,
             mask: None,
+            metered: false,
         }
     }
 

@@ -10,6 +10,7 @@ use super::refuse::Refusal;
 use super::respond::{Owing, ResponseBody, respond};
 use super::rewrite::rewrite;
 use super::screen::{Screened, screen};
+use super::short::overspent;
 use super::sign;
 use super::spent::Held;
 use super::splice;
@@ -377,6 +378,11 @@ async fn serve(
             let refusal = match gate.and_then(|gate| gate.body_violation()) {
                 Some(violation) => gate_refusal(violation),
                 None => refusal,
+            };
+            // Or else, if a budget cut it.
+            let refusal = match tracker.moved.overspent() {
+                Some((detail, false)) => overspent(&detail),
+                _ => refusal,
             };
             Ok(refuse(tracker, &refusal, form))
         }

@@ -1,10 +1,12 @@
 //! Connections that are not inspected: decided on once, by address or by the name in the TLS hello, then passed on byte
 //! for byte, and counted. The record says how little was seen of them.
 use super::account::Tracker;
-use super::body::{BodyError, add};
+use super::body::BodyError;
+use super::charge;
 use super::exchange::Exchange;
 use super::refuse::Refusal;
 use super::serve::{Peer, reset};
+use super::short::overspent;
 use super::worker::Worker;
 use crate::audit::{self, Coverage, UpstreamRecord};
 use crate::kernel::Flow;
@@ -115,6 +117,12 @@ pub(super) async fn pass(
     );
     if ruling.verdict == audit::Verdict::Deny {
         tracker.finish();
+        return reset(&client);
+    }
+    let subject = peer.subject(None);
+    let counted = charge::connection(&ruling.snapshot, subject, ruling.mode, &mut tracker);
+    if let Err(refusal) = counted {
+        tracker.failed(refusal.verdict, refusal.code, refusal.detail);
         return reset(&client);
     }
     match splice(worker, &peer, &mut client, hello, &ruling, &mut tracker).await {
@@ -243,31 +251,34 @@ async fn relay(
     }
     let last = Cell::new(Instant::now());
     let total = Rc::clone(&tracker.moved);
-    let count = |total: &Cell<u64>, bytes: usize| {
-        add(total, bytes);
+    let alive = |counted: Result<(), BodyError>| {
         last.set(Instant::now());
+        counted.map_err(|spent| Broken::Spent(spent.to_string()))
     };
+    let counted = total.up(hello.len());
+    counted.map_err(|spent| End::Failed(overspent(&spent.to_string())))?;
     upstream
         .write_all(hello)
         .await
         .map_err(|error| End::upstream(&error))?;
-    count(&total.up, hello.len());
     let (from_client, to_client) = client.split();
     let (from_upstream, to_upstream) = upstream.split();
     let both = async {
         tokio::try_join!(
             async {
-                let moved = pump(from_client, to_upstream, |bytes| count(&total.up, bytes)).await;
+                let moved = pump(from_client, to_upstream, |bytes| alive(total.up(bytes))).await;
                 moved.map_err(|broken| match broken {
                     Broken::Reading(_) => End::ClientGone,
                     Broken::Writing(error) => End::upstream(&error),
+                    Broken::Spent(detail) => End::Failed(overspent(&detail)),
                 })
             },
             async {
-                let moved = pump(from_upstream, to_client, |bytes| count(&total.down, bytes)).await;
+                let moved = pump(from_upstream, to_client, |bytes| alive(total.down(bytes))).await;
                 moved.map_err(|broken| match broken {
                     Broken::Reading(error) => End::upstream(&error),
                     Broken::Writing(_) => End::ClientGone,
+                    Broken::Spent(detail) => End::Failed(overspent(&detail)),
                 })
             },
         )
@@ -285,12 +296,14 @@ async fn relay(
 enum Broken {
     Reading(std::io::Error),
     Writing(std::io::Error),
+    /// Neither: a budget has not so much left.
+    Spent(String),
 }
 
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
-    moved: impl Fn(usize),
+    moved: impl Fn(usize) -> Result<(), Broken>,
 ) -> Result<(), Broken> {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -298,8 +311,8 @@ async fn pump(
         let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
             return to.shutdown().await.map_err(Broken::Writing);
         };
+        moved(read)?;
         to.write_all(bytes).await.map_err(Broken::Writing)?;
-        moved(read);
     }
 }
 

@@ -3,13 +3,14 @@
 //! The agent ends the socket on both sides. It puts each message together, within the rule's bound, before a byte of it goes
 //! on: what is refused is not sent in part. Pings are answered here and passed on, so that both ends stay awake; pongs end here.
 use super::account::Tracker;
-use super::body::{BodyError, Idle, add};
+use super::body::{BodyError, Idle};
 use super::exchange::Exchange;
 use super::heard::{Heard, Unheard};
 use super::refuse::Refusal;
 use super::respond::ResponseBody;
 use super::worker::Worker;
 use crate::audit::Verdict;
+use crate::budget::Unit;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{Sink, SinkExt as _, StreamExt as _};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -324,7 +325,9 @@ async fn pass_up(
         ControlFlow::Continue(None) => return Ended::Continue(()),
         ControlFlow::Break(end) => return Ended::Break(end),
     };
-    add(&moved.up, message.len());
+    if let Err(spent) = moved.up(message.len()) {
+        return Ended::Break(overspent(&spent));
+    }
     let message = match decide(worker, exchange, message, observed) {
         Ok(message) => message,
         Err(end) => return Ended::Break(end),
@@ -395,10 +398,22 @@ async fn pass_down(
         }
         Err(why) => return Ended::Break(unheard(why)),
     };
-    add(&moved.down, message.len());
+    if let Err(spent) = moved.down(message.len()) {
+        return Ended::Break(overspent(&spent));
+    }
     match client.send(message).await {
         Ok(()) => Ended::Continue(()),
         Err(error) => Ended::Break(End::Gone(Side::Client, error.to_string())),
+    }
+}
+
+/// A budget has not so many bytes left.
+fn overspent(spent: &BodyError) -> End {
+    End::Refused {
+        verdict: Verdict::Limit,
+        code: Unit::Bytes.code(),
+        detail: spent.to_string(),
+        close: CloseCode::Policy,
     }
 }
 

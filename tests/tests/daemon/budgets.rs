@@ -153,3 +153,37 @@ except OSError as e: print(type(e).__name__, n > 300000, time.monotonic() - begi
     assert!(told.is_some(), "the resets are not on record");
     assert_eq!(transfers("1GiB/day"), "whole 1000000");
 }
+
+/// What was spent cannot be known: until the window ends there is nothing left, and `status` says why.
+#[test]
+fn a_ledger_that_cannot_be_read_is_told_and_counts_as_spent() {
+    not_at_midnight();
+    let mut place = Place::new();
+    let budgets = "budgets:\n  few: { for: { workload: job }, limits: { requests: 5/day } }\n";
+    place.write_policy(&format!("{POLICY}{budgets}"));
+    place.start();
+    let unread = |place: &Place| {
+        let status = place.status();
+        let modes = status["fail_modes"].as_array().unwrap();
+        let mut modes = modes.iter();
+        let of_ledger = |mode: &&Value| mode["when"].as_str().unwrap().contains("cannot be read");
+        modes.find(of_ledger).unwrap()["now"].as_bool().unwrap()
+    };
+    let files = ["run/budgets.ledger", "state/budgets.ledger"].map(|file| place.path(file));
+    assert_eq!((spent(&place), unread(&place)), (0, false));
+    place.end(Signal::TERM);
+    fs::write(&files[0], "no ledger").unwrap();
+    place.start();
+    assert_eq!((spent(&place), unread(&place)), (5, true));
+    place.end(Signal::TERM);
+    // A reboot, which takes what is in memory, finds the copy.
+    fs::remove_file(&files[0]).unwrap();
+    place.start();
+    assert_eq!((spent(&place), unread(&place)), (5, false));
+    place.end(Signal::TERM);
+    for file in &files {
+        fs::remove_file(file).unwrap();
+    }
+    place.start();
+    assert_eq!((spent(&place), unread(&place)), (0, false));
+}

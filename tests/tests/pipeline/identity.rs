@@ -35,7 +35,7 @@ grants:
 "#;
 
 /// A token and its public half, as the verb prints them.
-fn issue(lab_program: &Path) -> (String, String) {
+pub(super) fn issue(lab_program: &Path) -> (String, String) {
     let made = std::process::Command::new(lab_program)
         .args(["token", "issue", "someone", "-o", "json"])
         .output()

@@ -9,6 +9,7 @@
 
 mod again;
 mod aws;
+mod budgets;
 mod container;
 mod echoes;
 mod edited;

@@ -289,3 +289,36 @@ fn a_name_that_may_not_be_the_one_meant_is_refused() {
     assert_eq!(record["verdict"], "DENY", "{record}");
     assert_eq!(lab.records(|record| record["coverage"] == "sni"), 0);
 }
+
+#[test]
+fn a_budget_counts_connections_and_what_they_move() {
+    let budgets = "budgets:\n  two: { for: { workload: probe }, limits: { requests: 2/day } }\n";
+    let (mut lab, _greeter) = lab("probe", &(policy("") + budgets));
+    for _ in 0..2 {
+        assert_eq!(lab.greeted(2525)["data"], "220 welcome\n");
+        lab.ask(json!({"do": "close"}));
+    }
+    lab.refused(2525);
+    let record = lab.record_of("budget_requests");
+    assert_eq!(
+        (&record["verdict"], &record["budget"]),
+        (&json!("LIMIT"), &json!("two"))
+    );
+    // Shared by two workloads: what the agent counts. The greeting has room, its echo has not.
+    let budgets =
+        "budgets:\n  few: { for: { workload: [probe, other] }, limits: { bytes: 20/day } }\n";
+    lab.reload(&(policy("") + budgets));
+    assert_eq!(lab.greeted(2525)["data"], "220 welcome\n");
+    lab.ask(json!({"do": "send", "data": "much more than that\n"}));
+    let answer = lab.ask(json!({"do": "read", "wait": 3}));
+    assert!(
+        answer["end"].as_str().unwrap().contains("reset"),
+        "{answer}"
+    );
+    let record = lab.record_of("budget_bytes");
+    assert_eq!(
+        (&record["verdict"], &record["coverage"]),
+        (&json!("LIMIT"), &json!("tcp"))
+    );
+    lab.refused(2525);
+}

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tollgate_policy::Mode;
 
 /// The protocol's version; the agent refuses any other.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of a request line at most, its newline included.
 pub const REQUEST_BYTES: u64 = 2 << 20;
 /// Bytes of a reply line at most, its newline included.
@@ -193,20 +193,54 @@ pub enum FaultKind {
 pub struct Usage {
     /// Its name in the policy.
     pub budget: String,
-    /// Whose it is.
-    pub workload: String,
-    /// Of what: `bytes`.
+    /// Who has an amount of its own.
+    pub holder: Holder,
+    /// Whose it is, where each workload has its own.
+    pub workload: Option<String>,
+    /// Whose it is, where each identity has its own; none there for all calls without one.
+    pub identity: Option<String>,
+    /// Of what: `bytes`, `requests`, `tokens` or `usd`.
     pub unit: String,
     /// How much there is in a window.
-    pub limit: u64,
+    pub limit: Amount,
     /// The window: `min`, `hour` or `day`.
     pub window: String,
     /// Spent in this one.
-    pub spent: u64,
+    pub spent: Amount,
     /// Left in it.
-    pub left: u64,
+    pub left: Amount,
     /// When the next one begins.
     pub until: jiff::Timestamp,
+}
+
+impl Usage {
+    /// Where it stands in a list.
+    pub fn place(&self) -> (&str, &str, Option<&str>, Option<&str>) {
+        let (workload, identity) = (self.workload.as_deref(), self.identity.as_deref());
+        (&self.budget, &self.unit, workload, identity)
+    }
+}
+
+/// Who has an amount of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Holder {
+    /// Nobody: all who fit share it.
+    Shared,
+    /// Each workload.
+    Workload,
+    /// Each identity.
+    Identity,
+}
+
+/// How much: a whole number, or, of US dollars, a decimal in text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Amount {
+    /// Of bytes, requests and tokens.
+    Whole(u64),
+    /// Of dollars: no reader rounds it.
+    Decimal(String),
 }
 
 /// A process under governance, and why it is.
@@ -346,6 +380,9 @@ pub struct Explained {
     /// Bytes that the response may have.
     #[serde(default)]
     pub response_max: Option<u64>,
+    /// Budgets that the agent would count it in, where it passes.
+    #[serde(default)]
+    pub budgets: Vec<String>,
     /// The policy that was asked.
     pub policy_hash: String,
 }
