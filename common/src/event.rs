@@ -144,6 +144,9 @@ pub struct NameRefused {
 /// [`Pending::state`]: the refusal was told, and is not told again for the same destination.
 pub const TOLD: u64 = 1;
 
+/// [`Pending::state`]: that nothing is sent over the socket, since its workload did not make it, was told.
+pub const TOLD_PASSED: u64 = 2;
+
 /// A refusal that is due with the first packet that its socket sends: the value of `PENDING`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

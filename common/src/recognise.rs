@@ -30,6 +30,8 @@ pub const FIRST_CLASS: u16 = 2;
 pub const BY_CGROUP: u16 = 0;
 /// [`Mark::how`], a bit: its parent was what the rest says, and it inherited.
 pub const INHERITED: u16 = 1 << 15;
+/// In a governed process's seconds, which do not reach it: it has become no other program since it was first governed.
+const EARLIER: u64 = 1 << 63;
 
 impl Mark {
     /// Of a governed process; `seconds` since boot.
@@ -77,7 +79,7 @@ impl Mark {
     /// When, in seconds since boot.
     #[inline(always)]
     pub const fn seconds(self) -> u32 {
-        (self.0 >> 32) as u32
+        ((self.0 & !EARLIER) >> 32) as u32
     }
 
     /// Is it a workload's?
@@ -86,13 +88,35 @@ impl Mark {
         !matches!(self.workload(), 0 | EXEMPT | UNSETTLED)
     }
 
+    /// The same of a process that is governed from now on, `before` having been its mark or its maker's: what it has open may be
+    /// from before, unless that one was governed already, and its program had begun so.
+    #[inline(always)]
+    pub const fn after(self, before: Self) -> Self {
+        match before.is_governed() && !before.has_earlier() {
+            true => self,
+            false => Self(self.0 | EARLIER),
+        }
+    }
+
+    /// May a governed process have open what it had before it was governed?
+    #[inline(always)]
+    pub const fn has_earlier(self) -> bool {
+        self.0 & EARLIER != 0
+    }
+
+    /// The same of a process that has become another program: what it still has open was handed to that one.
+    #[inline(always)]
+    pub const fn as_another_program(self) -> Self {
+        Self(self.0 & !EARLIER)
+    }
+
     /// Of a child of this process, made at `seconds`.
     #[inline(always)]
     pub const fn inherited(self, seconds: u32) -> Self {
         match self.workload() {
             EXEMPT => Self(0),
             0 => self,
-            workload => Self::governed(workload, self.how() | INHERITED, seconds),
+            workload => Self::governed(workload, self.how() | INHERITED, seconds).after(self),
         }
     }
 }
@@ -343,6 +367,28 @@ mod tests {
         assert_eq!(Mark::running(3).inherited(2), Mark::running(3));
         assert!(!Mark::running(u16::MAX).is_governed());
         assert!(!Mark::governed(EXEMPT, 0, 1).is_governed());
+    }
+
+    #[test]
+    fn what_is_open_may_be_from_before_until_the_program_is_another() {
+        let first = Mark::governed(7, 9, 100).after(Mark::running(3));
+        assert!(first.has_earlier() && first.is_governed());
+        assert_eq!(
+            (first.workload(), first.how(), first.seconds()),
+            (7, 9, 100)
+        );
+        assert!(first.inherited(101).has_earlier());
+        assert_eq!(first.inherited(101).seconds(), 101);
+        let anew = first.as_another_program();
+        assert_eq!(anew, Mark::governed(7, 9, 100));
+        assert!(!anew.inherited(101).has_earlier());
+        assert!(!Mark::governed(8, 9, 100).after(anew).has_earlier());
+        assert!(Mark::governed(8, 9, 100).after(first).has_earlier());
+        assert!(
+            Mark::governed(8, 9, 100)
+                .after(Mark::governed(EXEMPT, 0, 1))
+                .has_earlier()
+        );
     }
 
     #[test]

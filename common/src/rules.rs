@@ -17,6 +17,8 @@ const FAMILIES: [u32; 4] = [1, 2, 10, 16];
 pub const UNCONNECTED: u8 = 7;
 /// See [`UNCONNECTED`].
 pub const LISTENING: u8 = 10;
+/// `SOCK_MEMALLOC`, a bit of a socket's flags: the kernel reads or writes a disk over it.
+pub const CARRIES_A_DISK: u64 = 1 << 14;
 /// The port of DNS.
 pub const DNS: u16 = 53;
 
@@ -37,6 +39,19 @@ pub const fn socket(socket_type: u32, protocol: u32) -> Result<(), Reason> {
 #[inline(always)]
 pub const fn is_ip(family: u32) -> bool {
     family == FAMILIES[1] || family == FAMILIES[2]
+}
+
+/// Is it left to others who this socket of IP sends to: is it connected to nobody, and of a protocol whose every datagram and
+/// connection has a hook of its own?
+#[inline(always)]
+pub const fn is_unconnected(state: u8, protocol: u32) -> bool {
+    matches!(state, UNCONNECTED | LISTENING) && matches!(protocol, TCP | UDP)
+}
+
+/// Is this the family of IPv4?
+#[inline(always)]
+pub const fn is_ip4(family: u32) -> bool {
+    family == FAMILIES[1]
 }
 
 /// May a governed task make sockets of this family: those that hooks look at, and those that leave no host?
@@ -124,6 +139,19 @@ mod tests {
             (STREAM, UDP),
         ] {
             assert_eq!(socket(socket_type, protocol), Err(Reason::Protocol));
+        }
+    }
+
+    #[test]
+    fn what_needs_no_connection_is_never_unconnected() {
+        for state in [UNCONNECTED, LISTENING] {
+            assert!(is_unconnected(state, TCP) && is_unconnected(state, UDP));
+            for protocol in [1, 58, 132, 136, 255, 262] {
+                assert!(!is_unconnected(state, protocol), "{protocol}");
+            }
+        }
+        for state in (1..7).chain([8, 9, 11, 12]) {
+            assert!(!is_unconnected(state, TCP), "{state}");
         }
     }
 

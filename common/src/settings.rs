@@ -110,6 +110,22 @@ pub struct Offsets {
     pub sock_state: u32,
     /// `sock.sk_cgrp_data.cgroup`
     pub sock_cgroup: u32,
+    /// `sock.sk_protocol`
+    pub sock_protocol: u32,
+    /// `sock.__sk_common.skc_flags`
+    pub sock_flags: u32,
+    /// `sock.sk_kern_sock`, in bits
+    pub sock_kernel: u32,
+    /// `sock.__sk_common.skc_num`
+    pub sock_port: u32,
+    /// `sock.__sk_common.skc_dport`
+    pub sock_peer_port: u32,
+    /// `sock.__sk_common.skc_daddr`
+    pub sock_peer4: u32,
+    /// `sock.__sk_common.skc_v6_daddr`; 0 where the kernel has no IPv6
+    pub sock_peer6: u32,
+    /// `socket.file`
+    pub socket_file: u32,
     /// Explicit padding to a multiple of 8.
     pub reserved: u32,
 }
@@ -117,5 +133,5 @@ pub struct Offsets {
 const _: () = assert!(size_of::<Settings>() == 4);
 const _: () = assert!(size_of::<Ports>() == 8);
 const _: () = assert!(size_of::<Name>() == 64);
-const _: () = assert!(size_of::<Offsets>() == 160);
+const _: () = assert!(size_of::<Offsets>() == 192);
 pod!(Settings, Ports, Name, Offsets);

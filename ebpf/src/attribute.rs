@@ -58,6 +58,14 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
     sock_family: 0,
     sock_state: 0,
     sock_cgroup: 0,
+    sock_protocol: 0,
+    sock_flags: 0,
+    sock_kernel: 0,
+    sock_port: 0,
+    sock_peer_port: 0,
+    sock_peer4: 0,
+    sock_peer6: 0,
+    socket_file: 0,
     reserved: 0,
 });
 
@@ -84,8 +92,7 @@ pub(crate) unsafe fn current(owner: *mut Owner, workload: u32) -> Option<()> {
             return None;
         }
         let task = bpf_get_current_task();
-        let leader: u64 = read(task, at.task_group_leader)?;
-        (*owner).start = read(leader, at.task_start)?;
+        (*owner).start = start(task)?;
         let mm = pointer(task, at.task_mm)?;
         let exe = pointer(mm, at.mm_exe_file)?;
         let inode = pointer(exe, at.file_inode)?;
@@ -94,6 +101,14 @@ pub(crate) unsafe fn current(owner: *mut Owner, workload: u32) -> Option<()> {
         (*owner).parts = path(owner, pointer(exe, at.file_dentry)?, &at)?;
     }
     Some(())
+}
+
+/// When a task's process started, nanoseconds since boot.
+#[inline(always)]
+pub(crate) fn start(task: u64) -> Option<u64> {
+    let at = OFFSETS.load();
+    // SAFETY: reads through a helper that checks the address.
+    unsafe { read(read::<u64>(task, at.task_group_leader)?, at.task_start) }
 }
 
 /// The components of `dentry`'s path, itself first; returns how many, or one more than fit.

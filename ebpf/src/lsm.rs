@@ -14,9 +14,9 @@ use tollgate_common::{
 };
 
 /// What a program returns to let pass.
-const PASS: i32 = 0;
+pub(crate) const PASS: i32 = 0;
 /// What it returns to refuse: `-EPERM`.
-const REFUSE: i32 = -1;
+pub(crate) const REFUSE: i32 = -1;
 /// `PTRACE_MODE_ATTACH`
 const ATTACH: u32 = 2;
 /// `S_IFMT` and `S_IFSOCK`

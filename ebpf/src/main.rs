@@ -4,7 +4,7 @@
 //! whose task it is, `recognise` and `rules` how that is known, `birth` of which cgroups, `attribute` who it is, `namespace`
 //! whether the agent is there, `steer` where it goes, `flow` how its record gets to the agent, `names` how it is asked for
 //! names, `fence` what is refused, `bind` what is bound, `unix` who is spoken to, `entry` what comes in, `exit` what leaves
-//! nevertheless, `lsm` what is beside the network, `account` what is counted, `quota` when that is enough.
+//! nevertheless, `handed` what is sent over others' connections, `lsm` what is beside the network, `account` what is counted, `quota` when that is enough.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)] // For `atomic`.
@@ -36,6 +36,7 @@ mod entry;
 mod exit;
 mod fence;
 mod flow;
+mod handed;
 mod listener;
 mod lsm;
 mod maps;
@@ -327,6 +328,11 @@ fn task_kill(ctx: LsmContext) -> i32 {
 #[lsm(hook = "file_receive")]
 fn file_receive(ctx: LsmContext) -> i32 {
     lsm::file_receive(&ctx)
+}
+
+#[lsm(hook = "socket_sendmsg")]
+fn socket_sendmsg(ctx: LsmContext) -> i32 {
+    handed::send(&ctx)
 }
 
 /// What a governed task tried.

@@ -58,9 +58,9 @@ pub(crate) fn forked(parent: u64, child: u64) {
     if parent == id {
         return; // A thread.
     }
-    let inherited = mark(parent).unwrap_or_default().inherited(now());
+    let parent = mark(parent).unwrap_or_default();
     // It may have been made in another cgroup than its parent's.
-    set(id, within(child).unwrap_or(inherited));
+    set(id, within(child, parent).unwrap_or(parent.inherited(now())));
 }
 
 /// The current process became another program. What governs it stays; being the agent does not. Otherwise
@@ -70,6 +70,7 @@ pub(crate) fn executed(task: u64) {
     let process = current();
     let Some(old) = mark(process) else { return };
     if old.is_governed() {
+        replace(process, old, old.as_another_program());
         return;
     }
     let rules = select::scope().map_or(0, select::rules);
@@ -77,6 +78,10 @@ pub(crate) fn executed(task: u64) {
     set(process, new);
     if rules & ANY_RULE != 0 {
         select::task(); // Its answer is marked.
+        let new = mark(process).unwrap_or_default();
+        if new.is_governed() {
+            replace(process, new, new.as_another_program());
+        }
     }
 }
 
@@ -90,7 +95,7 @@ pub(crate) fn moved(task: u64) {
     if old.workload() == EXEMPT {
         return;
     }
-    match within(task) {
+    match within(task, old) {
         Some(mark) => set(process, mark),
         // Other conditions may hold there.
         None if !old.is_governed() => replace(process, old, Mark::running(old.class())),
@@ -98,14 +103,14 @@ pub(crate) fn moved(task: u64) {
     }
 }
 
-/// The mark that a task's cgroup gives, if it is governed.
+/// The mark that a task's cgroup gives, if it is governed. `before`: what its process's was, or its maker's.
 #[inline(always)]
-fn within(task: u64) -> Option<Mark> {
+fn within(task: u64, before: Mark) -> Option<Mark> {
     let workload = select::other(task)?.workload;
     if workload == u32::from(UNSETTLED) {
         return None;
     }
-    Some(Mark::governed(workload as u16, BY_CGROUP, now()))
+    Some(Mark::governed(workload as u16, BY_CGROUP, now()).after(before))
 }
 
 /// A task's process.

@@ -53,7 +53,7 @@ pub(crate) fn recognise() -> u64 {
     let new = match best.workload as u16 {
         UNSETTLED => return BY_MARK | u64::from(UNSETTLED), // Asked again the next time.
         0 => Mark::running(class).stamped(stamp),
-        workload => Mark::governed(workload, best.number as u16 + 1, recognise::now()),
+        workload => Mark::governed(workload, best.number as u16 + 1, recognise::now()).after(mark),
     };
     recognise::replace(process, mark, new);
     match best.workload {

@@ -92,6 +92,17 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         sock_family: at("sock", &["__sk_common", "skc_family"])?,
         sock_state: at("sock", &["__sk_common", "skc_state"])?,
         sock_cgroup: at("sock", &["sk_cgrp_data", "cgroup"])?,
+        sock_protocol: at("sock", &["sk_protocol"])?,
+        sock_flags: at("sock", &["__sk_common", "skc_flags"])?,
+        sock_kernel: btf
+            .bits("sock", &["sk_kern_sock"])
+            .ok_or("no sock.sk_kern_sock")?,
+        sock_port: at("sock", &["__sk_common", "skc_num"])?,
+        sock_peer_port: at("sock", &["__sk_common", "skc_dport"])?,
+        sock_peer4: at("sock", &["__sk_common", "skc_daddr"])?,
+        // Without it there are no sockets to read it of.
+        sock_peer6: at("sock", &["__sk_common", "skc_v6_daddr"]).unwrap_or(0),
+        socket_file: at("socket", &["file"])?,
         reserved: 0,
     })
 }
@@ -157,6 +168,12 @@ impl<'a> Btf<'a> {
 
     /// Bytes from the start of a struct to the member that `path` leads to, through structs within.
     fn offset(&self, structure: &str, path: &[&str]) -> Option<u32> {
+        let bits = self.bits(structure, path)?;
+        bits.is_multiple_of(8).then_some(bits / 8)
+    }
+
+    /// The same in bits, for a member that is narrower than a byte.
+    fn bits(&self, structure: &str, path: &[&str]) -> Option<u32> {
         let mut current = *self
             .types
             .iter()
@@ -167,7 +184,7 @@ impl<'a> Btf<'a> {
             bits = bits.checked_add(offset)?;
             current = self.resolve(of)?;
         }
-        bits.is_multiple_of(8).then_some(bits / 8)
+        Some(bits)
     }
 
     /// A member's offset in bits and its type; looks into anonymous structs and unions.

@@ -229,7 +229,7 @@ fn detail(reason: Reason) -> &'static str {
         Reason::Trace => "a governed process may look into processes of its own workload only",
         Reason::Signal => "a governed process may not signal the agent",
         Reason::Passed => {
-            "the workload was handed a connected socket that it did not make, and has not received it: let it connect by itself"
+            "the workload has not made this connection, and has not received it, or sends nothing over it: let it connect by itself, or give it the port under `listen:` in the policy if it is to serve it"
         }
     }
 }

@@ -205,6 +205,13 @@ pub(super) const HOOKS: &[Hook] = &[
         attach: LSM,
         since: SINCE_LSM,
         holds: true,
-        leaves_open: "connected sockets that were made outside and passed in over a Unix socket. Even with it: those that are inherited, and those passed to a workload that is recognised by its user or executable",
+        leaves_open: "connected sockets that were made outside and passed in over a Unix socket, to a workload that is recognised by its cgroup: they are received from. Nothing is sent over them while `socket_sendmsg` is in force",
+    },
+    Hook {
+        name: "socket_sendmsg",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: true,
+        leaves_open: "connected and raw sockets that were made outside and are inherited, or passed in where `file_receive` does not see it. Even with it: what is received over them, and before Linux 6.5 what is sent by sendfile and splice",
     },
 ];

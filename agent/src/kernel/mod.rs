@@ -267,7 +267,8 @@ pub struct Refusal {
     /// `tcp`, `udp`, `icmp`, `raw`, `unix`, or the protocol's number.
     pub protocol: String,
     /// Stable code: `agent_down`, `udp`, `raw`, `protocol`, `direct`, `unrecorded`, `unsteered`,
-    /// `namespace`, `quota`, `unsettled`, `listen`, `port`, `unix`, `established`.
+    /// `namespace`, `quota`, `unsettled`, `listen`, `port`, `unix`, `established`, `family`, `trace`, `signal`,
+    /// `passed`, `fence`.
     pub reason: &'static str,
     /// The reason for a person, and what to do.
     pub detail: String,

@@ -90,7 +90,7 @@ impl Fence {
             if stays || old.workload() == workload {
                 return false;
             }
-            let new = Mark::governed(workload, how, seconds_since_boot());
+            let new = Mark::governed(workload, how, seconds_since_boot()).after(old);
             if !self.marks.replace(process, old, new) {
                 continue;
             }

@@ -2,13 +2,16 @@
 use crate::refuse::counted;
 use crate::support::*;
 use std::net::TcpListener;
+use std::time::Duration;
+use tollgate::kernel::{Before, Fate};
 
 /// Layers of BPF LSM programs.
-pub const LAYERS: [&str; 4] = [
+pub const LAYERS: [&str; 5] = [
     "socket_create",
     "ptrace_access_check",
     "task_kill",
     "file_receive",
+    "socket_sendmsg",
 ];
 
 /// What the script prints in the governed cgroup, then with the hook's program gone, and how often it was refused for
@@ -136,4 +139,324 @@ os.wait()"
 fn connected_sockets_of_others_are_not_received() {
     passed("127.0.0.1");
     passed("::1");
+}
+
+/// What `script`, which starts outside, says at first, and once the program that looks at what is sent is gone; whether it
+/// was there. Where it never was, what it is for is open from the start, and the fence says so.
+fn sends(stand: &Stand, script: &str) -> (bool, [String; 2]) {
+    let there = crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing;
+    let mut process = Running::start_outside(script);
+    assert_eq!(process.line(), "ok ok ok", "they may be its own");
+    let first = process.line();
+    if there {
+        std::fs::remove_file(stand.options.pin_dir.join("links/socket_sendmsg")).unwrap();
+        std::thread::sleep(harness::at_most(Duration::from_millis(100))); // The kernel takes a moment.
+    } else {
+        assert_all_missing(stand);
+    }
+    process.send("go on\n");
+    (there, [first, process.line()])
+}
+
+/// What scripts here begin with: `become` goes on with `code` as another program, which has `sockets` as `others`.
+const SENDS: &str = "
+def tried(): return [name(lambda: s.send(b'x')) for s in others]
+def become(sockets, code):
+    fds = [s.fileno() for s in sockets]
+    for fd in fds: os.set_inheritable(fd, True)
+    os.environ['BECOME'] = 'others = [socket.socket(fileno=fd) for fd in %r]\\n%s' % (fds, code)
+    os.execv(sys.executable, sys.orig_argv)
+if 'BECOME' in os.environ:
+    exec(os.environ.pop('BECOME')); sys.exit()
+";
+
+/// A connection, a datagram socket and a raw one, which a parent had that is not governed.
+#[test]
+fn nothing_is_sent_over_inherited_sockets() {
+    for ip in ["127.0.0.1", "::1"] {
+        let server = Elsewhere::new(ip);
+        let datagrams = std::net::UdpSocket::bind((ip, 0)).unwrap();
+        datagrams.set_nonblocking(true).unwrap();
+        let stand = Stand::new();
+        let script = format!(
+            "{SENDS}
+others = [socket.create_connection(('{ip}', {})), socket.socket(family('{ip}'), socket.SOCK_DGRAM), socket.socket(family('{ip}'), socket.SOCK_RAW, 253)]
+others[1].connect(('{ip}', {})); others[2].connect(('{ip}', 0))
+if os.fork() == 0:
+    enter({:?})
+    say(*tried())
+    become(others, 'say(*tried()); sys.stdin.readline(); say(*tried())')
+os.wait()",
+            server.address.port(),
+            datagrams.local_addr().unwrap().port(),
+            stand.cgroup.path()
+        );
+        let (there, [with, without]) = sends(&stand, &script);
+        if there {
+            assert_eq!(with, "EPERM EPERM EPERM", "{ip}");
+            assert_eq!(counted(&stand)["passed"], 3);
+            let told = crate::refuse::refusals(stand.fence(), 3);
+            assert_eq!(told[0].destination, Some(server.address));
+            let protocols: Vec<&str> = told.iter().map(|one| &*one.protocol).collect();
+            assert_eq!(protocols, ["tcp", "udp", "253"]);
+        } else {
+            assert_eq!(with, "ok ok ok", "{ip}: said to be open");
+        }
+        assert_eq!(without, "ok ok ok", "{ip}: the cause is gone");
+        // What was sent, and nothing that was refused.
+        let arrived = if there { 2 } else { 3 };
+        let mut heard = [0; 8];
+        let mut stream = accept(&server.listener);
+        assert_eq!(
+            std::io::Read::read(&mut stream, &mut heard).unwrap(),
+            arrived
+        );
+        let datagrams = std::iter::from_fn(|| datagrams.recv(&mut heard).ok());
+        assert_eq!(datagrams.count(), arrived);
+    }
+}
+
+/// Told once for each socket, and counted each time.
+#[test]
+fn what_is_sent_again_is_not_told_again() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stand = Stand::new();
+    if !crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing {
+        return assert_all_missing(&stand);
+    }
+    let script = format!(
+        "{SENDS}
+s = socket.create_connection({:?}); enter({:?})
+become([s], '''s = others[0]
+say({{x for _ in range(50) for x in tried()}}, name(lambda: os.write(s.fileno(), b'x')), name(lambda: s.sendmsg([b'x'])))''')",
+        server.local_addr().map(|at| (at.ip().to_string(), at.port())).unwrap(),
+        stand.cgroup.path()
+    );
+    assert_eq!(python_outside(&script), "{'EPERM'} EPERM EPERM");
+    assert_eq!(counted(&stand)["passed"], 52);
+    let told = crate::refuse::events(stand.fence(), |events| !events.is_empty());
+    assert_eq!(told.len(), 1, "{told:?}");
+}
+
+/// What a workload makes itself it sends over: in its cgroup, and recognised by what its process was before.
+#[test]
+fn what_a_workload_makes_itself_is_its_own() {
+    let stand = Stand::new();
+    let outside = Cgroup::new(stand.fence().cgroup_root(), unique());
+    for leaves in [false, true] {
+        for (ip, agent) in [
+            ("198.51.100.7", &stand.agent4),
+            ("2001:db8::7", &stand.agent6),
+        ] {
+            let script = format!(
+                "made = socket.socket(family('{ip}'), socket.SOCK_STREAM); asking = socket.socket(family('{ip}'), socket.SOCK_DGRAM)
+enter({:?})
+if {}: enter({:?})
+before, after = made, socket.socket(family('{ip}'), socket.SOCK_STREAM)
+def used(s): s.settimeout(5); s.connect(('{ip}', 80)); s.sendall(b'x')
+def asks(s): s.connect(('{ip}', 53)); s.send(b'query')
+def fast(s): s.sendto(b'x', 0x20000000, ('{ip}', 80))
+say(name(lambda: used(before)), name(lambda: used(after)), name(lambda: asks(asking)), name(lambda: asks(socket.socket(family('{ip}'), socket.SOCK_DGRAM))), name(lambda: fast(socket.socket(family('{ip}'), socket.SOCK_STREAM))))
+if os.fork() == 0:
+    say(name(lambda: after.sendall(b'y'))); os._exit(0)
+os.wait()",
+                stand.cgroup.path(),
+                if leaves { "True" } else { "False" },
+                outside.path(),
+            );
+            assert_eq!(
+                python_outside(&script),
+                "ok ok ok ok ok\nok",
+                "{ip} {leaves}"
+            );
+            for _ in 0..3 {
+                accept(agent);
+            }
+        }
+    }
+    assert_eq!(counted(&stand).get("passed"), None);
+}
+
+/// Connections that the workload accepts are its own to serve where its policy has it listen, whoever made the listener.
+#[test]
+fn what_is_accepted_is_sent_over_where_policy_has_the_workload_listen() {
+    for ip in ["127.0.0.1", "::1"] {
+        let stand = Stand::new();
+        let there = crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing;
+        let outside = Cgroup::new(stand.fence().cgroup_root(), unique());
+        let script = format!(
+            "{SENDS}
+def listener(): return socket.create_server(('{ip}', 0), family=family('{ip}'))
+given, other = listener(), listener()
+enter({:?})
+own = listener()
+enter({:?})
+left = listener()
+all = [given, own, left, other]
+say(*[s.getsockname()[1] for s in all])
+become(all, '''sys.stdin.readline()
+others = [s.accept()[0] for s in others]
+say(*tried())''')",
+            stand.cgroup.path(),
+            outside.path(),
+        );
+        let mut process = Running::start_outside(&script);
+        let ports = process.line();
+        let ports: Vec<u16> = ports.split(' ').map(|port| port.parse().unwrap()).collect();
+        stand.permit(&ports[..3], &[]);
+        process.send("\n");
+        let mut connected = Vec::new();
+        for port in ports {
+            connected.push(std::net::TcpStream::connect((ip, port)).unwrap());
+        }
+        let expected = if there {
+            "ok ok ok EPERM"
+        } else {
+            "ok ok ok ok"
+        };
+        assert_eq!(process.line(), expected, "{ip}");
+    }
+}
+
+/// What ran before it was governed goes on with what it has, if policy lets it; as another program, only with that.
+#[test]
+fn what_goes_on_from_before_is_sent_over() {
+    for ip in ["127.0.0.1", "::1"] {
+        let server = Elsewhere::new(ip);
+        let stand = Stand::new();
+        let there = crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing;
+        let later = Cgroup::new(stand.fence().cgroup_root(), unique());
+        let mut process = Running::start_outside(&format!(
+            "{SENDS}
+others = [socket.create_connection(('{ip}', {}))]; enter({:?})
+say('up')
+sys.stdin.readline(); say(*tried())
+sys.stdin.readline(); become(others, 'say(*tried()); sys.stdin.readline(); say(*tried())')",
+            server.address.port(),
+            later.path()
+        ));
+        assert_eq!(process.line(), "up");
+        let fares = |process: &mut Running| {
+            process.send("\n");
+            process.line()
+        };
+        let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
+        assert_eq!(newly, [process.pid()]);
+        assert_eq!(fares(&mut process), "ok", "{ip}: nobody has looked yet");
+        let keep = |_: &str| {
+            Some(Before {
+                fate: Fate::Keep,
+                listen: Vec::new(),
+            })
+        };
+        let found = stand.fence().end_earlier(&newly, &keep);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(fares(&mut process), "ok", "{ip}: it goes on");
+        stand.fence().review_kept(&|_: &str| None);
+        let expected = if there { "EPERM" } else { "ok" };
+        assert_eq!(fares(&mut process), expected, "{ip}: nothing lets it");
+    }
+}
+
+/// Who was governed, and has become another program since, is not as if from before for entering a cgroup again.
+#[test]
+fn entering_again_changes_nothing() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stand = Stand::new();
+    if !crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing {
+        return assert_all_missing(&stand);
+    }
+    let nested = stand.cgroup.child("nested");
+    let outside = Cgroup::new(stand.fence().cgroup_root(), unique());
+    let path = stand.cgroup.path();
+    let script = format!(
+        "{SENDS}
+s = socket.create_connection(('127.0.0.1', {})); enter({path:?})
+become([s], '''enter({:?}); enter({path:?}); say(*tried())
+if os.fork() == 0:
+    say(*tried()); os._exit(0)
+os.wait()
+enter({:?}); say(*tried())''')",
+        server.local_addr().unwrap().port(),
+        nested.path(),
+        outside.path(),
+    );
+    assert_eq!(python_outside(&script), "EPERM\nEPERM\nEPERM");
+}
+
+/// Of a disk behind a network the kernel asks in the name of whoever reads a file, over a socket that somebody else made.
+#[test]
+fn a_disk_behind_a_network_is_read() {
+    let stand = Stand::new();
+    if !crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing {
+        return assert_all_missing(&stand);
+    }
+    let loaded = std::process::Command::new("modprobe").arg("nbd").status();
+    assert!(loaded.unwrap().success(), "this kernel has such disks");
+    let script = format!(
+        "{SENDS}
+import fcntl, struct
+DISK = '/dev/nbd0'
+there, here = socket.create_server(('127.0.0.1', 0)), socket.socket()
+here.connect(there.getsockname())
+disk = os.open(DISK, os.O_RDWR)
+for call, value in ((0xab01, 4096), (0xab07, 16), (0xab00, here.fileno())): fcntl.ioctl(disk, call, value)
+def all_of(s, n):
+    read = b''
+    while len(read) < n: read += s.recv(n - len(read)) or sys.exit()
+    return read
+server = os.fork()
+if server == 0:
+    s = there.accept()[0]
+    while True:
+        magic, kind, handle, at, length = struct.unpack('>IIQQI', all_of(s, 28))
+        if kind == 2: os._exit(0)
+        s.sendall(struct.pack('>IIQ', 0x67446698, 0, handle) + b'd' * length)
+client = os.fork()
+if client == 0:
+    fcntl.ioctl(disk, 0xab03); os._exit(0)
+reader = os.fork()
+if reader == 0:
+    enter({:?})
+    become([], '''import mmap
+page, fd = mmap.mmap(-1, 4096), os.open(\"/dev/nbd0\", os.O_RDONLY | os.O_DIRECT)
+for _ in range(200):
+    try: read = os.preadv(fd, [page], 0)
+    except OSError as error: read = errno.errorcode[error.errno]
+    if read == 4096: break
+    time.sleep(0.01)
+say(read, page[:1])''')
+os.waitpid(reader, 0)
+fcntl.ioctl(disk, 0xab08); os.waitpid(client, 0); os.waitpid(server, 0)
+fcntl.ioctl(disk, 0xab04)",
+        stand.cgroup.path()
+    );
+    assert_eq!(python_outside(&script), "4096 b'd'");
+}
+
+/// What the kernel asks of a file server it sends over a socket of its own, in the name of whoever mounts or reads.
+#[test]
+fn a_file_server_is_asked() {
+    let stand = Stand::new();
+    if !crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing {
+        return assert_all_missing(&stand);
+    }
+    let loaded = std::process::Command::new("modprobe").arg("nfsv3").status();
+    assert!(loaded.unwrap().success(), "this kernel knows such servers");
+    let patience = harness::at_most(Duration::from_secs(1)).as_secs();
+    let script = format!(
+        "{SENDS}
+s = socket.create_server(('127.0.0.1', 0)); port = s.getsockname()[1]
+child = os.fork()
+if child == 0:
+    enter({:?})
+    become([], '''import ctypes
+options = b\"vers=3,proto=tcp,nolock,soft,port=%d,mountport=%d,mountproto=tcp,mountaddr=127.0.0.1,addr=127.0.0.1\"
+ctypes.CDLL(None).mount(b\"127.0.0.1:/x\", b\"/mnt\", b\"nfs\", 0, options)''' % (port, port))
+c = s.accept()[0]; c.settimeout({patience})
+say(len(c.recv(8))); os.kill(child, 9); c.close(); s.close(); os.waitpid(child, 0)",
+        stand.cgroup.path()
+    );
+    assert_eq!(python_outside(&script), "8");
+    assert_eq!(counted(&stand).get("passed"), None);
 }

@@ -289,6 +289,19 @@ def inherited(family, text):
 
 
 @both
+def inherited_connected(family, text):
+    s = connected_sockets[family]
+    s.set_inheritable(True)
+    program = """import socket, sys
+try:
+    socket.socket(fileno=int(sys.argv[1])).sendall(sys.argv[2].encode())
+except OSError as error:
+    sys.exit(error.errno)"""
+    words = [sys.executable, "-c", program, str(s.fileno()), text.decode()]
+    child(lambda: os.execv(sys.executable, words))
+
+
+@both
 def passed(family, text):
     stream(family, LOCAL[family], text, handed("passed", family))
 
@@ -479,6 +492,7 @@ if os.fork() == 0:
     serve_outside(outside)
 outside.close()
 inherited_sockets = {family: socket.socket(family, TCP) for family in (V4, V6)}
+connected_sockets = {family: socket.create_connection((LOCAL[family], port)) for family in (V4, V6)}
 if cgroup:
     with open(cgroup + "/cgroup.procs", "w") as file:
         file.write("0")
