@@ -126,6 +126,14 @@ pub struct Offsets {
     pub sock_peer6: u32,
     /// `socket.file`
     pub socket_file: u32,
+    /// `unix_sock.addr`; 0 where the kernel does not describe its Unix sockets, a module of it doing so
+    pub unix_bound: u32,
+    /// `unix_sock.peer`
+    pub unix_peer: u32,
+    /// `unix_address.len`
+    pub bound_length: u32,
+    /// `unix_address.name`
+    pub bound_name: u32,
     /// Explicit padding to a multiple of 8.
     pub reserved: u32,
 }
@@ -133,5 +141,5 @@ pub struct Offsets {
 const _: () = assert!(size_of::<Settings>() == 4);
 const _: () = assert!(size_of::<Ports>() == 8);
 const _: () = assert!(size_of::<Name>() == 64);
-const _: () = assert!(size_of::<Offsets>() == 192);
+const _: () = assert!(size_of::<Offsets>() == 208);
 pod!(Settings, Ports, Name, Offsets);

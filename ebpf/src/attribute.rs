@@ -66,6 +66,10 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
     sock_peer4: 0,
     sock_peer6: 0,
     socket_file: 0,
+    unix_bound: 0,
+    unix_peer: 0,
+    bound_length: 0,
+    bound_name: 0,
     reserved: 0,
 });
 

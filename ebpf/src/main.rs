@@ -335,6 +335,16 @@ fn socket_sendmsg(ctx: LsmContext) -> i32 {
     handed::send(&ctx)
 }
 
+#[lsm(hook = "unix_stream_connect")]
+fn unix_stream_connect(ctx: LsmContext) -> i32 {
+    unix::connect(&ctx)
+}
+
+#[lsm(hook = "unix_may_send")]
+fn unix_may_send(ctx: LsmContext) -> i32 {
+    unix::send(&ctx)
+}
+
 /// What a governed task tried.
 #[inline(always)]
 fn attempt(ctx: &SockAddrContext, governed: &Governed, destination: Address) -> Attempt {

@@ -8,6 +8,7 @@ use crate::{
     account,
     attribute::{self, OFFSETS},
     fence::{Attempt, Errno, PASS},
+    lsm,
     maps::{EVENTS, UNIX},
     select::{self, Governed},
 };
@@ -15,13 +16,13 @@ use aya_ebpf::{
     EbpfContext as _,
     btf_maps::lpm_trie::Key,
     helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel},
-    programs::SockAddrContext,
+    programs::{LsmContext, SockAddrContext},
 };
 use tollgate_common::{
     event::{NAME_REFUSED, NameRefused, Reason},
     limits::SOCKET_NAME_BYTES,
     openings::Named,
-    rules::address6,
+    rules::{DATAGRAM, STREAM, address6},
 };
 
 /// `offsetof(struct sockaddr_un, sun_path)`
@@ -35,6 +36,69 @@ pub(crate) fn speak(ctx: &SockAddrContext) -> i32 {
     let Some(governed) = select::task() else {
         return PASS;
     };
+    let kind = field!(ctx.sock_addr, type_);
+    match is_allowed(&governed, kind, |name| asked_for(ctx, name)) {
+        true => PASS,
+        false => Attempt::fail(Errno::Eperm),
+    }
+}
+
+/// `unix_stream_connect(sock, other, newsk)`: the same where the kernel has no hook for the name that is asked for. It has
+/// looked it up by now: what counts is what the other socket was bound to, wherever the name led.
+#[inline(always)]
+pub(crate) fn connect(ctx: &LsmContext) -> i32 {
+    judge(ctx.arg::<*const u8>(1) as u64, STREAM)
+}
+
+/// `unix_may_send(sock, other)`: a datagram, or its socket's connect. One that is connected was judged then, or by whoever
+/// passed it in.
+#[inline(always)]
+pub(crate) fn send(ctx: &LsmContext) -> i32 {
+    let at = OFFSETS.load();
+    let (from, to) = (
+        ctx.arg::<*const u8>(0) as u64,
+        ctx.arg::<*const u8>(1) as u64,
+    );
+    // SAFETY: as in `copy`.
+    let (peer, to) = unsafe {
+        let Some(to) = attribute::pointer(to, at.socket_sk) else {
+            return lsm::PASS; // It is closed.
+        };
+        let from = attribute::pointer(from, at.socket_sk);
+        (
+            from.and_then(|from| attribute::pointer(from, at.unix_peer)),
+            to,
+        )
+    };
+    match peer == Some(to) {
+        true => lsm::PASS,
+        false => judge(to, DATAGRAM),
+    }
+}
+
+/// May the current task speak to this socket? One that was bound to no name is of a pair that somebody handed out.
+#[inline(always)]
+fn judge(other: u64, kind: u32) -> i32 {
+    let Some(governed) = select::task() else {
+        return lsm::PASS;
+    };
+    // SAFETY: as in `copy`.
+    let Some(bound) = (unsafe { attribute::pointer(other, OFFSETS.load().unix_bound) }) else {
+        return lsm::PASS;
+    };
+    match is_allowed(&governed, kind, |name| bound_to(bound, name)) {
+        true => lsm::PASS,
+        false => lsm::REFUSE,
+    }
+}
+
+/// Does policy let the workload speak to the socket whose name `read` writes? If not, that is told.
+#[inline(always)]
+fn is_allowed(
+    governed: &Governed,
+    kind: u32,
+    read: impl FnOnce(&mut [u8; SOCKET_NAME_BYTES]) -> Option<()>,
+) -> bool {
     let mut key = Key::new(
         KEY_BITS,
         Named {
@@ -42,36 +106,62 @@ pub(crate) fn speak(ctx: &SockAddrContext) -> i32 {
             name: [0; SOCKET_NAME_BYTES],
         },
     );
-    let has_name = read(ctx, &mut key.data.name).is_some();
+    let has_name = read(&mut key.data.name).is_some();
     if has_name
         && is_whole(&key.data.name)
         && is_the_hosts_view() == Some(true)
         && UNIX.get(&key).is_some()
     {
-        return PASS;
+        return true;
     }
-    refuse(ctx, &governed, &key.data.name)
+    let attempt = Attempt {
+        workload: governed.workload,
+        governed: governed.cgroup,
+        protocol: 0,
+        socket_type: kind,
+        destination: address6([0; 4], 0),
+        has_destination: false,
+    };
+    report(&attempt, &key.data.name);
+    false
 }
 
-/// Copies the name, with `@` before an abstract one. `None`: it is none, or the kernel keeps it elsewhere.
+/// The name that the hook's caller asks for. `None`: it is none, or the kernel keeps it elsewhere.
 #[inline(always)]
-fn read(ctx: &SockAddrContext, name: &mut [u8; SOCKET_NAME_BYTES]) -> Option<()> {
+fn asked_for(ctx: &SockAddrContext, name: &mut [u8; SOCKET_NAME_BYTES]) -> Option<()> {
     let at = OFFSETS.load();
     let context = ctx.as_ptr() as u64;
     // SAFETY: needed to reach what the context does not offer. It is the kernel's `bpf_sock_addr_kern`; what is
     // read goes through `probe_read`, which fails instead of faulting.
-    unsafe {
-        let address: u64 = attribute::read(context, at.address_pointer)?;
-        let length: u32 = attribute::read(context, at.address_length)?;
-        let length = u64::from(length).wrapping_sub(PATH);
-        if length == 0 || length > SOCKET_NAME_BYTES as u64 {
-            return None;
-        }
-        let from = address.wrapping_add(PATH);
-        let to = name.as_mut_ptr().cast();
-        if bpf_probe_read_kernel(to, length as u32, from as *const _) < 0 {
-            return None;
-        }
+    let (address, length): (u64, u32) = unsafe {
+        (
+            attribute::read(context, at.address_pointer)?,
+            attribute::read(context, at.address_length)?,
+        )
+    };
+    copy(address, length, name)
+}
+
+/// The name in a `struct unix_address`.
+#[inline(always)]
+fn bound_to(bound: u64, name: &mut [u8; SOCKET_NAME_BYTES]) -> Option<()> {
+    let at = OFFSETS.load();
+    // SAFETY: as in `copy`.
+    let length: u32 = unsafe { attribute::read(bound, at.bound_length)? };
+    copy(bound.wrapping_add(u64::from(at.bound_name)), length, name)
+}
+
+/// Copies the name out of an address, with `@` before an abstract one.
+#[inline(always)]
+fn copy(address: u64, length: u32, name: &mut [u8; SOCKET_NAME_BYTES]) -> Option<()> {
+    let length = u64::from(length).wrapping_sub(PATH);
+    if length == 0 || length > SOCKET_NAME_BYTES as u64 {
+        return None;
+    }
+    let (from, to) = (address.wrapping_add(PATH), name.as_mut_ptr().cast());
+    // SAFETY: needed to read the kernel's memory, through a helper that fails instead of faulting; `name` is that long.
+    if unsafe { bpf_probe_read_kernel(to, length as u32, from as *const _) } < 0 {
+        return None;
     }
     if name[0] == 0 {
         name[0] = b'@';
@@ -104,7 +194,7 @@ fn is_whole(name: &[u8; SOCKET_NAME_BYTES]) -> bool {
 #[inline(always)]
 fn is_the_hosts_view() -> Option<bool> {
     let at = OFFSETS.load();
-    // SAFETY: as in `read`.
+    // SAFETY: as in `copy`.
     unsafe {
         let task = bpf_get_current_task();
         let namespaces = attribute::pointer(task, at.task_namespaces)?;
@@ -118,20 +208,6 @@ fn is_the_hosts_view() -> Option<bool> {
         );
         Some(levels == (0, 0))
     }
-}
-
-#[inline(always)]
-fn refuse(ctx: &SockAddrContext, governed: &Governed, name: &[u8; SOCKET_NAME_BYTES]) -> i32 {
-    let attempt = Attempt {
-        workload: governed.workload,
-        governed: governed.cgroup,
-        protocol: 0,
-        socket_type: field!(ctx.sock_addr, type_),
-        destination: address6([0; 4], 0),
-        has_destination: false,
-    };
-    report(&attempt, name);
-    Attempt::fail(Errno::Eperm)
 }
 
 /// Counts and tells the agent, with the name.

@@ -103,6 +103,10 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         // Without it there are no sockets to read it of.
         sock_peer6: at("sock", &["__sk_common", "skc_v6_daddr"]).unwrap_or(0),
         socket_file: at("socket", &["file"])?,
+        unix_bound: at("unix_sock", &["addr"]).unwrap_or(0),
+        unix_peer: at("unix_sock", &["peer"]).unwrap_or(0),
+        bound_length: at("unix_address", &["len"]).unwrap_or(0),
+        bound_name: at("unix_address", &["name"]).unwrap_or(0),
         reserved: 0,
     })
 }

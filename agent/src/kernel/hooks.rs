@@ -22,6 +22,17 @@ pub(super) struct Hook {
     pub(super) leaves_open: &'static str,
 }
 
+impl Hook {
+    /// The hook that it is there for where the kernel does not have that one.
+    pub(super) fn stands_in_for(&self) -> Option<&'static str> {
+        match self.name {
+            "unix_stream_connect" => Some("connect_unix"),
+            "unix_may_send" => Some("sendmsg_unix"),
+            _ => None,
+        }
+    }
+}
+
 /// All hooks, in the order in which they are attached: what recognises comes first, what records before what
 /// steers, then what drops whatever was not steered, and the second fence comes last.
 pub(super) const HOOKS: &[Hook] = &[
@@ -213,5 +224,19 @@ pub(super) const HOOKS: &[Hook] = &[
         since: SINCE_LSM,
         holds: true,
         leaves_open: "connected and raw sockets that were made outside and are inherited, or passed in where `file_receive` does not see it. Even with it: what is received over them, and before Linux 6.5 what is sent by sendfile and splice",
+    },
+    Hook {
+        name: "unix_stream_connect",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: true,
+        leaves_open: "Unix sockets that a governed process may open: a local daemon (a container engine, D-Bus, a resolver) can be asked to connect in the workload's stead",
+    },
+    Hook {
+        name: "unix_may_send",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: true,
+        leaves_open: "datagrams to Unix sockets that a governed process may open. Even with it: those over sockets that were connected outside and passed in",
     },
 ];

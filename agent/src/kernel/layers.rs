@@ -15,7 +15,8 @@ use tollgate_common::settings::Ports;
 
 impl Fence {
     pub(super) fn ask_layers(&self) -> Vec<Layer> {
-        let hooks = HOOKS.iter().map(|hook| {
+        let hooks = HOOKS.iter().filter(|hook| !self.is_replaced(hook));
+        let hooks = hooks.map(|hook| {
             let why = self.why_not(hook);
             Layer {
                 name: hook.name.to_owned(),
@@ -34,6 +35,12 @@ impl Fence {
     fn is_beyond(&self, hook: &Hook) -> bool {
         let mut absent = self.programs.absent.iter();
         hook.since.is_some() && absent.any(|absent| absent.hook.name == hook.name)
+    }
+
+    /// Is another hook in its place, or is its place taken?
+    fn is_replaced(&self, hook: &Hook) -> bool {
+        let taken = hook.stands_in_for();
+        taken.is_some_and(|other| self.programs.has(other)) || self.programs.stand_in(hook)
     }
 
     /// Why a hook is not in force; `None` if this agent's program is attached and will stay so.

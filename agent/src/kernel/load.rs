@@ -12,6 +12,7 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use tollgate_common::settings::Offsets;
 
 /// The eBPF object that `cargo xtask build` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TOLLGATE_BPF_OBJECT"));
@@ -40,6 +41,19 @@ pub(super) struct Programs {
     pub(super) absent: Vec<Absent>,
 }
 
+impl Programs {
+    /// Did the kernel take it?
+    pub(super) fn has(&self, hook: &str) -> bool {
+        self.loaded.iter().any(|program| program.hook.name == hook)
+    }
+
+    /// Did it take another one in its stead?
+    pub(super) fn stand_in(&self, hook: &Hook) -> bool {
+        let mut loaded = self.loaded.iter();
+        loaded.any(|program| program.hook.stands_in_for() == Some(hook.name))
+    }
+}
+
 /// Makes or adopts the pinned maps and loads the programs, with the log that these write to: it is
 /// not pinned, since each agent's programs have their own. Nothing is attached yet.
 pub(super) fn programs(pins: &Pins) -> Result<(Programs, HookLog), Error> {
@@ -59,9 +73,17 @@ pub(super) fn programs(pins: &Pins) -> Result<(Programs, HookLog), Error> {
     };
     let raw = Raw::relocate(OBJECT, &ebpf, pins)?;
     for hook in HOOKS {
+        if hook
+            .stands_in_for()
+            .is_some_and(|other| programs.has(other))
+        {
+            continue;
+        }
         match hook.since {
             None => programs.loaded.push(load(&mut ebpf, hook)?),
-            Some(since) => match if_there(&mut ebpf, &raw, hook, btf.as_ref(), &programs.loaded) {
+            Some(since) => match described(hook, &offsets)
+                .and_then(|()| if_there(&mut ebpf, &raw, hook, btf.as_ref(), &programs.loaded))
+            {
                 Ok((fd, id)) => programs.loaded.push(Loaded { hook, id, fd }),
                 Err(error) => programs.absent.push(Absent {
                     hook,
@@ -132,6 +154,17 @@ fn shown(log: &str, is_whole: bool) -> String {
         _ => format!(
             "the end of the verifier's log ({WHOLE_LOG}=1 shows {left_out} lines more):\n{end}"
         ),
+    }
+}
+
+/// Does the kernel describe what the hook's program reads?
+fn described(hook: &Hook, offsets: &Offsets) -> std::io::Result<()> {
+    match hook.stands_in_for().is_some() && offsets.unix_bound == 0 {
+        true => Err(std::io::Error::new(
+            std::io::ErrorKind::Unsupported,
+            "the kernel does not describe its Unix sockets, which are a module",
+        )),
+        false => Ok(()),
     }
 }
 

@@ -14,6 +14,9 @@ pub const LAYERS: [&str; 5] = [
     "socket_sendmsg",
 ];
 
+/// Those that stand in for the hooks on Unix sockets, where the kernel has none: elsewhere they are not there.
+pub const UNIX_LAYERS: [&str; 2] = ["unix_stream_connect", "unix_may_send"];
+
 /// What the script prints in the governed cgroup, then with the hook's program gone, and how often it was refused for
 /// `reason` before. `None`: this kernel has no second fence, and the fence says so of all of it.
 fn with_and_without(layer: &str, reason: &str, script: &str) -> Option<[String; 2]> {

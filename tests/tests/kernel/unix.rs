@@ -1,9 +1,10 @@
 //! Unix sockets: a workload speaks to those that its policy names.
-use crate::refuse::{counted, layer, refusals};
+use crate::refuse::{counted, refusals};
 use crate::support::*;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::PathBuf;
+use tollgate::kernel::Layer;
 
 /// A local daemon: a stream socket, a datagram socket and an abstract one.
 struct Daemon {
@@ -76,11 +77,35 @@ impl Drop for Daemon {
     }
 }
 
-/// Where the kernel has no such hooks, the fence says so, and that is all it can do.
-fn is_held(stand: &Stand) -> bool {
-    let layers = ["connect_unix", "sendmsg_unix"].map(|name| layer(stand.fence(), name));
-    if layers.iter().all(|layer| layer.enforcing) {
-        return true;
+/// The layers that hold Unix sockets: the kernel's own hooks, or what stands in for them.
+const LAYERS: [&str; 2] = ["connect_unix", "sendmsg_unix"];
+
+/// By what name is judged: the one that is asked for, or the one that the socket was bound to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    Asked,
+    Bound,
+}
+
+/// Where the kernel has no such hooks, the second fence stands in; where there is none either, the fence says so, and that is
+/// all it can do.
+fn judged(stand: &Stand) -> Option<Judged> {
+    let layers = stand.fence().layers();
+    let found = |names: [&str; 2]| names.map(|name| layers.iter().find(|layer| layer.name == name));
+    let (own, second) = (found(LAYERS), found(crate::lsm::UNIX_LAYERS));
+    let in_force =
+        |pair: &[Option<&Layer>; 2]| pair.iter().flatten().filter(|l| l.enforcing).count();
+    match (in_force(&own), in_force(&second)) {
+        (2, 0) => {
+            assert!(second.iter().all(Option::is_none), "nothing stands in");
+            return Some(Judged::Asked);
+        }
+        (0, 2) => {
+            assert!(own.iter().all(Option::is_none), "they are stood in for");
+            assert!(second.iter().flatten().all(|layer| layer.needed));
+            return Some(Judged::Bound);
+        }
+        found => assert_eq!(found, (0, 0), "half of it: {layers:#?}"),
     }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release
@@ -88,11 +113,20 @@ fn is_held(stand: &Stand) -> bool {
         .map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     assert!(version < (6, 7), "Linux {release} has them: {layers:#?}");
-    for layer in layers {
-        let why = layer.why.unwrap_or_default();
-        assert!(why.contains("6.7"), "{}: {why}", layer.name);
+    for (layer, part) in own
+        .iter()
+        .flatten()
+        .zip(["6.7"; 2])
+        .chain(second.iter().flatten().zip(["security modules"; 2]))
+    {
+        let why = layer.why.as_deref().unwrap_or_default();
+        assert!(why.contains(part), "{}: {why}", layer.name);
     }
-    false
+    None
+}
+
+fn is_held(stand: &Stand) -> bool {
+    judged(stand).is_some()
 }
 
 #[test]
@@ -176,11 +210,60 @@ assert ctypes.CDLL(None).unshare(0x10000000) == 0
 say(to('{directory}/inner/mine'))",
         daemon.tried()
     );
+    // What is judged by the name that it was bound to has been looked up, and leads nowhere.
+    let expected = match judged(&stand) {
+        Some(Judged::Bound) => "EPERM ECONNREFUSED ENOENT\nEPERM EPERM\nEPERM\nEPERM",
+        _ => "EPERM EPERM EPERM\nEPERM EPERM\nok\nEPERM",
+    };
     assert_eq!(
         stand.run(&script),
-        "EPERM EPERM EPERM\nEPERM EPERM\nok\nEPERM",
+        expected,
         "and who has a user namespace of its own can make any name mean anything"
     );
+}
+
+/// Each of the two holds what it is there for, and once it is gone nothing else does.
+#[test]
+fn each_hook_holds_its_own() {
+    let stand = Stand::new();
+    let daemon = Daemon::new();
+    let script = format!("{}say(ways())", daemon.tried());
+    let Some(judged) = judged(&stand) else { return };
+    let [streams, datagrams] = match judged {
+        Judged::Asked => LAYERS,
+        Judged::Bound => crate::lsm::UNIX_LAYERS,
+    };
+    let links = stand.options.pin_dir.join("links");
+    assert_eq!(stand.run(&script), "EPERM EPERM EPERM EPERM EPERM");
+    std::fs::remove_file(links.join(datagrams)).unwrap();
+    // A hook on the address holds the connect of a datagram socket; what stands in for it holds that with each datagram.
+    let without = match judged {
+        Judged::Asked => "EPERM EPERM ok ok EPERM",
+        Judged::Bound => "EPERM EPERM ok ok ok",
+    };
+    eventually("datagrams pass", || stand.run(&script) == without);
+    std::fs::remove_file(links.join(streams)).unwrap();
+    eventually("all of it passes", || {
+        stand.run(&script) == "ok ok ok ok ok"
+    });
+    daemon.heard();
+}
+
+/// What was connected before, or by others, is none of the hooks' business, also where they see each datagram.
+#[test]
+fn what_is_connected_stays_connected() {
+    let stand = Stand::new();
+    let daemon = Daemon::new();
+    let script = format!(
+        "{}
+s, d = unix(socket.SOCK_STREAM), unix(socket.SOCK_DGRAM)
+s.connect(stream); d.connect(datagram); enter({:?})
+say(name(lambda: s.send(b'x')), name(lambda: d.send(b'x')))",
+        daemon.tried(),
+        stand.cgroup.path()
+    );
+    assert_eq!(python_outside(&script), "ok ok");
+    assert_eq!(daemon.heard(), 2);
 }
 
 /// Pairs and inherited sockets have no name to be asked for.
