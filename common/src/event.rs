@@ -56,11 +56,13 @@ pub enum Reason {
     Signal = 21,
     /// A connected socket of somebody else's.
     Passed = 22,
+    /// What holds the fence: programs, maps, and where these are pinned.
+    Fence = 23,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::AgentDown,
         Self::Udp,
         Self::Raw,
@@ -78,6 +80,7 @@ impl Reason {
         Self::Trace,
         Self::Signal,
         Self::Passed,
+        Self::Fence,
     ];
 }
 

@@ -134,6 +134,10 @@ pub struct Offsets {
     pub bound_length: u32,
     /// `unix_address.name`
     pub bound_name: u32,
+    /// `super_block.s_magic`
+    pub sb_magic: u32,
+    /// `vfsmount.mnt_sb`
+    pub mount_sb: u32,
     /// Explicit padding to a multiple of 8.
     pub reserved: u32,
 }
@@ -141,5 +145,5 @@ pub struct Offsets {
 const _: () = assert!(size_of::<Settings>() == 4);
 const _: () = assert!(size_of::<Ports>() == 8);
 const _: () = assert!(size_of::<Name>() == 64);
-const _: () = assert!(size_of::<Offsets>() == 208);
+const _: () = assert!(size_of::<Offsets>() == 216);
 pod!(Settings, Ports, Name, Offsets);

@@ -70,6 +70,8 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
     unix_peer: 0,
     bound_length: 0,
     bound_name: 0,
+    sb_magic: 0,
+    mount_sb: 0,
     reserved: 0,
 });
 

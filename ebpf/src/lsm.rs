@@ -22,6 +22,8 @@ const ATTACH: u32 = 2;
 /// `S_IFMT` and `S_IFSOCK`
 const KIND: u16 = 0o170_000;
 const SOCKET: u16 = 0o140_000;
+/// `BPF_FS_MAGIC`
+const BPFFS: u64 = 0xcafe_4a11;
 
 #[inline(always)]
 fn refuse(governed: &Governed, reason: Reason, protocol: u32, socket_type: u32) -> i32 {
@@ -131,5 +133,45 @@ fn foreign(file: u64, governed: &Governed) -> Option<bool> {
         }
         let owner = select::above(pointer(socket, at.sock_cgroup)?);
         Some(owner.is_none_or(|owner| owner.workload != governed.workload))
+    }
+}
+
+/// `bpf(cmd, attr, size)`: programs, links and maps, the fence's among them.
+#[inline(always)]
+pub(crate) fn bpf() -> i32 {
+    keep(true)
+}
+
+/// `inode_unlink(dir, dentry)` and `inode_rename(old_dir, …)`: a pin is all that holds a program.
+#[inline(always)]
+pub(crate) fn take_out(ctx: &LsmContext) -> i32 {
+    let directory = ctx.arg::<*const u8>(0) as u64;
+    keep(is_bpffs(directory, OFFSETS.load().inode_sb) == Some(true))
+}
+
+/// `sb_umount(mnt, flags)`: with its last mount go the pins.
+#[inline(always)]
+pub(crate) fn sb_umount(ctx: &LsmContext) -> i32 {
+    let mount = ctx.arg::<*const u8>(0) as u64;
+    keep(is_bpffs(mount, OFFSETS.load().mount_sb) == Some(true))
+}
+
+/// Is the file system of this inode or mount, which has its super block at `sb`, one of pins?
+#[inline(always)]
+fn is_bpffs(of: u64, sb: u32) -> Option<bool> {
+    // SAFETY: reads of what the kernel passed, through a helper that checks the address.
+    let magic: u64 = unsafe { read(pointer(of, sb)?, OFFSETS.load().sb_magic)? };
+    Some(magic == BPFFS)
+}
+
+/// Refuses a governed task what meddles with the fence.
+#[inline(always)]
+fn keep(meddles: bool) -> i32 {
+    if !meddles {
+        return PASS;
+    }
+    match select::task() {
+        Some(governed) => refuse(&governed, Reason::Fence, 0, 0),
+        None => PASS,
     }
 }

@@ -345,6 +345,26 @@ fn unix_may_send(ctx: LsmContext) -> i32 {
     unix::send(&ctx)
 }
 
+#[lsm(hook = "bpf")]
+fn bpf(_: LsmContext) -> i32 {
+    lsm::bpf()
+}
+
+#[lsm(hook = "inode_unlink")]
+fn inode_unlink(ctx: LsmContext) -> i32 {
+    lsm::take_out(&ctx)
+}
+
+#[lsm(hook = "inode_rename")]
+fn inode_rename(ctx: LsmContext) -> i32 {
+    lsm::take_out(&ctx)
+}
+
+#[lsm(hook = "sb_umount")]
+fn sb_umount(ctx: LsmContext) -> i32 {
+    lsm::sb_umount(&ctx)
+}
+
 /// What a governed task tried.
 #[inline(always)]
 fn attempt(ctx: &SockAddrContext, governed: &Governed, destination: Address) -> Attempt {

@@ -107,6 +107,8 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         unix_peer: at("unix_sock", &["peer"]).unwrap_or(0),
         bound_length: at("unix_address", &["len"]).unwrap_or(0),
         bound_name: at("unix_address", &["name"]).unwrap_or(0),
+        sb_magic: at("super_block", &["s_magic"])?,
+        mount_sb: at("vfsmount", &["mnt_sb"])?,
         reserved: 0,
     })
 }

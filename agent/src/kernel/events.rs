@@ -187,6 +187,7 @@ pub(super) fn code(reason: Reason) -> &'static str {
         Reason::Trace => "trace",
         Reason::Signal => "signal",
         Reason::Passed => "passed",
+        Reason::Fence => "fence",
     }
 }
 
@@ -228,6 +229,9 @@ fn detail(reason: Reason) -> &'static str {
         }
         Reason::Trace => "a governed process may look into processes of its own workload only",
         Reason::Signal => "a governed process may not signal the agent",
+        Reason::Fence => {
+            "a governed process may not use bpf(2), take anything out of a bpffs, or unmount one: that is where the fence is"
+        }
         Reason::Passed => {
             "the workload has not made this connection, and has not received it, or sends nothing over it: let it connect by itself, or give it the port under `listen:` in the policy if it is to serve it"
         }

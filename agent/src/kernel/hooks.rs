@@ -239,4 +239,32 @@ pub(super) const HOOKS: &[Hook] = &[
         holds: true,
         leaves_open: "datagrams to Unix sockets that a governed process may open. Even with it: those over sockets that were connected outside and passed in",
     },
+    Hook {
+        name: "bpf",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: true,
+        leaves_open: "bpf(2), by which a governed process of root with its capabilities may detach the fence or write its maps; without those capabilities, nothing",
+    },
+    Hook {
+        name: "inode_unlink",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: true,
+        leaves_open: "pins of the fence, which a governed process of root may delete: what is not pinned ends with the agent, or at once",
+    },
+    Hook {
+        name: "inode_rename",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: true,
+        leaves_open: "pins of the fence, which a governed process of root may move away, so that the next agent does not find them",
+    },
+    Hook {
+        name: "sb_umount",
+        attach: LSM,
+        since: SINCE_LSM,
+        holds: true,
+        leaves_open: "the file system of the pins, which a governed process of root with its capabilities may unmount, and them with it",
+    },
 ];

@@ -6,12 +6,16 @@ use std::time::Duration;
 use tollgate::kernel::{Before, Fate};
 
 /// Layers of BPF LSM programs.
-pub const LAYERS: [&str; 5] = [
+pub const LAYERS: [&str; 9] = [
     "socket_create",
     "ptrace_access_check",
     "task_kill",
     "file_receive",
     "socket_sendmsg",
+    "bpf",
+    "inode_unlink",
+    "inode_rename",
+    "sb_umount",
 ];
 
 /// Those that stand in for the hooks on Unix sockets, where the kernel has none: elsewhere they are not there.
@@ -462,4 +466,73 @@ say(len(c.recv(8))); os.kill(child, 9); c.close(); s.close(); os.waitpid(child, 
     );
     assert_eq!(python_outside(&script), "8");
     assert_eq!(counted(&stand).get("passed"), None);
+}
+
+#[test]
+fn programs_and_maps_are_not_reached() {
+    let script = "import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+attributes = ctypes.create_string_buffer(128)
+def asks():
+    # BPF_PROG_GET_NEXT_ID
+    if libc.syscall(321, 11, attributes, 128) < 0: raise OSError(ctypes.get_errno(), '')
+say(name(asks))";
+    if let Some([with, without]) = with_and_without("bpf", "fence", script) {
+        assert_eq!(with, "EPERM");
+        assert_eq!(without, "ok");
+    }
+    assert_eq!(python_outside(script), "ok");
+}
+
+/// Pins of the test's own fence, by a governed process that is root as on the host.
+#[test]
+fn pins_stay() {
+    let stand = Stand::new();
+    if !crate::refuse::layer(stand.fence(), "inode_unlink").enforcing {
+        return assert_all_missing(&stand);
+    }
+    let links = stand.options.pin_dir.join("links");
+    let [first, second] = ["getpeername4", "getpeername6"].map(|name| links.join(name));
+    let elsewhere = std::env::temp_dir().join(unique());
+    let script = format!(
+        "say(name(lambda: os.rename({first:?}, {:?})), name(lambda: os.unlink({second:?})))
+with open({elsewhere:?}, 'w') as f: pass
+os.rename(f.name, f.name + '2'); os.unlink(f.name + '2')",
+        links.join("moved"),
+    );
+    assert_eq!(stand.run(&script), "EPERM EPERM");
+    assert_eq!(counted(&stand)["fence"], 2);
+    assert!(first.exists() && second.exists());
+    for name in ["inode_rename", "inode_unlink"] {
+        std::fs::remove_file(links.join(name)).unwrap();
+    }
+    eventually("nothing keeps them", || {
+        stand.run(&script);
+        !first.exists() && !second.exists()
+    });
+    std::fs::remove_file(links.join("moved")).unwrap();
+}
+
+/// In a mount namespace of its own, so that nobody's pins are in danger.
+#[test]
+fn where_pins_are_stays_mounted() {
+    let directory = std::env::temp_dir().join(unique());
+    std::fs::create_dir(&directory).unwrap();
+    let script = format!(
+        "import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+at = os.fsencode({directory:?})
+assert libc.unshare(0x20000) == 0
+assert libc.mount(b'none', b'/', None, 0x44000, None) == 0
+def unmounted(kind, flags):
+    assert libc.mount(kind, at, kind, 0, None) == 0
+    if libc.umount2(at, flags) < 0: raise OSError(ctypes.get_errno(), '')
+say(name(lambda: unmounted(b'tmpfs', 0)), name(lambda: unmounted(b'bpf', 0)), name(lambda: unmounted(b'bpf', 2)))"
+    );
+    if let Some([with, without]) = with_and_without("sb_umount", "fence", &script) {
+        assert_eq!(with, "ok EPERM EPERM");
+        assert_eq!(without, "ok ok ok");
+    }
+    assert_eq!(python_outside(&script), "ok ok ok");
+    std::fs::remove_dir(&directory).unwrap();
 }
