@@ -112,7 +112,7 @@ impl Enrolments {
         let was = |cgroup: &str| was(cgroup).filter(|name| known.clone().any(|k| k == name));
         let containers = Arc::clone(&self.containers);
         let contained = containers.settle(&self.fence, policy, &found.directories, &taken, was);
-        found.matches.extend(contained);
+        found.matches.extend(contained.matches.iter().cloned());
         if found.truncated {
             tracing::error!(
                 "too many cgroups to look at all of them: workloads beyond the bound are not governed"
@@ -121,8 +121,11 @@ impl Enrolments {
         for wanted in found.matches.iter().filter(|m| !is_run(&m.cgroup)) {
             self.govern(wanted);
         }
-        self.newly
-            .extend(self.rules.settle(&self.fence, &found.directories));
+        self.newly.extend(
+            self.rules
+                .settle(&self.fence, &found.directories, &contained.known),
+        );
+        Containers::let_go(&self.fence, &contained, &found.directories);
         let stays = |cgroup: &String| found.matches.iter().any(|m| m.cgroup == *cgroup);
         let gone: Vec<String> = self
             .selected

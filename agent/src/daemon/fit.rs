@@ -43,15 +43,6 @@ const INTERPRETERS: [&str; 12] = [
 ];
 
 fn remark(selector: &Selector, combined: usize) -> Option<(Severity, String, &'static str)> {
-    if selector.container.is_some() && has_process(selector) {
-        let message =
-            "a container is recognised as a whole, not with `user`, `exe` or `sha256`".to_owned();
-        return Some((
-            Severity::Error,
-            message,
-            "leave them out, or name the container's `cgroup` instead",
-        ));
-    }
     if combined > CONDITIONS {
         let message = format!(
             "more than {CONDITIONS} conditions on cgroups stand beside `user`, `exe` or `sha256`"
@@ -99,11 +90,6 @@ mod tests {
     fn what_cannot_be_held_or_is_too_wide_is_told_with_its_place() {
         for (condition, severity, told) in [
             (
-                "{ container: image-1, user: intern }",
-                Severity::Error,
-                "as a whole",
-            ),
-            (
                 "[{ unit: a.service }, { user: root }]",
                 Severity::Error,
                 "administration",
@@ -126,6 +112,7 @@ mod tests {
         for good in [
             "{ unit: a.service, cgroup: /a }",
             "{ container: image-1 }",
+            "{ container: image-1, user: intern }",
             "{ user: intern, cgroup: /a }",
             "{ user: root, exe: /usr/bin/python3.11 }",
             "{ exe: /usr/bin/curl }",

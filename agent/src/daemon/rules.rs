@@ -1,5 +1,6 @@
 //! Rules for who is in no governed cgroup: kept true to the policy, to the host's users and to the files that
 //! executables are; processes that ran before a rule are enrolled.
+use super::containers::Container;
 use super::executables::{self, Executables};
 use super::selectors::Selectors;
 use super::users::Database;
@@ -19,6 +20,8 @@ pub(super) struct Rules {
     users: Database,
     executables: Executables,
     told: Option<Recognition>,
+    /// Containers that are known, by their cgroups.
+    contained: HashMap<String, Container>,
     /// Conditions that cgroups fulfil, as the hooks were told.
     fulfilled: Option<HashMap<String, u64>>,
     /// What the hooks are told is to be made again.
@@ -74,7 +77,16 @@ impl Rules {
 
     /// Says which conditions each cgroup fulfils, and enrols the processes that a rule recognises. Returns who became
     /// governed by that.
-    pub(super) fn settle(&mut self, fence: &Fence, directories: &[PathBuf]) -> Vec<u32> {
+    pub(super) fn settle(
+        &mut self,
+        fence: &Fence,
+        directories: &[PathBuf],
+        contained: &HashMap<String, Container>,
+    ) -> Vec<u32> {
+        if self.contained != *contained {
+            self.contained.clone_from(contained);
+            self.scan = true;
+        }
         let root = fence.cgroup_root();
         // What an earlier agent said by another policy must not stay.
         let known = self.fulfilled.take();
@@ -85,7 +97,7 @@ impl Rules {
                 continue;
             };
             let cgroup = format!("/{}", below.display());
-            let wanted = self.selectors.fulfilled(&cgroup);
+            let wanted = self.fulfilled(&cgroup);
             let told = known.remove(&cgroup).unwrap_or_default();
             if wanted == 0 && told == 0 {
                 continue;
@@ -203,7 +215,12 @@ impl Rules {
             .find_map(|line| line.strip_prefix("0::"))
             .unwrap_or_default();
         let above = Path::new(own).ancestors().filter_map(Path::to_str);
-        above.fold(0, |all, cgroup| all | self.selectors.fulfilled(cgroup))
+        above.fold(0, |all, cgroup| all | self.fulfilled(cgroup))
+    }
+
+    /// Conditions that a cgroup itself fulfils, as a container or by its path.
+    fn fulfilled(&self, cgroup: &str) -> u64 {
+        self.selectors.fulfilled(cgroup, self.contained.get(cgroup))
     }
 
     /// The digest of what a process runs, where it was taken.

@@ -1,5 +1,6 @@
 //! From a policy's selectors to what the kernel half recognises by: paths of cgroups, and cases of user, executable
 //! and cgroup together.
+use super::containers::Container;
 use super::executables::Wants;
 use super::users::Database;
 use crate::kernel::{Case, CgroupPath, Recognition, Runs};
@@ -119,10 +120,14 @@ impl Selectors {
         told
     }
 
-    /// Conditions that a cgroup itself fulfils.
-    pub(super) fn fulfilled(&self, cgroup: &str) -> u64 {
+    /// Conditions that a cgroup itself fulfils; `container`: what is known of it, where it is one's.
+    pub(super) fn fulfilled(&self, cgroup: &str, container: Option<&Container>) -> u64 {
         let bits = (0..).zip(&self.conditions);
-        bits.filter(|(_, condition)| super::cgroups::selects(condition, cgroup))
+        let holds = |condition: &Selector| {
+            super::cgroups::selects(condition, cgroup)
+                || container.is_some_and(|one| one.is_selected(condition, cgroup))
+        };
+        bits.filter(|(_, condition)| holds(condition))
             .fold(0, |all, (bit, _)| all | 1_u64.wrapping_shl(bit))
     }
 
@@ -340,8 +345,8 @@ mod tests {
             (first.condition, first.workload.as_deref()),
             (Some(0), None)
         );
-        assert_eq!(selectors.fulfilled("/x/y"), 1);
-        assert_eq!(selectors.fulfilled("/y"), 0);
+        assert_eq!(selectors.fulfilled("/x/y", None), 1);
+        assert_eq!(selectors.fulfilled("/y", None), 0);
         assert_eq!(selectors.process(0, &[], 1, &users), Some((0, "a")));
         assert_eq!(selectors.process(0, &[], 0, &users), None);
         assert_eq!(selectors.process(5, &[0], 0, &users), Some((1, "b")));

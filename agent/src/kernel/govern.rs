@@ -188,7 +188,15 @@ impl Fence {
     }
 
     pub(super) fn release_subtree(&self, id: u64) -> Result<(), Error> {
-        removed(self.maps.write().governed.remove(&id), "GOVERNED")
+        let mut writers = self.maps.write();
+        let old = writers.governed.get(&id, 0).unwrap_or_default();
+        if old.conditions == 0 {
+            return removed(writers.governed.remove(&id), "GOVERNED");
+        }
+        // What it fulfils stays true: rules on its processes ask for it.
+        let left = Subtree { workload: 0, ..old };
+        let inserted = writers.governed.insert(id, left, 0);
+        inserted.map_err(write("GOVERNED"))
     }
 
     pub(super) fn all_governed(&self) -> Vec<Governed> {

@@ -111,8 +111,13 @@ impl Boxes {
     /// Connects from within a cgroup, which is made and entered at once: the agent's status, 0 where the canary was
     /// reached, or 7 where it was refused.
     fn connect(&self, cgroup: &Path) -> u32 {
+        self.connect_as(0, cgroup)
+    }
+
+    /// The same as this user.
+    fn connect_as(&self, user: u32, cgroup: &Path) -> u32 {
         let script = format!(
-            "mkdir -p {0}; echo $$ > {0}/cgroup.procs && exec curl -s -m 2 -o /dev/null -w '%{{http_code}}' http://{1}/",
+            "mkdir -p {0}; echo $$ > {0}/cgroup.procs && exec setpriv --reuid={user} curl -s -m 2 -o /dev/null -w '%{{http_code}}' http://{1}/",
             cgroup.display(),
             self.canary.local_addr().unwrap()
         );
@@ -166,6 +171,54 @@ impl Drop for Boxes {
 const REACHED: u32 = 0;
 const REFUSED: u32 = 7;
 const GOVERNED: u32 = 403;
+
+#[test]
+fn a_container_may_be_one_condition_of_several() {
+    let mut boxes = Boxes::new();
+    let more = "workloads:\n  people: { match: [{ container: other, user: \"65534\" }, { container: \"registry.example/app:*\", user: \"65534\", exe: /usr/bin/curl }] }\n";
+    boxes
+        .place
+        .write_policy(&POLICY.replace("workloads:\n", more));
+    boxes.place.start();
+    for of in [OTHER, IMAGE] {
+        let cgroup = boxes.cgroup(of);
+        let mut seen = Vec::new();
+        let done = eventually(START, || {
+            seen.push(boxes.connect_as(65534, &cgroup));
+            (seen.last() == Some(&GOVERNED)).then_some(())
+        });
+        // Made and entered at once, and never out.
+        assert!(done.is_some() && !seen.contains(&REACHED), "{of}: {seen:?}");
+        // Whom the other condition does not name is nobody's, in it or outside.
+        assert_eq!(boxes.connect_as(0, &cgroup), REACHED, "{of}");
+        assert_eq!(boxes.connect_as(65534, &cgroup), GOVERNED, "{of}");
+    }
+    let elsewhere = boxes.parent.join("plain");
+    assert_eq!(boxes.connect_as(65534, &elsewhere), REACHED);
+    // Another program of that user's is the one container's, and not the other's.
+    let speaks = |of| {
+        let script = format!(
+            "echo $$ > {}/cgroup.procs && exec setpriv --reuid=65534 /usr/bin/python3 -c 'import socket, sys; s = socket.create_connection(sys.argv[1].split(\":\")); s.sendall(b\"GET / HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n\"); s.settimeout(1); s.recv(9)' {}",
+            boxes.cgroup(of).display(),
+            boxes.canary.local_addr().unwrap()
+        );
+        let _ = Command::new("sh")
+            .args(["-c", &script])
+            .stderr(Stdio::null())
+            .status();
+        boxes.canary.accept().is_ok()
+    };
+    assert!(!speaks(OTHER));
+    // Refused until the agent has looked at what runs.
+    assert!(eventually(START, || speaks(IMAGE).then_some(())).is_some());
+    // A container that the policy looks at no more.
+    boxes.place.write_policy(POLICY);
+    assert_eq!(boxes.place.output(&["reload"]).status.code(), Some(0));
+    let free = eventually(START, || {
+        (boxes.connect_as(65534, &boxes.cgroup(OTHER)) == REACHED).then_some(())
+    });
+    assert!(free.is_some());
+}
 
 #[test]
 fn containers_are_whose_their_engine_says_and_refused_until_it_does() {

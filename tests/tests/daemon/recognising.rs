@@ -161,9 +161,11 @@ fn a_new_cgroup_is_governed_from_its_birth_on() {
 fn listed(place: &Place) -> String {
     use std::io::{Read, Write};
     let mut asked = std::os::unix::net::UnixStream::connect(place.path("run/admin.sock")).unwrap();
-    asked
-        .write_all(b"{\"v\":2,\"request\":{\"do\":\"workloads\"}}\n")
-        .unwrap();
+    let question = format!(
+        "{{\"v\":{},\"request\":{{\"do\":\"workloads\"}}}}\n",
+        tollgate::daemon::admin::wire::VERSION
+    );
+    asked.write_all(question.as_bytes()).unwrap();
     let mut told = String::new();
     asked.read_to_string(&mut told).unwrap();
     told

@@ -4,6 +4,7 @@ mod ask;
 
 use super::agent::lock;
 use super::cgroups::{self, Match};
+use super::selectors::has_process;
 use crate::kernel::{Fence, UNSETTLED_NAME};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -37,6 +38,18 @@ enum State {
     Asked,
     Found(Container),
     Lost { why: String, at: Instant },
+}
+
+/// What the policy says of the containers that there are.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// Those that are a workload's as a whole.
+    pub(super) matches: Vec<Match>,
+    /// All that are known, by their cgroups: a rule on processes may ask for them too.
+    pub(super) known: HashMap<String, Container>,
+    /// Cgroups that are not to be let go of; `None`: there is nothing to let go of.
+    stay: Option<HashSet<String>>,
+    looks: bool,
 }
 
 /// What is known of containers.
@@ -105,7 +118,7 @@ impl Containers {
     }
 
     /// What the containers among `directories` are by the policy. One that is not known yet stays what it was, or is
-    /// refused. `taken`: cgroups that the policy names itself; `was`: whose each is now.
+    /// refused; none is let go of before [`Self::let_go`]. `taken`: cgroups that the policy names itself; `was`: whose each is now.
     pub(super) fn settle(
         &self,
         fence: &Fence,
@@ -113,10 +126,11 @@ impl Containers {
         directories: &[PathBuf],
         taken: &HashSet<String>,
         was: impl Fn(&str) -> Option<String>,
-    ) -> Vec<Match> {
+    ) -> Settled {
         let all = policy.workloads().iter().flat_map(|w| &w.selectors);
         let looks = all.clone().any(|selector| selector.container.is_some());
-        let (mut matches, mut refused, mut ids) = (Vec::new(), BTreeMap::new(), HashSet::new());
+        let (mut settled, mut refused, mut ids) =
+            (Settled::default(), BTreeMap::new(), HashSet::new());
         for directory in directories.iter().filter(|_| looks) {
             let Some((cgroup, id)) = container(fence.cgroup_root(), directory) else {
                 continue;
@@ -130,7 +144,11 @@ impl Containers {
             }
             ids.insert(id.to_owned());
             let workload = match self.state(id) {
-                State::Found(container) => workload_of(policy, &cgroup, &container),
+                State::Found(container) => {
+                    let workload = workload_of(policy, &cgroup, &container);
+                    settled.known.insert(cgroup.clone(), container);
+                    workload
+                }
                 state => {
                     let why = match state {
                         State::Lost { why, .. } => why,
@@ -144,7 +162,7 @@ impl Containers {
                     known
                 }
             };
-            matches.extend(workload.map(|workload| Match {
+            settled.matches.extend(workload.map(|workload| Match {
                 inode: meta.ino(),
                 cgroup,
                 workload,
@@ -152,13 +170,22 @@ impl Containers {
         }
         lock(&self.states).retain(|id, _| ids.contains(id));
         if looks || self.looked.load(Ordering::Relaxed) {
-            let settled = matches.iter().map(|m| &m.cgroup);
-            let stay = settled.chain(refused.keys()).chain(taken).collect();
-            release_others(fence, looks.then_some(directories), &stay);
+            let whole = settled.matches.iter().map(|m| &m.cgroup);
+            let stay = whole.chain(refused.keys()).chain(taken);
+            settled.stay = Some(stay.cloned().collect());
+            settled.looks = looks;
             self.looked.store(looks, Ordering::Relaxed);
             self.tell(refused);
         }
-        matches
+        settled
+    }
+
+    /// Lets go of what hooks hold and is known by now to be nobody's, or only looked like a container: once the hooks know
+    /// by which rules its processes may be somebody's.
+    pub(super) fn let_go(fence: &Fence, settled: &Settled, directories: &[PathBuf]) {
+        if let Some(stay) = &settled.stay {
+            release_others(fence, settled.looks.then_some(directories), stay);
+        }
     }
 
     fn tell(&self, refused: BTreeMap<String, String>) {
@@ -195,9 +222,8 @@ fn keep(states: &Mutex<HashMap<String, State>>, id: String, state: State) {
     lock(states).insert(id, state);
 }
 
-/// Lets go of what hooks hold and is known by now to be nobody's, or only looked like a container. What was made after the
-/// walk that found `directories` is not.
-fn release_others(fence: &Fence, directories: Option<&[PathBuf]>, stay: &HashSet<&String>) {
+/// What was made after the walk that found `directories` is not let go of.
+fn release_others(fence: &Fence, directories: Option<&[PathBuf]>, stay: &HashSet<String>) {
     let root = fence.cgroup_root();
     let walked: Option<HashSet<&Path>> =
         directories.map(|all| all.iter().map(PathBuf::as_path).collect());
@@ -244,26 +270,28 @@ fn id_of(name: &str) -> Option<&str> {
     (is_id && is_engine).then_some(id)
 }
 
-/// The first workload, by name, that has a selector for this container.
+/// The first workload, by name, that has a selector for this container as a whole.
 fn workload_of(policy: &Policy, cgroup: &str, container: &Container) -> Option<String> {
     let mut all = policy.workloads().iter();
-    let holds = |selector: &Selector| {
-        let rest = Selector {
-            container: None,
-            ..selector.clone()
-        };
-        let in_cgroup = rest.unit.is_none() && rest.cgroup.is_none();
-        selector
-            .container
-            .as_deref()
-            .is_some_and(|pattern| container.fits(pattern))
-            && (in_cgroup || cgroups::selects(&rest, cgroup))
-    };
+    let holds =
+        |selector: &Selector| !has_process(selector) && container.is_selected(selector, cgroup);
     let found = all.find(|workload| workload.selectors.iter().any(holds));
     found.map(|workload| workload.name.clone())
 }
 
 impl Container {
+    /// Does a selector mean this container, which has this cgroup, whatever it says of processes?
+    pub(super) fn is_selected(&self, selector: &Selector, cgroup: &str) -> bool {
+        let rest = Selector {
+            container: None,
+            ..selector.clone()
+        };
+        let in_cgroup = rest.unit.is_none() && rest.cgroup.is_none();
+        let pattern = selector.container.as_deref();
+        pattern.is_some_and(|pattern| self.fits(pattern))
+            && (in_cgroup || cgroups::selects(&rest, cgroup))
+    }
+
     /// With a `/`, `:` or `@` it is an image that is meant, else a name.
     fn fits(&self, pattern: &str) -> bool {
         let text = match pattern.contains(['/', ':', '@']) {
