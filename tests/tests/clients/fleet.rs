@@ -25,7 +25,7 @@ pub(crate) struct Client {
 pub(crate) enum Credential {
     /// The agent puts it in.
     Injected,
-    /// The client signs by itself, and its signature must arrive as it was made.
+    /// The agent signs, with keys that the client does not have; the server verifies it.
     Signed,
 }
 

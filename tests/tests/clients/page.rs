@@ -54,8 +54,8 @@ certificate. Each was run as an ordinary user under `tollgate run`, against real
 Debian 12's.
 
 - **allowed**: the call passes, and gives what it gives without Tollgate.
-- **credential**: *put in* — the program has none, and every request arrived with the real one. *its own* — the program signs
-  its requests itself (`credential: client`), and the server verified the signature: nothing signed was changed on the way.
+- **credential**: *put in* — the program has none, and every request arrived with the real one. *signed* — the program
+  signed with keys that are worth nothing, the agent anew with the real ones, and the server verified that.
 - **refused**: what the program itself shows of a refusal. *why* — what was missing, and what to do or the command that tells;
   *no* — at most that it was a 403.
 
@@ -68,7 +68,7 @@ fn page(shown: &[Shown<'_>], trouble: &[Trouble]) -> String {
     for one in shown {
         let credential = match one.client.credential {
             Credential::Injected => "put in",
-            Credential::Signed => "its own",
+            Credential::Signed => "signed",
         };
         let shows = match one.shows() {
             Shows::Why => "why",
