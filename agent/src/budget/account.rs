@@ -158,6 +158,8 @@ impl Account {
                 self.changed(&cell);
                 self.warn(&cell, before.saturating_add(amount), limit);
                 let account = Arc::clone(self);
+                // What an integer has no room for was not added, and is not to be given back.
+                let amount = before.saturating_add(amount).saturating_sub(before);
                 Ok(Reservation {
                     account,
                     cell,

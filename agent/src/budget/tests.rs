@@ -108,6 +108,19 @@ fn a_reservation_is_given_back_settled_or_spent_where_it_was_taken() {
 }
 
 #[test]
+fn what_an_integer_has_no_room_for_is_not_given_back() {
+    let place = Place::new();
+    let account = account(&place.open(NOON), NOON);
+    account.reserve(9, Some(10), NOON).unwrap().keep();
+    // Observed calls that ask for no end of tokens share the account.
+    let many: Vec<_> = (0..300)
+        .map(|_| account.reserve(u64::MAX, None, NOON).unwrap())
+        .collect();
+    drop(many);
+    assert_eq!(account.state(NOON).1, 9);
+}
+
+#[test]
 fn bytes_take_what_is_left_and_no_more() {
     let place = Place::new();
     let account = account(&place.open(NOON), NOON);
