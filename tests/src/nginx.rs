@@ -34,6 +34,8 @@ pub struct Request {
     pub cookie: String,
     /// `https` or `http`.
     pub scheme: String,
+    /// Bytes of the answer: head and body.
+    pub bytes_sent: u64,
 }
 
 /// The running server.
@@ -155,7 +157,7 @@ http {{
 {temporary}
     log_format story escape=json '{{"host":"$host","method":"$request_method","target":"$request_uri",'
         '"protocol":"$server_protocol","status":$status,"request_length":$request_length,'
-        '"authorization":"$http_authorization","cookie":"$http_cookie","scheme":"$scheme"}}';
+        '"authorization":"$http_authorization","cookie":"$http_cookie","scheme":"$scheme","bytes_sent":$bytes_sent}}';
     access_log {at}/access.log story;
     default_type application/json;
     keepalive_requests 100000000;
@@ -165,7 +167,8 @@ http {{
     server {{
         listen 80 default_server;
         listen [::]:80 default_server;
-        return 200 '{{"served":"in clear"}}\n';
+        location = /open/export {{ alias {at}/big; }}
+        location / {{ return 200 '{{"served":"in clear"}}\n'; }}
     }}
 }}
 "#

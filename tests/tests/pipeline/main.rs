@@ -11,6 +11,7 @@ mod again;
 mod aws;
 mod budgets;
 mod container;
+mod counted;
 mod echoes;
 mod edited;
 mod identity;
