@@ -131,8 +131,10 @@ pub(super) async fn charge(
             return Ok(held);
         }
     };
-    let call = meter.call(&asked.parsed.target().path, body);
-    charging.call(meter, &call, tracker)?;
+    match meter.call(&asked.parsed.target().path, body) {
+        Ok(call) => charging.call(meter, &call, tracker)?,
+        Err(why) => charging.unmetered(why, tracker)?,
+    }
     charging.done(tracker);
     Ok(held)
 }

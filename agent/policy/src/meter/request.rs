@@ -2,10 +2,32 @@
 use super::{MAX_OUTPUT, Most};
 use crate::body::strict_json;
 use crate::budget::{Meter, Price};
+use crate::fold;
 use serde_json::{Map, Value};
 
 /// Answers to one request, where how many cannot be read: more than any provider gives.
-const MANY: u64 = 128;
+const MANY: u64 = 1 << 20;
+/// What is looked for in a request. Some readers take these in any case, and others do not.
+const NAMES: [&str; 18] = [
+    "background",
+    "best_of",
+    "candidateCount",
+    "candidate_count",
+    "fallbacks",
+    "generationConfig",
+    "generation_config",
+    "input",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tokens",
+    "max_tokens_to_sample",
+    "maxOutputTokens",
+    "messages",
+    "model",
+    "models",
+    "n",
+    "prompt",
+];
 /// Bytes of a model's name at most.
 const NAME: usize = 256;
 
@@ -49,23 +71,51 @@ impl Meter {
     }
 
     /// What a request asks for. `path` is canonical, `body` is what is sent.
-    pub fn call(self, path: &str, body: &[u8]) -> Call {
-        let read = strict_json(body).ok();
-        let request = read.as_ref().and_then(Value::as_object);
+    ///
+    /// # Errors
+    /// Why that cannot be told, though a provider may well answer.
+    pub fn call(self, path: &str, body: &[u8]) -> Result<Call, &'static str> {
+        if self.answers_later(path) {
+            return Err(LATER);
+        }
+        let read = match strict_json(body) {
+            Err(_) if may_be_json(body) => return Err(AMBIGUOUS),
+            read => read.ok(),
+        };
         let bytes = body.len() as u64;
-        let Some(request) = request else {
-            return Call {
+        let Some(request) = read.as_ref().and_then(Value::as_object) else {
+            return Ok(Call {
                 model: None,
                 bytes,
                 output: None,
                 answers: 1,
-            };
+            });
         };
-        Call {
+        if misspelt(request) || configs(request).any(misspelt) {
+            return Err(AMBIGUOUS);
+        }
+        let later = given(request, "background");
+        if later.is_some_and(|later| *later != Value::Bool(false)) {
+            return Err(LATER);
+        }
+        Ok(Call {
             model: self.model(path, request),
             bytes,
             output: self.output(request),
             answers: answers(request),
+        })
+    }
+
+    /// Whether many calls are left there, to be answered some time.
+    fn answers_later(self, path: &str) -> bool {
+        let mut segments = path.rsplit('/').filter(|segment| !segment.is_empty());
+        let last = segments.next().unwrap_or_default();
+        match self {
+            Self::OpenAi | Self::Anthropic => last.eq_ignore_ascii_case("batches"),
+            Self::Gemini => gemini(path).is_some_and(|(_, verb)| {
+                let verb = verb.to_ascii_lowercase();
+                verb.contains("batch") && verb != "batchembedcontents"
+            }),
         }
     }
 
@@ -112,16 +162,40 @@ impl Meter {
     }
 }
 
+/// What is answered later is told to nobody who asked.
+const LATER: &str = "it is answered later, which is not counted";
+const AMBIGUOUS: &str = "its JSON can be read in more than one way";
+
+/// Whether a reader that is less strict might take it for an object, also in another encoding.
+fn may_be_json(body: &[u8]) -> bool {
+    let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
+    matches!(first, Some(b'{' | 0 | 0xEF | 0xFE | 0xFF))
+}
+
+/// Whether a name that is looked for stands there in another case.
+fn misspelt(object: &Map<String, Value>) -> bool {
+    object
+        .keys()
+        .any(|key| !NAMES.contains(&key.as_str()) && NAMES.iter().any(|name| fold::same(key, name)))
+}
+
+/// Where Gemini's limits stand.
+fn configs(request: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Value>> {
+    let names = ["generationConfig", "generation_config"];
+    let each = names.into_iter().filter_map(|name| given(request, name));
+    each.filter_map(Value::as_object)
+}
+
 /// A member that is there and not null.
 fn given<'v>(object: &'v Map<String, Value>, name: &str) -> Option<&'v Value> {
     object.get(name).filter(|value| !value.is_null())
 }
 
-/// The largest of the limits that are there; `None` where there is none, or one that is no whole number.
+/// The largest of the limits that are there; `None` where there is none, or one that is no whole number. Zero is no limit to some.
 fn largest(object: &Map<String, Value>, limits: &[&str]) -> Option<u64> {
     let mut most = None;
     for limit in limits.iter().filter_map(|name| given(object, name)) {
-        most = most.max(Some(limit.as_u64()?));
+        most = most.max(Some(limit.as_u64().filter(|limit| *limit > 0)?));
     }
     most
 }
@@ -148,11 +222,9 @@ fn answers(request: &Map<String, Value>) -> u64 {
     for name in ["n", "best_of"] {
         most = most.max(given(request, name).map_or(1, count));
     }
-    for name in ["generationConfig", "generation_config"] {
-        let config = given(request, name).and_then(Value::as_object);
+    for config in configs(request) {
         for name in ["candidateCount", "candidate_count"] {
-            let count = config.and_then(|config| given(config, name)).map(count);
-            most = most.max(count.unwrap_or(1));
+            most = most.max(given(config, name).map_or(1, count));
         }
     }
     // Each of many prompts is answered. Numbers are the tokens of one.
@@ -165,10 +237,11 @@ fn answers(request: &Map<String, Value>) -> u64 {
     most.saturating_mul(prompts.max(1))
 }
 
-/// `/openai/deployments/NAME/…`
+/// `/openai/deployments/NAME/…`, or `/v1/engines/NAME/…`. Azure takes paths in any case.
 fn deployment(path: &str) -> Option<&str> {
+    let names = ["deployments", "engines"];
     let mut segments = path.split('/');
-    segments.find(|segment| *segment == "deployments")?;
+    segments.find(|segment| names.iter().any(|name| name.eq_ignore_ascii_case(segment)))?;
     segments.next()
 }
 

@@ -1,10 +1,11 @@
 //! What is asked and what is answered, in the words of each provider.
+#![allow(clippy::unwrap_used)]
 use super::*;
 use crate::budget::Meter;
 use proptest::prelude::*;
 
 fn call(meter: Meter, path: &str, body: &str) -> (Option<String>, Option<u64>, u64) {
-    let call = meter.call(path, body.as_bytes());
+    let call = meter.call(path, body.as_bytes()).unwrap();
     assert_eq!(call.bytes, body.len() as u64);
     (call.model, call.output, call.answers)
 }
@@ -69,7 +70,7 @@ fn what_a_request_asks_for() {
             r#"{"model":"m","messages":[],"max_tokens":1.5,"n":"2"}"#,
             Some("m"),
             None,
-            128,
+            1 << 20,
         ),
         (
             Meter::OpenAi,
@@ -112,19 +113,12 @@ fn what_a_request_asks_for() {
             None,
             1,
         ),
+        // Zero is no limit to some.
         (
             Meter::OpenAi,
             chat,
-            r#"{"model":"m","Model":"n","messages":[],"max_tokens":1}"#,
-            None,
-            None,
-            1,
-        ),
-        (
-            Meter::OpenAi,
-            chat,
-            r#"{"model":"m","messages":[],"max_tokens":1,"MAX_TOKENS":9}"#,
-            None,
+            r#"{"model":"m","messages":[],"max_tokens":0}"#,
+            Some("m"),
             None,
             1,
         ),
@@ -133,6 +127,14 @@ fn what_a_request_asks_for() {
         (
             Meter::OpenAi,
             "/openai/deployments/dear/chat/completions",
+            r#"{"model":"cheap","messages":[]}"#,
+            Some("dear"),
+            None,
+            1,
+        ),
+        (
+            Meter::OpenAi,
+            "/openai/Deployments/dear/chat/completions",
             r#"{"model":"cheap","messages":[]}"#,
             Some("dear"),
             None,
@@ -170,19 +172,78 @@ fn what_a_request_asks_for() {
             None,
             1,
         ),
-        (
-            Meter::Gemini,
-            "/v1beta/models/g:batchGenerateContent",
-            "{}",
-            None,
-            None,
-            1,
-        ),
         (Meter::Gemini, "/v1beta/files", "{}", None, None, 1),
     ] {
         let expected = (model.map(str::to_owned), output, answers);
         assert_eq!(call(meter, path, body), expected, "{path} {body}");
     }
+}
+
+#[test]
+fn what_cannot_be_told_is_no_call() {
+    let chat = "/v1/chat/completions";
+    let gemini = "/v1beta/models/g:generateContent";
+    // UTF-16, which Python's reader takes as well.
+    let wide: Vec<u8> = r#"{"n":99}"#.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    for (meter, path, body) in [
+        (
+            Meter::OpenAi,
+            chat,
+            &br#"{"model":"m","messages":[],"n":1,"n":99}"#[..],
+        ),
+        (
+            Meter::OpenAi,
+            chat,
+            br#"{"model":"m","Model":"n","messages":[],"max_tokens":1}"#,
+        ),
+        (
+            Meter::OpenAi,
+            chat,
+            br#"{"messages":[],"n":99,"max_tokens":50000,"user":"\ud800"}"#,
+        ),
+        (
+            Meter::OpenAi,
+            chat,
+            br#"{"messages":[],"n":99,"seed":99999999999999999999}"#,
+        ),
+        (
+            Meter::OpenAi,
+            chat,
+            br#"{"messages":[],"max_tokens":1,"Max_Completion_Tokens":50000}"#,
+        ),
+        (Meter::OpenAi, chat, br#"{"messages":[],"N":99}"#),
+        (Meter::OpenAi, chat, wide.as_slice()),
+        (
+            Meter::Gemini,
+            gemini,
+            br#"{"generationConfig":{"maxOutputTokens":1,"CandidateCount":9}}"#,
+        ),
+        (
+            Meter::OpenAi,
+            "/v1/responses",
+            br#"{"model":"m","input":"","background":true}"#,
+        ),
+        (
+            Meter::OpenAi,
+            "/v1/batches",
+            br#"{"model":"m","input_file_id":"f"}"#,
+        ),
+        (
+            Meter::Anthropic,
+            "/v1/messages/batches/",
+            br#"{"requests":[]}"#,
+        ),
+        (
+            Meter::Gemini,
+            "/v1beta/models/g:batchGenerateContent",
+            b"{}",
+        ),
+    ] {
+        let text = String::from_utf8_lossy(body);
+        assert!(meter.call(path, body).is_err(), "{path} {text}");
+    }
+    let fine = br#"{"model":"m","input":"","background":false}"#;
+    assert!(Meter::OpenAi.call("/v1/responses", fine).is_ok());
 }
 
 #[test]
@@ -207,7 +268,9 @@ fn what_is_free() {
 
 #[test]
 fn what_it_may_cost_at_most() {
-    let call = Meter::OpenAi.call("/", br#"{"model":"m","messages":[],"n":2}"#);
+    let call = Meter::OpenAi
+        .call("/", br#"{"model":"m","messages":[],"n":2}"#)
+        .unwrap();
     let most = call.most(None);
     assert_eq!((most.input, most.output), (33, 2 * MAX_OUTPUT));
     let rates = Rates {
