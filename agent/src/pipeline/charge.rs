@@ -163,8 +163,18 @@ fn readable(parsed: &Parsed) -> Result<(), &'static str> {
     let mut codings = codings.filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
     match codings.next() {
         Some(_) => Err("its body is compressed"),
+        None if is_partial(parsed) => {
+            Err("it asks for some fields of the answer, which need not be those that tell")
+        }
         None => Ok(()),
     }
+}
+
+/// Whether it asks Google for chosen fields of the answer only.
+fn is_partial(parsed: &Parsed) -> bool {
+    let fields = |name: &str| name.trim_start_matches('$').eq_ignore_ascii_case("fields");
+    let target = parsed.target();
+    parsed.headers.contains_key("x-goog-fieldmask") || target.pairs().any(|pair| fields(&pair.name))
 }
 
 /// All of the body, as far as it is held.

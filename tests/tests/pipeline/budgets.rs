@@ -236,6 +236,10 @@ fn tokens_are_reserved_and_settled_by_what_the_answer_says() {
         let (_, data, _) = lab.exchange(&post("/a", body));
         assert!(data.contains("budget_unmetered"), "{data}");
     }
+    for target in ["/a?%24fields=usageMetadata.promptTokenCount", "/a?fields=x"] {
+        let (_, data, _) = lab.exchange(&post(target, SMALL));
+        assert!(data.contains("budget_unmetered"), "{data}");
+    }
     let huge = request("POST /a HTTP/1.1", "content-length: 16777217\r\n");
     let (status, data, _) = lab.exchange(&huge);
     assert_eq!(
