@@ -29,7 +29,7 @@ pub(super) struct Charge {
     /// How its answer is read, and what its model costs.
     meter: Option<(Meter, Option<Rates>)>,
     answer: Option<Box<Answer>>,
-    /// The upstream's status was that of a failure.
+    /// The upstream's status says that nothing was done.
     failed: bool,
     /// Something of it is on its way.
     pub(super) sent: bool,

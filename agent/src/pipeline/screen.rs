@@ -230,10 +230,16 @@ fn listen(parts: &Parts, tracker: &mut Tracker) {
     let media = media
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    let failed = parts.status.is_client_error() || parts.status.is_server_error();
     if let Some(charge) = tracker.charge() {
-        charge.listen(media, failed);
+        charge.listen(media, is_undone(parts.status));
     }
+}
+
+/// Whether a failure says that nothing was done. Somebody in between who lost the upstream, or no longer waited, does not
+/// know (408, 502, 504, 499 of nginx, 520 to 524 of Cloudflare).
+fn is_undone(status: StatusCode) -> bool {
+    let unknown = matches!(status.as_u16(), 408 | 499 | 502 | 504 | 520..=524);
+    (status.is_client_error() || status.is_server_error()) && !unknown
 }
 
 /// How a body is read that is compressed though that was not asked for.

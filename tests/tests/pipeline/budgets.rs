@@ -204,6 +204,9 @@ fn tokens_are_reserved_and_settled_by_what_the_answer_says() {
     assert_eq!(lab.call(SMALL, &json("{}")).0, 200);
     let most = SMALL.len() as u64 + 100;
     lab.one_spent(58 + most);
+    // Nor is one of somebody in between, who cannot say what was done.
+    assert_eq!(lab.call(SMALL, &answer("504 Late", JSON, "{}")).0, 504);
+    lab.one_spent(58 + 2 * most);
     // Nor is an answer that the client does not wait for.
     let begun = format!(
         "HTTP/1.1 200 OK\r\n{EVENTS}content-length: 1000\r\n\r\ndata: {}\n\n",
@@ -215,11 +218,11 @@ fn tokens_are_reserved_and_settled_by_what_the_answer_says() {
     lab.ask(json!({"do": "read", "wait": 5, "until": "data:"}));
     lab.ask(json!({"do": "close"}));
     lab.record_of("client_gone");
-    lab.one_spent(58 + 2 * most);
+    lab.one_spent(58 + 3 * most);
     // What is not for a model is not counted, and more than was reserved is, in full.
     assert_eq!(lab.exchange(&request("GET /a HTTP/1.1", "")).0, 200);
     assert_eq!(lab.call(SMALL, &json(&usage(600, 300))).0, 200);
-    lab.one_spent(958 + 2 * most);
+    lab.one_spent(958 + 3 * most);
     let (status, data) = lab.call(SMALL, &json(&usage(1, 1)));
     assert_eq!(status, 403, "{data}");
     assert!(
