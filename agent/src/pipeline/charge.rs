@@ -131,6 +131,8 @@ pub(super) async fn charge(
             return Ok(held);
         }
     };
+    // The body may have taken long to come: what it takes is of the window of now.
+    charging.now = now();
     match meter.call(&asked.parsed.target().path, body) {
         Ok(call) => charging.call(meter, &call, tracker)?,
         Err(why) => charging.unmetered(why, tracker)?,
@@ -207,6 +209,10 @@ async fn whole(worker: &Worker, held: Held, tracker: &Tracker) -> Result<Held, R
     Ok(Held::Read(all.into_bytes(), None))
 }
 
+fn now() -> u64 {
+    u64::try_from(super::now()).unwrap_or(0)
+}
+
 /// A request on its way through the budgets that fit it.
 struct Charging<'p> {
     snapshot: &'p Snapshot,
@@ -243,7 +249,7 @@ impl<'p> Charging<'p> {
             snapshot,
             budgets,
             soft,
-            now: u64::try_from(super::now()).unwrap_or(0),
+            now: now(),
             charge: Charge::default(),
         }))
     }
