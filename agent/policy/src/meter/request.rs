@@ -101,7 +101,7 @@ impl Meter {
         Ok(Call {
             model: self.model(path, request),
             bytes,
-            output: self.output(request),
+            output: self.output(path, request),
             answers: answers(request),
         })
     }
@@ -138,8 +138,11 @@ impl Meter {
     }
 
     /// What bounds the answer. A limit counts only where servers of that style go by it; of several, the largest.
-    fn output(self, request: &Map<String, Value>) -> Option<u64> {
+    fn output(self, path: &str, request: &Map<String, Value>) -> Option<u64> {
+        let responses = path.trim_end_matches('/').ends_with("/responses");
         let styles: &[(&str, &[&str])] = match self {
+            // The request may lie with the server, and then says nothing else.
+            Self::OpenAi if responses => return largest(request, &["max_output_tokens"]),
             Self::OpenAi => &[
                 ("messages", &["max_tokens", "max_completion_tokens"]),
                 ("input", &["max_output_tokens"]),

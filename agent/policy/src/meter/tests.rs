@@ -82,6 +82,14 @@ fn what_a_request_asks_for() {
         ),
         (
             Meter::OpenAi,
+            "/v1/responses",
+            r#"{"model":"m","prompt":{"id":"p"},"messages":[],"max_tokens":5}"#,
+            Some("m"),
+            None,
+            1,
+        ),
+        (
+            Meter::OpenAi,
             "/v1/completions",
             r#"{"model":"m","prompt":["a","b"],"max_tokens":5,"best_of":2}"#,
             Some("m"),
