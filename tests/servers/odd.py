@@ -7,6 +7,7 @@ With `told` it prints what it did, and what it dropped.
 import base64
 import gzip
 import json
+import random
 import socket
 import ssl
 import sys
@@ -81,6 +82,12 @@ def answer(connection, target, request):
         connection.sendall(
             (OK + f"content-encoding: {name}\r\netag: \"1\"\r\ncontent-length: {len(coded)}\r\n\r\n").encode() + coded
         )
+        return True
+    if path.startswith("/gzip-noise/"):
+        # Little of it is saved: it comes in several pieces.
+        text = "".join(random.choices("xy", k=int(path.removeprefix("/gzip-noise/"))))
+        coded = gzip.compress(text.encode())
+        connection.sendall((OK + f"content-encoding: gzip\r\ncontent-length: {len(coded)}\r\n\r\n").encode() + coded)
         return True
     if path == "/ticks":
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 /// Compressed bytes that are read at once: what comes of them is a thousand times as much at most.
-const AT_ONCE: usize = 4096;
+pub(super) const AT_ONCE: usize = 4096;
 
 /// What is done to a body, in this order.
 #[derive(Default)]

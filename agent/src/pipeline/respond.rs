@@ -1,7 +1,7 @@
 //! The response on its way to the client: stripped, streamed frame by frame, and never shown as whole if it was cut.
 use super::account::Tracker;
 use super::body::{BodyError, Idle};
-use super::change::{Change, MASKED};
+use super::change::{AT_ONCE, Change, MASKED};
 use super::exchange::{Exchange, Exchanges, Listed};
 use super::heard::Heard;
 use super::hop;
@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// A response's body as it goes to the client.
 pub(super) enum ResponseBody {
@@ -37,6 +37,9 @@ pub(super) struct Relay {
     inner: Incoming,
     /// What is done to it.
     change: Option<Box<Change>>,
+    /// What came compressed and was not read yet. It can be a thousand times as much in clear: so it is read piece by piece,
+    /// each once the client has taken what came of the last.
+    compressed: Bytes,
     /// Trailers that what was held comes before.
     behind: Option<Frame<Bytes>>,
     /// The last of it is on its way.
@@ -113,6 +116,7 @@ pub(super) fn respond(
         Content::Stream(inner, lease, change) => {
             let mut relay = Relay {
                 change,
+                compressed: Bytes::new(),
                 behind: None,
                 done: false,
                 mask: rules.mask,
@@ -261,7 +265,7 @@ impl Relay {
             if self.done {
                 return Poll::Ready(None);
             }
-            let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
+            let frame = match self.next(cx) {
                 Poll::Ready(Some(Ok(frame))) => Some(frame),
                 Poll::Ready(Some(Err(error))) => {
                     return self.fail(Verdict::Error, "upstream_truncated", error.into());
@@ -289,11 +293,28 @@ impl Relay {
         }
     }
 
+    /// What came, as much as is read at once.
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if self.compressed.is_empty() {
+            let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+            let inflates = self.change.as_ref().is_some_and(|it| it.inflate.is_some());
+            match frame {
+                Some(Ok(frame)) if inflates => match frame.into_data() {
+                    Ok(data) => self.compressed = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                other => return Poll::Ready(other),
+            }
+        }
+        let piece = self.compressed.len().min(AT_ONCE);
+        Poll::Ready(Some(Ok(Frame::data(self.compressed.split_to(piece)))))
+    }
+
     /// The data that may go on of what came; `None` is the end, and so are trailers, which are kept for after it.
     fn take(&mut self, frame: Option<Frame<Bytes>>) -> Result<Bytes, BodyError> {
         let data = match frame.map(Frame::into_data) {
             Some(Ok(data)) => {
-                self.done = self.inner.is_end_stream();
+                self.done = self.compressed.is_empty() && self.inner.is_end_stream();
                 data
             }
             Some(Err(mut trailers)) => {
