@@ -93,8 +93,7 @@ impl Fence {
         }
         let new = Subtree { conditions, ..old };
         if new == Subtree::default() {
-            drop(writers);
-            self.release_subtree(subtree.id)?;
+            removed(writers.governed.remove(&subtree.id), "GOVERNED")?;
         } else {
             let inserted = writers.governed.insert(subtree.id, new, 0);
             inserted.map_err(write("GOVERNED"))?;
