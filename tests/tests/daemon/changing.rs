@@ -70,15 +70,15 @@ fn a_selector_that_cannot_be_held_is_refused_with_its_place() {
     let mut place = Place::new();
     place.start();
     let hash = place.status()["policy"]["hash"].clone();
-    let other = POLICY.replace("{ cgroup:", "{ container: x, user: nobody, cgroup:");
+    let other = POLICY.replace("by-hand: {}", "by-hand: { match: { user: root } }");
     place.write_policy(&other);
     for verb in ["check", "reload"] {
         let output = place.output(&[verb]);
         assert_eq!(output.status.code(), Some(2), "{verb}");
         let told = text(&output.stderr);
         assert!(
-            told.contains("policy.yaml:3:17")
-                && told.contains("a container is recognised as a whole"),
+            told.contains("policy.yaml:4:21")
+                && told.contains("all that root runs would be governed"),
             "{verb}: {told}"
         );
     }
