@@ -51,10 +51,7 @@ const PROGRAMS: &[Program] = &[
     },
     Program {
         name: "kernel",
-        skip: &[(
-            "stress::a_hundred_thousand",
-            "200 000 sockets take more memory than the machine has",
-        )],
+        skip: &[],
     },
 ];
 

@@ -150,6 +150,7 @@ impl Drop for Acceptor {
 }
 
 #[test]
+#[ignore = "takes a minute: `cargo xtask soak sockets`"]
 fn a_hundred_thousand_sockets_and_ten_thousand_workloads_fit() {
     let stand = Stand::new();
     let name = |number: usize| format!("w{number}");
