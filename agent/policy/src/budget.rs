@@ -109,6 +109,13 @@ impl Budget {
             .map(|quota| (self.workloads.as_slice(), quota))
     }
 
+    /// Whether the agent counts any of it.
+    pub fn is_the_agents(&self) -> bool {
+        let limits = &self.limits;
+        let others = limits.requests.or(limits.tokens).or(limits.usd);
+        others.or(self.agent_bytes()).is_some()
+    }
+
     /// How many bytes may be moved, where the kernel cannot tell whose they are and the agent counts them.
     pub fn agent_bytes(&self) -> Option<Quota> {
         self.limits.bytes.filter(|_| self.kernel_bytes().is_none())

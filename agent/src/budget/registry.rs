@@ -134,8 +134,7 @@ impl Registry {
         let mut of = Of::default();
         let limits = &budget.limits;
         let bytes = budget.agent_bytes();
-        let counted = limits.requests.or(limits.tokens).or(limits.usd).or(bytes);
-        if counted.is_none() {
+        if !budget.is_the_agents() {
             return Ok(of);
         }
         let name: Arc<str> = budget.name.as_str().into();

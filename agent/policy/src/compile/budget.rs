@@ -175,19 +175,10 @@ pub(super) fn counted(
     budgets: &[Budget],
     document: &Document<'_>,
 ) -> HashMap<Box<str>, Box<[usize]>> {
-    let of_agent = |budget: &Budget| {
-        let limits = &budget.limits;
-        budget
-            .agent_bytes()
-            .or(limits.requests)
-            .or(limits.tokens)
-            .or(limits.usd)
-            .is_some()
-    };
     let counted: Vec<(usize, &Budget)> = budgets
         .iter()
         .enumerate()
-        .filter(|(_, budget)| of_agent(budget))
+        .filter(|(_, budget)| budget.is_the_agents())
         .collect();
     if counted.len().saturating_mul(document.workloads.len()) > MAX_COUNTED {
         if let Some(last) = document.budgets.last() {
