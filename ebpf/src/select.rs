@@ -36,6 +36,9 @@ pub(crate) fn task() -> Option<Governed> {
     if found == ASK {
         found = by_rules::recognise();
     }
+    if found == 0 {
+        return None;
+    }
     if found & BY_MARK != 0 {
         return Some(Governed {
             cgroup: MARKED,
@@ -67,7 +70,7 @@ fn find() -> u64 {
     if mark.workload() == EXEMPT {
         return 0;
     }
-    if let Some(deepest) = Walk::new(scope).go(of_task) {
+    if let Some(deepest) = Walk::new(scope).go(task_at, of_task) {
         deepest.cgroup
     } else if mark.is_governed() {
         BY_MARK | u64::from(mark.workload())
@@ -83,7 +86,7 @@ fn find() -> u64 {
 pub(crate) fn conditions() -> u64 {
     let Some(scope) = scope() else { return 0 };
     let mut walk = Walk::new(scope);
-    walk.go(of_task);
+    walk.go(task_at, of_task);
     walk.conditions
 }
 
@@ -95,7 +98,7 @@ pub(crate) fn socket(ctx: &SkBuffContext) -> Option<Governed> {
         return None;
     }
     walk.skb = ctx.skb.skb;
-    walk.go(of_socket)
+    walk.go(socket_at, of_socket)
 }
 
 /// The deepest governed cgroup above another task than the current one.
@@ -115,7 +118,7 @@ pub(crate) fn other(task: u64) -> Option<Governed> {
 pub(crate) fn above(cgroup: u64) -> Option<Governed> {
     let mut walk = Walk::new(scope()?);
     walk.cgroup = cgroup;
-    walk.go(of_cgroup)
+    walk.go(cgroup_at, of_cgroup)
 }
 
 /// The id of a cgroup's ancestor at `level`, itself at its own.
@@ -192,10 +195,21 @@ impl Walk {
         }
     }
 
-    /// To the deepest level, with one of the turns below.
+    /// To the deepest level, with one of the turns below. The first that counts is asked here, and mostly it is the only one:
+    /// a loop costs more than it.
     #[inline(always)]
-    fn go(&mut self, turn: extern "C" fn(u64, *mut Self) -> i64) -> Option<Governed> {
-        repeat(MAX_LEVEL, turn, self);
+    fn go(
+        &mut self,
+        of: impl Fn(&Self, i32) -> u64,
+        turn: extern "C" fn(u64, *mut Self) -> i64,
+    ) -> Option<Governed> {
+        let first = u64::from(self.levels.trailing_zeros());
+        if first < u64::from(MAX_LEVEL) && self.turn(first, of) == GO_ON {
+            self.levels &= self.levels.wrapping_sub(1);
+            if self.levels != 0 {
+                repeat(MAX_LEVEL, turn, self);
+            }
+        }
         (self.workload != 0).then_some(Governed {
             cgroup: self.found,
             workload: self.workload as u32,
@@ -233,27 +247,42 @@ impl Walk {
     }
 }
 
+/// The current task's cgroup at a level.
+#[inline(always)]
+fn task_at(_: &Walk, level: i32) -> u64 {
+    // SAFETY: needed to call a helper. It takes any number and returns 0 below the task's depth.
+    unsafe { bpf_get_current_ancestor_cgroup_id(level) }
+}
+
+/// That of a packet's socket.
+#[inline(always)]
+fn socket_at(walk: &Walk, level: i32) -> u64 {
+    // SAFETY: as in `task_at`, with the packet that the kernel passed.
+    unsafe { bpf_skb_ancestor_cgroup_id(walk.skb, level) }
+}
+
+/// That above a cgroup.
+#[inline(always)]
+fn cgroup_at(walk: &Walk, level: i32) -> u64 {
+    ancestor(walk.cgroup, level).unwrap_or(0)
+}
+
 /// A turn over the current task's cgroups.
 extern "C" fn of_task(level: u64, walk: *mut Walk) -> i64 {
-    // SAFETY: `repeat` passes what it was given. The helper takes any number and returns 0 below the task's depth.
-    unsafe { (*walk).turn(level, |_, level| bpf_get_current_ancestor_cgroup_id(level)) }
+    // SAFETY: `repeat` passes what it was given.
+    unsafe { (*walk).turn(level, task_at) }
 }
 
 /// A turn over the cgroups of a packet's socket.
 extern "C" fn of_socket(level: u64, walk: *mut Walk) -> i64 {
-    // SAFETY: as in `of_task`, with the packet that the kernel passed.
-    unsafe {
-        (*walk).turn(level, |walk, level| {
-            bpf_skb_ancestor_cgroup_id(walk.skb, level)
-        })
-    }
+    // SAFETY: as in `of_task`.
+    unsafe { (*walk).turn(level, socket_at) }
 }
 
 /// A turn over the cgroups above a cgroup.
 extern "C" fn of_cgroup(level: u64, walk: *mut Walk) -> i64 {
-    let above = |walk: &Walk, level| ancestor(walk.cgroup, level).unwrap_or(0);
     // SAFETY: as in `of_task`.
-    unsafe { (*walk).turn(level, above) }
+    unsafe { (*walk).turn(level, cgroup_at) }
 }
 
 /// Whose a cgroup is, if it is governed.

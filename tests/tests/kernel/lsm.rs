@@ -474,8 +474,8 @@ fn programs_and_maps_are_not_reached() {
 libc = ctypes.CDLL(None, use_errno=True)
 attributes = ctypes.create_string_buffer(128)
 def asks():
-    # BPF_PROG_GET_NEXT_ID
-    if libc.syscall(321, 11, attributes, 128) < 0: raise OSError(ctypes.get_errno(), '')
+    # BPF_PROG_GET_NEXT_ID; where there is no program at all it says ENOENT.
+    if libc.syscall(321, 11, attributes, 128) < 0 and ctypes.get_errno() != 2: raise OSError(ctypes.get_errno(), '')
 say(name(asks))";
     if let Some([with, without]) = with_and_without("bpf", "fence", script) {
         assert_eq!(with, "EPERM");

@@ -81,6 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !sh::is_root() {
         bail!("the bench loads eBPF: run this as root");
     }
+    alone()?;
     let mut progress = sh::Progress::new(3);
     progress.step("setup");
     setup::run(setup::Need::Build)?;
@@ -101,6 +102,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     };
     report(&lines(&serde_json::from_str(line)?)?, "kernel")
+}
+
+/// Beside another fence the figures would be wrong: "without" would be with that one, and each hook's own cost paid by it.
+fn alone() -> Result<()> {
+    let Ok(pins) = std::fs::read_dir("/sys/fs/bpf") else {
+        return Ok(());
+    };
+    let is_fence = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("tollgate");
+    match pins.flatten().find(|pin| is_fence(&pin.file_name())) {
+        None => Ok(()),
+        Some(pin) => bail!(
+            "a fence stands already, and the figures would not be of one alone: stop its agent, or remove {} if that has ended",
+            pin.path().display()
+        ),
+    }
 }
 
 fn lines(told: &Value) -> Result<Vec<Line>> {
