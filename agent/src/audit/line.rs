@@ -79,6 +79,7 @@ fn shortened(record: &Record) -> Record {
     if let Some(reason) = &mut short.reason {
         reason.code = cut(&reason.code).into();
         reason.detail = cut(&reason.detail);
+        reason.hint = cut(&reason.hint);
     }
     if let Some(upstream) = &mut short.upstream {
         upstream.address = cut(&upstream.address);

@@ -140,6 +140,33 @@ pub struct ReasonRecord {
     pub code: std::borrow::Cow<'static, str>,
     /// For a person.
     pub detail: String,
+    /// What to do about it, which often names the rule that came near; empty where there is nothing to say.
+    #[serde(default)]
+    pub hint: String,
+}
+
+impl ReasonRecord {
+    /// With nothing to do about it.
+    pub(crate) fn new(
+        code: impl Into<std::borrow::Cow<'static, str>>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            code: code.into(),
+            detail: detail.into(),
+            hint: String::new(),
+        }
+    }
+}
+
+impl From<&tollgate_policy::Reason> for ReasonRecord {
+    fn from(reason: &tollgate_policy::Reason) -> Self {
+        Self {
+            code: reason.code.into(),
+            detail: reason.detail.clone(),
+            hint: reason.hint.clone(),
+        }
+    }
 }
 
 /// Where it went.

@@ -93,7 +93,7 @@ fn what_is_not() {
     }
 }
 
-fn record() -> Record {
+pub(super) fn record() -> Record {
     Record {
         id: uuid::Uuid::nil(),
         time: jiff::Timestamp::now(),
@@ -115,10 +115,7 @@ fn record() -> Record {
             bytes: 1,
         }),
         rule: None,
-        reason: Some(ReasonRecord {
-            code: "no_route".into(),
-            detail: "no rule".to_owned(),
-        }),
+        reason: Some(ReasonRecord::new("no_route", "no rule")),
         policy: None,
         credential: None,
         stripped: Vec::new(),

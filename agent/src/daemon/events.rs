@@ -147,10 +147,7 @@ pub(super) fn record(
         }),
         response: None,
         rule: None,
-        reason: Some(ReasonRecord {
-            code: refusal.reason.into(),
-            detail: refusal.detail,
-        }),
+        reason: Some(ReasonRecord::new(refusal.reason, refusal.detail)),
         policy: Some(Arc::clone(&snapshot.stamp)),
         credential: None,
         stripped: Vec::new(),

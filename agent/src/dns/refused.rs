@@ -73,10 +73,7 @@ pub(super) fn record(
         }),
         response: None,
         rule: None,
-        reason: Some(ReasonRecord {
-            code: "dns_name".into(),
-            detail: why,
-        }),
+        reason: Some(ReasonRecord::new("dns_name", why)),
         policy: Some(Arc::clone(&snapshot.stamp)),
         credential: None,
         stripped: Vec::new(),

@@ -137,10 +137,7 @@ impl Tracker {
             record.verdict = verdict;
             record.mode = mode;
             record.rule = rule.map(|rule| Arc::clone(&rule.label));
-            record.reason = reason.map(|reason| ReasonRecord {
-                code: reason.code.into(),
-                detail: reason.detail.clone(),
-            });
+            record.reason = reason.map(ReasonRecord::from);
             record.timing.policy_us = micros(took);
             if let (Some(request), Some(rule)) = (&mut record.request, rule) {
                 request.route = Some(Arc::clone(&rule.route));
@@ -258,10 +255,7 @@ impl Tracker {
         self.edit(|record| {
             if record.verdict == Verdict::Allow {
                 record.verdict = Verdict::WouldDeny;
-                record.reason = Some(ReasonRecord {
-                    code: reason.code.into(),
-                    detail: reason.detail.clone(),
-                });
+                record.reason = Some(ReasonRecord::from(reason));
             }
         });
     }
@@ -298,10 +292,7 @@ impl Tracker {
     ) {
         self.edit(|record| {
             record.verdict = verdict;
-            record.reason = Some(ReasonRecord {
-                code: code.into(),
-                detail,
-            });
+            record.reason = Some(ReasonRecord::new(code, detail));
         });
         self.complete = true;
     }
@@ -336,11 +327,10 @@ impl Drop for Tracker {
             response.bytes = self.moved.down.get();
         }
         if !self.complete && record.reason.is_none() {
-            record.reason = Some(ReasonRecord {
-                code: "client_gone".into(),
-                detail: "the client closed the connection or cancelled the request before the end"
-                    .into(),
-            });
+            record.reason = Some(ReasonRecord::new(
+                "client_gone",
+                "the client closed the connection or cancelled the request before the end",
+            ));
         }
         self.sink.submit(*record);
     }
@@ -358,10 +348,7 @@ pub(super) fn connection(
     let mut record = blank(Coverage::Connection, snapshot.mode);
     record.verdict = verdict;
     record.policy = Some(Arc::clone(&snapshot.stamp));
-    record.reason = Some(ReasonRecord {
-        code: code.into(),
-        detail,
-    });
+    record.reason = Some(ReasonRecord::new(code, detail));
     if let Some(flow) = flow {
         about(&mut record, flow);
     }

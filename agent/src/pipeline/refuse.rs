@@ -94,6 +94,7 @@ impl Refusal {
         ReasonRecord {
             code: self.code.clone(),
             detail: self.detail.clone(),
+            hint: self.hint.clone(),
         }
     }
 

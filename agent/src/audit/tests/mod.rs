@@ -38,7 +38,7 @@ fn process() -> Arc<Process> {
 }
 
 /// Allowed, with everything there is to say.
-fn full() -> Record {
+pub(super) fn full() -> Record {
     Record {
         id: uuid::Uuid::now_v7(),
         time: jiff::Timestamp::now(),
@@ -108,7 +108,7 @@ fn bare() -> Record {
     }
 }
 
-fn denied(host: &str) -> Record {
+pub(super) fn denied(host: &str) -> Record {
     Record {
         verdict: Verdict::Deny,
         request: Some(RequestRecord {
@@ -122,6 +122,7 @@ fn denied(host: &str) -> Record {
         reason: Some(ReasonRecord {
             code: "no_route".into(),
             detail: "no rule has this path".into(),
+            hint: "ask for another".into(),
         }),
         upstream: None,
         ..full()
@@ -129,12 +130,7 @@ fn denied(host: &str) -> Record {
 }
 
 fn every_kind() -> Vec<Record> {
-    let reason = |code: &'static str| {
-        Some(ReasonRecord {
-            code: code.into(),
-            detail: "…".into(),
-        })
-    };
+    let reason = |code: &'static str| Some(ReasonRecord::new(code, "…"));
     vec![
         full(),
         bare(),

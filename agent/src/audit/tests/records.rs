@@ -103,6 +103,7 @@ fn record_of(text: Vec<String>, numbers: [u64; 3]) -> Record {
         reason: Some(ReasonRecord {
             code: at(12).into(),
             detail: at(13),
+            hint: at(19),
         }),
         policy: Some(Arc::new(PolicyStamp {
             version: 7,
