@@ -1,7 +1,7 @@
 //! A decision from the log: what was decided then, and what the policy says now.
 use super::super::output::{self, Format, Paint};
 use super::super::{Context, Outcome, decisions};
-use super::{Args, policy_on_disk};
+use super::{Args, SHOWN, policy_on_disk};
 use crate::audit::{Coverage, Filter, Record, Verdict};
 use crate::daemon;
 use crate::daemon::admin::client;
@@ -49,6 +49,8 @@ enum Answer {
         code: String,
         detail: String,
         mode: Mode,
+        /// Rules that came near, where each stands, and what failed in it.
+        near: Vec<String>,
     },
     /// Each rule that would allow it, and what would have to hold that is not on record.
     Depends { on: Vec<Depends> },
@@ -208,7 +210,17 @@ fn ask(policy: &Policy, record: &Record, now: i64) -> Answer {
         None if !on.is_empty() => Answer::Depends { on },
         None => {
             let absent = call.request(Body::Absent, now);
-            let decision = policy.explain(&subject, &absent).decision;
+            let explanation = policy.explain(&subject, &absent);
+            let near = explanation.near.iter().take(SHOWN).map(|near| {
+                let (rule, failed) = (near.rule, &near.failed);
+                let place = format!("{}:{}", rule.at.file, rule.at.line);
+                format!(
+                    "{} ({place}): {}: {}",
+                    rule.label, failed.code, failed.detail
+                )
+            });
+            let near = near.collect();
+            let decision = explanation.decision;
             let reason = decision.reason;
             let (code, detail) = match reason {
                 Some(reason) => (reason.code.to_owned(), reason.detail),
@@ -221,6 +233,7 @@ fn ask(policy: &Policy, record: &Record, now: i64) -> Answer {
                 code,
                 detail,
                 mode: decision.mode,
+                near,
             }
         }
     }
@@ -241,6 +254,7 @@ fn ask_name(policy: &Policy, workload: &str, name: &str, now: i64) -> Answer {
             code: unnamed.reason.code.to_owned(),
             detail: format!("{}: {}", unnamed.reason.detail, unnamed.reason.hint),
             mode: unnamed.mode,
+            near: Vec::new(),
         },
     }
 }
@@ -263,12 +277,21 @@ impl Again {
         };
         match &self.answer {
             Answer::Allow { rule } => lines.push(format!("now: ALLOW {policy}: {rule}")),
-            Answer::Deny { code, detail, mode } => {
+            Answer::Deny {
+                code,
+                detail,
+                mode,
+                near,
+            } => {
                 let verdict = match mode {
                     Mode::Enforce => "DENY",
                     Mode::Observe => "WOULD-DENY",
                 };
                 lines.push(format!("now: {verdict} {policy}: {code}: {detail}"));
+                if !near.is_empty() {
+                    lines.push("  near misses:".to_owned());
+                }
+                lines.extend(near.iter().map(|near| format!("    {near}")));
             }
             Answer::Depends { on } => {
                 lines.push(format!("now: depends on what is not on record, {policy}:"));
