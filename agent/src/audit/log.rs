@@ -3,8 +3,10 @@ use super::Error;
 use super::query::{self, Filter};
 use super::record::Record;
 use super::sink::Message;
+use super::tally::{Counts, Repeated, Tally};
 use jiff::Timestamp;
 use std::collections::{HashSet, VecDeque};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::Release};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -146,6 +148,28 @@ impl Log {
             found.truncate(limit);
         }
         Ok(found)
+    }
+
+    /// Everything that matches, counted, and the last `kinds` kinds of what did not pass, newest last; the filter's limit
+    /// does not count. Blocks as [`Self::query`] does, for as long as it takes to read what is kept since then.
+    ///
+    /// # Errors
+    /// As [`super::each`].
+    pub fn tally(&self, filter: &Filter, kinds: usize) -> Result<(Counts, Vec<Repeated>), Error> {
+        self.settle();
+        // Queued first, as in a query.
+        let queued: Vec<_> = self.0.shared.queued().iter().cloned().collect();
+        let waiting: HashSet<_> = queued.iter().map(|record| record.id).collect();
+        let mut tally = Tally::default();
+        query::each(&self.0.dir, filter, |record| {
+            if !waiting.contains(&record.id) {
+                tally.add(record);
+            }
+            ControlFlow::Continue(())
+        })?;
+        let queued = queued.iter().filter(|record| filter.matches(record));
+        queued.for_each(|record| tally.add((**record).clone()));
+        Ok(tally.finish(kinds))
     }
 
     /// Waits until the writer has taken everything submitted before this call, or a quarter of a second.

@@ -22,8 +22,10 @@ mod record;
 mod segment;
 mod sink;
 mod syncer;
+mod tally;
 #[cfg(test)]
 mod tests;
+mod words;
 mod writer;
 
 pub(crate) use allowance::Allowance;
@@ -36,6 +38,7 @@ pub use record::{
     UpstreamRecord, Verdict,
 };
 pub use sink::Sink;
+pub use tally::{Counts, Repeated};
 pub use writer::Writer;
 
 use std::path::PathBuf;

@@ -27,6 +27,8 @@ pub struct Filter {
     pub identity: Option<String>,
     /// To this host in any case, or below it: `*.example.com`.
     pub host: Option<String>,
+    /// Of processes in this cgroup or below it, by its path.
+    pub cgroup: Option<String>,
     /// This one.
     pub id: Option<uuid::Uuid>,
     /// The newest so many; [`MAX_RESULTS`] where not given.
@@ -46,6 +48,10 @@ impl Filter {
             && self.id.is_none_or(|id| record.id == id)
             && is(&self.workload, record.workload.as_deref())
             && is(&self.identity, record.identity.as_deref())
+            && self.cgroup.as_deref().is_none_or(|wanted| {
+                let process = record.process.as_deref();
+                process.is_some_and(|process| is_below(&process.cgroup, wanted))
+            })
             && self.host.as_deref().is_none_or(|wanted| {
                 record
                     .request
@@ -76,6 +82,13 @@ impl Filter {
             .ok()
             .filter(|record| self.matches(record))
     }
+}
+
+fn is_below(cgroup: &str, root: &str) -> bool {
+    let rest = cgroup
+        .trim_matches('/')
+        .strip_prefix(root.trim_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn host_matches(wanted: &str, host: &str) -> bool {

@@ -103,11 +103,6 @@ pub(super) fn width_of_stdout() -> Option<usize> {
     width(io::stdout())
 }
 
-/// Columns of the terminal that stderr is; `None` if it is none.
-pub(super) fn width_of_stderr() -> Option<usize> {
-    width(io::stderr())
-}
-
 fn width(stream: impl std::os::fd::AsFd) -> Option<usize> {
     // One that was never told its size says 0.
     let size = rustix::termios::tcgetwinsize(stream).ok()?;

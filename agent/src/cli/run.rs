@@ -1,24 +1,24 @@
 //! `tollgate run`: one command, governed.
 mod host;
+mod summary;
 mod wait;
 
 use self::host::Host;
-use super::output::{self, Colour, Paint};
-use super::{Context, Outcome, decisions, trust};
-use crate::audit::{Coverage, Filter, Record, Verdict};
+use self::summary::{Decided, Further};
+use super::output::{Colour, Paint};
+use super::{Context, Outcome, trust};
 use crate::daemon::admin::client;
-use crate::daemon::admin::wire::{DECISIONS, Enrolled, Reply, Request};
+use crate::daemon::admin::wire::{Enrolled, Reply, Request};
 use crate::daemon::users::{self, Database, User};
 use anyhow::bail;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
 
 /// Run one command governed, with trust set up for it
 ///
-/// Runs CMD so that all its connections pass the agent, and exits as it does; then sums up its decisions on stderr.
+/// Runs CMD so that all its connections pass the agent, and exits as it does; then says on stderr what was allowed, and
+/// of what was refused each kind once, with why, what to do, and the command that tells more.
 ///
 /// Where an agent runs, it governs the command by its policy. Otherwise, or with --policy, an agent is started for this
 /// command alone and ends with it. CMD finds the trust variables of common clients set (`tollgate trust env` lists
@@ -56,11 +56,6 @@ pub(super) struct Args {
     command: Vec<OsString>,
 }
 
-/// Denials shown in the summary.
-const SHOWN: usize = 5;
-/// For what the kernel reported last to reach the log.
-const REPORTED: Duration = Duration::from_millis(100);
-
 pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
     if !rustix::process::geteuid().is_root() {
         bail!(
@@ -76,10 +71,19 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
         warn_of_root(&user);
     }
     let ended = wait::run(&mut command(&args, &user, &enrolled));
-    let decided = decided(&host, &enrolled, started);
+    let decided = (!args.quiet).then(|| Decided::ask(host.socket(), &enrolled, started));
     let left = host.release(&enrolled);
-    if !args.quiet {
-        summarise(&enrolled, decided.as_ref(), left);
+    if let Some(decided) = decided {
+        let further = match &host {
+            Host::Running { .. } => Further::OnRecord,
+            Host::Private(_) => Further::Gone(policy(context, &args)),
+        };
+        summary::tell(&enrolled, decided.as_ref(), &further);
+    }
+    if let (Some(left @ 1..), false) = (left, args.quiet) {
+        tell!(
+            "tollgate: {left} processes of the command still run; they stay governed until they end"
+        );
     }
     host.end(Some(&enrolled), left);
     Ok(Outcome::Command(ended?))
@@ -94,6 +98,15 @@ fn warn_of_root(user: &User) {
             Paint::stderr().paint(Colour::Yellow, "tollgate")
         );
     }
+}
+
+/// What a private agent's policy is read from.
+fn policy(context: &Context, args: &Args) -> Vec<PathBuf> {
+    match args.policy.is_empty() {
+        true => context.config().map(|config| config.policy),
+        false => Ok(args.policy.clone()),
+    }
+    .unwrap_or_default()
 }
 
 /// Asks the running agent for a governed cgroup; without one, or with a policy of its own, starts an agent first.
@@ -187,105 +200,4 @@ fn command(args: &Args, user: &User, enrolled: &Enrolled) -> Command {
         }
     }
     command
-}
-
-/// What was decided for processes of a run.
-struct Decided {
-    /// Oldest first.
-    records: Vec<Arc<Record>>,
-    /// There were more than the agent sends at once.
-    cut: bool,
-}
-
-fn decided(host: &Host, enrolled: &Enrolled, started: jiff::Timestamp) -> Option<Decided> {
-    std::thread::sleep(REPORTED);
-    let filter = Filter {
-        since: Some(started),
-        workload: Some(enrolled.workload.clone()),
-        limit: Some(DECISIONS),
-        ..Filter::default()
-    };
-    let answer = client::ask(
-        host.socket(),
-        Request::Decisions {
-            filter,
-            follow: false,
-        },
-    )
-    .ok()?;
-    let inside = |record: &Record| {
-        let cgroup = record
-            .process
-            .as_ref()
-            .map(|p| p.cgroup.trim_matches('/').to_owned())
-            .unwrap_or_default();
-        let rest = cgroup.strip_prefix(enrolled.cgroup.trim_matches('/'));
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    let mut sent = 0;
-    let records = answer
-        .filter_map(Result::ok)
-        .filter_map(|reply| match reply {
-            Reply::Decision(record) => {
-                sent += 1;
-                inside(&record).then_some(record)
-            }
-            _ => None,
-        })
-        .collect();
-    Some(Decided {
-        records,
-        cut: sent >= DECISIONS,
-    })
-}
-
-fn summarise(enrolled: &Enrolled, decided: Option<&Decided>, left: Option<usize>) {
-    let paint = Paint::stderr();
-    let workload = output::escape(&enrolled.workload);
-    let Some(Decided { records, cut }) = decided else {
-        return tell!(
-            "tollgate: the agent is gone: what {workload} tried since was refused by the kernel"
-        );
-    };
-    let count = |verdict: Verdict| records.iter().filter(|r| r.verdict == verdict).count();
-    let mut counts = vec![format!("{} allowed", count(Verdict::Allow))];
-    let refused = count(Verdict::Deny) + count(Verdict::Limit);
-    counts.push(format!("{refused} denied"));
-    for (verdict, noun) in [
-        (Verdict::WouldDeny, "would be denied"),
-        (Verdict::Error, "failed"),
-    ] {
-        if count(verdict) > 0 {
-            counts.push(format!("{} {noun}", count(verdict)));
-        }
-    }
-    let among = if *cut {
-        format!(" (among the newest {DECISIONS} decisions)")
-    } else {
-        String::new()
-    };
-    tell!("tollgate: {workload}: {}{among}", counts.join(", "));
-    let mut denials: Vec<_> = records
-        .iter()
-        .filter(|r| r.verdict != Verdict::Allow)
-        .collect();
-    // A browser tries names and sockets of its own accord: what was asked of apis comes first.
-    denials.sort_by_key(|record| record.coverage != Coverage::Request);
-    let shown = denials.iter().take(SHOWN).map(|record| record.as_ref());
-    // Indented by two.
-    let terminal = output::width_of_stderr().map(|width| width.saturating_sub(2));
-    for line in decisions::lines(shown, paint, terminal) {
-        tell!("  {line}");
-    }
-    if denials.len() > SHOWN {
-        tell!(
-            "  and {} more: `tollgate decisions --denied --workload {workload}`",
-            denials.len() - SHOWN
-        );
-    }
-    if let Some(left @ 1..) = left {
-        tell!(
-            "tollgate: {left} processes of the command still run; they stay governed until they end"
-        );
-    }
 }

@@ -3,7 +3,7 @@ use crate::support::*;
 use harness::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -35,6 +35,22 @@ fn a_private_agent_serves_one_command_and_leaves_nothing() {
     assert!(
         told.contains("by-hand: 0 allowed, 1 denied") && told.contains("unknown_host"),
         "{told}"
+    );
+    // Its agent's log is gone: what is to be typed asks the policy instead.
+    let line = told.lines().last().unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[..3], ["tollgate", "explain", "GET"], "{told}");
+    let again = place.output(&words[1..]);
+    let said = text(&again.stdout);
+    assert_eq!(
+        again.status.code(),
+        Some(1),
+        "{line}: {}",
+        text(&again.stderr)
+    );
+    assert!(
+        said.contains("DENY") && said.contains("unknown_host"),
+        "{said}"
     );
     let name = told
         .lines()
@@ -82,6 +98,69 @@ fn a_killed_private_agent_refuses_and_its_run_cleans_up() {
     assert!(!directory.exists(), "{}", directory.display());
     let pins = Path::new("/sys/fs/bpf").join(directory.file_name().unwrap());
     assert!(!pins.exists(), "{}", pins.display());
+}
+
+/// However the command ends, and whatever else was refused: what was refused is told, on stderr alone, and the command
+/// that is printed shows it afterwards.
+#[test]
+fn what_was_refused_is_told_however_the_command_ends() {
+    let mut place = Place::new();
+    place.start();
+    let once = format!("curl -fsS -m 5 {ELSEWHERE}once");
+    let often = format!("curl -s -m 60 -o /dev/null '{ELSEWHERE}again?n=[1-3000]'");
+    for (end, code) in [
+        ("exit 3", 3),
+        ("kill -KILL $$", 137),
+        ("echo waits; exec sleep 60", 130),
+    ] {
+        let script = format!("{once}; {often}; {end}");
+        let mut run = place
+            .tollgate(&["run", "--workload", "by-hand", "--", "sh", "-c", &script])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = String::new();
+        let mut lines = BufReader::new(run.stdout.take().unwrap());
+        lines.read_line(&mut out).unwrap();
+        if out == "waits\n" {
+            // As Ctrl-C does, where there is no terminal.
+            kill_process(Pid::from_raw(run.id().cast_signed()).unwrap(), Signal::INT).unwrap();
+        }
+        let output = run.wait_with_output().unwrap();
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{end}: {told}");
+        assert!(["", "waits\n"].contains(&out.as_str()), "{out}");
+        for wanted in [
+            "\ntollgate: by-hand: 0 allowed, 3001 denied\n",
+            "GET http://198.51.100.7/once 403 by curl(",
+            "GET http://198.51.100.7/again 403 by curl(",
+            ", the last of 3000\n",
+            "(unknown_host)\n",
+        ] {
+            assert!(told.contains(wanted), "{end}: {wanted}: {told}");
+        }
+        let commands: Vec<&str> = told
+            .lines()
+            .filter_map(|line| line.strip_prefix("    tollgate explain "))
+            .collect();
+        assert_eq!(commands.len(), 2, "{told}");
+        for id in commands {
+            let shown = place.output(&["explain", id]);
+            assert_eq!(shown.status.code(), Some(0), "{}", text(&shown.stderr));
+            assert!(text(&shown.stdout).contains("unknown_host"));
+        }
+    }
+    let output = place.output(&[
+        "run",
+        "--workload",
+        "by-hand",
+        "--user",
+        "4242",
+        "--",
+        "true",
+    ]);
+    assert_eq!(text(&output.stderr), "");
 }
 
 /// Directories and pins of private agents on this host.

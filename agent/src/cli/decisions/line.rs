@@ -1,6 +1,6 @@
 //! A decision as a line for people.
 use super::super::output::{self, Colour, Paint};
-use crate::audit::{self, Coverage, Record, Verdict};
+use crate::audit::{Coverage, Record, Verdict};
 
 /// Decisions as lines under each other: time, verdict, workload, identity, process, method, host and route, status,
 /// milliseconds, rule or reason. That last part ends with the terminal, where there is one of so many columns.
@@ -51,14 +51,7 @@ impl Row {
             format!("{name}({})", p.pid)
         });
         let by_kernel = record.coverage == Coverage::Kernel;
-        let uninspected = matches!(record.coverage, Coverage::Sni | Coverage::Tcp);
-        let place = record.request.as_ref().map(|request| {
-            if by_kernel || uninspected {
-                attempt(request)
-            } else {
-                place(request)
-            }
-        });
+        let place = record.place();
         let status = record.response.filter(|r| r.status != 0);
         let (whole, tenths) = (
             record.timing.total_us / 1000,
@@ -127,58 +120,6 @@ impl Columns {
         }
         line
     }
-}
-
-/// What the kernel refused, in words.
-fn attempt(request: &audit::RequestRecord) -> String {
-    let protocol = match request.scheme.as_str() {
-        "tcp" => "TCP",
-        "udp" => "UDP",
-        "icmp" => "ICMP",
-        "raw" => "raw socket",
-        "132" => "SCTP",
-        "136" => "UDP-Lite",
-        "262" => "MPTCP",
-        number if number.bytes().all(|b| b.is_ascii_digit()) => {
-            return with_address(&format!("IP protocol {number}"), request);
-        }
-        other => other,
-    };
-    with_address(protocol, request)
-}
-
-fn with_address(protocol: &str, request: &audit::RequestRecord) -> String {
-    match (request.host.as_str(), request.port) {
-        ("", _) => format!("{protocol}, not yet to anywhere"),
-        (host, 0) => format!("{protocol} to {host}"),
-        (host, port) => format!("{protocol} to {}:{port}", bracketed(host)),
-    }
-}
-
-fn bracketed(host: &str) -> String {
-    if host.contains(':') && !host.starts_with('[') {
-        format!("[{host}]")
-    } else {
-        host.to_owned()
-    }
-}
-
-/// Host and route, or path where no route matched.
-fn place(request: &audit::RequestRecord) -> String {
-    let port = match (request.scheme.as_str(), request.port) {
-        ("https", 443) | ("http", 80) | ("dns", 53) | (_, 0) => String::new(),
-        (_, port) => format!(":{port}"),
-    };
-    let host = bracketed(&request.host);
-    let route = request
-        .route
-        .as_deref()
-        .map(|r| r.split_once(' ').map_or(r, |(_, path)| path));
-    let scheme = match request.scheme.as_str() {
-        "https" => String::new(),
-        other => format!("{other}://"),
-    };
-    format!("{scheme}{host}{port}{}", route.unwrap_or(&request.path))
 }
 
 /// The rule that let it pass, or the reason that it did not.

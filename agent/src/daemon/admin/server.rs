@@ -4,7 +4,7 @@ use super::super::error::Error;
 use super::super::explain;
 use super::client::socket_path;
 use super::wire::{
-    DECISIONS, Envelope, Fault, FaultKind, Flow, REQUEST_BYTES, Reply, Request, VERSION,
+    DECISIONS, Envelope, Fault, FaultKind, Flow, KINDS, REQUEST_BYTES, Reply, Request, VERSION,
 };
 use crate::audit::{self, Filter};
 use std::os::unix::fs::PermissionsExt;
@@ -246,6 +246,12 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
             .collect()),
         Request::Usage => Ok(agent.usage().into_iter().map(Reply::Usage).collect()),
         Request::Decisions { filter, .. } => decisions(agent, filter, DECISIONS_UNASKED),
+        Request::Tally { filter } => {
+            let tallied = agent.log.tally(&filter, KINDS);
+            let (counts, kinds) = tallied.map_err(|e| fault(FaultKind::Failed, &e.to_string()))?;
+            let kinds = kinds.into_iter().map(Reply::Repeated);
+            Ok(kinds.chain([Reply::Counts(counts)]).collect())
+        }
         Request::Reload => agent.reload().map(|reply| vec![reply]),
         Request::Explain(question) => {
             let snapshot = agent.shared.live.load_full();

@@ -2,7 +2,7 @@
 //!
 //! The client sends one [`Envelope`] on one line; the agent answers with lines of [`Reply`], the last of which is a
 //! final one ([`Reply::is_final`]). These are wire types: the agent's own types are translated where they differ.
-use crate::audit::{Filter, Record, Stats};
+use crate::audit::{Counts, Filter, Record, Repeated, Stats};
 use crate::kernel::{
     Counters, FlowAccount, Governed, GovernedProcess, Layer, Process, WorkloadAccount,
 };
@@ -13,13 +13,15 @@ use std::sync::Arc;
 use tollgate_policy::Mode;
 
 /// The protocol's version; the agent refuses any other.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes of a request line at most, its newline included.
 pub const REQUEST_BYTES: u64 = 2 << 20;
 /// Bytes of a reply line at most, its newline included.
 pub const REPLY_BYTES: u64 = 4 << 20;
 /// Decisions sent at most, the newest.
 pub const DECISIONS: usize = 10_000;
+/// Kinds of refusals sent at most, the newest.
+pub const KINDS: usize = 10;
 
 /// One request and the version of the protocol it is written in.
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,6 +55,11 @@ pub enum Request {
         /// Keep sending new ones until the client hangs up.
         #[serde(default)]
         follow: bool,
+    },
+    /// Decisions on record, counted; answered by [`Reply::Repeated`]s, newest last, and then [`Reply::Counts`].
+    Tally {
+        /// Which; its limit does not count.
+        filter: Filter,
     },
     /// Read policy and secrets again; answered by [`Reply::Reloaded`] or a fault.
     Reload,
@@ -122,6 +129,10 @@ pub enum Reply {
     Usage(Usage),
     /// A decision.
     Decision(Arc<Record>),
+    /// What did not pass, and how often.
+    Repeated(Repeated),
+    /// Decisions by what became of them. Final.
+    Counts(Counts),
     /// While following: so many decisions were left out because the reader was too slow. They are in the log.
     Missed(u64),
     /// Policy and secrets were applied. Final.
@@ -158,6 +169,7 @@ impl Reply {
                 | Self::Account(_)
                 | Self::Usage(_)
                 | Self::Decision(_)
+                | Self::Repeated(_)
                 | Self::Missed(_)
         )
     }
