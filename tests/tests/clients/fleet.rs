@@ -1,5 +1,5 @@
 //! The fleet, client by client, and the test that runs it and writes the page.
-use crate::page::{self, Shown, Trouble};
+use crate::page::{self, Shown, Shows, Trouble};
 use crate::plain::plain;
 use crate::stage::{CREDENTIAL, Ran, Stage};
 use std::time::Instant;
@@ -209,22 +209,63 @@ fn hold<'c>(stage: &Stage, client: &'c Client) -> Result<Shown<'c>, String> {
     told(stage, client, &ran)
 }
 
-/// What the refused program printed leads to the rule that was missing.
+/// What the user of the refused program sees leads to the rule that was missing: by the program's own words, or, where it
+/// has none, by those of `tollgate run` below them.
 fn told<'c>(stage: &Stage, client: &'c Client, ran: &Ran) -> Result<Shown<'c>, String> {
-    let summed = ran.summary.contains("DENY") && ran.summary.contains(client.code);
-    if !summed {
-        return Err(format!(
-            "the run's summary does not name {}: {ran:?}",
-            client.code
-        ));
-    }
+    let code = format!(" ({})", client.code);
+    let why = ran
+        .summary
+        .lines()
+        .find_map(|line| line.strip_suffix(&code));
+    let Some(why) = why.map(str::trim_start).filter(|why| !why.is_empty()) else {
+        return Err(format!("the run's summary does not say why: {ran:?}"));
+    };
     let printed = format!("{}{}", ran.out, ran.err);
-    Ok(Shown {
+    let shown = Shown {
         client,
         exit: ran.exit,
+        shows: match printed.contains(why) {
+            true => Shows::Why,
+            false => Shows::Code,
+        },
         printed: plain(&stage.plain(&printed)),
         summary: plain(&stage.plain(&ran.summary)),
-    })
+    };
+    // Who was refused where, or the place of the rule that came near.
+    for seen in [&shown.seen(), &shown.summary] {
+        let named = seen.contains("of workload `fleet` on api `") || seen.contains("/policy.yaml:");
+        if !named || !seen.contains(why) || !seen.contains("tollgate explain") {
+            return Err(format!("what is seen does not lead to the rule: {ran:?}"));
+        }
+    }
+    shown_by_explain(stage, client, ran)?;
+    Ok(shown)
+}
+
+/// The command that is printed shows the decision once the program has ended.
+fn shown_by_explain(stage: &Stage, client: &Client, ran: &Ran) -> Result<(), String> {
+    let ids = ran
+        .summary
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("tollgate explain "));
+    let mut found = 0;
+    for id in ids {
+        let output = stage
+            .agent
+            .output(&stage.world, "explain", &[id])
+            .map_err(|e| e.to_string())?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() || !said.contains("DENY") {
+            return Err(format!(
+                "`tollgate explain {id}` does not show it: {output:?}"
+            ));
+        }
+        found += usize::from(said.contains(client.code));
+    }
+    match found {
+        0 => Err(format!("no command shows {}: {ran:?}", client.code)),
+        _ => Ok(()),
+    }
 }
 
 /// curl and requests tell an upstream's trouble from a refusal.

@@ -8,7 +8,9 @@ pub(crate) struct Shown<'c> {
     pub(crate) client: &'c Client,
     pub(crate) exit: Option<i32>,
     pub(crate) printed: String,
+    /// What `tollgate run` said below it.
     pub(crate) summary: String,
+    pub(crate) shows: Shows,
 }
 
 /// Trouble with an upstream, and what two clients printed of it.
@@ -19,25 +21,21 @@ pub(crate) struct Trouble {
     pub(crate) requests: String,
 }
 
-/// How much of a refusal a program shows by itself.
+/// Who says why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shows {
-    /// Why.
+pub(crate) enum Shows {
+    /// The program.
     Why,
-    /// Its code alone.
+    /// `tollgate run`: the program shows no more than the code.
     Code,
 }
 
 impl Shown<'_> {
-    fn shows(&self) -> Shows {
-        // In the run's summary it stands behind the code.
-        let code = format!("{}: ", self.client.code);
-        let why = self.summary.split_once(&code);
-        let why = why.and_then(|(_, why)| why.lines().next());
-        if why.is_some_and(|why| self.printed.contains(why)) {
-            Shows::Why
-        } else {
-            Shows::Code
+    /// What its user has before them.
+    pub(crate) fn seen(&self) -> String {
+        match self.shows {
+            Shows::Why => self.printed.clone(),
+            Shows::Code => format!("{}\n{}", self.printed, self.summary),
         }
     }
 }
@@ -56,8 +54,9 @@ Debian 12's.
 - **allowed**: the call passes, and gives what it gives without Tollgate.
 - **credential**: *put in* — the program has none, and every request arrived with the real one. *signed* — the program
   signed with keys that are worth nothing, the agent anew with the real ones, and the server verified that.
-- **refused**: what the program itself shows of a refusal. *why* — what was missing, and what to do or the command that tells;
-  *no* — at most that it was a 403.
+- **refused**: who tells its user which rule was missing. *why* — the program itself: what was missing, and what to do or the
+  command that tells. *why, by `tollgate run`* — the program says at most that it was a 403, and what `tollgate run` says below
+  it says why.
 
 ";
 
@@ -70,9 +69,9 @@ fn page(shown: &[Shown<'_>], trouble: &[Trouble]) -> String {
             Credential::Injected => "put in",
             Credential::Signed => "signed",
         };
-        let shows = match one.shows() {
+        let shows = match one.shows {
             Shows::Why => "why",
-            Shows::Code => "no",
+            Shows::Code => "why, by `tollgate run`",
         };
         let exit = one.exit.map_or("-".to_owned(), |code| code.to_string());
         let Client { name, protocol, .. } = one.client;
@@ -82,24 +81,26 @@ fn page(shown: &[Shown<'_>], trouble: &[Trouble]) -> String {
             anchor(name)
         );
     }
-    let hidden = shown.iter().filter(|one| one.shows() == Shows::Code);
-    let names: Vec<&str> = hidden.clone().map(|one| one.client.name).collect();
+    let hidden = shown.iter().filter(|one| one.shows == Shows::Code);
+    let names: Vec<&str> = hidden.map(|one| one.client.name).collect();
     let _ = write!(
         page,
         "\nThe reason is in the status line, in the field `x-tollgate-reason` and in the body. Out of none of them do these print \
-         anything: {}. Whatever a program hides, `tollgate run` says at its end what was refused and why, and for a service \
-         `tollgate decisions --denied` does:\n\n",
+         anything: {}. `tollgate run` says it at its end of any program, also where that fails or is killed, and \
+         for a service `tollgate decisions --denied` does.\n",
         names.join(", ")
     );
-    if let Some(hidden) = hidden.clone().next() {
-        let _ = write!(page, "```text\n{}\n```\n", hidden.summary);
-    }
-    page.push_str("\n## What a refusal looks like\n\n`DECISION` stands for the id of the decision, `TIME` for a time.\n");
+    page.push_str(
+        "\n## What a refusal looks like\n\nThe terminal of who ran it. Where the program itself says why, what `tollgate run` says \
+         below it is left out. `DECISION` stands for the id of the decision, `TIME` for a time.\n",
+    );
     for one in shown {
         let _ = write!(
             page,
             "\n### {}\n\n```console\n$ {}\n{}\n```\n",
-            one.client.name, one.client.refused, one.printed
+            one.client.name,
+            one.client.refused,
+            one.seen()
         );
     }
     page.push_str(

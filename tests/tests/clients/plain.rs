@@ -16,7 +16,6 @@ static CHANGING: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         // What `tollgate run` says at its end.
         (r"(?m)^  \d\d:\d\d:\d\d ", "  TIME "),
         (r"(?P<program>[a-z0-9.]+)\(\d+\)", "$program(PID)"),
-        (r"\b[0-9.]+(ms|s) (?P<code>[a-z_]+: )", "N ms $code"),
         (r"date: '[^']*'|'date' => \[ '[^']*' \]", "date: TIME"),
         (r"'content-length': '\d+'", "'content-length': N"),
         // Debian's wrapper looks at the size of shared memory, and trips where there are two.
