@@ -10,6 +10,7 @@ use crate::{
     fence::{Attempt, Errno, PASS},
     lsm,
     maps::{EVENTS, UNIX},
+    repeat::{GO_ON, STOP, repeat},
     select::{self, Governed},
 };
 use aya_ebpf::{
@@ -169,24 +170,53 @@ fn copy(address: u64, length: u32, name: &mut [u8; SOCKET_NAME_BYTES]) -> Option
     Some(())
 }
 
+/// A name that is being looked through.
+struct Look {
+    name: *const [u8; SOCKET_NAME_BYTES],
+    /// The three bytes that were seen last.
+    last: u64,
+    /// Not 0: a NUL was seen.
+    ended: u64,
+    /// Not 0: it leads elsewhere than it begins.
+    leads_away: u64,
+}
+
 /// Does nothing in the name lead elsewhere than it begins? An abstract name with NUL in it would look like a
 /// shorter one.
 #[inline(always)]
 fn is_whole(name: &[u8; SOCKET_NAME_BYTES]) -> bool {
-    let is_abstract = name[0] == b'@';
-    let mut last = 0_u32;
-    let mut ended = false;
-    for &byte in name {
-        last = (last << 8 | u32::from(byte)) & 0x00ff_ffff;
-        if last == u32::from_be_bytes(*b"\0/..") {
-            return false;
-        }
-        if is_abstract && ended && byte != 0 {
-            return false;
-        }
-        ended |= byte == 0;
+    let mut look = Look {
+        name,
+        last: 0,
+        ended: 0,
+        leads_away: 0,
+    };
+    repeat(SOCKET_NAME_BYTES as u32, look_at, &mut look);
+    look.leads_away == 0
+}
+
+/// Looks at one byte.
+extern "C" fn look_at(turn: u64, look: *mut Look) -> i64 {
+    if turn >= SOCKET_NAME_BYTES as u64 {
+        return STOP;
     }
-    true
+    // SAFETY: `repeat` passes what it was given, and the name is longer than `turn`. Volatile: the compiler would look
+    // at several bytes with one check.
+    let (look, byte, first) = unsafe {
+        let bytes = (*look).name.cast::<u8>();
+        let byte = core::ptr::read_volatile(bytes.add(turn as usize));
+        (&mut *look, byte, core::ptr::read_volatile(bytes))
+    };
+    look.last = (look.last << 8 | u64::from(byte)) & 0x00ff_ffff;
+    let climbs = look.last == u64::from(u32::from_be_bytes(*b"\0/.."));
+    if climbs || (first == b'@' && look.ended != 0 && byte != 0) {
+        look.leads_away = 1;
+        return STOP;
+    }
+    if byte == 0 {
+        look.ended = 1;
+    }
+    GO_ON
 }
 
 /// Does the task see the host's files as an administrator has laid them out? That takes the initial user

@@ -128,6 +128,8 @@ struct Type {
 
 struct Btf<'a> {
     types: Vec<Type>,
+    /// Places of the structs among the types: they are a small part of them, and looked through for each field.
+    structs: Vec<usize>,
     body: &'a [u8],
     names: &'a [u8],
 }
@@ -145,6 +147,7 @@ impl<'a> Btf<'a> {
         };
         let mut btf = Self {
             types: Vec::new(),
+            structs: Vec::new(),
             body: section(8)?,
             names: section(16)?,
         };
@@ -159,6 +162,9 @@ impl<'a> Btf<'a> {
             let info = word(self.body, at + 4)?;
             let kind = (info >> 24) & 0x1f;
             let members = info & 0xffff;
+            if kind == STRUCT {
+                self.structs.push(self.types.len());
+            }
             self.types.push(Type {
                 name: word(self.body, at)?,
                 kind,
@@ -180,10 +186,8 @@ impl<'a> Btf<'a> {
 
     /// The same in bits, for a member that is narrower than a byte.
     fn bits(&self, structure: &str, path: &[&str]) -> Option<u32> {
-        let mut current = *self
-            .types
-            .iter()
-            .find(|t| t.kind == STRUCT && self.is_named(t.name, structure))?;
+        let mut structs = self.structs.iter().filter_map(|&at| self.types.get(at));
+        let mut current = *structs.find(|t| self.is_named(t.name, structure))?;
         let mut bits = 0_u32;
         for name in path {
             let (offset, of) = self.member(&current, name, MAX_DEPTH)?;

@@ -130,8 +130,9 @@ pub(super) fn load_sock_addr(
 
 /// The verifier's last lines, behind the error that they explain.
 fn with_last_words(error: io::Error, log: &[u8]) -> io::Error {
-    let log = String::from_utf8_lossy(log);
-    let lines: Vec<&str> = log.trim_end_matches(['\0', '\n']).lines().collect();
+    let end = log.iter().position(|&byte| byte == 0);
+    let log = String::from_utf8_lossy(log.get(..end.unwrap_or(log.len())).unwrap_or_default());
+    let lines: Vec<&str> = log.trim_end_matches('\n').lines().collect();
     let last = lines
         .get(lines.len().saturating_sub(4)..)
         .unwrap_or_default();
