@@ -125,7 +125,7 @@ impl Formatter for Inert {
 }
 
 /// Characters outside JSON's own escapes that terminals or editors act on; all below U+10000.
-fn is_active(character: char) -> bool {
+pub(super) fn is_active(character: char) -> bool {
     matches!(
         character,
         '\u{7f}'..='\u{9f}'

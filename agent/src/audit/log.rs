@@ -27,6 +27,7 @@ pub(super) struct Shared {
     pub(super) closing: AtomicBool,
     pub(super) dropped: AtomicU64,
     pub(super) written: AtomicU64,
+    pub(super) untold: AtomicU64,
     /// Taken by the writer and not yet in a file, oldest first. Locked for as long as it takes to push, or to
     /// copy pointers; never while a file is touched.
     pub(super) queued: Mutex<VecDeque<Arc<Record>>>,
@@ -47,6 +48,7 @@ impl Shared {
             closing: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             written: AtomicU64::new(0),
+            untold: AtomicU64::new(0),
             queued: Mutex::default(),
             trouble: Mutex::default(),
             feed: broadcast::Sender::new(FEED),
@@ -71,6 +73,9 @@ pub struct Stats {
     pub written: u64,
     /// Records lost because the queue was full or the writer gone.
     pub dropped: u64,
+    /// Lines that the journal was to have of refusals, and did not take.
+    #[serde(default)]
+    pub untold: u64,
     /// Records taken and not yet in a file.
     pub queued: usize,
     /// Since when writing fails; none while it works.
@@ -194,6 +199,7 @@ impl Log {
             healthy: shared.healthy.load(Relaxed),
             written: shared.written.load(Relaxed),
             dropped: shared.dropped.load(Relaxed),
+            untold: shared.untold.load(Relaxed),
             queued: shared.queued().len(),
             failing_since: trouble.failing_since,
             last_error: trouble.last_error,

@@ -11,12 +11,16 @@
 //! [`Sink::healthy`] false, and the pipeline refuses new requests until it can: what would have been
 //! accepted without a record is not accepted.
 //!
+//! The writer tells refusals to systemd's journal as well ([`Journal`]), as far as that takes them without waiting.
+//!
 //! Each line is one JSON object, described by [`SCHEMA`], and carries `seq` and `prev`: see [`verify`].
 
 mod allowance;
 mod chain;
+mod journal;
 mod line;
 mod log;
+mod pace;
 mod query;
 mod record;
 mod segment;
@@ -30,6 +34,7 @@ mod writer;
 
 pub(crate) use allowance::Allowance;
 pub use chain::{Bad, Report, verify};
+pub use journal::Journal;
 pub use line::encode;
 pub use log::{Feed, Live, Log, Stats};
 pub use query::{Filter, MAX_RESULTS, each, read};

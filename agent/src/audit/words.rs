@@ -1,5 +1,7 @@
-//! A record in words: what was asked, and whether two were refused alike.
-use super::record::{Coverage, Record, RequestRecord};
+//! A record in words: what was asked, safe for line-based logs, and whether two were refused alike.
+use super::line::is_active;
+use super::record::{Coverage, Record, RequestRecord, Verdict};
+use std::fmt::Write as _;
 use std::hash::{Hash as _, Hasher};
 
 impl Record {
@@ -33,6 +35,33 @@ impl Record {
             None => request.path.hash(hasher),
         }
     }
+}
+
+impl Verdict {
+    /// Whether it did not pass because the policy said no.
+    pub(crate) fn is_refusal(self) -> bool {
+        matches!(self, Self::Deny | Self::Limit)
+    }
+}
+
+/// `text` on one line of at most `limit` bytes, in which no character can move a cursor or reorder text.
+pub(super) fn inert(text: &str, limit: usize) -> String {
+    let mut safe = String::with_capacity(text.len().min(limit));
+    for character in text.chars() {
+        let start = safe.len();
+        if character.is_control() || is_active(character) {
+            // Writing to a String does not fail.
+            let _ = write!(safe, "{}", character.escape_default());
+        } else {
+            safe.push(character);
+        }
+        if safe.len() > limit.saturating_sub('…'.len_utf8()) {
+            safe.truncate(start);
+            safe.push('…');
+            break;
+        }
+    }
+    safe
 }
 
 /// What was seen as a connection only, in words.

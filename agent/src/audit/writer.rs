@@ -1,5 +1,6 @@
 //! The one thread that writes.
 use super::chain::{self, Hash};
+use super::journal::Journal;
 use super::log::{Log, Shared};
 use super::record::Record;
 use super::segment::{self, Segment, Tail};
@@ -38,11 +39,15 @@ pub struct Writer {
 
 impl Writer {
     /// Opens the log in `dir` (made 0700 where it is not there), cuts off a line that a crash tore, and starts the
-    /// writer's thread.
+    /// writer's thread. Refusals are told to `journal` too, where there is one.
     ///
     /// # Errors
     /// The directory cannot be written, or another agent writes there.
-    pub fn start(dir: &Path, limits: &AuditLimits) -> Result<(Sink, Log), Error> {
+    pub fn start(
+        dir: &Path,
+        limits: &AuditLimits,
+        journal: Option<Journal>,
+    ) -> Result<(Sink, Log), Error> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -63,7 +68,7 @@ impl Writer {
 
         let (queue, receiver) = sync_channel(QUEUE);
         let shared = Arc::new(Shared::new());
-        let worker = Worker::new(receiver, Arc::clone(&shared), files);
+        let worker = Worker::new(receiver, Arc::clone(&shared), files, journal);
         let thread = std::thread::Builder::new()
             .name("audit".into())
             .spawn(move || worker.run())
@@ -295,6 +300,7 @@ struct Worker {
     queue: Receiver<Message>,
     shared: Arc<Shared>,
     files: Files,
+    journal: Option<Journal>,
     /// Taken, not yet encoded. [`Shared::queued`] is this and what is encoded but not in the file.
     backlog: VecDeque<Arc<Record>>,
     /// Records in the buffer of `files`.
@@ -314,11 +320,17 @@ impl Drop for LastWord {
 }
 
 impl Worker {
-    fn new(queue: Receiver<Message>, shared: Arc<Shared>, files: Files) -> Self {
+    fn new(
+        queue: Receiver<Message>,
+        shared: Arc<Shared>,
+        files: Files,
+        journal: Option<Journal>,
+    ) -> Self {
         Self {
             queue,
             shared,
             files,
+            journal,
             backlog: VecDeque::new(),
             encoded: 0,
             retry: None,
@@ -333,6 +345,7 @@ impl Worker {
             if self.retry.is_none_or(|at| at <= Instant::now()) {
                 self.flush();
             }
+            self.tell_journal(Journal::sweep);
             self.closing |= self.shared.closing.load(Acquire);
         }
         // What came in beside the word to close; at most a queue full.
@@ -398,10 +411,19 @@ impl Worker {
                     // Fails only when the last subscriber has just left.
                     let _ = self.shared.feed.send(Arc::clone(&record));
                 }
+                self.tell_journal(|journal, now| journal.tell(&record, now));
                 self.backlog.push_back(record);
             }
             Message::Barrier(answer) => barriers.push(answer),
             Message::Close => self.closing = true,
+        }
+    }
+
+    /// Has the journal told something, if there is one, and counts the lines that it did not take.
+    fn tell_journal(&mut self, tell: impl FnOnce(&mut Journal, Instant) -> u64) {
+        if let Some(journal) = &mut self.journal {
+            let lost = tell(journal, Instant::now());
+            self.shared.untold.fetch_add(lost, Relaxed);
         }
     }
 

@@ -76,6 +76,8 @@ fn make_private(config: &mut Config, directory: &Path) -> anyhow::Result<()> {
     config.runtime_dir = directory.join("run");
     config.pin_dir = private_pin_dir(&config.pin_dir, name);
     config.workers = config.workers.min(2);
+    // What is refused is told on the terminal.
+    config.journal = false;
     Ok(())
 }
 

@@ -183,10 +183,14 @@ fn agent_and_policy(status: &Status, lines: &mut Lines) {
         ),
         _ => String::new(),
     };
+    let untold = match audit.untold {
+        0 => String::new(),
+        lines => format!(", {lines} lines lost to the journal"),
+    };
     lines.fact(
         "decisions",
         &format!(
-            "{} written, {} lost, {} queued{trouble}",
+            "{} written, {} lost, {} queued{untold}{trouble}",
             audit.written, audit.dropped, audit.queued
         ),
     );

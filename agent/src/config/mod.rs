@@ -43,6 +43,8 @@ pub struct Config {
     pub workers: usize,
     /// Bounds on everything off the wire.
     pub limits: Limits,
+    /// Whether refusals of units are told to systemd's journal, where there is one, beside the units' own lines.
+    pub journal: bool,
     /// Bytes after which a decisions segment is closed, and segments kept.
     pub audit: AuditLimits,
 }
@@ -76,6 +78,7 @@ impl Default for Config {
             dns_servers: Vec::new(),
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             limits: Limits::default(),
+            journal: true,
             audit: AuditLimits::default(),
         }
     }

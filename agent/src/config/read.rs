@@ -86,6 +86,10 @@ fn read_root(decoder: &mut Decoder, root: &Node, config: &mut Config) {
     if let Some(node) = fields.take("limits") {
         read_limits(decoder, node, &mut config.limits);
     }
+    set(
+        &mut config.journal,
+        fields.take("journal").and_then(|n| decoder.boolean(n)),
+    );
     if let Some(node) = fields.take("audit") {
         read_audit(decoder, node, &mut config.audit);
     }

@@ -29,7 +29,7 @@ fn every_key_is_read() {
          pin_dir: /sys/fs/bpf/x\ncgroup_root: /cg\nmode: observe\ndns_servers: [10.0.0.1, \"::1\"]\nworkers: 3\n\
          limits: { connections: 10, head_bytes: 32KiB, head_fields: 50, held_bytes: 3MiB, handshake: 1s, head: 2s, body_idle: 3s,\n  \
          connect: 4s, response_head: 5m, response_idle: 6m, uninspected_idle: 8m, idle: 7s, drain: 250ms }\n\
-         audit: { segment_bytes: 2MiB, segments: 4 }\n",
+         journal: false\naudit: { segment_bytes: 2MiB, segments: 4 }\n",
     )
     .unwrap();
     assert_eq!(config.port, 15999);
@@ -43,6 +43,7 @@ fn every_key_is_read() {
     assert_eq!(config.pin_dir, PathBuf::from("/sys/fs/bpf/x"));
     assert_eq!(config.cgroup_root, Some(PathBuf::from("/cg")));
     assert_eq!(config.mode, Mode::Observe);
+    assert!(!config.journal && Config::default().journal);
     assert_eq!(config.dns_servers.len(), 2);
     assert_eq!(config.workers, 3);
     let limits = &config.limits;

@@ -37,7 +37,9 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let (snapshot, applied) = first_snapshot(&config, (&published, &accounts), &dns_servers)?;
     let authority = Authority::open(&config.state_dir)?;
     trust::publish(&config, &authority)?;
-    let (sink, log) = audit::Writer::start(&decisions_dir(&config.state_dir), &config.audit)
+    let journal = config.journal.then(audit::Journal::open).flatten();
+    let decisions = decisions_dir(&config.state_dir);
+    let (sink, log) = audit::Writer::start(&decisions, &config.audit, journal)
         .map_err(|e| Error::Audit(e.to_string()))?;
     let listeners = pipeline::bind(config.port, config.workers).map_err(Error::Listen)?;
     let addresses = addresses(&listeners)?;

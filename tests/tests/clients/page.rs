@@ -86,8 +86,9 @@ fn page(shown: &[Shown<'_>], trouble: &[Trouble]) -> String {
     let _ = write!(
         page,
         "\nThe reason is in the status line, in the field `x-tollgate-reason` and in the body. Out of none of them do these print \
-         anything: {}. `tollgate run` says it at its end of any program, also where that fails or is killed, and \
-         for a service `tollgate decisions --denied` does.\n",
+         anything: {}. `tollgate run` says it at its end of any program, also where that fails or is killed. A service's own log has it \
+         in a line of Tollgate's beside the service's (`journalctl -u UNIT`, `systemctl status UNIT`), and \
+         `tollgate decisions --denied` has all of them.\n",
         names.join(", ")
     );
     page.push_str(

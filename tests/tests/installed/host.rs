@@ -23,10 +23,18 @@ done
 
 const CONFIG: &str = "dns_servers: [127.0.0.1]\nlimits: { drain: 100ms }\n";
 const POLICY: &str = "version: 1
-workloads: { report-builder: { match: { unit: report-builder.service } } }
-apis: { reports: { tcp: [\"127.0.0.8:8081\"] } }
-roles: { reader: [{ api: reports }] }
-grants: [{ role: reader, to: { workload: report-builder } }]
+workloads:
+  report-builder: { match: { unit: report-builder.service } }
+  nightly: { match: { unit: nightly.service } }
+apis:
+  reports: { tcp: [\"127.0.0.8:8081\"] }
+  catalog: { hosts: [catalog.example.test] }
+roles:
+  reader: [{ api: reports }]
+  customer: [{ api: catalog, allow: [{ route: GET /v1/things }] }]
+grants:
+  - { role: reader, to: { workload: report-builder } }
+  - { role: customer, to: { workload: nightly } }
 ";
 const NGINX: &str = "daemon off; master_process off; pid /run/reports.pid; events {}
 http { access_log /run/reports.log; server { listen 127.0.0.8:8081; return 200 'a report'; } }
@@ -124,6 +132,24 @@ impl Host {
         fs::write(path, text).unwrap();
         self.systemctl(&["daemon-reload"]);
         self.systemctl(&["restart", unit]);
+    }
+
+    /// Runs a command as a unit of this name, once, and waits for its end; its exit code.
+    pub(crate) fn run_once(&self, unit: &str, command: &str) -> String {
+        let path = Path::new("/etc/systemd/system").join(unit);
+        let text = format!("[Service]\nType=oneshot\nExecStart={command}\n");
+        fs::write(path, text).unwrap();
+        self.systemctl(&["daemon-reload"]);
+        // Fails where the command does.
+        let _ = self.output("systemctl", &["start", unit]);
+        self.show(unit, "ExecMainStatus")
+    }
+
+    /// What the journal says of a unit, as `journalctl -u` with these options prints it.
+    pub(crate) fn journal(&self, unit: &str, options: &[&str]) -> String {
+        let mut arguments = vec!["--no-pager", "-b", "-u", unit];
+        arguments.extend(options);
+        text(&self.output("journalctl", &arguments).stdout)
     }
 
     pub(crate) fn nginx_requests(&self) -> usize {

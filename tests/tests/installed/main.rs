@@ -92,6 +92,57 @@ fn a_governed_unit_is_held_to_its_policy_by_its_name() {
     host.systemctl(&["stop", "other.service"]);
 }
 
+/// Whose program logs no more than the code finds the rule that was missing beside it, in the unit's own log.
+#[test]
+fn a_refused_units_own_log_says_which_rule_was_missing() {
+    const NIGHTLY: &str = "nightly.service";
+    let host = Host::new();
+    let call = "/usr/bin/curl -fsSk --resolve catalog.example.test:443:198.51.100.7 \
+                https://catalog.example.test/v1/customers?since=january";
+    assert_eq!(host.run_once(NIGHTLY, call), "22");
+    let own = "curl: (22) The requested URL returned error: 403";
+    let told = "GET catalog.example.test/v1/customers (403) by curl[";
+    let why = "no rule of workload `nightly` on api `catalog` has this path";
+    let shown = eventually(at_most(Duration::from_secs(5)), || {
+        let said = host.journal(NIGHTLY, &["-o", "short"]);
+        said.contains(why).then_some(said)
+    });
+    let said = shown.unwrap_or_else(|| panic!("{}", host.journal(NIGHTLY, &["-o", "json"])));
+    for part in [own, told, "tollgate[", "(no_route; tollgate explain "] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let status = text(&host.output("systemctl", &["status", NIGHTLY]).stdout);
+    assert!(status.contains(own) && status.contains(why), "{status}");
+
+    let entries = host.journal(NIGHTLY, &["-o", "json", "SYSLOG_IDENTIFIER=tollgate"]);
+    let [entry] = <[&str; 1]>::try_from(entries.lines().collect::<Vec<_>>()).unwrap();
+    assert!(!entry.contains("january"), "{entry}");
+    let entry: serde_json::Value = serde_json::from_str(entry).unwrap();
+    for (name, value) in [
+        ("PRIORITY", "4"),
+        ("_SYSTEMD_UNIT", "tollgate.service"),
+        ("OBJECT_SYSTEMD_UNIT", NIGHTLY),
+        ("TOLLGATE_WORKLOAD", "nightly"),
+        ("TOLLGATE_REASON", "no_route"),
+    ] {
+        assert_eq!(entry[name], value, "{entry}");
+    }
+    let id = entry["TOLLGATE_DECISION"].as_str().unwrap();
+    let explained = host.output("tollgate", &["explain", id]);
+    let code = explained.status.code();
+    assert_eq!(code, Some(0), "{}", text(&explained.stderr));
+    assert!(text(&explained.stdout).contains("no_route"));
+
+    // Again within the minute: it is counted, and not told once more.
+    assert_eq!(host.run_once(NIGHTLY, call), "22");
+    assert_eq!(host.decisions().len(), 2);
+    let entries = host.journal(NIGHTLY, &["-o", "json", "SYSLOG_IDENTIFIER=tollgate"]);
+    assert_eq!(entries.lines().count(), 1, "{entries}");
+    let status = host.output("tollgate", &["status", "-o", "json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["audit"]["untold"], 0);
+}
+
 #[test]
 fn stopped_killed_and_restarted_it_never_opens() {
     let host = Host::new();

@@ -152,14 +152,14 @@ fn old_segments_are_deleted_and_the_rest_still_verifies() {
 #[test]
 fn one_directory_takes_one_writer() {
     let dir = tempfile::tempdir().unwrap();
-    let (_sink, log) = Writer::start(dir.path(), &SMALL).unwrap();
+    let (_sink, log) = Writer::start(dir.path(), &SMALL, None).unwrap();
     assert!(matches!(
-        Writer::start(dir.path(), &SMALL),
+        Writer::start(dir.path(), &SMALL, None),
         Err(Error::InUse { .. })
     ));
     log.close();
     drop(log);
-    assert!(Writer::start(dir.path(), &SMALL).is_ok());
+    assert!(Writer::start(dir.path(), &SMALL, None).is_ok());
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn no_segment_is_written_through_a_symbolic_link() {
     let segment = segment::Segment::new(dir.path(), 1, jiff::Timestamp::now());
     std::os::unix::fs::symlink(&elsewhere, &segment.path).unwrap();
     assert!(matches!(
-        Writer::start(dir.path(), &SMALL),
+        Writer::start(dir.path(), &SMALL, None),
         Err(Error::Io { .. })
     ));
 }

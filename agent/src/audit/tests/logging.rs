@@ -4,7 +4,7 @@ use super::*;
 #[test]
 fn what_was_submitted_is_seen_by_the_next_query() {
     let dir = tempfile::tempdir().unwrap();
-    let (sink, log) = Writer::start(dir.path(), &SMALL).unwrap();
+    let (sink, log) = Writer::start(dir.path(), &SMALL, None).unwrap();
     for round in 0..50 {
         let record = full();
         let id = record.id;
@@ -145,7 +145,7 @@ fn queries_filter_and_return_the_newest_first() {
 #[tokio::test]
 async fn subscribers_get_records_live_and_are_told_what_they_missed() {
     let dir = tempfile::tempdir().unwrap();
-    let (sink, log) = Writer::start(dir.path(), &AuditLimits::default()).unwrap();
+    let (sink, log) = Writer::start(dir.path(), &AuditLimits::default(), None).unwrap();
     let mut feed = log.subscribe();
     let record = full();
     let id = record.id;
@@ -173,7 +173,7 @@ async fn subscribers_get_records_live_and_are_told_what_they_missed() {
 #[test]
 fn a_deleted_segment_is_noticed_and_another_begun() {
     let dir = tempfile::tempdir().unwrap();
-    let (sink, log) = Writer::start(dir.path(), &AuditLimits::default()).unwrap();
+    let (sink, log) = Writer::start(dir.path(), &AuditLimits::default(), None).unwrap();
     sink.submit(full());
     eventually("written", || log.stats().written == 1);
     std::fs::remove_file(&segments(dir.path())[0]).unwrap();
@@ -191,7 +191,7 @@ fn a_deleted_segment_is_noticed_and_another_begun() {
 #[test]
 fn after_closing_the_sink_is_unhealthy_and_counts_what_it_drops() {
     let dir = tempfile::tempdir().unwrap();
-    let (sink, log) = Writer::start(dir.path(), &SMALL).unwrap();
+    let (sink, log) = Writer::start(dir.path(), &SMALL, None).unwrap();
     assert!(sink.healthy());
     log.close();
     assert!(!sink.healthy());
@@ -202,7 +202,7 @@ fn after_closing_the_sink_is_unhealthy_and_counts_what_it_drops() {
 #[test]
 fn many_threads_lose_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let (sink, log) = Writer::start(dir.path(), &AuditLimits::default()).unwrap();
+    let (sink, log) = Writer::start(dir.path(), &AuditLimits::default(), None).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             let sink = sink.clone();
@@ -247,7 +247,7 @@ fn a_full_disk_makes_the_sink_unhealthy_and_loses_nothing() {
 fn on_a_small_disk() {
     let dir =
         PathBuf::from(std::env::var_os("AUDIT_TEST_DISK").expect("started by the test above"));
-    let (sink, log) = Writer::start(&dir.join("log"), &SMALL).unwrap();
+    let (sink, log) = Writer::start(&dir.join("log"), &SMALL, None).unwrap();
     let filler = dir.join("filler");
     let mut sent = 0;
     let mut send = |count: u64| {

@@ -174,7 +174,7 @@ fn json(record: &Record) -> serde_json::Value {
 }
 
 fn write(dir: &Path, limits: &AuditLimits, records: impl IntoIterator<Item = Record>) -> Stats {
-    let (sink, log) = Writer::start(dir, limits).unwrap();
+    let (sink, log) = Writer::start(dir, limits, None).unwrap();
     records.into_iter().for_each(|record| sink.submit(record));
     log.close()
 }
