@@ -1,9 +1,8 @@
 //! `tollgate run`, with a running agent and with one of its own.
 use crate::support::*;
-use harness::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -62,7 +61,7 @@ fn a_private_agent_serves_one_command_and_leaves_nothing() {
 #[test]
 fn a_killed_private_agent_refuses_and_its_run_cleans_up() {
     let place = Place::new();
-    let script = format!("read line; curl -sS -m 5 {ELSEWHERE}");
+    let script = format!("echo runs; read line; curl -sS -m 5 {ELSEWHERE}");
     let mut run = place
         .tollgate(&["run", "--workload", "by-hand", "--policy"])
         .arg(place.path("policy.yaml"))
@@ -70,16 +69,17 @@ fn a_killed_private_agent_refuses_and_its_run_cleans_up() {
         .arg(place.path("secrets"))
         .args(["--", "sh", "-c", &script])
         .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // Not before the command itself runs: until then the agent is asked for more.
+    let mut first = [0; 5];
+    run.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"runs\n");
     let children = format!("/proc/{0}/task/{0}/children", run.id());
-    let pids = || fs::read_to_string(&children).unwrap_or_default();
-    let both = eventually(START, || {
-        Some(pids()).filter(|p| p.split_whitespace().count() == 2)
-    });
-    let agent = both
-        .expect("no agent and command")
+    let agent = fs::read_to_string(children)
+        .unwrap()
         .split_whitespace()
         .next()
         .unwrap()
