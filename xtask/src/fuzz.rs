@@ -17,6 +17,7 @@ const TARGETS: &[(&str, u32)] = &[
     ("compile", 1 << 10),
     ("canonical", 4 << 10),
     ("decide", 4 << 10),
+    ("meter", 4 << 10),
 ];
 
 /// The compiler's flags for libFuzzer's coverage.
@@ -28,7 +29,7 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 /// What and how long.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// One of `document`, `compile`, `canonical`, `decide`; all of them unless said.
+    /// One of `document`, `compile`, `canonical`, `decide`, `meter`; all of them unless said.
     target: Option<String>,
     /// For each target: `30s`, `10m`, `1h`.
     #[arg(long, default_value = "1m", value_parser = duration)]

@@ -7,11 +7,13 @@
 mod canonical;
 mod decide;
 mod draft;
+mod meter;
 #[cfg(test)]
 mod tests;
 
 pub use canonical::canonical;
 pub use decide::decide;
+pub use meter::meter;
 
 use crate::compile::{Compiled, compile as compile_sources};
 use crate::syntax::{Faults, Source};

@@ -40,6 +40,11 @@ fn requests_of_the_seeds() {
     seeds("decide", decide);
 }
 
+#[test]
+fn calls_to_models_of_the_seeds() {
+    seeds("meter", meter);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1_024, ..ProptestConfig::default() })]
 
