@@ -15,6 +15,7 @@ mod role;
 mod route;
 mod rule;
 mod secret;
+mod selector;
 mod shape;
 
 use crate::shape::Pattern;

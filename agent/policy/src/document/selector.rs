@@ -1,0 +1,183 @@
+//! How a workload is recognised: the conditions of one selector.
+use super::Reading;
+use crate::model::Selector;
+use crate::syntax::{Node, quote};
+
+/// One alternative of `match`: all of its conditions must hold.
+pub(super) fn selector(reading: &mut Reading<'_>, node: &Node) -> Option<Selector> {
+    let mut fields = reading.decoder.fields(node, "the selector")?;
+    let span = fields.span();
+    let keys = ["cgroup", "unit", "container", "user", "exe", "sha256"];
+    let given = keys.map(|key| fields.take(key));
+    fields.finish(reading.decoder);
+    if given.iter().all(Option::is_none) {
+        reading
+            .decoder
+            .error(span, "the selector has no condition")
+            .help("give one or more of `unit`, `cgroup`, `container`, `user`, `exe` and `sha256`; all must hold");
+        return None;
+    }
+    let readers = [
+        cgroup_glob,
+        unit_name,
+        container_name,
+        user_name,
+        exe_path,
+        digest,
+    ];
+    let mut wrong = false;
+    let values = std::array::from_fn::<_, 6, _>(|index| {
+        let (node, read) = (given.get(index).copied().flatten()?, readers.get(index)?);
+        let value = read(reading, node);
+        wrong |= value.is_none();
+        value
+    });
+    let [cgroup, unit, container, user, exe, sha256] = values;
+    let at = reading.decoder.location(span);
+    (!wrong).then_some(Selector {
+        cgroup,
+        unit,
+        container,
+        user,
+        exe,
+        sha256,
+        at,
+    })
+}
+
+/// A string that `good` accepts.
+fn checked(
+    reading: &mut Reading<'_>,
+    node: &Node,
+    good: impl Fn(&str) -> bool,
+    [what, help]: [&str; 2],
+) -> Option<String> {
+    // A number is a name too where it is one.
+    let text = &*reading.decoder.scalar(node, what)?.text;
+    if good(text) {
+        return Some(text.into());
+    }
+    reading
+        .decoder
+        .error(node.span, format!("{} is not {what}", quote(text)))
+        .help(help);
+    None
+}
+
+fn container_name(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:*@".contains(&byte);
+    let good = |text: &str| (1..=255).contains(&text.len()) && text.bytes().all(allowed);
+    let what = [
+        "a container's name",
+        "for example `report-builder` or `worker-*`",
+    ];
+    checked(reading, node, good, what)
+}
+
+fn user_name(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
+    let good = |text: &str| {
+        (1..=64).contains(&text.len())
+            && !text.starts_with('-')
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-$@\\".contains(&byte))
+    };
+    let what = [
+        "a user's name or number",
+        "as in `/etc/passwd`, e.g. `intern` or `1001`",
+    ];
+    checked(reading, node, good, what)
+}
+
+fn exe_path(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
+    let good = |text: &str| {
+        text.len() <= 4_095
+            && !text.chars().any(char::is_control)
+            && text.strip_prefix('/').is_some_and(|rest| {
+                rest.split('/')
+                    .all(|segment| !matches!(segment, "" | "." | ".."))
+            })
+    };
+    let what = [
+        "the path of an executable",
+        "write it whole and resolved, e.g. `/usr/bin/python3.11`: what runs is compared, not a link to it",
+    ];
+    checked(reading, node, good, what)
+}
+
+fn digest(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
+    let good = |text: &str| {
+        text.len() == 64
+            && text
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let what = [
+        "a SHA-256 digest",
+        "64 lower-case hexadecimal digits, as `sha256sum` prints them, in quotes",
+    ];
+    checked(reading, node, good, what)
+}
+
+/// The path without a slash at its end.
+fn cgroup_glob(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
+    let text = reading.decoder.string(node)?;
+    let path = text.strip_suffix('/').unwrap_or(text);
+    if let Some(wrong) = cgroup_fault(path) {
+        reading
+            .decoder
+            .error(node.span, wrong)
+            .help("for example `/system.slice/report-builder.service` or `/user.slice/**`");
+        return None;
+    }
+    Some(path.into())
+}
+
+fn cgroup_fault(path: &str) -> Option<&'static str> {
+    if path.len() > 4_096 || path.chars().any(char::is_control) {
+        return Some("the cgroup path is too long or has control characters");
+    }
+    let Some(rest) = path.strip_prefix('/') else {
+        return Some("a cgroup path begins with `/`, the cgroup2 root, and names a group below it");
+    };
+    let mut segments: Vec<&str> = rest.split('/').collect();
+    if segments
+        .iter()
+        .any(|segment| matches!(*segment, "" | "." | ".."))
+    {
+        return Some("a cgroup path has no empty, `.` or `..` segment");
+    }
+    if segments
+        .iter()
+        .any(|segment| segment.contains('*') && !matches!(*segment, "*" | "**"))
+    {
+        return Some("`*` is a whole segment of a cgroup path");
+    }
+    segments.pop();
+    segments
+        .contains(&"**")
+        .then_some("`**` may only stand last in a cgroup path")
+}
+
+fn unit_name(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
+    let text = reading.decoder.string(node)?;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.@\\".contains(&byte);
+    let kinds = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
+    let named = kinds
+        .iter()
+        .any(|kind| text.strip_suffix(kind).is_some_and(|stem| !stem.is_empty()));
+    if text.len() > 255 || !text.bytes().all(allowed) || !named {
+        reading
+            .decoder
+            .error(
+                node.span,
+                format!(
+                    "{} is not the name of a systemd unit with processes",
+                    quote(text)
+                ),
+            )
+            .help("write it in full, e.g. `report-builder.service`");
+        return None;
+    }
+    Some(text.into())
+}
