@@ -70,6 +70,8 @@ pub struct Selector {
     pub unit: Option<String>,
     /// A container's name, with `*` for any text.
     pub container: Option<String>,
+    /// Labels of a container or its pod and their values, with `*` for any text; in order of name.
+    pub labels: Vec<(String, String)>,
     /// A user's name, or a numeric id.
     pub user: Option<String>,
     /// Absolute path of the executable.
@@ -78,6 +80,24 @@ pub struct Selector {
     pub sha256: Option<String>,
     /// Where it stands.
     pub at: Location,
+}
+
+impl Selector {
+    /// Does it mean containers, which only their engine can tell apart?
+    #[must_use]
+    pub fn is_of_containers(&self) -> bool {
+        self.container.is_some() || !self.labels.is_empty()
+    }
+
+    /// Its labels, for a person: `app=web tier=*`.
+    #[must_use]
+    pub fn shown_labels(&self) -> Option<String> {
+        let each = self.labels.iter();
+        let each: Vec<String> = each
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        (!each.is_empty()).then(|| each.join(" "))
+    }
 }
 
 /// Someone or something that calls, and how it proves that.

@@ -30,9 +30,8 @@ pub struct Config {
     pub pin_dir: PathBuf,
     /// cgroup2 mount; found if not given.
     pub cgroup_root: Option<PathBuf>,
-    /// Who is asked for containers that policy names: sockets of engines with Docker's API, and directories in which runtimes keep
-    /// `ID/config.json`.
-    pub container_engines: Vec<PathBuf>,
+    /// Who is asked for containers that policy names.
+    pub container_engines: Vec<ContainerEngine>,
     /// How often the agent looks whether its programs are in force, and puts back what was taken away.
     pub fence_check: Duration,
     /// For the whole agent; `Observe` overrides `Enforce` grants.
@@ -47,6 +46,25 @@ pub struct Config {
     pub journal: bool,
     /// Bytes after which a decisions segment is closed, and segments kept.
     pub audit: AuditLimits,
+}
+
+/// One that knows containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContainerEngine {
+    /// `cri:PATH`: a socket of a runtime that speaks Kubernetes' CRI.
+    Cri(PathBuf),
+    /// A socket of an engine with Docker's API, or a directory in which a runtime keeps `ID/config.json`.
+    Path(PathBuf),
+}
+
+impl ContainerEngine {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Cri(path) | Self::Path(path) => path,
+        }
+    }
 }
 
 /// Where the configuration is read from unless it is named.
@@ -65,14 +83,16 @@ impl Default for Config {
             runtime_dir: "/run/tollgate".into(),
             pin_dir: "/sys/fs/bpf/tollgate".into(),
             cgroup_root: None,
-            container_engines: [
-                "/run/docker.sock",
-                "/run/podman/podman.sock",
-                "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
-                "/run/containers/storage/overlay-containers",
-            ]
-            .map(PathBuf::from)
-            .to_vec(),
+            container_engines: vec![
+                ContainerEngine::Path("/run/docker.sock".into()),
+                ContainerEngine::Path("/run/podman/podman.sock".into()),
+                ContainerEngine::Cri("/run/containerd/containerd.sock".into()),
+                ContainerEngine::Cri("/run/crio/crio.sock".into()),
+                ContainerEngine::Path(
+                    "/run/containerd/io.containerd.runtime.v2.task/k8s.io".into(),
+                ),
+                ContainerEngine::Path("/run/containers/storage/overlay-containers".into()),
+            ],
             fence_check: Duration::from_secs(1),
             mode: Mode::Enforce,
             dns_servers: Vec::new(),

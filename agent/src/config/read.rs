@@ -1,5 +1,5 @@
 //! The configuration's wire form: keys are the field names of [`Config`], each optional.
-use super::{AuditLimits, Config, Limits};
+use super::{AuditLimits, Config, ContainerEngine, Limits};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -59,7 +59,7 @@ fn read_root(decoder: &mut Decoder, root: &Node, config: &mut Config) {
         &mut config.container_engines,
         fields
             .take("container_engines")
-            .and_then(|n| paths(decoder, n)),
+            .and_then(|n| engines(decoder, n)),
     );
     set(
         &mut config.fence_check,
@@ -164,6 +164,24 @@ fn set<T>(field: &mut T, value: Option<T>) {
 fn paths(decoder: &mut Decoder, node: &Node) -> Option<Vec<PathBuf>> {
     let items = decoder.one_or_many(node)?;
     Some(items.iter().filter_map(|n| absolute(decoder, n)).collect())
+}
+
+fn engines(decoder: &mut Decoder, node: &Node) -> Option<Vec<ContainerEngine>> {
+    let items = decoder.one_or_many(node)?;
+    Some(items.iter().filter_map(|n| engine(decoder, n)).collect())
+}
+
+fn engine(decoder: &mut Decoder, node: &Node) -> Option<ContainerEngine> {
+    let Some(path) = decoder.string(node)?.strip_prefix("cri:") else {
+        return absolute(decoder, node).map(ContainerEngine::Path);
+    };
+    if !path.starts_with('/') {
+        decoder
+            .error(node.span, "expected an absolute path behind `cri:`")
+            .help("for example `cri:/run/containerd/containerd.sock`");
+        return None;
+    }
+    Some(ContainerEngine::Cri(path.into()))
 }
 
 /// The agent's working directory is nobody's business: only absolute paths mean one thing.

@@ -270,9 +270,15 @@ fn the_page_shows_configurations_that_are_good() {
     let blocks: Vec<&str> = blocks
         .map(|block| block.split_once("```").unwrap().0)
         .collect();
-    assert_eq!(blocks.len(), 1);
-    for block in blocks {
-        let config = parse(block).unwrap_or_else(|faults| panic!("{faults}"));
-        assert!(config.vault.is_some());
-    }
+    let parsed = |block: &&str| parse(block).unwrap_or_else(|faults| panic!("{faults}"));
+    let configs: Vec<Config> = blocks.iter().map(parsed).collect();
+    let [engines, vault] = &configs[..] else {
+        panic!("{configs:?}")
+    };
+    assert!(vault.vault.is_some());
+    let cri = ContainerEngine::Cri("/run/containerd/containerd.sock".into());
+    assert_eq!(engines.container_engines.first(), Some(&cri));
+    let faults = parse("container_engines: [\"cri:run/c.sock\"]\n").unwrap_err();
+    let told = faults.to_string();
+    assert!(told.contains("an absolute path behind `cri:`"), "{told}");
 }

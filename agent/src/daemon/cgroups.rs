@@ -18,6 +18,8 @@ pub(super) struct Match {
     pub(super) inode: u64,
     /// The workload.
     pub(super) workload: String,
+    /// Of a container: what it was recognised by, for a person.
+    pub(super) by: Option<String>,
 }
 
 /// What a walk of the tree found.
@@ -56,6 +58,7 @@ pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
                 cgroup: name.clone(),
                 inode: meta.ino(),
                 workload,
+                by: None,
             });
         }
         let governs = own.or(inherited);
@@ -66,6 +69,16 @@ pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
     }
     found.matches.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
     found
+}
+
+/// The cgroup of a process and those above it, from the root; none where it is gone.
+pub(super) fn of_process(process: u32) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
+    let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+    let above = Path::new(own.unwrap_or_default()).ancestors();
+    above
+        .filter_map(|path| Some(path.to_str()?.to_owned()))
+        .collect()
 }
 
 fn subdirectories(directory: &Path) -> Vec<String> {
@@ -100,7 +113,7 @@ pub(super) fn selects(selector: &Selector, cgroup: &str) -> bool {
         let path: Vec<&str> = cgroup.trim_start_matches('/').split('/').collect();
         glob_matches(&pattern, &path)
     });
-    selector.container.is_none()
+    !selector.is_of_containers()
         && (unit.is_some() || glob.is_some())
         && unit.unwrap_or(true)
         && glob.unwrap_or(true)

@@ -42,6 +42,8 @@ struct Selected {
     inode: u64,
     cgroup_id: u64,
     workload: String,
+    /// Of a container: see [`cgroups::Match`].
+    by: Option<String>,
 }
 
 /// A cgroup made for `tollgate run`.
@@ -83,6 +85,7 @@ impl Enrolments {
                     inode: inode(&directory).unwrap_or_default(),
                     cgroup_id: governed.cgroup_id,
                     workload: governed.workload,
+                    by: None,
                 };
                 selected.insert(cgroup, entry);
             }
@@ -162,7 +165,12 @@ impl Enrolments {
     /// A governed process, with why it is governed.
     pub(super) fn recognised(&self, process: GovernedProcess) -> Recognised {
         let by = match process.evidence {
-            Evidence::Cgroup => "cgroup".to_owned(),
+            Evidence::Cgroup => {
+                let above = cgroups::of_process(process.pid);
+                let mut cgroups = above.iter().filter_map(|cgroup| self.selected.get(cgroup));
+                let by = cgroups.next().and_then(|selected| selected.by.clone());
+                by.unwrap_or_else(|| "cgroup".to_owned())
+            }
             Evidence::Rule(rule) => self
                 .rules
                 .describe(rule)
@@ -189,10 +197,14 @@ impl Enrolments {
     }
 
     fn govern(&mut self, wanted: &Match) {
-        let old = self.selected.get(&wanted.cgroup);
-        if old.is_some_and(|s| s.inode == wanted.inode && s.workload == wanted.workload) {
+        let old = self.selected.get_mut(&wanted.cgroup);
+        if let Some(old) = old
+            && (old.inode, &old.workload) == (wanted.inode, &wanted.workload)
+        {
+            old.by.clone_from(&wanted.by);
             return;
         }
+        let old = self.selected.get(&wanted.cgroup);
         match self
             .fence
             .govern(Path::new(&wanted.cgroup), &wanted.workload)
@@ -211,6 +223,7 @@ impl Enrolments {
                     inode: wanted.inode,
                     cgroup_id,
                     workload: wanted.workload.clone(),
+                    by: wanted.by.clone(),
                 };
                 self.selected.insert(wanted.cgroup.clone(), entry);
             }

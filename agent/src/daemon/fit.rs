@@ -22,6 +22,7 @@ fn selectors(policy: &Policy, sources: &[Source]) -> Vec<Fault> {
                 cgroup: selector.cgroup.clone(),
                 unit: selector.unit.clone(),
                 container: selector.container.clone(),
+                labels: selector.labels.clone(),
                 ..Selector::default()
             };
             if !combined.contains(&part) {
@@ -112,6 +113,8 @@ mod tests {
         for good in [
             "{ unit: a.service, cgroup: /a }",
             "{ container: image-1 }",
+            "{ labels: { app: web } }",
+            "{ labels: { app: web }, user: intern }",
             "{ container: image-1, user: intern }",
             "{ user: intern, cgroup: /a }",
             "{ user: root, exe: /usr/bin/python3.11 }",

@@ -209,13 +209,9 @@ impl Rules {
 
     /// What holds for the cgroup that a process is in: for it or for one above it.
     fn conditions(&self, process: u32) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
-        let own = text
-            .lines()
-            .find_map(|line| line.strip_prefix("0::"))
-            .unwrap_or_default();
-        let above = Path::new(own).ancestors().filter_map(Path::to_str);
-        above.fold(0, |all, cgroup| all | self.fulfilled(cgroup))
+        let above = super::cgroups::of_process(process);
+        let each = above.iter().map(|cgroup| self.fulfilled(cgroup));
+        each.fold(0, |all, bits| all | bits)
     }
 
     /// Conditions that a cgroup itself fulfils, as a container or by its path.

@@ -1,6 +1,6 @@
 //! From a policy's selectors to what the kernel half recognises by: paths of cgroups, and cases of user, executable
 //! and cgroup together.
-use super::containers::Container;
+use super::containers::{Container, Held};
 use super::executables::Wants;
 use super::users::Database;
 use crate::kernel::{Case, CgroupPath, Recognition, Runs};
@@ -59,6 +59,7 @@ impl Selectors {
             cgroup: selector.cgroup.clone(),
             unit: selector.unit.clone(),
             container: selector.container.clone(),
+            labels: selector.labels.clone(),
             ..Selector::default()
         };
         let known = self.conditions.iter().position(|known| *known == part);
@@ -114,7 +115,7 @@ impl Selectors {
         told.exe_names = named
             .map(|name| name.to_string_lossy().into_owned())
             .collect();
-        told.by_container = self.all.iter().any(|one| one.selector.container.is_some());
+        told.by_container = self.all.iter().any(|one| one.selector.is_of_containers());
         told.by_executable = !self.wants.is_empty();
         told.by_digest = self.wants.iter().any(|wants| wants.exe.is_none());
         told
@@ -125,7 +126,7 @@ impl Selectors {
         let bits = (0..).zip(&self.conditions);
         let holds = |condition: &Selector| {
             super::cgroups::selects(condition, cgroup)
-                || container.is_some_and(|one| one.is_selected(condition, cgroup))
+                || container.is_some_and(|one| one.is_selected(condition, cgroup) == Held::Yes)
         };
         bits.filter(|(_, condition)| holds(condition))
             .fold(0, |all, (bit, _)| all | 1_u64.wrapping_shl(bit))
@@ -163,6 +164,7 @@ impl Selectors {
     /// A selector by its number, for a person.
     pub(super) fn describe(&self, number: u16) -> Option<String> {
         let selector = &self.all.get(usize::from(number))?.selector;
+        let labels = selector.shown_labels();
         let parts = [
             ("user", &selector.user),
             ("exe", &selector.exe),
@@ -170,6 +172,7 @@ impl Selectors {
             ("unit", &selector.unit),
             ("cgroup", &selector.cgroup),
             ("container", &selector.container),
+            ("labels", &labels),
         ];
         let given = parts.into_iter().filter_map(|(key, value)| {
             let value: String = value.as_ref()?.chars().take(64).collect();
@@ -217,7 +220,7 @@ impl Numbered {
 
 /// Is there a condition on the cgroup?
 pub(super) fn has_cgroup(selector: &Selector) -> bool {
-    selector.cgroup.is_some() || selector.unit.is_some() || selector.container.is_some()
+    selector.cgroup.is_some() || selector.unit.is_some() || selector.is_of_containers()
 }
 
 /// Is there a condition on the process itself?
@@ -245,11 +248,11 @@ fn paths(selector: &Selector) -> impl Iterator<Item = (Names, bool)> {
             .collect();
         (names, open)
     });
-    match (&selector.container, &selector.unit, glob) {
-        (None, Some(unit), None) => found.extend(below(&[], unit)),
-        (None, None, Some((names, _))) if !names.is_empty() => found.push((names, false)),
-        (None, None, Some(_)) => found.push((vec![None], false)),
-        (None, Some(unit), Some((mut names, open))) => {
+    match (selector.is_of_containers(), &selector.unit, glob) {
+        (false, Some(unit), None) => found.extend(below(&[], unit)),
+        (false, None, Some((names, _))) if !names.is_empty() => found.push((names, false)),
+        (false, None, Some(_)) => found.push((vec![None], false)),
+        (false, Some(unit), Some((mut names, open))) => {
             if open {
                 found.extend(below(&names, unit));
             }

@@ -15,6 +15,7 @@ mod established;
 mod layers;
 mod living;
 mod namespaces;
+mod pods;
 mod recognising;
 mod running;
 mod starting;

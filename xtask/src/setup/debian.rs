@@ -93,6 +93,18 @@ const PACKAGES: &[Package] = &[
         KnownBy::Program("crun"),
         "runs containers",
     ),
+    package(
+        "containerd",
+        Need::Everything,
+        KnownBy::Program("containerd"),
+        "runs pods",
+    ),
+    package(
+        "runc",
+        Need::Everything,
+        KnownBy::Program("runc"),
+        "runs their containers",
+    ),
     package("curl", Need::Demo, KnownBy::Program("curl"), "a client"),
     package(
         "ca-certificates",
@@ -183,7 +195,7 @@ const PACKAGES: &[Package] = &[
         "busybox-static",
         Need::Everything,
         KnownBy::Dpkg,
-        "the first program in it",
+        "the first program in it, and all that is in pods",
     ),
     package(
         "kmod",

@@ -3,18 +3,22 @@ use super::Reading;
 use crate::model::Selector;
 use crate::syntax::{Node, quote};
 
+/// Labels of one selector at most.
+const MAX_LABELS: usize = 32;
+
 /// One alternative of `match`: all of its conditions must hold.
 pub(super) fn selector(reading: &mut Reading<'_>, node: &Node) -> Option<Selector> {
     let mut fields = reading.decoder.fields(node, "the selector")?;
     let span = fields.span();
     let keys = ["cgroup", "unit", "container", "user", "exe", "sha256"];
     let given = keys.map(|key| fields.take(key));
+    let labelled = fields.take("labels");
     fields.finish(reading.decoder);
-    if given.iter().all(Option::is_none) {
+    if given.iter().all(Option::is_none) && labelled.is_none() {
         reading
             .decoder
             .error(span, "the selector has no condition")
-            .help("give one or more of `unit`, `cgroup`, `container`, `user`, `exe` and `sha256`; all must hold");
+            .help("give one or more of `unit`, `cgroup`, `container`, `labels`, `user`, `exe` and `sha256`; all must hold");
         return None;
     }
     let readers = [
@@ -33,11 +37,19 @@ pub(super) fn selector(reading: &mut Reading<'_>, node: &Node) -> Option<Selecto
         value
     });
     let [cgroup, unit, container, user, exe, sha256] = values;
+    let labels = match labelled {
+        None => Vec::new(),
+        Some(node) => labels(reading, node).unwrap_or_else(|| {
+            wrong = true;
+            Vec::new()
+        }),
+    };
     let at = reading.decoder.location(span);
     (!wrong).then_some(Selector {
         cgroup,
         unit,
         container,
+        labels,
         user,
         exe,
         sha256,
@@ -72,6 +84,37 @@ fn container_name(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
         "for example `report-builder` or `worker-*`",
     ];
     checked(reading, node, good, what)
+}
+
+/// Each with its one value. Engines let almost any text be one; a name is what Kubernetes allows.
+fn labels(reading: &mut Reading<'_>, node: &Node) -> Option<Vec<(String, String)>> {
+    let entries = reading.decoder.mapping(node)?;
+    if entries.is_empty() || entries.len() > MAX_LABELS {
+        let message = format!("a selector has 1 to {MAX_LABELS} labels");
+        reading.decoder.error(node.span, message);
+        return None;
+    }
+    let mut found = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let name = &*entry.key.text;
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+        if !(1..=317).contains(&name.len()) || !name.bytes().all(allowed) {
+            let message = format!("{} is not a label's name", quote(name));
+            reading.decoder.error(entry.key.span, message).help(
+                "for example `app` or `io.kubernetes.pod.namespace`; `*` may only stand in values",
+            );
+            continue;
+        }
+        let good = |text: &str| text.len() <= 255 && !text.chars().any(char::is_control);
+        let what = [
+            "a label's one value",
+            "at most 255 bytes, for example `payments` or `eu-*`",
+        ];
+        let value = checked(reading, &entry.value, good, what);
+        found.extend(value.map(|value| (name.to_owned(), value)));
+    }
+    found.sort();
+    (found.len() == entries.len()).then_some(found)
 }
 
 fn user_name(reading: &mut Reading<'_>, node: &Node) -> Option<String> {

@@ -298,6 +298,7 @@ fn workloads(choices: &mut Choices<'_>) -> String {
         let selector = match choices.below(48) {
             0..3 if choices.groups & UNINSPECTED == 0 => String::new(),
             1 => "{ user: intern, exe: /usr/bin/x }".to_owned(),
+            2 => "{ labels: { app: \"w-*\", tier: 1 }, container: img }".to_owned(),
             0..3 => "{ container: \"img-*\" }".to_owned(),
             3 => "{ unit: 5 }".to_owned(),
             4..24 => format!("{{ unit: {name}.service }}"),

@@ -35,6 +35,7 @@ workloads:
     match:
       - { user: intern, cgroup: "/user.slice/**" }
       - { user: intern, exe: /usr/bin/python3.11, container: "x-*" }
+      - { labels: { io.kubernetes.pod.namespace: shop, app: "web-*" } }
 identities:
   alice: { token: tgi_7Q2 }
 apis:
@@ -68,7 +69,7 @@ budgets:
 prices: { small: { input: 1, output: 2 } }
 "#;
     let found = faults(text);
-    let expected = ["30:11: a deny rule has no `query`"];
+    let expected = ["31:11: a deny rule has no `query`"];
     assert_eq!(found, expected);
 }
 
@@ -151,6 +152,31 @@ fn one_fault_at_a_time() {
             "unit: w.service",
             "unit: w.service, sha256: 9F",
             "2:53: `9F` is not a SHA-256 digest",
+        ),
+        (
+            "unit: w.service",
+            "labels: {}",
+            "2:36: a selector has 1 to 32 labels",
+        ),
+        (
+            "unit: w.service",
+            "labels: { \"a*\": b }",
+            "2:38: `a*` is not a label's name",
+        ),
+        (
+            "unit: w.service",
+            "labels: { app: \"a\\tb\" }",
+            "2:43: `a\\tb` is not a label's one value",
+        ),
+        (
+            "unit: w.service",
+            "labels: { app: [a, b] }",
+            "2:43: expected a label's one value, found a list",
+        ),
+        (
+            "unit: w.service",
+            "labels: app",
+            "2:36: expected a mapping (`key: value` lines, or `{ key: value }`), found a string",
         ),
         ("file:s", "file:../s", "4:29: `../s` is not a secret's name"),
         ("file:s", "op:s", "4:29: `op` is no source of secrets"),

@@ -69,7 +69,7 @@ fn what_compiles_fits() {
 /// Every construct, each once.
 const ALL: &str = r#"
 version: 1
-workloads: { w: { match: [{ unit: w.service, user: 1001, cgroup: "/a/**", exe: /bin/w, container: "w-*" }], listen: [8080, 1], unix: [/run/postgresql/**, "@x", /dev/log], established: report }, v: { listen: [], unix: [] } }
+workloads: { w: { match: [{ unit: w.service, user: 1001, cgroup: "/a/**", exe: /bin/w, container: "w-*", labels: { app: "w-*", io.kubernetes.pod.namespace: shop, tier: 1, empty: "" } }], listen: [8080, 1], unix: [/run/postgresql/**, "@x", /dev/log], established: report }, v: { listen: [], unix: [] } }
 identities: { alice: { token: tgi_a }, ci: { jwt: { issuer: "https://ci.example", audience: t, claims: { repo: a/b }, keys: "file:keys" } } }
 groups: { team: [alice, ci] }
 apis:
@@ -146,6 +146,9 @@ fn what_is_wrong_does_not_fit() {
         ("unit: w.service", "unit: w"),
         ("unit: w.service", "unti: w.service"),
         ("cgroup: \"/a/**\"", "cgroup: a"),
+        ("labels: { app: \"w-*\",", "labels: { \"app*\": w,"),
+        ("labels: { app: \"w-*\",", "labels: { app: [w],"),
+        ("v: { listen: []", "v: { match: { labels: {} }"),
         ("v: { listen: []", "v: { match: []"),
         ("v: { listen: []", "-v: { listen: []"),
         ("established: report", "established: kill"),

@@ -1,10 +1,18 @@
 //! Containers: which of the host's cgroups are one's, and what its engine says of it. A thread of its own asks, so that an
 //! engine that hangs delays nothing; until there is an answer the container is refused.
 mod ask;
+mod bundle;
+mod container;
+mod cri;
+mod docker;
+mod protobuf;
+
+pub(super) use container::{Container, Held};
 
 use super::agent::lock;
-use super::cgroups::{self, Match};
+use super::cgroups::Match;
 use super::selectors::has_process;
+use crate::config::ContainerEngine;
 use crate::kernel::{Fence, UNSETTLED_NAME};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -25,19 +33,13 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Digits of a container's id.
 const DIGITS: usize = 64;
 
-/// What an engine says of a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Container {
-    name: Option<String>,
-    image: Option<String>,
-}
-
 /// How far one is.
 #[derive(Debug, Clone)]
-enum State {
-    Asked,
-    Found(Container),
-    Lost { why: String, at: Instant },
+struct State {
+    /// What is known of it, or why nothing is; `None`: nobody has answered yet.
+    told: Option<Result<Container, String>>,
+    /// Since when; `None`: it is being asked for.
+    at: Option<Instant>,
 }
 
 /// What the policy says of the containers that there are.
@@ -67,7 +69,7 @@ pub(super) struct Containers {
 
 impl Containers {
     /// Starts the thread that asks; it ends with this.
-    pub(super) fn start(sources: Vec<PathBuf>) -> io::Result<Self> {
+    pub(super) fn start(sources: Vec<ContainerEngine>) -> io::Result<Self> {
         let (asked, mut waiting) = mpsc::channel::<String>(WAITING);
         let (states, learned) = (Arc::default(), Arc::new(Notify::new()));
         let found = Self {
@@ -77,7 +79,7 @@ impl Containers {
             refused: Mutex::default(),
             looked: AtomicBool::new(true),
         };
-        let sources: Arc<[PathBuf]> = sources.into();
+        let sources: Arc<[ContainerEngine]> = sources.into();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -93,12 +95,9 @@ impl Containers {
                     Arc::clone(&learned),
                 );
                 tokio::spawn(async move {
-                    let state = match ask::ask(&sources, &id).await {
-                        Ok(container) => State::Found(container),
-                        Err(why) => State::Lost {
-                            why,
-                            at: Instant::now(),
-                        },
+                    let state = State {
+                        told: Some(ask::ask(&sources, &id).await),
+                        at: Some(Instant::now()),
                     };
                     keep(&states, id, state);
                     learned.notify_one();
@@ -128,7 +127,7 @@ impl Containers {
         was: impl Fn(&str) -> Option<String>,
     ) -> Settled {
         let all = policy.workloads().iter().flat_map(|w| &w.selectors);
-        let looks = all.clone().any(|selector| selector.container.is_some());
+        let looks = all.clone().any(Selector::is_of_containers);
         let (mut settled, mut refused, mut ids) =
             (Settled::default(), BTreeMap::new(), HashSet::new());
         for directory in directories.iter().filter(|_| looks) {
@@ -143,29 +142,26 @@ impl Containers {
                 continue;
             }
             ids.insert(id.to_owned());
-            let workload = match self.state(id) {
-                State::Found(container) => {
-                    let workload = workload_of(policy, &cgroup, &container);
-                    settled.known.insert(cgroup.clone(), container);
-                    workload
-                }
-                state => {
-                    let why = match state {
-                        State::Lost { why, .. } => why,
-                        _ => "its engine was asked".to_owned(),
-                    };
+            let (whose, container) = self.look(policy, &cgroup, id);
+            let known = container.map(|container| (cgroup.clone(), container));
+            settled.known.extend(known);
+            let found = match whose {
+                Whose::Nobodys => None,
+                Whose::A(workload, by) => Some((workload, Some(by))),
+                Whose::Unknown(why) => {
                     let known = was(&cgroup);
                     if known.is_none() {
                         hold(fence, &cgroup);
                         refused.insert(cgroup.clone(), why);
                     }
-                    known
+                    known.map(|workload| (workload, None))
                 }
             };
-            settled.matches.extend(workload.map(|workload| Match {
+            settled.matches.extend(found.map(|(workload, by)| Match {
                 inode: meta.ino(),
                 cgroup,
                 workload,
+                by,
             }));
         }
         lock(&self.states).retain(|id, _| ids.contains(id));
@@ -202,19 +198,28 @@ impl Containers {
         *old = refused;
     }
 
-    /// How far a container is; asked for if it is not known.
-    fn state(&self, id: &str) -> State {
+    /// Whose a container is, and what is known of it, if that says whose. Asked for where it does not.
+    fn look(&self, policy: &Policy, cgroup: &str, id: &str) -> (Whose, Option<Container>) {
+        // Held until it is noted that this is asked: the answer comes after.
         let mut states = lock(&self.states);
-        match states.get(id) {
-            Some(State::Lost { at, .. }) if at.elapsed() > AGAIN => {}
-            Some(known) => return known.clone(),
-            None => {}
+        let state = states.get(id).cloned();
+        let is_due = match &state {
+            None => true,
+            Some(state) => state.at.is_some_and(|at| at.elapsed() > AGAIN),
+        };
+        let told = state.and_then(|state| state.told);
+        let why = match &told {
+            None => "its engine was asked".to_owned(),
+            Some(Err(why)) => why.clone(),
+            Some(Ok(container)) => match whose(policy, cgroup, container) {
+                Whose::Unknown(why) => why,
+                known => return (known, Some(container.clone())),
+            },
+        };
+        if is_due && self.asked.try_send(id.to_owned()).is_ok() {
+            states.insert(id.to_owned(), State { told, at: None });
         }
-        let before = states.get(id).cloned();
-        if self.asked.try_send(id.to_owned()).is_ok() {
-            states.insert(id.to_owned(), State::Asked);
-        }
-        before.unwrap_or(State::Asked)
+        (Whose::Unknown(why), None)
     }
 }
 
@@ -270,36 +275,34 @@ fn id_of(name: &str) -> Option<&str> {
     (is_id && is_engine).then_some(id)
 }
 
-/// The first workload, by name, that has a selector for this container as a whole.
-fn workload_of(policy: &Policy, cgroup: &str, container: &Container) -> Option<String> {
-    let mut all = policy.workloads().iter();
-    let holds =
-        |selector: &Selector| !has_process(selector) && container.is_selected(selector, cgroup);
-    let found = all.find(|workload| workload.selectors.iter().any(holds));
-    found.map(|workload| workload.name.clone())
+/// What the policy says of a container by what is known of it.
+enum Whose {
+    Nobodys,
+    /// A workload's as a whole, and by what.
+    A(String, String),
+    /// Nobody can tell; why.
+    Unknown(String),
 }
 
-impl Container {
-    /// Does a selector mean this container, which has this cgroup, whatever it says of processes?
-    pub(super) fn is_selected(&self, selector: &Selector, cgroup: &str) -> bool {
-        let rest = Selector {
-            container: None,
-            ..selector.clone()
-        };
-        let in_cgroup = rest.unit.is_none() && rest.cgroup.is_none();
-        let pattern = selector.container.as_deref();
-        pattern.is_some_and(|pattern| self.fits(pattern))
-            && (in_cgroup || cgroups::selects(&rest, cgroup))
+/// The first workload, by name, that has a selector for this container as a whole. It is nobody's only if no selector may
+/// mean it, also of those that name its processes besides.
+fn whose(policy: &Policy, cgroup: &str, container: &Container) -> Whose {
+    let held = |selector: &Selector| container.is_selected(selector, cgroup);
+    let unknown = || Whose::Unknown(container.unsure.clone().unwrap_or_default());
+    for workload in policy.workloads() {
+        let whole = workload.selectors.iter().filter(|one| !has_process(one));
+        if let Some(selector) = whole.clone().find(|one| held(one) == Held::Yes) {
+            let evidence = container.evidence(selector);
+            return Whose::A(workload.name.clone(), evidence);
+        }
+        if whole.clone().any(|one| held(one) == Held::Unknown) {
+            return unknown();
+        }
     }
-
-    /// With a `/`, `:` or `@` it is an image that is meant, else a name.
-    fn fits(&self, pattern: &str) -> bool {
-        let text = match pattern.contains(['/', ':', '@']) {
-            true => &self.image,
-            false => &self.name,
-        };
-        text.as_deref()
-            .is_some_and(|text| cgroups::segment_matches(pattern, text))
+    let mut all = policy.workloads().iter().flat_map(|w| &w.selectors);
+    match all.any(|one| held(one) == Held::Unknown) {
+        true => unknown(),
+        false => Whose::Nobodys,
     }
 }
 
@@ -333,23 +336,6 @@ mod tests {
             let found = container(root, &directory);
             let expected = is.then(|| (format!("/{name}"), id.as_str()));
             assert_eq!(found, expected, "{name}");
-        }
-    }
-
-    #[test]
-    fn names_and_images_are_told_from_each_other() {
-        let container = Container {
-            name: Some("web-1".to_owned()),
-            image: Some("registry.example:5000/app:2".to_owned()),
-        };
-        for (pattern, fits) in [
-            ("web-*", true),
-            ("web", false),
-            ("registry.example:5000/app:*", true),
-            ("*/app:2", true),
-            ("app:2", false),
-        ] {
-            assert_eq!(container.fits(pattern), fits, "{pattern}");
         }
     }
 }

@@ -226,10 +226,12 @@ fn listed(items: &[impl ToString]) -> String {
 }
 
 fn selector(selector: &Selector) -> String {
+    let labels = selector.shown_labels();
     let parts = [
         ("cgroup", &selector.cgroup),
         ("container", &selector.container),
         ("exe", &selector.exe),
+        ("labels", &labels),
         ("sha256", &selector.sha256),
         ("unit", &selector.unit),
         ("user", &selector.user),
