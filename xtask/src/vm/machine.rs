@@ -21,6 +21,7 @@ pub(super) struct Machine {
     /// In the order in which the first program looks for them.
     disks: [PathBuf; 3],
     console: PathBuf,
+    processors: u32,
 }
 
 /// Where what the kernel and systemd of one of the machines say is written.
@@ -34,12 +35,14 @@ impl Machine {
         root: &Path,
         payload: PathBuf,
         number: u32,
+        processors: u32,
     ) -> Self {
         Self {
             kernel: kernel.image.clone(),
             initrd: kernel.initrd.clone(),
             disks: [root.to_owned(), kernel.modules.clone(), payload],
             console: console(number),
+            processors,
         }
     }
 
@@ -79,7 +82,8 @@ impl Machine {
             .arg(format!("{minutes}m"))
             .args(["qemu-system-x86_64", "-nodefaults", "-no-user-config"])
             .args(["-machine", "q35", "-accel", "tcg,thread=multi"])
-            .args(["-cpu", PROCESSOR, "-smp", "2", "-m", "3G"])
+            .args(["-cpu", PROCESSOR, "-m", "3G", "-smp"])
+            .arg(self.processors.to_string())
             .args(["-display", "none", "-no-reboot"])
             .arg("-kernel")
             .arg(&self.kernel)
