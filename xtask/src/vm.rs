@@ -3,6 +3,7 @@
 //! qemu emulates it in software, which needs nothing of the host and is some ten times slower than the host. Its root
 //! file system and kernel are made once and kept below `target/vm`; a run never changes them.
 
+mod apt;
 mod guest;
 mod images;
 mod kernel;

@@ -203,6 +203,18 @@ const PACKAGES: &[Package] = &[
         KnownBy::Program("depmod"),
         "orders its kernel's modules",
     ),
+    package(
+        "xz-utils",
+        Need::Everything,
+        KnownBy::Program("xz"),
+        "unpacks those of newer kernels",
+    ),
+    package(
+        "zstd",
+        Need::Everything,
+        KnownBy::Program("zstd"),
+        "unpacks those of newer kernels",
+    ),
 ];
 
 /// The packages that `need` lacks.

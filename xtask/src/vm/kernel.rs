@@ -1,9 +1,9 @@
 //! Debian's kernel, unpacked beside the host's and not installed there.
-use super::{answer, folder, images};
+use super::apt::Apt;
+use super::{folder, images};
 use crate::sh;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Which of Debian's kernels.
 #[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -11,23 +11,12 @@ pub(super) enum Kernel {
     /// The release's own, 6.1.
     #[default]
     Stable,
-    /// The newest that is offered for the release.
-    Backports,
+    /// The newest that the archive has for any release.
+    Newer,
 }
 
-/// The package that depends on the newest kernel for virtual machines.
-const META: &str = "linux-image-cloud-amd64";
-/// The release of Debian that the machine runs.
-pub(super) const RELEASE: &str = "bookworm";
-/// What it takes to reach a disk, in the order of their dependencies.
-const MODULES: &[&str] = &[
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_modern_dev",
-    "virtio_pci_legacy_dev",
-    "virtio_pci",
-    "virtio_blk",
-];
+/// What it takes to reach a disk and its file system, unless it is built in.
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4"];
 
 /// A kernel that is ready to boot.
 pub(super) struct Installed {
@@ -42,21 +31,22 @@ pub(super) struct Installed {
 /// The kernel, made ready unless it is.
 pub(super) fn ready(kernel: Kernel) -> Result<Installed> {
     let apt = Apt::of(kernel)?;
-    let mut package = apt.newest();
-    if package.is_err() {
+    let mut packages = apt.newest();
+    if packages.is_err() {
         apt.update()?;
-        package = apt.newest();
+        packages = apt.newest();
     }
-    let package = package?;
-    let directory = folder().join("kernels").join(&package);
+    let packages = packages?;
+    let mut directory = place(&packages)?;
     if !directory.is_dir() {
-        println!("      unpacking {package}");
-        make(&apt, &package, &directory)
-            // The archive forgets a version when there is a newer one: the lists are too old.
-            .or_else(|_| {
-                apt.update()?;
-                make(&apt, &apt.newest()?, &directory)
-            })?;
+        println!("      unpacking {}", packages.join(" "));
+        // The archive forgets a version when there is a newer one: the lists are too old.
+        if make(&apt, &packages, &directory).is_err() {
+            apt.update()?;
+            let packages = apt.newest()?;
+            directory = place(&packages)?;
+            make(&apt, &packages, &directory)?;
+        }
     }
     let release = std::fs::read_to_string(directory.join("release"))
         .with_context(|| format!("remove {} and try again", directory.display()))?;
@@ -68,35 +58,66 @@ pub(super) fn ready(kernel: Kernel) -> Result<Installed> {
     })
 }
 
-fn make(apt: &Apt, package: &str, directory: &Path) -> Result<()> {
-    let fresh = directory.with_extension("new");
+/// Where the kernel of these packages is kept.
+fn place(packages: &[String]) -> Result<PathBuf> {
+    let first = packages.first().context("a kernel is in no package")?;
+    Ok(folder().join("kernels").join(first))
+}
+
+fn make(apt: &Apt, packages: &[String], directory: &Path) -> Result<()> {
+    // No extension of its name: there is a dot in the version.
+    let fresh = folder().join("kernels/new");
     images::empty(&fresh)?;
-    apt.download(package, &fresh)?;
     let files = fresh.join("files");
-    let deb = entries(&fresh)?
-        .find(|path| path.extension().is_some_and(|e| e == "deb"))
-        .with_context(|| format!("apt-get downloaded no {package}"))?;
-    let mut unpack = sh::command("dpkg-deb");
-    unpack.arg("-x").arg(&deb).arg(&files);
-    sh::run(unpack)?;
-    let release = entries(&files.join("lib/modules"))?
+    for package in packages {
+        apt.download(package, &fresh)?;
+    }
+    for deb in entries(&fresh)?.filter(|path| path.extension().is_some_and(|e| e == "deb")) {
+        let mut unpack = sh::command("dpkg-deb");
+        unpack.arg("-x").arg(&deb).arg(&files);
+        sh::run(unpack)?;
+        std::fs::remove_file(deb)?;
+    }
+    // Debian 12 has them in `/lib`, later ones where `/lib` leads.
+    if !files.join("lib").exists() {
+        std::os::unix::fs::symlink("usr/lib", files.join("lib"))?;
+    }
+    let modules = files.join("lib/modules");
+    let release = entries(&modules)?
         .find_map(|path| path.file_name()?.to_str().map(str::to_owned))
-        .with_context(|| format!("{package} holds no modules"))?;
+        .with_context(|| format!("{} hold no modules", packages.join(" ")))?;
+    unpacked(&modules)?;
     let mut depmod = sh::command("depmod");
     depmod.arg("-b").arg(&files).arg(&release);
     sh::run(depmod)?;
-    let modules = files.join("lib/modules");
     images::ext4(&modules, &fresh.join("modules.ext4"), 1)?;
-    initrd(&modules, &fresh)?;
-    std::fs::rename(
+    initrd(&modules.join(&release), &fresh)?;
+    // Newer packages leave it beside the modules, for a hook to copy.
+    let places = [
         files.join(format!("boot/vmlinuz-{release}")),
-        fresh.join("vmlinuz"),
-    )?;
+        modules.join(&release).join("vmlinuz"),
+    ];
+    let image = places.iter().find(|place| place.is_file());
+    let image = image.with_context(|| format!("{} hold no kernel", packages.join(" ")))?;
+    std::fs::rename(image, fresh.join("vmlinuz"))?;
     std::fs::write(fresh.join("release"), &release)?;
     std::fs::remove_dir_all(&files)?;
-    std::fs::remove_file(deb)?;
     std::fs::rename(&fresh, directory)
         .with_context(|| format!("cannot make {}", directory.display()))
+}
+
+/// Unpacks modules that are compressed, which the first program could not load.
+fn unpacked(modules: &Path) -> Result<()> {
+    for (ending, program) in [("xz", "xz"), ("zst", "zstd")] {
+        let mut find = sh::command("find");
+        find.arg(modules).args(["-name", &format!("*.ko.{ending}")]);
+        match program {
+            "zstd" => find.args(["-exec", program, "-dq", "--rm", "{}", "+"]),
+            _ => find.args(["-exec", program, "-dq", "{}", "+"]),
+        };
+        sh::run(find).with_context(|| format!("cannot unpack modules with {program}"))?;
+    }
+    Ok(())
 }
 
 /// What runs first: finds the disks and hands over to systemd on the first of them.
@@ -105,7 +126,7 @@ b=/bin/busybox
 $b mkdir -p /proc /dev /new
 $b mount -t proc proc /proc
 $b mount -t devtmpfs dev /dev
-for module in MODULES; do $b insmod /modules/$module.ko; done
+for module in MODULES; do $b insmod /modules/$module; done
 $b mount -t ext4 /dev/vda /new &&
     $b mount -t ext4 -o ro /dev/vdb /new/usr/lib/modules &&
     $b mount -t ext4 -o ro /dev/vdc /new/payload || {
@@ -117,6 +138,7 @@ $b mount --move /dev /new/dev
 exec $b switch_root /new /sbin/init
 "#;
 
+/// The first file system: a shell, and the modules below `modules`, which are one release's, that it loads.
 fn initrd(modules: &Path, into: &Path) -> Result<()> {
     let root = into.join("initrd.d");
     for folder in ["bin", "modules"] {
@@ -124,13 +146,18 @@ fn initrd(modules: &Path, into: &Path) -> Result<()> {
     }
     std::fs::copy("/bin/busybox", root.join("bin/busybox"))
         .context("cannot copy /bin/busybox (package busybox-static)")?;
-    for module in MODULES {
-        let name = format!("{module}.ko");
-        let found = find(modules, &name)?.with_context(|| format!("the kernel has no {name}"))?;
-        std::fs::copy(found, root.join("modules").join(name))?;
+    let read = |name: &str| {
+        std::fs::read_to_string(modules.join(name)).with_context(|| format!("cannot read {name}"))
+    };
+    let (needs, builtin) = (read("modules.dep")?, read("modules.builtin")?);
+    let loaded = order(MODULES, &needs, &builtin)?;
+    for path in &loaded {
+        let to = root.join("modules").join(file(path));
+        std::fs::copy(modules.join(path), to).with_context(|| format!("cannot copy {path}"))?;
     }
+    let names: Vec<&str> = loaded.iter().map(|path| file(path)).collect();
     let init = root.join("init");
-    std::fs::write(&init, INIT.replace("MODULES", &MODULES.join(" ")))?;
+    std::fs::write(&init, INIT.replace("MODULES", &names.join(" ")))?;
     let mut pack = sh::command("sh");
     pack.arg("-ec")
         .arg("chmod 755 init; find . | busybox cpio -o -H newc 2>/dev/null | gzip -1 > ../initrd")
@@ -139,18 +166,31 @@ fn initrd(modules: &Path, into: &Path) -> Result<()> {
     Ok(std::fs::remove_dir_all(root)?)
 }
 
-fn find(below: &Path, name: &str) -> Result<Option<PathBuf>> {
-    for path in entries(below)? {
-        let found = if path.is_dir() && !path.is_symlink() {
-            find(&path, name)?
-        } else {
-            path.ends_with(name).then_some(path)
-        };
-        if found.is_some() {
-            return Ok(found);
+/// Paths of the modules to load, each behind those that it needs; `needs` and `builtin` as depmod and the kernel's makefile
+/// write them.
+fn order<'a>(wanted: &[&str], needs: &'a str, builtin: &str) -> Result<Vec<&'a str>> {
+    let is = |path: &str, name: &str| file(path).strip_suffix(".ko") == Some(name);
+    let mut order = Vec::new();
+    for name in wanted {
+        let lines = needs.lines().filter_map(|line| line.split_once(':'));
+        match lines.into_iter().find(|(path, _)| is(path, name)) {
+            // What is needed first stands last.
+            Some((path, needed)) => {
+                for path in needed.split_whitespace().rev().chain([path]) {
+                    if !order.contains(&path) {
+                        order.push(path);
+                    }
+                }
+            }
+            None if builtin.lines().any(|path| is(path, name)) => {}
+            None => bail!("the kernel has no {name}, neither built in nor as a module"),
         }
     }
-    Ok(None)
+    Ok(order)
+}
+
+fn file(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 fn entries(directory: &Path) -> Result<impl Iterator<Item = PathBuf>> {
@@ -159,87 +199,21 @@ fn entries(directory: &Path) -> Result<impl Iterator<Item = PathBuf>> {
     Ok(read.flatten().map(|entry| entry.path()))
 }
 
-/// apt with the host's package lists, or with lists of its own for what the host does not follow.
-struct Apt {
-    options: Vec<String>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Apt {
-    fn of(kernel: Kernel) -> Result<Self> {
-        if kernel == Kernel::Stable {
-            return Ok(Self {
-                options: Vec::new(),
-            });
-        }
-        let own = folder().join("apt");
-        std::fs::create_dir_all(own.join("lists/partial"))?;
-        let sources = own.join("sources.list");
-        let archive = archive()?;
-        std::fs::write(
-            &sources,
-            format!("deb {archive} {RELEASE}-backports main\n"),
-        )?;
-        Ok(Self {
-            options: vec![
-                format!("Dir::Etc::sourcelist={}", sources.display()),
-                "Dir::Etc::sourceparts=-".to_owned(),
-                format!("Dir::State::lists={}", own.join("lists").display()),
-                // Its own, too: they are made from the lists.
-                format!("Dir::Cache::pkgcache={}", own.join("packages").display()),
-                format!("Dir::Cache::srcpkgcache={}", own.join("sources").display()),
-            ],
-        })
+    #[test]
+    fn modules_are_loaded_behind_what_they_need() -> Result<()> {
+        let needs = "kernel/b/virtio.ko: kernel/b/ring.ko\n\
+                     kernel/b/virtio_pci.ko: kernel/b/virtio.ko kernel/b/ring.ko\n\
+                     kernel/b/ring.ko:\n\
+                     kernel/b/virtio_blk.ko: kernel/b/virtio.ko kernel/b/ring.ko\n";
+        let found = order(MODULES, needs, "kernel/fs/ext4/ext4.ko\n")?;
+        let names: Vec<&str> = found.into_iter().map(file).collect();
+        let expected = ["ring.ko", "virtio.ko", "virtio_pci.ko", "virtio_blk.ko"];
+        assert_eq!(names, expected);
+        assert!(order(MODULES, needs, "").is_err());
+        Ok(())
     }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = sh::command(program);
-        for option in &self.options {
-            command.arg("-o").arg(option);
-        }
-        command
-    }
-
-    fn update(&self) -> Result<()> {
-        let mut apt = self.command("apt-get");
-        apt.args(["update", "-q"]);
-        sh::run(apt)
-    }
-
-    /// `NAME=VERSION` of the newest kernel.
-    fn newest(&self) -> Result<String> {
-        let mut depends = self.command("apt-cache");
-        depends.args(["depends", "--important", META]);
-        let said = answer(depends)?;
-        let name = said
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("Depends: "))
-            .with_context(|| format!("apt knows no {META}"))?
-            .to_owned();
-        let mut show = self.command("apt-cache");
-        show.args(["show", "--no-all-versions", &name]);
-        let said = answer(show)?;
-        let version = said.lines().find_map(|line| line.strip_prefix("Version: "));
-        let version = version.with_context(|| format!("apt knows no version of {name}"))?;
-        Ok(format!("{name}={version}"))
-    }
-
-    fn download(&self, package: &str, into: &Path) -> Result<()> {
-        let mut apt = self.command("apt-get");
-        apt.args(["download", "-q", package]).current_dir(into);
-        answer(apt).map(drop)
-    }
-}
-
-/// Where the host takes the release's packages from.
-pub(super) fn archive() -> Result<String> {
-    let mut apt = sh::command("apt-get");
-    apt.args(["indextargets", "--format", "$(RELEASE) $(REPO_URI)"])
-        .arg("Created-By: Packages");
-    let said = answer(apt)?;
-    let found = said
-        .lines()
-        .find_map(|line| line.strip_prefix(&format!("{RELEASE} ")));
-    Ok(found
-        .with_context(|| format!("apt has no source of {RELEASE}: the machine runs Debian 12"))?
-        .to_owned())
 }

@@ -1,5 +1,5 @@
 //! The machine's root file system: Debian with systemd, made once.
-use super::kernel::{RELEASE, archive};
+use super::apt::{RELEASE, archive};
 use super::{folder, images};
 use crate::sh;
 use anyhow::{Context as _, Result};
