@@ -128,8 +128,9 @@ fn no_way_leads_out() {
         assert_eq!(told, expected, "{name}");
     }
     let counted = counted(&stand);
+    let least = if has_udp_lite() { 3 } else { 2 };
     for reason in ["udp", "raw", "protocol"] {
-        assert!(counted[reason] > 1, "{counted:?}");
+        assert!(counted[reason] >= least, "{counted:?}");
     }
 
     // The same, by the same process tree in the same place, with nobody to hold it.
