@@ -10,9 +10,10 @@
 mod work;
 
 use serde_json::{Value, json};
+use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use tollgate::kernel::{Fence, Options};
 
 /// Where nobody listens: a governed connection to it is steered.
@@ -88,7 +89,12 @@ impl Bench {
         fence.admit(&listeners, port, Some(port6)).expect("admit");
         let with = Costs::of(None, own);
         let governed = Costs::of(Some(cgroup.clone()), elsewhere);
+        let root = fence.cgroup_root().to_owned();
         fence.lift().expect("lift");
+        let empty = {
+            let _programs = Empty::attach(&root);
+            Costs::of(None, own)
+        };
         // The last process of it may not have been reaped yet.
         let _ = harness::eventually(std::time::Duration::from_secs(5), || {
             std::fs::remove_dir(&cgroup).ok()
@@ -103,6 +109,8 @@ impl Bench {
                 "connect_stream_governed",
                 governed.connect - without.connect,
             ),
+            ("connect_datagram_empty", empty.datagram - without.datagram),
+            ("connect_stream_empty", empty.connect - without.connect),
             ("send_ungoverned", with.send - without.send),
             ("send_governed", governed.send - without.send),
             ("bulk_ungoverned", with.bulk / without.bulk),
@@ -111,6 +119,33 @@ impl Bench {
             ("send_itself", without.send),
             ("bulk_itself", (1e6 / without.bulk).round()),
         ]
+    }
+}
+
+/// Programs that do nothing, at the hooks that a connection passes: what any program costs there.
+struct Empty(Child);
+
+impl Empty {
+    fn attach(root: &Path) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-c", include_str!("empty.py")])
+            .arg(root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start python3");
+        let mut told = String::new();
+        let out = child.stdout.take().expect("piped");
+        BufReader::new(out).read_line(&mut told).expect("read");
+        assert_eq!(told, "attached\n", "the empty programs are not attached");
+        Self(child)
+    }
+}
+
+impl Drop for Empty {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 

@@ -33,6 +33,18 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
         Goal::Below(2e3),
     ),
     (
+        "the same of programs that do nothing, datagram",
+        "connect_datagram_empty",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
+        "the same of programs that do nothing, handshake",
+        "connect_stream_empty",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
         "added to send(), governed",
         "send_governed",
         Unit::Nanoseconds,
