@@ -78,7 +78,10 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
         None => from_agent(context, &filter)?,
     };
     let Some(record) = found else {
-        tell!("tollgate: no decision {id} in the log: it may be older than the segments kept");
+        tell!(
+            "tollgate: no decision {id} in the log: it may be older than the segments kept, or of a `tollgate run` with an agent \
+             of its own, whose log went with it; the command that it printed at its end asks its policy again"
+        );
         return Ok(Outcome::No);
     };
     let again = match policy_on_disk(context, args) {
