@@ -12,7 +12,8 @@ mod work;
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use tollgate::kernel::{Fence, Options};
 
@@ -33,6 +34,7 @@ fn main() {
 
 /// Listeners that stay, and a fence that comes and goes.
 struct Bench {
+    /// The agent's, and one of somebody else's.
     listeners: [TcpListener; 2],
     options: Options,
     name: String,
@@ -43,18 +45,14 @@ type Round = Vec<(&'static str, f64)>;
 
 impl Bench {
     fn new() -> Self {
-        let listeners = ["127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).expect("bind"));
-        for listener in &listeners {
-            let listener = listener.try_clone().expect("clone");
-            std::thread::spawn(move || work::serve(&listener));
-        }
         let name = format!("tollgate-bench-{}", std::process::id());
         let options = Options {
             pin_dir: Path::new("/sys/fs/bpf").join(&name),
             cgroup_root: None,
         };
+        let listener = || TcpListener::bind("127.0.0.1:0").expect("bind");
         Self {
-            listeners,
+            listeners: [listener(), listener()],
             options,
             name,
         }
@@ -74,46 +72,49 @@ impl Bench {
     }
 
     fn round(&self) -> Round {
-        let own = self.listeners[0].local_addr().expect("bound");
+        let [agents, others] = &self.listeners;
+        let own = others.local_addr().expect("bound");
         let elsewhere: SocketAddr = ELSEWHERE.parse().expect("an address");
-        let without = Costs::of(None, own);
+        let without = Costs::of(None, others, own);
         let fence = Fence::open(&self.options).expect("the fence stands (as root)");
-        let cgroup = fence.cgroup_root().join(&self.name);
+        let root = fence.cgroup_root().to_owned();
+        let cgroup = root.join(&self.name);
         std::fs::create_dir_all(&cgroup).expect("make a cgroup");
         fence
             .govern(Path::new(&self.name), "bench")
             .expect("govern");
-        let port = own.port();
-        let port6 = self.listeners[1].local_addr().expect("bound").port();
-        let listeners: Vec<_> = self.listeners.iter().collect();
-        fence.admit(&listeners, port, Some(port6)).expect("admit");
-        let with = Costs::of(None, own);
-        let governed = Costs::of(Some(cgroup.clone()), elsewhere);
-        let root = fence.cgroup_root().to_owned();
+        let port = agents.local_addr().expect("bound").port();
+        fence.admit(&[agents], port, None).expect("admit");
+        let with = Costs::of(None, others, own);
+        let governed = Costs::of(Some(&cgroup), agents, elsewhere);
         fence.lift().expect("lift");
         let empty = {
             let _programs = Empty::attach(&root);
-            Costs::of(None, own)
+            Costs::of(None, others, own)
         };
         // The last process of it may not have been reaped yet.
         let _ = harness::eventually(std::time::Duration::from_secs(5), || {
             std::fs::remove_dir(&cgroup).ok()
         });
+        let more = |name, with: f64, without: f64| (name, with - without);
         vec![
-            (
+            more(
                 "connect_datagram_ungoverned",
-                with.datagram - without.datagram,
+                with.datagram,
+                without.datagram,
             ),
-            ("connect_stream_ungoverned", with.connect - without.connect),
-            (
-                "connect_stream_governed",
-                governed.connect - without.connect,
-            ),
-            ("connect_datagram_empty", empty.datagram - without.datagram),
-            ("connect_stream_empty", empty.connect - without.connect),
-            ("send_ungoverned", with.send - without.send),
-            ("send_governed", governed.send - without.send),
+            more("connect_stream_ungoverned", with.connect, without.connect),
+            more("connect_stream_governed", governed.connect, without.connect),
+            more("connect_datagram_empty", empty.datagram, without.datagram),
+            more("connect_stream_empty", empty.connect, without.connect),
+            more("socket_governed", governed.socket, without.socket),
+            more("close_governed", governed.close, without.close),
+            more("send_ungoverned", with.send, without.send),
+            more("send_governed", governed.send, without.send),
+            more("send_empty", empty.send, without.send),
             ("bulk_ungoverned", with.bulk / without.bulk),
+            ("bulk_governed", governed.bulk / without.bulk),
+            ("bulk_empty", empty.bulk / without.bulk),
             ("connect_datagram_itself", without.datagram),
             ("connect_stream_itself", without.connect),
             ("send_itself", without.send),
@@ -152,16 +153,18 @@ impl Drop for Empty {
 /// Nanoseconds of CPU for each call, and for each kilobyte of a bulk transfer.
 struct Costs {
     datagram: f64,
+    socket: f64,
     connect: f64,
+    close: f64,
     send: f64,
     bulk: f64,
 }
 
 impl Costs {
     /// In a process of its own: who was governed once stays so.
-    fn of(cgroup: Option<PathBuf>, target: SocketAddr) -> Self {
+    fn of(cgroup: Option<&Path>, listener: &TcpListener, target: SocketAddr) -> Self {
         let own = std::env::current_exe().expect("this program");
-        let mut command = match &cgroup {
+        let mut command = match cgroup {
             None => Command::new(&own),
             Some(cgroup) => {
                 let mut shell = Command::new("sh");
@@ -170,16 +173,19 @@ impl Costs {
                 shell
             }
         };
-        command.args(["--work", &target.to_string()]);
-        // A bulk transfer of its own needs a listener, which a governed process may not have.
-        command.args(cgroup.is_none().then_some("bulk"));
+        let listener = OwnedFd::from(listener.try_clone().expect("clone"));
+        command
+            .args(["--work", &target.to_string()])
+            .stdin(listener);
         let output = command.stderr(Stdio::inherit()).output().expect("start");
         assert!(output.status.success(), "the work failed");
-        let costs: [f64; 4] = serde_json::from_slice(&output.stdout).expect("four costs");
-        let [datagram, connect, send, bulk] = costs;
+        let costs: [f64; 6] = serde_json::from_slice(&output.stdout).expect("six costs");
+        let [datagram, socket, connect, close, send, bulk] = costs;
         Self {
             datagram,
+            socket,
             connect,
+            close,
             send,
             bulk,
         }

@@ -1,54 +1,72 @@
-//! What is measured: calls of one process, one after the other.
+//! What is measured: calls of one thread on one processor, one after the other. The same thread is also who is called, by
+//! turns: on loopback its calls do the work of both ends, and nobody who waits has to be woken.
+use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-/// Datagram sockets' connects in a batch, and batches.
-const DATAGRAMS: (usize, usize) = (2_000, 20);
+/// Calls in a batch, and batches: of datagram sockets' connects.
+const DATAGRAMS: (usize, usize) = (1_000, 100);
 /// The same for connections.
-const CONNECTIONS: (usize, usize) = (50, 30);
-/// The same for sends.
-const SENDS: (usize, usize) = (500, 30);
-/// Bytes of a bulk transfer, and of each write.
-const BULK: (usize, usize) = (1 << 30, 1 << 18);
+const CONNECTIONS: (usize, usize) = (50, 300);
+/// The same for sends. What a batch sends is read after it, and fits the buffers.
+const SENDS: (usize, usize) = (50, 1_000);
+/// The same for writes of a bulk transfer, each read before the next.
+const WRITES: (usize, usize) = (8, 500);
+/// Bytes of such a write.
+const BULK: usize = 1 << 17;
 
-/// Measures, and prints nanoseconds of CPU: of a datagram socket's connect, a connect, a send, and a bulk kilobyte.
+/// Measures, and prints nanoseconds of CPU of a call of each kind. What it connects to leads to the listener that it has for
+/// its standard input.
 pub(super) fn run(arguments: &[String]) {
     let target: SocketAddr = arguments[0].parse().expect("an address");
-    let bulk = match arguments.get(1) {
-        Some(_) => bulk(),
-        None => 0.0,
-    };
-    let costs = [datagrams(), connections(target), sends(target), bulk];
+    alone_on_a_processor();
+    let listener = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .expect("a listener");
+    let listener = TcpListener::from(listener);
+    let [socket, connect, close] = connections(&listener, target);
+    let mut pair = Pair::new(&listener, target);
+    let costs = [
+        datagrams(),
+        socket,
+        connect,
+        close,
+        pair.sends(),
+        pair.bulk(),
+    ];
     println!("{}", serde_json::to_string(&costs).expect("numbers"));
 }
 
-/// Accepts whoever comes and reads what they send, now and then.
-pub(super) fn serve(listener: &TcpListener) {
-    for stream in listener.incoming() {
-        let Ok(mut stream) = stream else { continue };
-        std::thread::spawn(move || {
-            let mut read = vec![0; 1 << 20];
-            while stream.read(&mut read).is_ok_and(|length| length > 0) {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        });
-    }
+/// The last of them: the first has the interrupts, mostly.
+fn alone_on_a_processor() {
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut set = CpuSet::new();
+    set.set(count - 1);
+    sched_setaffinity(None, &set).expect("pin to a processor");
 }
 
-/// Nanoseconds that a clock of CPU time shows.
-fn spent(clock: ClockId) -> f64 {
-    let time = clock_gettime(clock);
+/// Nanoseconds of CPU that this thread has had.
+fn spent() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
-/// The median over batches of what one call costs.
-fn median((count, batches): (usize, usize), mut batch: impl FnMut(usize) -> f64) -> f64 {
-    let mut each: Vec<f64> = (0..batches).map(|_| batch(count) / count as f64).collect();
+/// What `work` takes, nanoseconds.
+fn timed(work: impl FnOnce()) -> f64 {
+    let before = spent();
+    work();
+    spent() - before
+}
+
+/// Of all batches' costs, the one that a quarter is below: what disturbs only ever adds.
+fn usual(mut each: Vec<f64>) -> f64 {
     each.sort_by(f64::total_cmp);
-    each[each.len() / 2]
+    each[each.len() / 4]
 }
 
 fn datagrams() -> f64 {
@@ -57,65 +75,87 @@ fn datagrams() -> f64 {
         .parse::<SocketAddr>()
         .expect("an address")
         .into();
-    median(DATAGRAMS, |count| {
-        let before = spent(ClockId::ThreadCPUTime);
-        for _ in 0..count {
-            socket.connect(&to).expect("connect");
-        }
-        spent(ClockId::ThreadCPUTime) - before
-    })
+    let (count, batches) = DATAGRAMS;
+    let batch = || {
+        let all = timed(|| (0..count).for_each(|_| socket.connect(&to).expect("connect")));
+        all / count as f64
+    };
+    usual((0..batches).map(|_| batch()).collect())
 }
 
-fn connections(target: SocketAddr) -> f64 {
+/// What making a socket costs, connecting it, and closing it.
+fn connections(listener: &TcpListener, target: SocketAddr) -> [f64; 3] {
     let to: SockAddr = target.into();
-    median(CONNECTIONS, |count| {
-        let sockets: Vec<Socket> = (0..count)
-            .map(|_| {
-                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-                // Gone at once when closed: its port does not wait.
-                socket.set_linger(Some(Duration::ZERO)).expect("linger");
-                socket
-            })
-            .collect();
-        let before = spent(ClockId::ThreadCPUTime);
+    let (count, batches) = CONNECTIONS;
+    let mut costs = [const { Vec::new() }; 3];
+    for _ in 0..batches {
+        let mut sockets = Vec::with_capacity(count);
+        let made = timed(|| {
+            let new = || Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            sockets.extend((0..count).map(|_| new()));
+        });
         for socket in &sockets {
-            socket.connect(&to).expect("connect");
+            // Gone at once when closed: its port does not wait.
+            socket.set_linger(Some(Duration::ZERO)).expect("linger");
         }
-        spent(ClockId::ThreadCPUTime) - before
-    })
+        let connect = |socket: &Socket| socket.connect(&to).expect("connect");
+        let connected = timed(|| sockets.iter().for_each(connect));
+        let accept = || listener.accept().expect("accept");
+        let accepted: Vec<_> = (0..count).map(|_| accept()).collect();
+        let closed = timed(|| drop(sockets));
+        drop(accepted);
+        for (costs, all) in costs.iter_mut().zip([made, connected, closed]) {
+            costs.push(all / count as f64);
+        }
+    }
+    costs.map(usual)
 }
 
-fn sends(target: SocketAddr) -> f64 {
-    let mut stream = TcpStream::connect(target).expect("connect");
-    stream.set_nodelay(true).expect("no delay");
-    median(SENDS, |count| {
-        // What the last batch sent is read meanwhile.
-        std::thread::sleep(Duration::from_millis(8));
-        let before = spent(ClockId::ThreadCPUTime);
-        for _ in 0..count {
-            stream.write_all(&[b'x'; 100]).expect("send");
-        }
-        spent(ClockId::ThreadCPUTime) - before
-    })
+/// A connection's two ends.
+struct Pair {
+    near: TcpStream,
+    far: TcpStream,
+    read: Vec<u8>,
 }
 
-/// A process's whole CPU time for a kilobyte from one of its threads to another.
-fn bulk() -> f64 {
-    let (size, chunk) = BULK;
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-    let to = listener.local_addr().expect("bound");
-    let sender = std::thread::spawn(move || {
-        let mut stream = TcpStream::connect(to).expect("connect");
-        let bytes = vec![b'x'; chunk];
-        for _ in 0..size / chunk {
-            stream.write_all(&bytes).expect("send");
+impl Pair {
+    fn new(listener: &TcpListener, target: SocketAddr) -> Self {
+        let near = TcpStream::connect(target).expect("connect");
+        let (far, _) = listener.accept().expect("accept");
+        near.set_nodelay(true).expect("no delay");
+        let read = vec![0; BULK];
+        Self { near, far, read }
+    }
+
+    fn sends(&mut self) -> f64 {
+        let (count, batches) = SENDS;
+        let mut batch = || {
+            let mut send = || self.near.write_all(&[b'x'; 100]).expect("send");
+            let all = timed(|| (0..count).for_each(|_| send()));
+            let sent = &mut self.read[..count * 100];
+            self.far.read_exact(sent).expect("read");
+            all / count as f64
+        };
+        usual((0..batches).map(|_| batch()).collect())
+    }
+
+    /// For a kilobyte, written and read.
+    fn bulk(&mut self) -> f64 {
+        let (count, batches) = WRITES;
+        let bytes = vec![b'x'; BULK];
+        for end in [&self.near, &self.far] {
+            let end = socket2::SockRef::from(end);
+            end.set_send_buffer_size(4 * BULK).expect("a large buffer");
+            end.set_recv_buffer_size(4 * BULK).expect("a large buffer");
         }
-    });
-    let (mut stream, _) = listener.accept().expect("accept");
-    let before = spent(ClockId::ProcessCPUTime);
-    let mut read = vec![0; chunk];
-    while stream.read(&mut read).expect("read") > 0 {}
-    let spent = spent(ClockId::ProcessCPUTime) - before;
-    sender.join().expect("the sender");
-    spent / (size as f64 / 1e3)
+        let mut turn = || {
+            self.near.write_all(&bytes).expect("write");
+            self.far.read_exact(&mut self.read).expect("read");
+        };
+        let mut batch = || {
+            let all = timed(|| (0..count).for_each(|_| turn()));
+            all / (count * BULK) as f64 * 1e3
+        };
+        usual((0..batches).map(|_| batch()).collect())
+    }
 }

@@ -63,6 +63,36 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
         Goal::AtMost(1.01),
     ),
     (
+        "bulk transfer, governed, compared to without",
+        "bulk_governed",
+        Unit::Times,
+        Goal::None,
+    ),
+    (
+        "the same of programs that do nothing, send()",
+        "send_empty",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
+        "the same of programs that do nothing, bulk",
+        "bulk_empty",
+        Unit::Times,
+        Goal::None,
+    ),
+    (
+        "added to socket(), governed",
+        "socket_governed",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
+        "added to close(), governed",
+        "close_governed",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
         "connect() itself, datagram socket",
         "connect_datagram_itself",
         Unit::Nanoseconds,
