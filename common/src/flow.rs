@@ -36,12 +36,32 @@ pub struct Owner {
     pub gid: u32,
     /// Key into `WORKLOADS`.
     pub workload: u32,
-    /// How many of `path` are set; `PATH_PARTS + 1`: cut, there are more.
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// An executable by what it is: the key of `PATHS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inode {
+    /// Its number.
+    pub number: u64,
+    /// As [`Owner::exe_dev`].
+    pub device: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// Where an executable was, for a person to read: the value of `PATHS`. Entries make room for others.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Path {
+    /// How many of `names` are set; `PATH_PARTS + 1`: cut, there are more.
     pub parts: u32,
-    /// Name of the thread that called.
-    pub comm: [u8; 16],
-    /// Components of the executable's path within its filesystem, the file first, each up to NUL.
-    pub path: [[u8; PART_BYTES]; PATH_PARTS],
+    /// Explicit padding.
+    pub reserved: u32,
+    /// Components of the path within its filesystem, the file first, each up to NUL.
+    pub names: [[u8; PART_BYTES]; PATH_PARTS],
 }
 
 /// Bytes and packets of a flow or of a workload.
@@ -58,16 +78,21 @@ pub struct Traffic {
     pub packets_in: u64,
 }
 
-/// [`Record::state`]: every field is set.
-pub const COMPLETE: u64 = 1;
-/// [`Record::state`]: the client's socket is closed and its end was told.
-pub const CLIENT_CLOSED: u64 = 2;
-/// [`Record::state`]: the agent's side was established.
-pub const ACCEPTED: u64 = 4;
-/// [`Record::state`]: the agent's side is closed.
-pub const AGENT_CLOSED: u64 = 8;
+/// A steered connection: the value of `FLOWS`, by the client's end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Steered {
+    /// Which connection.
+    pub connection: Connection,
+    /// Cookie of the agent's socket, once its side is established: only that socket's connection is this one.
+    pub accepted: u64,
+    /// Where the client asked to go.
+    pub destination: Address,
+    /// Who asked.
+    pub owner: Owner,
+}
 
-/// A steered connection: the value of `FLOWS`, and, sent as it is, the body of the event of its end.
+/// What is told when a steered connection has ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Record {
@@ -75,35 +100,32 @@ pub struct Record {
     pub kind: u32,
     /// Explicit padding.
     pub reserved: u32,
-    /// Which connection: the key of `FLOWS`.
-    pub connection: Connection,
-    /// Bits above.
-    pub state: u64,
     /// Counted on the client's socket.
     pub traffic: Traffic,
-    /// Where the client asked to go.
-    pub destination: Address,
-    /// Who asked.
-    pub owner: Owner,
+    /// What it was.
+    pub steered: Steered,
 }
 
-/// What a client's socket carries: the value of `CLIENTS`.
+/// [`Client::state`]: its end was told.
+pub const CLIENT_CLOSED: u64 = 1;
+
+/// What a client's socket carries: the value of `CLIENTS`. What each packet needs is at the start: one line of the cache.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Client {
-    /// Its latest steered connection; all zero for a datagram socket, which has no record.
-    pub connection: Connection,
-    /// Where it was put into `PORTS`; all zero before it was.
-    pub port: Port,
-    /// Where it asked to go.
-    pub destination: Address,
-    /// Key into `WORKLOADS`.
+    /// Key into `WORKLOADS`; 0: it has only been made, and is nobody's so far.
     pub workload: u32,
     /// 1: its maker was governed without being in a governed cgroup. The socket is then that workload's for good.
     pub is_marked: u32,
+    /// Its latest steered connection, as it will be told; all zero for a datagram socket, and before there is one.
+    pub record: Record,
+    /// Its end of that connection; port 0 before its SYN left.
+    pub port: Port,
+    /// Bits above.
+    pub state: u64,
 }
 
-/// A client's end of a connection to the agent: the key of `PORTS`.
+/// A client's end of a connection to the agent: the key of `FLOWS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Port {
@@ -113,7 +135,7 @@ pub struct Port {
     pub address: Address,
 }
 
-/// One connection of one socket: the key of `FLOWS`. A socket may connect again, its cookie stays.
+/// One connection of one socket. A socket may connect again, its cookie stays.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connection {
@@ -123,15 +145,12 @@ pub struct Connection {
     pub opened: u64,
 }
 
-/// What the agent's sockets carry: the value of `AGENT_SOCKETS`. The agent puts it on its listeners,
-/// the kernel clones it to what they accept, and the hook fills in the connection.
+/// What the agent's listeners carry: the value of `AGENT_SOCKETS`. The agent puts it there.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AgentSocket {
     /// [`LISTENER_TAG`].
     pub tag: u64,
-    /// The client's; all zero on a listener, and where no hook steered the client.
-    pub connection: Connection,
 }
 
 /// [`AgentSocket::tag`] of a listener that the agent opened.
@@ -178,18 +197,24 @@ pub struct Account {
 }
 
 const _: () = assert!(size_of::<Address>() == 24);
-const _: () = assert!(size_of::<Owner>() == 64 + PART_BYTES * PATH_PARTS);
-const _: () = assert!(size_of::<Record>() == 88 + size_of::<Owner>());
-const _: () = assert!(size_of::<Client>() == 80);
+const _: () = assert!(size_of::<Owner>() == 48);
+const _: () = assert!(size_of::<Inode>() == 16);
+const _: () = assert!(size_of::<Path>() == 8 + PART_BYTES * PATH_PARTS);
+const _: () = assert!(size_of::<Steered>() == 96);
+const _: () = assert!(size_of::<Record>() == 136);
+const _: () = assert!(size_of::<Client>() == 184);
 const _: () = assert!(size_of::<Port>() == 32);
-const _: () = assert!(size_of::<AgentSocket>() == 24);
+const _: () = assert!(size_of::<AgentSocket>() == 8);
 const _: () = assert!(size_of::<Asker>() == 64 + size_of::<Owner>());
 const _: () = assert!(size_of::<Query>() == 40);
 const _: () = assert!(size_of::<Account>() == 40);
 pod!(
     Address,
     Owner,
+    Inode,
+    Path,
     Traffic,
+    Steered,
     Record,
     Client,
     Port,

@@ -6,6 +6,8 @@ pub const MAX_LEVEL: u32 = 32;
 pub const PATH_PARTS: usize = 8;
 /// Bytes of one path component, with its closing NUL; longer ones are cut.
 pub const PART_BYTES: usize = 48;
+/// Executables whose paths are kept.
+pub const MAX_PATHS: u32 = 4_096;
 /// Bytes of a workload's name, padded with NUL.
 pub const NAME_BYTES: usize = 64;
 /// Cgroup subtrees under governance at once.

@@ -2,7 +2,7 @@
 //! too are added to atomically: a softirq may interrupt a task's hook on the same CPU.
 use crate::{
     atomic::add,
-    maps::{ACCOUNTS, FLOWS, LOST, REFUSALS},
+    maps::{ACCOUNTS, LOST, REFUSALS},
 };
 use aya_ebpf::{bindings::BPF_NOEXIST, programs::SkBuffContext};
 use tollgate_common::{
@@ -21,18 +21,14 @@ pub(crate) enum Direction {
 
 /// Counts a packet on a client's socket.
 #[inline(always)]
-pub(crate) fn packet(ctx: &SkBuffContext, client: &Client, direction: Direction) {
+pub(crate) fn packet(ctx: &SkBuffContext, client: &mut Client, direction: Direction) {
     let bytes = u64::from(ctx.len());
     if let Some(account) = ACCOUNTS.get_ptr_mut(client.workload) {
         // SAFETY: `account` points to this CPU's live value.
         unsafe { traffic(&raw mut (*account).traffic, bytes, direction) };
     }
-    if client.connection.cookie != 0
-        && let Some(record) = FLOWS.get_ptr_mut(client.connection)
-    {
-        // SAFETY: the memory of a removed entry stays a `Record`.
-        unsafe { traffic(&raw mut (*record).traffic, bytes, direction) };
-    }
+    // SAFETY: `client` is the socket's own value.
+    unsafe { traffic(&raw mut client.record.traffic, bytes, direction) };
 }
 
 /// Adds a packet.

@@ -18,6 +18,12 @@ use tollgate_common::{event::Reason, flow::Client, openings::Listen};
 const FLAGS: usize = 13;
 const RESET: u8 = 4;
 
+/// Does it reach a listener of the agent's? Of that nothing is asked, and nobody's account has it.
+#[inline(always)]
+pub(crate) fn is_for_the_agent(socket: *mut bpf_sock) -> bool {
+    field!(socket, state) == BPF_TCP_LISTEN && listener::is_tagged(socket)
+}
+
 /// May this packet reach its socket? Only what begins a connection is looked at here: on one that stands, it
 /// is what leaves that is judged.
 #[inline(always)]
@@ -25,7 +31,7 @@ pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option
     match field!(socket, state) {
         BPF_TCP_LISTEN => is_served(ctx, socket, client),
         BPF_TCP_SYN_SENT => {
-            client.is_none_or(|client| client.connection.cookie == 0) || is_from_the_agent(ctx)
+            !client.is_some_and(exit::is_steered) || is_from_the_agent(ctx, socket, client)
         }
         _ => true,
     }
@@ -67,15 +73,24 @@ fn is_served(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<&Client>
 /// The agent may have died since the hook saw its listener, and somebody else may be at its port. That
 /// nobody is there passes, so that the caller learns it at once.
 #[inline(always)]
-fn is_from_the_agent(ctx: &SkBuffContext) -> bool {
+fn is_from_the_agent(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<&Client>) -> bool {
     let Some(packet) = Packet::read(ctx) else {
         return false;
     };
     let Some(transport) = packet.transport else {
         return false;
     };
-    ctx.skb
-        .load::<u8>(transport.get() + FLAGS)
-        .is_ok_and(|flags| flags & RESET != 0)
-        || listener::is_the_agents(ctx.as_ptr(), &packet.source)
+    if listener::is_the_agents(ctx.as_ptr(), &packet.source)
+        || ctx
+            .skb
+            .load::<u8>(transport.get() + FLAGS)
+            .is_ok_and(|flags| flags & RESET != 0)
+    {
+        return true;
+    }
+    if let Some(governed) = exit::governed(ctx, socket, client) {
+        account::refusal(governed.workload, Reason::AgentDown);
+        exit::tell(ctx, socket, &governed, Reason::AgentDown, &packet.source);
+    }
+    false
 }

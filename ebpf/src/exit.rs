@@ -4,14 +4,14 @@
 //! What counts is where the packet itself goes: a socket's peer can change between two looks at it,
 //! and IP options or a routing header lead elsewhere than the peer.
 use crate::{
-    account, atomic, entry, listener,
+    account, atomic, entry, flow, listener,
     maps::{EVENTS, INBOUND, KEPT, PENDING},
     names,
     select::{self, Governed},
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_TCP_LISTEN, BPF_TCP_SYN_SENT, bpf_sock},
+    bindings::{__sk_buff, BPF_TCP_LISTEN, BPF_TCP_NEW_SYN_RECV, BPF_TCP_SYN_SENT, bpf_sock},
     helpers::generated::{
         bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_skb_cgroup_id,
     },
@@ -24,30 +24,56 @@ use tollgate_common::{
     rules::{DATAGRAM, STREAM, TCP, UDP, address4, address6, leads_to_loopback},
 };
 
-/// A packet's socket; `None` for what has none, as answers of the kernel itself.
+/// A packet's socket; `None` for what has none, as answers of the kernel itself. It may not be a whole one yet, or no more:
+/// then it carries nothing, and has no type.
 #[inline(always)]
 pub(crate) fn socket_of(ctx: &SkBuffContext) -> Option<*mut bpf_sock> {
-    // SAFETY: needed to reach the packet's socket. The context is valid while the program runs, and
-    // the helper returns null or a full socket.
-    let socket = unsafe {
-        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
-        if socket.is_null() {
-            return None;
-        }
-        bpf_sk_fullsock(socket)
-    };
+    // SAFETY: needed to reach the packet's socket. The context is valid while the program runs.
+    let socket = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     (!socket.is_null()).then_some(socket)
+}
+
+/// Does it only stand for one that is going to be accepted? What that one may is asked of its listener (`entry`), and
+/// of itself as soon as it is there.
+#[inline(always)]
+pub(crate) fn is_none_yet(socket: *mut bpf_sock) -> bool {
+    field!(socket, state) == BPF_TCP_NEW_SYN_RECV
+}
+
+/// The same, if it is a whole one.
+#[inline(always)]
+fn whole(socket: *mut bpf_sock) -> Option<*mut bpf_sock> {
+    // SAFETY: needed to call a helper, which returns null or the socket.
+    let whole = unsafe { bpf_sk_fullsock(socket) };
+    (!whole.is_null()).then_some(whole)
 }
 
 /// May this packet leave? If not, that was counted, and told where it is news.
 #[inline(always)]
-pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<&Client>) -> bool {
-    let Some(governed) = governed(ctx, socket, client) else {
+pub(crate) fn is_open(
+    ctx: &SkBuffContext,
+    socket: *mut bpf_sock,
+    mut client: Option<&mut Client>,
+) -> bool {
+    if let Some(client) = client.as_deref_mut().filter(|client| is_steered(client)) {
+        return is_steered_still(ctx, socket, client);
+    }
+    let Some(governed) = governed(ctx, socket, client.as_deref()) else {
         // A socket of somebody else's that a governed task asked for names with is looked at all the same.
         return client.is_none()
             || Packet::read(ctx)
                 .and_then(|packet| names::leaves(ctx, socket, &packet))
                 .is_none_or(|left| left.is_ok());
+    };
+    others_is_open(ctx.skb.skb, socket, &governed)
+}
+
+/// May a packet of a governed socket leave that was not steered?
+#[inline(always)]
+fn others_is_open(skb: *mut __sk_buff, socket: *mut bpf_sock, governed: &Governed) -> bool {
+    let ctx = &SkBuffContext::new(skb);
+    let Some(socket) = whole(socket) else {
+        return true;
     };
     let Some(packet) = Packet::read(ctx) else {
         return false; // Not IP: the kernel does not make such packets here.
@@ -56,17 +82,7 @@ pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option
     let mut destination = packet.destination;
     let reason = match (socket_type, protocol) {
         (STREAM, TCP) => {
-            if client.is_some_and(|client| client.connection.cookie != 0) {
-                if packet.transport.is_none() || !leads_to_loopback(packet.destination.ip) {
-                    Reason::Unsteered
-                } else if is_the_first(socket)
-                    && !listener::is_the_agents(ctx.as_ptr(), &packet.destination)
-                {
-                    Reason::AgentDown
-                } else {
-                    return true;
-                }
-            } else if is_kept(ctx, &packet) {
+            if is_kept(ctx, &packet) {
                 return true;
             } else if !is_inbound(ctx, socket, &packet) {
                 Reason::Unsteered
@@ -88,7 +104,7 @@ pub(crate) fn is_open(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option
         _ => Reason::Unsteered,
     };
     account::refusal(governed.workload, reason);
-    tell(ctx, socket, &governed, reason, &destination);
+    tell(ctx, socket, governed, reason, &destination);
     false
 }
 
@@ -103,7 +119,7 @@ pub(crate) fn governed(
     let Some(client) = client else {
         return select::socket(ctx).or_else(|| accepted(socket));
     };
-    if client.connection.cookie != 0 {
+    if is_steered(client) {
         return Some(Governed {
             cgroup: select::MARKED,
             workload: client.workload,
@@ -133,11 +149,61 @@ fn accepted(socket: *mut bpf_sock) -> Option<Governed> {
     })
 }
 
-/// Does this begin a connection? It can be long after the hook: the agent may have died, and somebody else
-/// may be at its port.
 #[inline(always)]
-fn is_the_first(socket: *mut bpf_sock) -> bool {
-    field!(socket, state) == BPF_TCP_SYN_SENT
+pub(crate) fn is_steered(client: &Client) -> bool {
+    client.record.steered.connection.cookie != 0
+}
+
+/// May this packet of a steered connection leave?
+#[inline(always)]
+fn is_steered_still(ctx: &SkBuffContext, socket: *mut bpf_sock, client: &mut Client) -> bool {
+    let Some(packet) = Packet::read(ctx) else {
+        return false;
+    };
+    let Err(reason) = arrives_at_the_agent(ctx, socket, client, &packet) else {
+        return true;
+    };
+    let governed = Governed {
+        cgroup: select::MARKED,
+        workload: client.workload,
+    };
+    account::refusal(governed.workload, reason);
+    tell(ctx, socket, &governed, reason, &packet.destination);
+    false
+}
+
+/// Does a packet of a steered connection go where the agent is? With the one that begins it, it is entered.
+#[inline(always)]
+fn arrives_at_the_agent(
+    ctx: &SkBuffContext,
+    socket: *mut bpf_sock,
+    client: &mut Client,
+    packet: &Packet,
+) -> Result<(), Reason> {
+    let Some(transport) = packet.transport else {
+        return Err(Reason::Unsteered);
+    };
+    if !leads_to_loopback(packet.destination.ip) {
+        return Err(Reason::Unsteered);
+    }
+    if field!(socket, state) != BPF_TCP_SYN_SENT {
+        return Ok(());
+    }
+    flow::begins(ctx.skb.skb, client, &packet.source);
+    // It can be long after the hook: the agent may have died, and somebody else may be at its port. Their answer does not
+    // arrive (`entry`); what comes with the question does not leave.
+    if carries(ctx, transport.get()) && !listener::is_the_agents(ctx.as_ptr(), &packet.destination)
+    {
+        return Err(Reason::AgentDown);
+    }
+    Ok(())
+}
+
+/// Is there anything behind the header of TCP that begins at `transport`?
+#[inline(always)]
+fn carries(ctx: &SkBuffContext, transport: usize) -> bool {
+    let words = ctx.skb.load::<u8>(transport + 12).unwrap_or(0) >> 4;
+    ctx.len() as usize > transport + usize::from(words) * 4
 }
 
 /// Does somebody listen here who was connected to? Such a connection is not the workload's own, and is not
@@ -180,8 +246,35 @@ pub(crate) fn tell(
     reason: Reason,
     destination: &Address,
 ) {
+    told(ctx.skb.skb, socket, governed, reason as u32, destination);
+}
+
+#[inline(never)]
+fn told(
+    skb: *mut __sk_buff,
+    socket: *mut bpf_sock,
+    governed: &Governed,
+    reason: u32,
+    destination: &Address,
+) -> u32 {
+    try_tell(skb, socket, governed, reason, destination).map_or(0, |()| 1)
+}
+
+#[inline(always)]
+fn try_tell(
+    skb: *mut __sk_buff,
+    socket: *mut bpf_sock,
+    governed: &Governed,
+    reason: u32,
+    destination: &Address,
+) -> Option<()> {
+    let Some(socket) = whole(socket) else {
+        account::lost();
+        return None;
+    };
     let Some(pending) = PENDING.of_or_new(socket.cast()) else {
-        return account::lost();
+        account::lost();
+        return None;
     };
     let refused: *mut Refused = &raw mut pending.refused;
     let (socket_type, protocol) = (field!(socket, type_), field!(socket, protocol));
@@ -193,7 +286,7 @@ pub(crate) fn tell(
             pending.state = 0;
         }
         if atomic::fetch_or(&raw mut pending.state, TOLD) & TOLD != 0 {
-            return;
+            return None;
         }
         if (*refused).kind != REFUSED {
             // No hook saw who it was: what is known is whose cgroup it was made in.
@@ -201,10 +294,10 @@ pub(crate) fn tell(
             (*refused).protocol = protocol;
             (*refused).socket_type = socket_type;
             (*refused).owner.workload = governed.workload;
-            (*refused).owner.cgroup = bpf_skb_cgroup_id(ctx.skb.skb);
+            (*refused).owner.cgroup = bpf_skb_cgroup_id(skb);
             pending.governed = governed.cgroup;
         }
-        (*refused).reason = reason as u32;
+        (*refused).reason = reason;
         (*refused).has_destination = 1;
         (*refused).time = bpf_ktime_get_boot_ns();
         // By value it would pass over the stack, which has no room for it.
@@ -213,6 +306,7 @@ pub(crate) fn tell(
             account::lost();
         }
     }
+    Some(())
 }
 
 /// What a packet itself says.
@@ -230,7 +324,7 @@ pub(crate) struct Packet {
 impl Packet {
     #[inline(always)]
     pub(crate) fn read(ctx: &SkBuffContext) -> Option<Self> {
-        let first: [u32; 5] = ctx.skb.load(0).ok()?;
+        let first: [u32; 5] = head(ctx, 0)?;
         let start = first[0].to_ne_bytes();
         match start[0] >> 4 {
             4 => {
@@ -245,7 +339,7 @@ impl Packet {
                 ))
             }
             6 => {
-                let ips: [[u32; 4]; 2] = ctx.skb.load(8).ok()?;
+                let ips: [[u32; 4]; 2] = head(ctx, 8)?;
                 let [length, more, next, _] = first[1].to_ne_bytes();
                 let transport = match u32::from(next) {
                     UDP | TCP => 40,
@@ -270,6 +364,8 @@ impl Packet {
     ) -> Self {
         let ports = match transport {
             0 => None,
+            20 => head(ctx, 20),
+            40 => head(ctx, 40),
             at => ctx.skb.load::<[u16; 2]>(at).ok(),
         };
         let [from, to] = ports.unwrap_or_default();
@@ -281,6 +377,21 @@ impl Packet {
             transport: NonZeroUsize::new(if ports.is_some() { transport } else { 0 }),
         }
     }
+}
+
+/// What is `at` a place near the start of the packet, which mostly is in one piece: then without a call.
+#[inline(always)]
+fn head<T>(ctx: &SkBuffContext, at: usize) -> Option<T> {
+    let (start, end) = (
+        field!(ctx.skb.skb, data) as usize,
+        field!(ctx.skb.skb, data_end) as usize,
+    );
+    if start + at + size_of::<T>() > end {
+        return ctx.skb.load(at).ok();
+    }
+    // SAFETY: needed to read the packet, within which it is. Where words of it begin is not aligned on every machine;
+    // those that the verifier lets have it do not mind.
+    Some(unsafe { core::ptr::read_volatile((start + at) as *const T) })
 }
 
 /// Where TCP begins behind a jumbogram's only extension header; 0 where it does not.

@@ -7,7 +7,7 @@ use crate::{
 };
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{bpf_ktime_get_boot_ns, bpf_set_retval},
+    helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_set_retval},
     programs::{SockAddrContext, SockContext},
 };
 use aya_log_ebpf::warn;
@@ -15,7 +15,7 @@ use tollgate_common::{
     event::{REFUSED, Reason, Refused, TOLD},
     flow::Address,
     recognise::UNSETTLED,
-    rules::{DATAGRAM, DNS, UDP},
+    rules::{DATAGRAM, DNS, STREAM, UDP},
 };
 
 /// What a hook returns to let pass.
@@ -102,8 +102,12 @@ impl Attempt {
         let Some(mut entry) = EVENTS.reserve(0) else {
             return account::lost();
         };
+        let event = entry.as_mut_ptr();
         // SAFETY: the entry is ours until submitted.
-        unsafe { self.write(entry.as_mut_ptr(), reason) };
+        unsafe {
+            self.write(event, reason);
+            attribute::know(&(*event).owner);
+        }
         entry.submit(0);
     }
 
@@ -123,7 +127,6 @@ impl Attempt {
             (*event).has_destination = u32::from(self.has_destination);
             (*event).reserved = 0;
             (*event).destination = self.destination;
-            (*event).owner.parts = 0;
             (*event).owner.exe_dev = 0;
             (*event).owner.exe_inode = 0;
             (*event).owner.start = 0;
@@ -207,7 +210,16 @@ pub(crate) fn peer(
 #[inline(always)]
 pub(crate) fn made(ctx: &SockContext, attempt: &Attempt) -> i32 {
     // Who is not settled may have it, and is told when it connects or sends.
-    if attempt.governed != MARKED || attempt.is_unsettled() {
+    if attempt.is_unsettled() {
+        return PASS;
+    }
+    if attempt.governed != MARKED {
+        // Room for its connection, and a name: making these takes longer than all else that is done for one.
+        if attempt.socket_type == STREAM {
+            let _ = CLIENTS.of_or_new(ctx.as_ptr());
+            // SAFETY: needed to call a helper, with the context that the kernel passed.
+            unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        }
         return PASS;
     }
     let Some(client) = CLIENTS.of_or_new(ctx.as_ptr()) else {

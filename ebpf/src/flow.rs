@@ -1,188 +1,202 @@
 //! A steered connection's way to the agent and its end.
 //!
-//! The client's SYN leaves (client's address → connection) in `PORTS`; the agent's side, once
-//! established, takes it from there. That happens before `accept` returns: the kernel runs the hook
-//! with the new socket's lock held, and `accept` takes that lock.
+//! The client's SYN enters the connection into `FLOWS` by the client's end. The agent's side, once established, writes
+//! its own cookie there: that happens before `accept` returns, since the kernel changes the new socket's state with its lock
+//! held, and `accept` takes that lock. The agent asks for the client's end, and takes the entry for its socket's only if
+//! the cookie is that socket's: whoever has had that end before or has it since is somebody else.
+// A key or a value would pass over the stack, which has little room.
+#![allow(clippy::needless_borrows_for_generic_args)]
 use crate::{
     account, atomic,
-    maps::{AGENT_SOCKETS, CLIENTS, EVENTS, FLOWS, PORTS},
-    namespace,
+    attribute::{follow, load, offset, read},
+    maps::{CLIENTS, EVENTS, FLOW_COUNT, FLOWS},
 };
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{BPF_ANY, BPF_SOCK_OPS_STATE_CB_FLAG},
-    programs::SockOpsContext,
+    bindings::{
+        __sk_buff, BPF_EXIST, BPF_NOEXIST, BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_SYN_RECV,
+        seq_file,
+    },
+    cty::c_void,
+    helpers::generated::{bpf_get_socket_cookie, bpf_seq_write},
+    programs::{BtfTracePointContext, SkBuffContext},
 };
 use aya_log_ebpf::warn;
 use tollgate_common::{
     event::Reason,
-    flow::{ACCEPTED, AGENT_CLOSED, CLIENT_CLOSED, Client, Connection, LISTENER_TAG, Port, Record},
-    rules::{address4, address6},
+    flow::{Address, CLIENT_CLOSED, Client, Port, Record},
+    limits::MAX_FLOWS,
+    rules::{address4, address6, is_ip4, loopback4, loopback6},
+    settings::Offsets,
 };
 
-const AF_INET: u32 = 2;
-
-/// A client's socket is about to send its SYN; its local address is chosen.
+/// Is there no room for another one?
 #[inline(always)]
-pub(crate) fn connecting(ctx: &SockOpsContext) {
-    let Some(socket) = socket_of(ctx) else { return };
-    let Some(client) = CLIENTS.of(socket) else {
+pub(crate) fn are_too_many() -> bool {
+    // SAFETY: a live map value of one word; volatile because others write it meanwhile.
+    let is_full = |count| unsafe { core::ptr::read_volatile(count) } >= u64::from(MAX_FLOWS);
+    FLOW_COUNT.get_ptr(0).is_none_or(is_full)
+}
+
+/// A client's SYN leaves from `source`, maybe not for the first time.
+#[inline(always)]
+pub(crate) fn begins(skb: *mut __sk_buff, client: &mut Client, source: &Address) {
+    if client.port.address.port == 0 && enter(client, source) == 0 {
+        full(skb, client.workload);
+    }
+}
+
+/// Too late to refuse here: the agent will find no record and reset the connection.
+#[inline(never)]
+fn full(skb: *mut __sk_buff, workload: u32) -> u32 {
+    let ctx = SkBuffContext::new(skb);
+    account::refusal(workload, Reason::Unrecorded);
+    warn!(&ctx, "FLOWS is full: a connection will be reset");
+    0
+}
+
+/// Enters a connection; 0: there is no room.
+#[inline(never)]
+fn enter(client: &mut Client, source: &Address) -> u32 {
+    client.port.address = *source;
+    let enter = |flags| FLOWS.insert(&client.port, &client.record.steered, flags);
+    if enter(u64::from(BPF_NOEXIST)).is_ok() {
+        count(1);
+        return 1;
+    }
+    u32::from(enter(u64::from(BPF_EXIST)).is_ok())
+}
+
+/// A TCP socket's state changed.
+#[inline(always)]
+pub(crate) fn changed(ctx: &BtfTracePointContext) {
+    let (before, now) = (ctx.arg::<u64>(1) as u32, ctx.arg::<u64>(2) as u32);
+    if now == BPF_TCP_ESTABLISHED && before == BPF_TCP_SYN_RECV {
+        accepted(ctx);
+    } else if now == BPF_TCP_CLOSE {
+        closed(ctx);
+    }
+}
+
+/// Somebody's side of a connection to them is established.
+#[inline(always)]
+fn accepted(ctx: &BtfTracePointContext) {
+    let socket = ctx.arg::<*const u8>(0);
+    let Some(steered) = far_end(socket).and_then(|port| FLOWS.get_ptr_mut(port)) else {
         return;
     };
-    if client.connection.cookie == 0 {
+    // SAFETY: `steered` is a live map value, the socket the tracepoint's. That of a socket which has this end is there once.
+    unsafe {
+        if (*steered).accepted == 0 {
+            (*steered).accepted = bpf_get_socket_cookie(socket.cast_mut().cast());
+        }
+    }
+}
+
+/// A socket is closed: a client's, the agent's, or anybody's.
+#[inline(always)]
+fn closed(ctx: &BtfTracePointContext) {
+    let socket = ctx.arg::<*const u8>(0);
+    let itself: *mut c_void = socket.cast_mut().cast();
+    if let Some(client) = CLIENTS.of(itself) {
+        return client_closed(client);
+    }
+    let Some(port) = far_end(socket) else { return };
+    let Some(steered) = FLOWS.get_ptr(port) else {
+        return;
+    };
+    // SAFETY: as in `accepted`.
+    if unsafe { (*steered).accepted == bpf_get_socket_cookie(itself) } {
+        forget(&port);
+    }
+}
+
+/// Whom a socket at the loopback address is connected to, where the agent's are.
+#[inline(always)]
+fn far_end(socket: *const u8) -> Option<Port> {
+    // SAFETY: the tracepoint's socket, whose type the verifier knows; addresses of IPv6 go through a helper.
+    unsafe {
+        let port = u16::from_be(load(socket, offset!(sock_peer_port)));
+        let address = if is_ip4(u32::from(load::<u16>(socket, offset!(sock_family)))) {
+            if load::<u32>(socket, offset!(sock_own4)) != loopback4(0).ip[3] {
+                return None;
+            }
+            address4(load(socket, offset!(sock_peer4)), port)
+        } else {
+            if read::<[u32; 4]>(socket as u64, offset!(sock_own6))? != loopback6(0).ip {
+                return None;
+            }
+            address6(read(socket as u64, offset!(sock_peer6))?, port)
+        };
+        let netns = load(follow(socket, offset!(sock_net))?, offset!(net_cookie));
+        Some(Port { netns, address })
+    }
+}
+
+/// The client's socket is closed, or about to be used again: tells the end, once. The agent's side, if there is one,
+/// may still ask whose connection it was.
+#[inline(always)]
+pub(crate) fn client_closed(client: &mut Client) {
+    if client.record.steered.connection.cookie == 0 {
         return;
     }
-    client.port = local(ctx);
-    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
-    if PORTS
-        .insert(client.port, client.connection, u64::from(BPF_ANY))
-        .is_err()
+    // SAFETY: `state` is in the socket's own value, aligned to 8.
+    if unsafe { atomic::fetch_or(&raw mut client.state, CLIENT_CLOSED) } & CLIENT_CLOSED != 0 {
+        return;
+    }
+    if let Some(steered) = FLOWS.get_ptr(&client.port)
+        // SAFETY: a live map value; if it is removed meanwhile its memory stays one.
+        && unsafe {
+            (*steered).connection == client.record.steered.connection && (*steered).accepted == 0
+        }
     {
-        // Too late to refuse here: the agent will find no record and reset the connection.
-        account::refusal(client.workload, Reason::Unrecorded);
-        warn!(ctx, "PORTS is full: a connection will be reset");
+        forget(&client.port);
     }
-}
-
-/// The agent's side of a connection is established.
-#[inline(always)]
-pub(crate) fn accepted(ctx: &SockOpsContext) {
-    let Some(socket) = socket_of(ctx) else { return };
-    // Cloned from the listener: only what a tagged listener accepts may take a record.
-    let Some(carried) = AGENT_SOCKETS.of(socket) else {
-        return;
-    };
-    if carried.tag != LISTENER_TAG {
-        return;
-    }
-    let from = remote(ctx);
-    // SAFETY: the value is copied at once.
-    let Some(&connection) = (unsafe { PORTS.get(from) }) else {
-        return;
-    };
-    let _ = PORTS.remove(from);
-    let Some(record) = FLOWS.get_ptr_mut(connection) else {
-        return;
-    };
-    // SAFETY: `record` points to a live map value.
-    if unsafe { set(record, ACCEPTED) } & CLIENT_CLOSED != 0 {
-        return; // The client was faster and has removed its record.
-    }
-    carried.connection = connection;
-    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
-}
-
-/// A socket of a steered connection is closed, a client's or the agent's.
-#[inline(always)]
-pub(crate) fn closed(ctx: &SockOpsContext) {
-    let Some(socket) = socket_of(ctx) else { return };
-    if let Some(client) = CLIENTS.of(socket) {
-        client_closed(client);
-    } else if let Some(carried) = AGENT_SOCKETS.of(socket) {
-        agent_closed(carried.connection);
-    }
-}
-
-/// The client's socket is closed, or about to be used again: tells the end, once. The record stays
-/// while the agent's side is open, so that the agent can still ask whose connection it was.
-#[inline(always)]
-pub(crate) fn client_closed(client: &Client) {
-    if client.connection.cookie == 0 {
-        return;
-    }
-    // SAFETY: the value is compared at once.
-    if unsafe { PORTS.get(client.port) } == Some(&client.connection) {
-        let _ = PORTS.remove(client.port);
-    }
-    let Some(record) = FLOWS.get_ptr_mut(client.connection) else {
-        return;
-    };
-    // SAFETY: `record` points to a live map value.
-    let before = unsafe { set(record, CLIENT_CLOSED) };
-    if before & CLIENT_CLOSED != 0 {
-        return;
-    }
-    // SAFETY: as above; copied whole into the ring.
-    if EVENTS
-        .output_untyped::<Record>(unsafe { &*record }, 0)
-        .is_err()
-    {
+    if EVENTS.output_untyped::<Record>(&client.record, 0).is_err() {
         account::lost();
     }
-    if before & ACCEPTED == 0 || before & AGENT_CLOSED != 0 {
-        let _ = FLOWS.remove(client.connection);
+}
+
+#[inline(always)]
+fn forget(port: &Port) {
+    if FLOWS.remove(port).is_ok() {
+        count(u64::MAX);
     }
 }
 
-/// The agent's side is closed.
+/// Counts entries that come; `u64::MAX`: one that goes.
 #[inline(always)]
-fn agent_closed(connection: Connection) {
-    if connection.cookie == 0 {
-        return;
-    }
-    let Some(record) = FLOWS.get_ptr_mut(connection) else {
-        return;
-    };
-    // SAFETY: `record` points to a live map value.
-    if unsafe { set(record, AGENT_CLOSED) } & CLIENT_CLOSED != 0 {
-        let _ = FLOWS.remove(connection);
+fn count(more: u64) {
+    if let Some(count) = FLOW_COUNT.get_ptr_mut(0) {
+        // SAFETY: a live map value of one word, aligned to 8.
+        unsafe { atomic::add(count, more) };
     }
 }
 
-/// Sets bits of a record's state; returns what it was. Whoever sets the last one removes the record.
-#[inline(always)]
-unsafe fn set(record: *mut Record, bits: u64) -> u64 {
-    // SAFETY: the caller's pointer is to a live map value, aligned to 8.
-    unsafe { atomic::fetch_or(&raw mut (*record).state, bits) }
+/// A socket of those that the agent has listed: `struct bpf_iter__bpf_sk_storage_map`.
+#[repr(C)]
+pub(crate) struct Listed {
+    meta: *const Meta,
+    map: *const c_void,
+    socket: *const c_void,
+    value: *const Client,
 }
 
-#[inline(always)]
-fn socket_of(ctx: &SockOpsContext) -> Option<*mut aya_ebpf::cty::c_void> {
-    // SAFETY: the context is valid while the program runs and `sk` is the only member of the union.
-    let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    (!socket.is_null()).then_some(socket.cast())
+/// `struct bpf_iter_meta`
+#[repr(C)]
+struct Meta {
+    file: *mut seq_file,
 }
 
+/// Writes what a client's socket carries.
 #[inline(always)]
-fn local(ctx: &SockOpsContext) -> Port {
-    let ip6 = [
-        field!(ctx.ops, local_ip6[0]),
-        field!(ctx.ops, local_ip6[1]),
-        field!(ctx.ops, local_ip6[2]),
-        field!(ctx.ops, local_ip6[3]),
-    ];
-    end(
-        ctx,
-        field!(ctx.ops, local_ip4),
-        ip6,
-        field!(ctx.ops, local_port) as u16,
-    )
-}
-
-#[inline(always)]
-fn remote(ctx: &SockOpsContext) -> Port {
-    let ip6 = [
-        field!(ctx.ops, remote_ip6[0]),
-        field!(ctx.ops, remote_ip6[1]),
-        field!(ctx.ops, remote_ip6[2]),
-        field!(ctx.ops, remote_ip6[3]),
-    ];
-    // The kernel gives this port in network order, in the upper half of the word.
-    let port = u32::from_be(field!(ctx.ops, remote_port)) as u16;
-    end(ctx, field!(ctx.ops, remote_ip4), ip6, port)
-}
-
-/// Takes both families' addresses, read before: reading only the one that counts is merged by the
-/// compiler into one load at a computed offset, and "dereference of modified ctx ptr disallowed".
-#[inline(always)]
-fn end(ctx: &SockOpsContext, ip4: u32, ip6: [u32; 4], port: u16) -> Port {
-    let address = if field!(ctx.ops, family) == AF_INET {
-        address4(ip4, port)
-    } else {
-        address6(ip6, port)
-    };
-    Port {
-        netns: namespace::cookie(ctx.as_ptr()),
-        address,
+pub(crate) fn list(listed: *const Listed) -> i32 {
+    let value = field!(listed, value);
+    if value.is_null() {
+        return 0;
     }
+    let meta = field!(listed, meta);
+    let file = field!(meta, file);
+    // SAFETY: needed to call a helper, with the file that the kernel passed and a whole value of its map.
+    unsafe { bpf_seq_write(file, value.cast(), size_of::<Client>() as u32) };
+    0
 }

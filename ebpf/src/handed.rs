@@ -12,7 +12,7 @@ use crate::{
     entry,
     fence::Attempt,
     lsm::{PASS, REFUSE},
-    maps::{CLIENTS, FLOWS, INBOUND, KEPT, PENDING},
+    maps::{INBOUND, KEPT, PENDING, client_of},
     recognise,
     select::{self, Governed},
 };
@@ -38,7 +38,7 @@ pub(crate) fn send(ctx: &LsmContext) -> i32 {
     let Some(socket) = Socket::of(ctx) else {
         return PASS;
     };
-    let client = CLIENTS.of(socket.sk);
+    let client = client_of(socket.sk);
     if client.is_some_and(|client| client.workload == u32::from(mark.workload())) {
         return PASS; // Steered. What follows costs more.
     }
@@ -97,7 +97,7 @@ impl Socket {
         let cgroup = unsafe { pointer(self.sk as u64, OFFSETS.load().sock_cgroup) };
         let maker = cgroup.and_then(select::above);
         maker.is_some_and(|maker| maker.workload == governed.workload)
-            || CLIENTS.of(self.sk).is_some_and(|client| {
+            || client_of(self.sk).is_some_and(|client| {
                 client.workload == governed.workload || is_of_this_process(client)
             })
             || INBOUND
@@ -182,12 +182,10 @@ fn is_the_kernels(sk: u64) -> Option<bool> {
 /// Did the current process connect this socket itself? What it is recognised as may have changed since.
 #[inline(always)]
 fn is_of_this_process(client: &Client) -> bool {
-    // SAFETY: a live map value; the memory of a removed one stays readable.
-    let Some(record) = FLOWS.get_ptr(client.connection) else {
-        return false;
-    };
-    let owner = unsafe { ((*record).owner.tgid, (*record).owner.start) };
+    let steered = &client.record.steered;
     // SAFETY: needed to call a helper without arguments.
     let task = unsafe { bpf_get_current_task() };
-    owner.0 == recognise::current() && attribute::start(task) == Some(owner.1)
+    steered.connection.cookie != 0
+        && steered.owner.tgid == recognise::current()
+        && attribute::start(task) == Some(steered.owner.start)
 }

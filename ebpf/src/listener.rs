@@ -18,11 +18,15 @@ use tollgate_common::{
 /// the same port has no tag.
 #[inline(always)]
 pub(crate) fn is_the_agents(ctx: *mut c_void, address: &Address) -> bool {
-    any(ctx, address, |socket| {
-        AGENT_SOCKETS
-            .of(socket.cast())
-            .is_some_and(|carried| carried.tag == LISTENER_TAG)
-    })
+    any(ctx, address, is_tagged)
+}
+
+/// Did the agent tag it?
+#[inline(always)]
+pub(crate) fn is_tagged(socket: *mut bpf_sock) -> bool {
+    AGENT_SOCKETS
+        .of(socket.cast())
+        .is_some_and(|carried| carried.tag == LISTENER_TAG)
 }
 
 /// Is there a listener at `address`, in the network namespace of the hook's socket, that `holds`?

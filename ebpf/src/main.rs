@@ -53,18 +53,15 @@ mod unix;
 use account::Direction;
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
-        BPF_TCP_CLOSE,
-    },
-    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm, raw_tracepoint, sock_ops},
+    bindings::{BPF_TCP_CLOSE, bpf_sock_addr},
+    macros::{btf_tracepoint, cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm, raw_tracepoint},
     programs::{
-        LsmContext, RawTracePointContext, SkBuffContext, SockAddrContext, SockContext,
-        SockOpsContext,
+        BtfTracePointContext, LsmContext, RawTracePointContext, SkBuffContext, SockAddrContext,
+        SockContext,
     },
 };
 use fence::{Attempt, DROP, Errno, PASS};
-use maps::{CLIENTS, socket_of};
+use maps::{client_of, socket_of};
 use select::Governed;
 use tollgate_common::{
     event::Reason,
@@ -84,10 +81,27 @@ fn connect4(ctx: SockAddrContext) -> i32 {
         TCP if attempt.socket_type == STREAM => {
             steer::connect(&ctx, &attempt, &destination).map(|listener| set_ip4(&ctx, &listener))
         }
-        UDP => fence::peer(&ctx, &attempt, &destination, |to| set_ip4(&ctx, to)),
+        UDP => return datagrams4(ctx.sock_addr, &attempt),
         _ => Err((Reason::Protocol, Errno::Eperm)),
     };
     attempt.answer(done)
+}
+
+// What follows on its own is what is gone through less often: the rest stays close together, which shows where it has not
+// run for a while.
+
+#[inline(never)]
+fn datagrams4(ctx: *mut bpf_sock_addr, attempt: &Attempt) -> i32 {
+    let ctx = SockAddrContext::new(ctx);
+    let to = attempt.destination;
+    attempt.answer(fence::peer(&ctx, attempt, &to, |to| set_ip4(&ctx, to)))
+}
+
+#[inline(never)]
+fn datagrams6(ctx: *mut bpf_sock_addr, attempt: &Attempt) -> i32 {
+    let ctx = SockAddrContext::new(ctx);
+    let to = attempt.destination;
+    attempt.answer(fence::peer(&ctx, attempt, &to, |to| set_ip6(&ctx, to)))
 }
 
 #[cgroup_sock_addr(connect6)]
@@ -102,7 +116,7 @@ fn connect6(ctx: SockAddrContext) -> i32 {
         TCP if attempt.socket_type == STREAM => {
             steer::connect(&ctx, &attempt, &destination).map(|listener| set_ip6(&ctx, &listener))
         }
-        UDP => fence::peer(&ctx, &attempt, &destination, |to| set_ip6(&ctx, to)),
+        UDP => return datagrams6(ctx.sock_addr, &attempt),
         _ => Err((Reason::Protocol, Errno::Eperm)),
     };
     attempt.answer(done)
@@ -192,7 +206,7 @@ fn sock_create(ctx: SockContext) -> i32 {
 /// its end has no other hook to tell that end; it is told once.
 #[cgroup_sock(sock_release)]
 fn sock_release(ctx: SockContext) -> i32 {
-    if let Some(client) = CLIENTS.of(ctx.as_ptr())
+    if let Some(client) = client_of(ctx.as_ptr())
         && (client.port.address.port == 0 || field!(ctx.sock, state) == BPF_TCP_CLOSE)
     {
         flow::client_closed(client);
@@ -230,28 +244,21 @@ fn sendmsg_unix(ctx: SockAddrContext) -> i32 {
     unix::speak(&ctx)
 }
 
-#[sock_ops]
-fn sock_ops(ctx: SockOpsContext) -> u32 {
-    match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => flow::connecting(&ctx),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => flow::accepted(&ctx),
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => flow::closed(&ctx),
-        _ => (),
-    }
-    1
-}
-
 #[cgroup_skb(ingress)]
 fn ingress(ctx: SkBuffContext) -> i32 {
     let Some(socket) = exit::socket_of(&ctx) else {
         return PASS;
     };
-    let client = CLIENTS.of(socket.cast());
+    if entry::is_for_the_agent(socket) {
+        return PASS;
+    }
+    let client = client_of(socket.cast());
     if !entry::is_open(&ctx, socket, client.as_deref()) {
         return DROP;
     }
     if let Some(client) = client {
-        if !names::may_arrive(&ctx, socket, client) || !quota::passes(&ctx, client.workload) {
+        let may_arrive = exit::is_steered(client) || names::may_arrive(&ctx, socket, client);
+        if !may_arrive || !quota::passes(&ctx, client.workload) {
             return DROP;
         }
         account::packet(&ctx, client, Direction::In);
@@ -264,8 +271,11 @@ fn egress(ctx: SkBuffContext) -> i32 {
     let Some(socket) = exit::socket_of(&ctx) else {
         return PASS;
     };
-    let client = CLIENTS.of(socket.cast());
-    if !exit::is_open(&ctx, socket, client.as_deref()) {
+    if exit::is_none_yet(socket) {
+        return PASS;
+    }
+    let mut client = client_of(socket.cast());
+    if !exit::is_open(&ctx, socket, client.as_deref_mut()) {
         return DROP;
     }
     if let Some(client) = client {
@@ -275,6 +285,19 @@ fn egress(ctx: SkBuffContext) -> i32 {
         account::packet(&ctx, client, Direction::Out);
     }
     PASS
+}
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    flow::changed(&ctx);
+    0
+}
+
+/// Shows the agent what the clients' sockets carry.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+extern "C" fn list_clients(listed: *const flow::Listed) -> i32 {
+    flow::list(listed)
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
@@ -418,9 +441,9 @@ fn set_ip6(ctx: &SockAddrContext, to: &Address) {
 /// Where a steered socket's caller asked to go.
 #[inline(always)]
 fn asked_for(ctx: &SockAddrContext) -> Option<Address> {
-    let client = CLIENTS.of(socket_of(ctx))?;
-    if client.connection.cookie != 0 {
-        return Some(client.destination);
+    let client = client_of(socket_of(ctx))?;
+    if exit::is_steered(client) {
+        return Some(client.record.steered.destination);
     }
     names::peer(ctx)
 }

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{
         BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type,
     },
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     cty::c_void,
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
@@ -12,10 +12,10 @@ use aya_ebpf::{
 };
 use tollgate_common::{
     event::{Pending, RefusalKey, Refused},
-    flow::{Account, AgentSocket, Asker, Client, Connection, Port, Query, Record},
+    flow::{Account, AgentSocket, Asker, Client, Inode, Path, Port, Query, Steered},
     limits::{
-        EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_KEPT, MAX_LISTEN, MAX_NAMESPACES, MAX_QUERIES,
-        MAX_SOCKET_NAMES, MAX_STRANGERS, MAX_WORKLOADS,
+        EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_KEPT, MAX_LISTEN, MAX_NAMESPACES, MAX_PATHS,
+        MAX_QUERIES, MAX_SOCKET_NAMES, MAX_STRANGERS, MAX_WORKLOADS,
     },
     openings::{Kept, Listen, Named},
     quota::{Quota, Spent},
@@ -85,9 +85,9 @@ pub(crate) static KEPT: HashMap<u64, Kept, { MAX_KEPT as usize }, LAZY> = HashMa
 /// What a client's socket carries.
 #[btf_map]
 pub(crate) static CLIENTS: SocketStorage<Client, LAZY> = SocketStorage::new();
-/// What the agent's sockets carry; the kernel clones a listener's to each socket it accepts.
+/// What the agent's listeners carry.
 #[btf_map]
-pub(crate) static AGENT_SOCKETS: SocketStorage<AgentSocket, CLONED> = SocketStorage::new();
+pub(crate) static AGENT_SOCKETS: SocketStorage<AgentSocket, LAZY> = SocketStorage::new();
 /// What a datagram socket carries that a governed task connected to somewhere it may not send to, or
 /// any socket of which a packet was dropped.
 #[btf_map]
@@ -95,25 +95,29 @@ pub(crate) static PENDING: SocketStorage<Pending, LAZY> = SocketStorage::new();
 /// Marks governed TCP sockets that listen; the kernel clones it to each socket they accept.
 #[btf_map]
 pub(crate) static INBOUND: SocketStorage<u64, CLONED> = SocketStorage::new();
-/// The steered connections. Entries never vanish by themselves: full means refused.
+/// A client's end → its steered connection, from its SYN until the agent's side is closed. Entries never vanish by
+/// themselves: full means refused.
 #[btf_map]
-pub(crate) static FLOWS: HashMap<Connection, Record, { MAX_FLOWS as usize }, LAZY> = HashMap::new();
-/// One record of zeros: what an entry of `FLOWS` starts from. Never written.
+pub(crate) static FLOWS: HashMap<Port, Steered, { MAX_FLOWS as usize }, LAZY> = HashMap::new();
+/// How many entries `FLOWS` has: a connection is refused before its SYN.
 #[btf_map]
-pub(crate) static BLANK: Array<Record, 1> = Array::new();
-/// A client's end, from its SYN until the agent's side is established.
+pub(crate) static FLOW_COUNT: Array<u64, 1> = Array::new();
+/// Executables → their paths, for a person to read.
 #[btf_map]
-pub(crate) static PORTS: HashMap<Port, Connection, { MAX_FLOWS as usize }, LAZY> = HashMap::new();
+pub(crate) static PATHS: LruHashMap<Inode, Path, { MAX_PATHS as usize }> = LruHashMap::new();
+/// One path of zeros: what an entry of `PATHS` starts from. Never written.
+#[btf_map]
+pub(crate) static BLANK: Array<Path, 1> = Array::new();
 /// What a datagram socket carries that asks for names.
 #[btf_map]
 pub(crate) static ASKERS: SocketStorage<Asker, LAZY> = SocketStorage::new();
 /// Queries that left and that the agent has not read yet; it takes them. Full means refused.
 #[btf_map]
 pub(crate) static QUERIES: HashMap<Query, Asker, { MAX_QUERIES as usize }, LAZY> = HashMap::new();
-/// Workload → account; the agent makes the entries.
+/// Workload → account.
 #[btf_map]
-pub(crate) static ACCOUNTS: PerCpuHashMap<u32, Account, { MAX_WORKLOADS as usize }, LAZY> =
-    PerCpuHashMap::new();
+pub(crate) static ACCOUNTS: PerCpuArray<Account, { MAX_WORKLOADS as usize + 1 }> =
+    PerCpuArray::new();
 /// Workload → what it may move in a window.
 #[btf_map]
 pub(crate) static QUOTAS: Array<Quota, { MAX_WORKLOADS as usize + 1 }> = Array::new();
@@ -214,6 +218,12 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
         // SAFETY: needed to call a helper, with the socket that the kernel passed.
         unsafe { bpf_sk_storage_delete(self.map(), socket_of(ctx)) };
     }
+}
+
+/// What a client's socket carries, if it is somebody's; `socket` as in [`SocketStorage::of`].
+#[inline(always)]
+pub(crate) fn client_of(socket: *mut c_void) -> Option<&'static mut Client> {
+    CLIENTS.of(socket).filter(|client| client.workload != 0)
 }
 
 /// The socket that an address hook is about.

@@ -8,7 +8,7 @@ use crate::{
     exit::Packet,
     fence::{self, Attempt, Errno, Refusal},
     listener,
-    maps::{AGENT_SOCKETS, ASKERS, QUERIES, socket_of},
+    maps::{ASKERS, QUERIES, socket_of},
     namespace, recognise, select, steer,
 };
 use aya_ebpf::{
@@ -20,7 +20,7 @@ use aya_ebpf::{
 };
 use tollgate_common::{
     event::Reason,
-    flow::{Address, Client, LISTENER_TAG, Port, Query},
+    flow::{Address, Client, Port, Query},
 };
 
 /// Bytes of a UDP header.
@@ -166,9 +166,5 @@ fn is_the_agent(address: &Address, netns: u64) -> bool {
 /// Is there a datagram socket at `address` that the agent tagged?
 #[inline(always)]
 fn listens(ctx: *mut c_void, address: &Address) -> bool {
-    listener::datagrams(ctx, address, |socket| {
-        AGENT_SOCKETS
-            .of(socket.cast())
-            .is_some_and(|carried| carried.tag == LISTENER_TAG)
-    })
+    listener::datagrams(ctx, address, listener::is_tagged)
 }

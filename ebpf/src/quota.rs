@@ -4,7 +4,9 @@ use crate::{
     account, atomic,
     maps::{EVENTS, QUOTAS, SPENT},
 };
-use aya_ebpf::{helpers::generated::bpf_ktime_get_boot_ns, programs::SkBuffContext};
+use aya_ebpf::{
+    bindings::__sk_buff, helpers::generated::bpf_ktime_get_boot_ns, programs::SkBuffContext,
+};
 use tollgate_common::{
     event::{OVERSPENT, Overspent, Reason},
     quota::{Quota, Spent},
@@ -17,6 +19,23 @@ const AGAIN: u64 = 1_000_000_000;
 /// May this packet of the workload pass? If it may, it is spent.
 #[inline(always)]
 pub(crate) fn passes(ctx: &SkBuffContext, workload: u32) -> bool {
+    !is_limited(workload) || spend(ctx.skb.skb, workload)
+}
+
+/// Has the workload a quota?
+#[inline(always)]
+fn is_limited(workload: u32) -> bool {
+    // SAFETY: the pointer is into a live map value.
+    let length =
+        |quota: *const Quota| unsafe { core::ptr::read_volatile(&raw const (*quota).length) };
+    QUOTAS
+        .get_ptr(workload)
+        .is_some_and(|quota| length(quota) != 0)
+}
+
+#[inline(never)]
+fn spend(skb: *mut __sk_buff, workload: u32) -> bool {
+    let ctx = &SkBuffContext::new(skb);
     let Some((quota, spent)) = of(workload) else {
         return true;
     };

@@ -2,7 +2,7 @@
 //! stops being governed by forking, by leaving a cgroup, or by becoming another program.
 use crate::{
     atomic,
-    attribute::{OFFSETS, read},
+    attribute::{self, OFFSETS, read},
     maps::PROCESSES,
     rules, select,
 };
@@ -71,6 +71,7 @@ pub(crate) fn executed(task: u64) {
     let Some(old) = mark(process) else { return };
     if old.is_governed() {
         replace(process, old, old.as_another_program());
+        attribute::learn(task);
         return;
     }
     let rules = select::scope().map_or(0, select::rules);
@@ -81,6 +82,7 @@ pub(crate) fn executed(task: u64) {
         let new = mark(process).unwrap_or_default();
         if new.is_governed() {
             replace(process, new, new.as_another_program());
+            attribute::learn(task);
         }
     }
 }
@@ -96,7 +98,10 @@ pub(crate) fn moved(task: u64) {
         return;
     }
     match within(task, old) {
-        Some(mark) => set(process, mark),
+        Some(mark) => {
+            set(process, mark);
+            attribute::learn(task);
+        }
         // Other conditions may hold there.
         None if !old.is_governed() => replace(process, old, Mark::running(old.class())),
         None => (),

@@ -32,35 +32,33 @@ pub(crate) const MARKED: u64 = 0;
 /// parent's since it was in one, or else whose the rules say.
 #[inline(always)]
 pub(crate) fn task() -> Option<Governed> {
-    let mut found = find();
+    let mut cgroup = 0;
+    let mut found = find(&mut cgroup);
     if found == ASK {
         found = by_rules::recognise();
     }
-    if found == 0 {
-        return None;
-    }
-    if found & BY_MARK != 0 {
-        return Some(Governed {
+    match found {
+        0 => None,
+        found if found & BY_MARK != 0 => Some(Governed {
             cgroup: MARKED,
             workload: found as u32,
-        });
+        }),
+        found => Some(Governed {
+            cgroup,
+            workload: found as u32,
+        }),
     }
-    let workload = workload_of(found)?;
-    Some(Governed {
-        cgroup: found,
-        workload,
-    })
 }
 
 /// What [`find`] returns for who is in no governed cgroup, with the workload in its lower half.
 pub(crate) const BY_MARK: u64 = 1 << 63;
-/// What [`find`] returns for who is still to be asked for. The root's id, which nobody governs.
-const ASK: u64 = 1;
+/// What [`find`] returns for who is still to be asked for.
+const ASK: u64 = 1 << 62;
 
-/// On a stack of its own, with its answer in one word: the connect hooks' stack has no room for either. The cgroup's id,
-/// or one of the above; 0: nobody's.
+/// On a stack of its own, which the connect hooks' has no room for. The workload, with the governed cgroup in `cgroup`, or one of the
+/// above; 0: nobody's.
 #[inline(never)]
-fn find() -> u64 {
+fn find(cgroup: &mut u64) -> u64 {
     let Some(scope) = scope() else { return 0 };
     let (levels, rules) = (levels(scope), rules(scope));
     if levels == 0 && rules == 0 {
@@ -71,7 +69,8 @@ fn find() -> u64 {
         return 0;
     }
     if let Some(deepest) = Walk::new(scope).go(task_at, of_task) {
-        deepest.cgroup
+        *cgroup = deepest.cgroup;
+        u64::from(deepest.workload)
     } else if mark.is_governed() {
         BY_MARK | u64::from(mark.workload())
     } else if rules != 0 {

@@ -3,17 +3,17 @@ use crate::{
     account, attribute,
     fence::{Attempt, Errno, PASS, Refusal},
     flow, listener,
-    maps::{ASKERS, BLANK, CLIENTS, FLOWS, PENDING, cookie_of, socket_of},
+    maps::{ASKERS, CLIENTS, PENDING, cookie_of, socket_of},
     namespace, quota, recognise, select,
 };
 use aya_ebpf::{
-    EbpfContext as _, bindings::BPF_NOEXIST, cty::c_void,
-    helpers::generated::bpf_ktime_get_boot_ns, programs::SockAddrContext,
+    EbpfContext as _, cty::c_void, helpers::generated::bpf_ktime_get_boot_ns,
+    programs::SockAddrContext,
 };
 use aya_log_ebpf::warn;
 use tollgate_common::{
     event::{CLOSED, Reason},
-    flow::{Address, COMPLETE, Connection, Port},
+    flow::{Address, Traffic},
     rules::{is_mapped, leads_to_loopback, loopback4, loopback6},
     settings::Ports,
 };
@@ -41,15 +41,22 @@ pub(crate) fn connect(
     if !listener::is_the_agents(ctx.as_ptr(), &listener) {
         return Err(down);
     }
-    if record(ctx.as_ptr(), attempt, destination) != RECORDED {
-        warn!(
-            ctx,
-            "a connection could not be recorded and was refused: FLOWS is full, or there is no memory"
-        );
+    if record(ctx.as_ptr(), attempt, destination, netns) != RECORDED {
+        no_room(ctx.as_ptr());
         return Err((Reason::Unrecorded, Errno::Econnrefused));
     }
     account::connection(attempt.workload);
     Ok(listener)
+}
+
+#[inline(never)]
+fn no_room(ctx: *mut c_void) -> u32 {
+    let ctx = SockAddrContext::new(ctx.cast());
+    warn!(
+        &ctx,
+        "a connection could not be recorded and was refused: FLOWS is full, or there is no memory"
+    );
+    0
 }
 
 /// The agent's listener of the same family, if it has one.
@@ -66,56 +73,42 @@ pub(crate) fn listener_for(destination: &Address, ports: &Ports) -> Option<Addre
 /// What [`record`] returns when it has.
 const RECORDED: u32 = 1;
 
-/// Records who connects where, in the map and on the socket. On a stack of its own: the hook's has no room for it.
+/// Records on the socket who connects where. On a stack of its own: the hook's has no room for it.
 #[inline(never)]
-fn record(ctx: *mut c_void, attempt: &Attempt, destination: &Address) -> u32 {
+fn record(ctx: *mut c_void, attempt: &Attempt, destination: &Address, netns: u64) -> u32 {
     let ctx = SockAddrContext::new(ctx.cast());
-    try_record(&ctx, attempt, destination).map_or(0, |()| RECORDED)
+    try_record(&ctx, attempt, destination, netns).map_or(0, |()| RECORDED)
 }
 
 #[inline(always)]
-#[allow(clippy::needless_borrows_for_generic_args)] // A copy of `BLANK` would not fit the stack.
-fn try_record(ctx: &SockAddrContext, attempt: &Attempt, destination: &Address) -> Option<()> {
-    // SAFETY: needed to call a helper without arguments.
-    let opened = unsafe { bpf_ktime_get_boot_ns() };
-    let connection = Connection {
-        cookie: cookie_of(ctx),
-        opened,
-    };
+fn try_record(
+    ctx: &SockAddrContext,
+    attempt: &Attempt,
+    destination: &Address,
+    netns: u64,
+) -> Option<()> {
+    if flow::are_too_many() {
+        return None;
+    }
+    let client = CLIENTS.of_or_new(socket_of(ctx))?;
     // The connection that this socket had before, if any, is over; its end may not have been told.
-    if let Some(before) = CLIENTS.of(socket_of(ctx)) {
-        flow::client_closed(before);
-    }
-    // Filled in place, not in per-CPU scratch memory: this hook can be preempted by another one.
-    // Nobody else knows the key yet, and readers look for `COMPLETE`.
-    // SAFETY: `BLANK` and the new entry are live map values.
-    unsafe {
-        FLOWS
-            .insert(connection, &*BLANK.get_ptr(0)?, u64::from(BPF_NOEXIST))
-            .ok()?;
-        let entry = FLOWS.get_ptr_mut(connection)?;
-        (*entry).kind = CLOSED;
-        (*entry).connection = connection;
-        (*entry).destination = *destination;
-        let carried = CLIENTS.of_or_new(socket_of(ctx));
-        let owner = attribute::current(&raw mut (*entry).owner, attempt.workload);
-        match (carried, owner) {
-            (Some(carried), Some(())) => {
-                // Field by field: whole, it would pass over the stack.
-                carried.connection = connection;
-                carried.port = Port::default();
-                carried.destination = *destination;
-                carried.workload = attempt.workload;
-                carried.is_marked = u32::from(attempt.governed == select::MARKED);
-                core::ptr::write_volatile(&raw mut (*entry).state, COMPLETE);
-                Some(())
-            }
-            _ => {
-                let _ = FLOWS.remove(connection);
-                None
-            }
-        }
-    }
+    flow::client_closed(client);
+    // Field by field: whole, it would pass over the stack.
+    client.record.kind = CLOSED;
+    client.record.traffic = Traffic::default();
+    client.record.steered.destination = *destination;
+    client.port.netns = netns;
+    client.port.address.port = 0;
+    client.workload = attempt.workload;
+    client.is_marked = u32::from(attempt.governed == select::MARKED);
+    let owner = &raw mut client.record.steered.owner;
+    // SAFETY: it is the socket's own, and whole.
+    unsafe { attribute::current(owner, attempt.workload) }?;
+    // SAFETY: needed to call a helper without arguments.
+    client.record.steered.connection.opened = unsafe { bpf_ktime_get_boot_ns() };
+    client.state = 0;
+    client.record.steered.connection.cookie = cookie_of(ctx);
+    Some(())
 }
 
 /// An ungoverned task connects: what a governed one did with this socket before no longer holds.

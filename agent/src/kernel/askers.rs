@@ -1,12 +1,12 @@
 //! Who asks for names: the hook's record of each query, taken as the query is read.
 use super::{
     Fence, Flow, namespaces, sys,
-    translate::{address, ip},
+    translate::{abi, address},
 };
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use tollgate_common::flow::{Address, Asker, Port, Query};
+use tollgate_common::flow::{Asker, Port, Query};
 
 /// A network namespace, as the kernel tells it from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +41,7 @@ impl Fence {
         let query = Query {
             from: Port {
                 netns: namespace.0,
-                address: Address {
-                    ip: ip(from.ip()),
-                    port: from.port(),
-                    reserved: [0; 3],
-                },
+                address: abi(from),
             },
             id: u32::from(u16::from_ne_bytes(id)),
             reserved: 0,
@@ -54,7 +50,7 @@ impl Fence {
         Some(Flow {
             cookie: 0,
             workload: self.names.workload(asker.owner.workload),
-            process: self.names.process(&self.root, &asker.owner),
+            process: self.process(&asker.owner),
             destination: address(&asker.server),
         })
     }

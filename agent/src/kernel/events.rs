@@ -1,17 +1,17 @@
 //! What the hooks told through the ring.
 use super::{
-    Event, Fence, FileState, Flow, Refusal,
+    Event, Fence, FileState, Flow, Process, Refusal,
     translate::{address, counters, text, time},
 };
 use aya::maps::{MapData, RingBuf};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tollgate_common::event::{
     CLOSED, NAME_REFUSED, NameRefused, OVERSPENT, Overspent, REFUSED, Reason, Refused, STRANGER,
     Stranger,
 };
-use tollgate_common::flow::Record;
+use tollgate_common::flow::{Owner, Record, Steered};
 use tollgate_common::recognise::{UNSEEN, Unseen};
 use tollgate_common::rules::{DATAGRAM, RAW, STREAM, TCP, UDP};
 
@@ -85,8 +85,8 @@ impl Fence {
             CLOSED => {
                 let record: Record = plain(bytes)?;
                 Some(Event::Closed {
-                    flow: self.flow(&record),
-                    opened: time(record.connection.opened),
+                    flow: self.flow(&record.steered),
+                    opened: time(record.steered.connection.opened),
                     counters: counters(&record.traffic),
                 })
             }
@@ -131,13 +131,18 @@ impl Fence {
     }
 
     /// A flow of the domain.
-    pub(super) fn flow(&self, record: &Record) -> Flow {
+    pub(super) fn flow(&self, steered: &Steered) -> Flow {
         Flow {
-            cookie: record.connection.cookie,
-            workload: self.names.workload(record.owner.workload),
-            process: self.names.process(&self.root, &record.owner),
-            destination: address(&record.destination),
+            cookie: steered.connection.cookie,
+            workload: self.names.workload(steered.owner.workload),
+            process: self.process(&steered.owner),
+            destination: address(&steered.destination),
         }
+    }
+
+    /// Who the hooks say it was.
+    pub(super) fn process(&self, owner: &Owner) -> Arc<Process> {
+        self.names.process(&self.root, &self.maps.paths, owner)
     }
 
     fn refusal(&self, refused: &Refused) -> Option<Refusal> {
@@ -147,7 +152,7 @@ impl Fence {
         Some(Refusal {
             time: time(refused.time),
             workload: self.names.workload(refused.owner.workload),
-            process: self.names.process(&self.root, &refused.owner),
+            process: self.process(&refused.owner),
             destination: (refused.has_destination != 0).then(|| address(&refused.destination)),
             name: None,
             protocol: protocol(refused.socket_type, refused.protocol),

@@ -3,44 +3,49 @@ use super::{
     Counters, Fence, Flow, FlowAccount, WorkloadAccount,
     events::code,
     govern::UNSETTLED_NAME,
-    translate::{address, counters, time},
+    namespaces, sys,
+    translate::{abi, address, counters, time},
 };
-use std::collections::{BTreeMap, HashSet};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use rustix::net::{getpeername, sockopt};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use tollgate_common::event::Reason;
-use tollgate_common::flow::{Account, CLIENT_CLOSED, COMPLETE};
-use tollgate_common::limits::MAX_FLOWS;
+use tollgate_common::flow::{Account, CLIENT_CLOSED, Client, Port};
 
 impl Fence {
     pub(super) fn flow_behind(&self, accepted: BorrowedFd<'_>) -> Option<Flow> {
-        let carried = self.maps.agent_sockets.get(&accepted.as_raw_fd(), 0).ok()?;
-        let connection = carried.connection;
-        if connection.cookie == 0 {
-            return None;
-        }
-        // The hooks keep this record for as long as the accepted socket is open.
-        let record = self.maps.flows.get(&connection, 0).ok()?;
-        let is_sound = record.connection == connection && record.state & COMPLETE != 0;
-        is_sound.then(|| self.flow(&record))
+        let peer = SocketAddr::try_from(getpeername(accepted).ok()??).ok()?;
+        let port = Port {
+            netns: namespaces::cookie(accepted).ok()?,
+            address: abi(peer),
+        };
+        // The hooks keep it for as long as the accepted socket is open.
+        let steered = self.maps.flows.get(&port, 0).ok()?;
+        let own = sockopt::socket_cookie(accepted).ok()?;
+        (steered.accepted == own).then(|| self.flow(&steered))
     }
 
     pub(super) fn live_flows(&self) -> Vec<FlowAccount> {
-        // A walk starts over where its place was just removed: bounded, and each flow once.
-        let records = self.maps.flows.iter().take(2 * MAX_FLOWS as usize);
-        let mut seen = HashSet::new();
-        let live = records.filter_map(Result::ok).filter(|(key, record)| {
-            record.connection == *key
-                && record.state & (COMPLETE | CLIENT_CLOSED) == COMPLETE
-                && seen.insert((key.cookie, key.opened))
+        let clients: Vec<Client> = match sys::list(&self.programs.listing, &self.maps.clients) {
+            Ok(clients) => clients,
+            Err(error) => {
+                tracing::error!(%error, "the kernel does not list what is steered");
+                return Vec::new();
+            }
+        };
+        let live = clients.iter().filter(|client| {
+            client.record.steered.connection.cookie != 0 && client.state & CLIENT_CLOSED == 0
         });
-        live.filter_map(|(_, record)| {
+        live.filter_map(|client| {
+            let steered = &client.record.steered;
             Some(FlowAccount {
-                cookie: record.connection.cookie,
-                workload: self.names.workload(record.owner.workload).to_string(),
-                process: (*self.names.process(&self.root, &record.owner)).clone(),
-                destination: address(&record.destination),
-                opened: time(record.connection.opened).try_into().ok()?,
-                counters: counters(&record.traffic),
+                cookie: steered.connection.cookie,
+                workload: self.names.workload(steered.owner.workload).to_string(),
+                process: (*self.process(&steered.owner)).clone(),
+                destination: address(&steered.destination),
+                opened: time(steered.connection.opened).try_into().ok()?,
+                counters: counters(&client.record.traffic),
             })
         })
         .collect()

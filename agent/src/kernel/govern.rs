@@ -5,21 +5,19 @@ use super::{
     namespaces,
     translate::text,
 };
-use aya::maps::{MapError, PerCpuValues};
+use aya::maps::MapError;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 use tollgate_common::ABI;
-use tollgate_common::flow::{Account, AgentSocket, Connection, LISTENER_TAG, Query};
+use tollgate_common::flow::{AgentSocket, LISTENER_TAG, Query};
 use tollgate_common::limits::{MAX_WORKLOADS, NAME_BYTES};
 use tollgate_common::recognise::{Subtree, UNSETTLED, WORKLOAD_IDS};
 use tollgate_common::settings::{Name, Ports, Settings};
 
 /// In place of a workload's name, where it is not known yet whose something is.
 pub const UNSETTLED_NAME: &str = "unsettled";
-/// `BPF_NOEXIST`
-const NOT_THERE: u64 = 1;
 
 /// Stamps the maps with their version, and forgets what was sent to an earlier agent: nobody reads it.
 pub(super) fn prepare(maps: &Maps) -> Result<(), Error> {
@@ -44,10 +42,7 @@ impl Fence {
         );
         let namespace = namespace.map_err(|source| Error::Namespace { source })?;
         let mut writers = self.maps.write();
-        let tag = AgentSocket {
-            tag: LISTENER_TAG,
-            connection: Connection::default(),
-        };
+        let tag = AgentSocket { tag: LISTENER_TAG };
         let listeners: Vec<_> = listeners.iter().map(|l| l.as_fd().as_raw_fd()).collect();
         for listener in &listeners {
             let tagged = writers.agent_sockets.insert(listener, tag, 0);
@@ -254,15 +249,6 @@ fn name_workload(writers: &mut Writers, workload: &str, id: u32) -> Result<(), E
             what: "workloads",
             limit: MAX_WORKLOADS,
         });
-    }
-    let cpus = aya::util::nr_cpus().unwrap_or(1);
-    // Zeros on every CPU. The account first: a workload without one would go uncounted.
-    if let Ok(zeros) = PerCpuValues::try_from(vec![Account::default(); cpus]) {
-        match writers.accounts.insert(id, zeros, NOT_THERE) {
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
-            result => result.map_err(write("ACCOUNTS"))?,
-        }
     }
     writers
         .workloads

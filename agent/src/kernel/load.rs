@@ -1,7 +1,7 @@
 //! From the embedded object to programs in the kernel and links at the cgroup root.
 use super::{
     Error, btf,
-    hooks::{HOOKS, Hook, LSM, TRACEPOINT},
+    hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
     log::HookLog,
     pins::Pins,
     probe::{self, CgroupRoot},
@@ -10,7 +10,7 @@ use super::{
 };
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use tollgate_common::settings::Offsets;
 
@@ -39,6 +39,8 @@ pub(super) struct Absent {
 pub(super) struct Programs {
     pub(super) loaded: Vec<Loaded>,
     pub(super) absent: Vec<Absent>,
+    /// The one that lists what clients' sockets carry.
+    pub(super) listing: OwnedFd,
 }
 
 impl Programs {
@@ -70,6 +72,7 @@ pub(super) fn programs(pins: &Pins) -> Result<(Programs, HookLog), Error> {
     let mut programs = Programs {
         loaded: Vec::new(),
         absent: Vec::new(),
+        listing: listing(&mut ebpf, btf.as_ref())?,
     };
     let raw = Raw::relocate(OBJECT, &ebpf, pins)?;
     for hook in HOOKS {
@@ -80,7 +83,7 @@ pub(super) fn programs(pins: &Pins) -> Result<(Programs, HookLog), Error> {
             continue;
         }
         match hook.since {
-            None => programs.loaded.push(load(&mut ebpf, hook)?),
+            None => programs.loaded.push(load(&mut ebpf, hook, btf.as_ref())?),
             Some(since) => match described(hook, &offsets)
                 .and_then(|()| if_there(&mut ebpf, &raw, hook, btf.as_ref(), &programs.loaded))
             {
@@ -200,33 +203,53 @@ fn if_there(
     Ok((program, id))
 }
 
-fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
-    let program = ebpf
-        .program_mut(hook.name)
-        .ok_or(Error::MissingPart { what: hook.name })?;
-    let refused = |error: ProgramError| Error::Refused {
-        program: hook.name,
-        why: refusal(&error),
+/// Loads the program that lists what clients' sockets carry.
+fn listing(ebpf: &mut Ebpf, btf: Option<&aya::Btf>) -> Result<OwnedFd, Error> {
+    const NAME: &str = "list_clients";
+    let missing = Error::MissingPart { what: NAME };
+    let Some(Program::Iter(program)) = ebpf.program_mut(NAME) else {
+        return Err(missing);
+    };
+    program
+        .load("bpf_sk_storage_map", btf.ok_or(missing)?)
+        .and_then(|()| cloned(program.fd()?.as_fd()))
+        .map_err(|error| refused(NAME, &error))
+}
+
+fn cloned(fd: BorrowedFd<'_>) -> Result<OwnedFd, ProgramError> {
+    fd.try_clone_to_owned().map_err(ProgramError::IOError)
+}
+
+fn refused(program: &'static str, error: &ProgramError) -> Error {
+    match root_cause(error) {
+        Some(libc::EPERM) => Error::NotPermitted,
+        _ => Error::Refused {
+            program,
+            why: refusal(error),
+        },
+    }
+}
+
+fn load(ebpf: &mut Ebpf, hook: &'static Hook, btf: Option<&aya::Btf>) -> Result<Loaded, Error> {
+    let missing = Error::MissingPart { what: hook.name };
+    let Some(program) = ebpf.program_mut(hook.name) else {
+        return Err(missing);
     };
     match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
-        Program::SockOps(program) => program.load(),
+        Program::BtfTracePoint(program) => program.load(hook.name, btf.ok_or(missing)?),
         Program::RawTracePoint(program) => program.load(),
         _ => return Err(Error::MissingPart { what: hook.name }),
     }
-    .map_err(|source| match root_cause(&source) {
-        Some(libc::EPERM) => Error::NotPermitted,
-        _ => refused(source),
-    })?;
-    let fd = program.fd().and_then(|fd| {
-        fd.as_fd()
-            .try_clone_to_owned()
-            .map_err(ProgramError::IOError)
-    });
-    let fd = fd.map_err(refused)?;
-    let id = program.info().map_err(refused)?.id();
+    .map_err(|error| refused(hook.name, &error))?;
+    let fd = program.fd().and_then(|fd| cloned(fd.as_fd()));
+    let fd = fd.map_err(|error| refused(hook.name, &error))?;
+    let id = program
+        .info()
+        .map_err(|error| refused(hook.name, &error))?
+        .id();
     Ok(Loaded { hook, id, fd })
 }
 
@@ -243,9 +266,10 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
             path,
             source,
         };
-        if let TRACEPOINT | LSM = program.hook.attach {
+        if let TRACEPOINT | TYPED_TRACEPOINT | LSM = program.hook.attach {
             let link = match program.hook.attach {
-                LSM => match sys::security(&program.fd) {
+                TYPED_TRACEPOINT => sys::typed(&program.fd).map_err(failed)?,
+                LSM => match sys::typed(&program.fd) {
                     Ok(link) => link,
                     // The first fence stands without the second; `status` says that it is not in force.
                     Err(error) => {
@@ -271,7 +295,7 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
 pub(super) fn attach_anew(pins: &Pins, root: &CgroupRoot, program: &Loaded) -> Result<(), Error> {
     let hook = program.hook;
     let link = match hook.attach {
-        LSM => sys::security(&program.fd),
+        LSM | TYPED_TRACEPOINT => sys::typed(&program.fd),
         TRACEPOINT => sys::tracepoint(&program.fd, hook.name),
         attach => sys::link_create(&program.fd, &root.fd, attach),
     };

@@ -1,13 +1,11 @@
 //! The pinned maps, typed. Reading takes no lock; what the agent writes, it writes under one.
 use super::{Error, pins::Pins, sys};
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{
-    Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
-};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tollgate_common::event::RefusalKey;
-use tollgate_common::flow::{Account, AgentSocket, Asker, Connection, Query, Record};
+use tollgate_common::flow::{Account, AgentSocket, Asker, Inode, Path, Port, Query, Steered};
 use tollgate_common::openings::{Kept, Listen, Named};
 use tollgate_common::quota::{Quota, Spent};
 use tollgate_common::recognise::{
@@ -19,9 +17,12 @@ use tollgate_common::settings::{Name, Ports, Settings};
 pub(super) struct Maps {
     pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
-    pub(super) flows: HashMap<MapData, Connection, Record>,
+    pub(super) flows: HashMap<MapData, Port, Steered>,
+    pub(super) paths: HashMap<MapData, Inode, Path>,
+    /// `CLIENTS`, which is listed.
+    pub(super) clients: OwnedFd,
     pub(super) kept: HashMap<MapData, u64, Kept>,
-    pub(super) accounts: PerCpuHashMap<MapData, u32, Account>,
+    pub(super) accounts: PerCpuArray<MapData, Account>,
     pub(super) refusals: HashMap<MapData, RefusalKey, u64>,
     pub(super) quotas: Array<MapData, Quota>,
     pub(super) spent: Array<MapData, Spent>,
@@ -45,7 +46,6 @@ pub(super) struct Writers {
     pub(super) quotas: Array<MapData, Quota>,
     pub(super) spent: Array<MapData, Spent>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
-    pub(super) accounts: PerCpuHashMap<MapData, u32, Account>,
     pub(super) names: HashMap<MapData, [u8; CGROUP_NAME], u32>,
     pub(super) steps: HashMap<MapData, Step, Arrival>,
     pub(super) executables: HashMap<MapData, File, Executable>,
@@ -69,17 +69,15 @@ impl Maps {
             governed: open(pins, "GOVERNED")?,
             agent_sockets: open(pins, "AGENT_SOCKETS")?,
             flows: open(pins, "FLOWS")?,
+            paths: open(pins, "PATHS")?,
+            clients: open_raw(pins, "CLIENTS")?,
             kept: open(pins, "KEPT")?,
             accounts: open(pins, "ACCOUNTS")?,
             refusals: open(pins, "REFUSALS")?,
             quotas: open(pins, "QUOTAS")?,
             spent: open(pins, "SPENT")?,
             lost: open(pins, "LOST")?,
-            queries: sys::open_pin(&pins.map("QUERIES")).map_err(|source| Error::Pin {
-                action: "open",
-                path: pins.map("QUERIES"),
-                source,
-            })?,
+            queries: open_raw(pins, "QUERIES")?,
             events: Mutex::new(Some(open(pins, "EVENTS")?)),
             writers: Mutex::new(Writers {
                 settings: open(pins, "SETTINGS")?,
@@ -91,7 +89,6 @@ impl Maps {
                 quotas: open(pins, "QUOTAS")?,
                 spent: open(pins, "SPENT")?,
                 agent_sockets: open(pins, "AGENT_SOCKETS")?,
-                accounts: open(pins, "ACCOUNTS")?,
                 names: open(pins, "NAMES")?,
                 steps: open(pins, "STEPS")?,
                 executables: open(pins, "EXECUTABLES")?,
@@ -116,6 +113,14 @@ impl Writers {
     pub(super) fn set(&mut self, settings: Settings) -> Result<(), Error> {
         self.settings.set(0, settings, 0).map_err(write("SETTINGS"))
     }
+}
+
+fn open_raw(pins: &Pins, name: &'static str) -> Result<OwnedFd, Error> {
+    sys::open_pin(&pins.map(name)).map_err(|source| Error::Pin {
+        action: "open",
+        path: pins.map(name),
+        source,
+    })
 }
 
 fn open<T>(pins: &Pins, name: &'static str) -> Result<T, Error>

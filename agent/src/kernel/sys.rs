@@ -1,7 +1,7 @@
 //! The `bpf(2)` commands that aya has no public call for: links that are replaced in place, and
 //! asking a cgroup what is attached to it.
 use std::ffi::{CStr, CString};
-use std::io;
+use std::io::{self, Read as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +17,9 @@ const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_BTF_GET_FD_BY_ID: libc::c_int = 19;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_ITER_CREATE: libc::c_int = 33;
+/// `BPF_TRACE_ITER`
+const ITERATES: u32 = 28;
 
 /// Programs of one attach type that a cgroup can hold, by the kernel's own limit.
 const MAX_ATTACHED: usize = 64;
@@ -194,8 +197,9 @@ pub(super) fn link_create(
     bpf_fd(BPF_LINK_CREATE, &mut attributes)
 }
 
-/// Attaches a program to the security hook that it was loaded for; it stays while the link has a descriptor or a pin.
-pub(super) fn security(program: impl AsFd) -> io::Result<OwnedFd> {
+/// Attaches a program to the security hook or the tracepoint that it was loaded for; it stays while the link has a descriptor or
+/// a pin.
+pub(super) fn typed(program: impl AsFd) -> io::Result<OwnedFd> {
     let mut attributes = Attributes::default();
     // no name; prog_fd
     attributes.0[1] = pair(raw(program.as_fd()), 0);
@@ -210,6 +214,28 @@ pub(super) fn tracepoint(program: impl AsFd, name: &str) -> io::Result<OwnedFd> 
     attributes.0[0] = name.as_ptr().addr() as u64;
     attributes.0[1] = pair(raw(program.as_fd()), 0);
     bpf_fd(BPF_RAW_TRACEPOINT_OPEN, &mut attributes)
+}
+
+/// What a program writes that goes through the values of a map, each whole.
+pub(super) fn list<V: aya::Pod>(program: impl AsFd, map: impl AsFd) -> io::Result<Vec<V>> {
+    let of = pair(raw(map.as_fd()), 0);
+    let mut attributes = Attributes::default();
+    // prog_fd, target_fd; attach_type, flags; iter_info; iter_info_len
+    attributes.0[0] = pair(raw(program.as_fd()), 0);
+    attributes.0[1] = pair(ITERATES, 0);
+    attributes.0[2] = std::ptr::from_ref(&of).addr() as u64;
+    attributes.0[3] = pair(4, 0);
+    let link = bpf_fd(BPF_LINK_CREATE, &mut attributes)?;
+    let mut attributes = Attributes::default();
+    // link_fd, flags
+    attributes.0[0] = pair(raw(link.as_fd()), 0);
+    let mut values = std::fs::File::from(bpf_fd(BPF_ITER_CREATE, &mut attributes)?);
+    let mut bytes = Vec::new();
+    values.read_to_end(&mut bytes)?;
+    let whole = bytes.chunks_exact(size_of::<V>());
+    // SAFETY: needed to make values of bytes. There are as many as a value has, and any are a valid `Pod`.
+    let value = |bytes: &[u8]| unsafe { bytes.as_ptr().cast::<V>().read_unaligned() };
+    Ok(whole.map(value).collect())
 }
 
 /// Puts another program in a link's place, in one step for the kernel.

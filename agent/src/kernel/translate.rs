@@ -7,11 +7,14 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tollgate_common::flow::{Address, Owner, Traffic};
+use tollgate_common::flow::{Address, Inode, Owner, Path, Traffic};
 use tollgate_common::limits::PATH_PARTS;
 
 /// Entries a cache holds before it starts over.
 const CACHED: usize = 2048;
+
+/// `PATHS`
+pub(super) type Paths = aya::maps::HashMap<aya::maps::MapData, Inode, Path>;
 
 /// What lookups were made before. Readers take no lock; a miss copies, which is rare.
 #[derive(Debug)]
@@ -74,7 +77,7 @@ impl Names {
     }
 
     /// The process that the hook recorded.
-    pub(super) fn process(&self, root: &CgroupRoot, owner: &Owner) -> Arc<Process> {
+    pub(super) fn process(&self, root: &CgroupRoot, paths: &Paths, owner: &Owner) -> Arc<Process> {
         let key = ProcessKey {
             tgid: owner.tgid,
             start: owner.start,
@@ -89,7 +92,7 @@ impl Names {
         let process = Arc::new(Process {
             pid: owner.tgid,
             start: owner.start,
-            exe: label(owner),
+            exe: label(owner, paths),
             exe_dev: device(owner.exe_dev),
             exe_inode: owner.exe_inode,
             sha256: None,
@@ -122,7 +125,7 @@ fn device(kernel: u32) -> u64 {
 
 /// The executable's path for a person: what `/proc` says while that is still the recorded file, or
 /// else what the hook read, which knows nothing of mount points.
-fn label(owner: &Owner) -> String {
+fn label(owner: &Owner, paths: &Paths) -> String {
     if owner.tgid == 0 {
         return "unknown".to_owned(); // No hook saw who: a packet's socket tells its cgroup only.
     }
@@ -131,17 +134,23 @@ fn label(owner: &Owner) -> String {
         .is_ok_and(|found| (found.dev(), found.ino()) == (device(owner.exe_dev), owner.exe_inode));
     match std::fs::read_link(&link) {
         Ok(path) if is_same => path.to_string_lossy().into_owned(),
-        _ => recorded_path(owner),
+        _ => recorded_path(owner, paths),
     }
 }
 
-fn recorded_path(owner: &Owner) -> String {
-    let parts = owner.parts as usize;
-    if parts == 0 {
-        return text(&owner.comm);
-    }
+fn recorded_path(owner: &Owner, paths: &Paths) -> String {
+    let inode = Inode {
+        number: owner.exe_inode,
+        device: owner.exe_dev,
+        reserved: 0,
+    };
+    let recorded = paths.get(&inode, 0).ok();
+    let Some(recorded) = recorded.filter(|path| path.parts != 0) else {
+        return "unknown".to_owned(); // A kernel thread, or gone before anybody looked.
+    };
+    let parts = recorded.parts as usize;
     let mut path = String::from(if parts > PATH_PARTS { "…" } else { "" });
-    for part in owner.path.iter().take(parts).rev() {
+    for part in recorded.names.iter().take(parts).rev() {
         path.push('/');
         path.push_str(&text(part));
     }
@@ -164,6 +173,15 @@ pub(super) fn address(abi: &Address) -> SocketAddr {
         four.copy_from_slice(&word.to_ne_bytes());
     }
     SocketAddr::new(IpAddr::V6(Ipv6Addr::from(octets)).to_canonical(), abi.port)
+}
+
+/// A socket's address of the ABI.
+pub(super) fn abi(domain: SocketAddr) -> Address {
+    Address {
+        ip: ip(domain.ip()),
+        port: domain.port(),
+        reserved: [0; 3],
+    }
 }
 
 /// An address of the ABI.
@@ -208,12 +226,7 @@ mod tests {
     fn addresses_go_both_ways() {
         for text in ["1.2.3.4:5", "[2001:db8::1]:65535", "0.0.0.0:0", "[::1]:53"] {
             let domain: SocketAddr = text.parse().unwrap();
-            let abi = Address {
-                ip: ip(domain.ip()),
-                port: domain.port(),
-                reserved: [0; 3],
-            };
-            assert_eq!(address(&abi), domain);
+            assert_eq!(address(&abi(domain)), domain);
         }
     }
 

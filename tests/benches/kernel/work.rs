@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Calls in a batch, and batches: of datagram sockets' connects.
 const DATAGRAMS: (usize, usize) = (1_000, 100);
 /// The same for connections.
-const CONNECTIONS: (usize, usize) = (50, 300);
+const CONNECTIONS: (usize, usize) = (1, 12_000);
 /// The same for sends. What a batch sends is read after it, and fits the buffers.
 const SENDS: (usize, usize) = (50, 1_000);
 /// The same for writes of a bulk transfer, each read before the next.

@@ -246,6 +246,46 @@ fn a_direct_connection_has_no_flow() {
     }
 }
 
+/// Whoever has a connection's end after its client is somebody else, also where the agent has not asked yet; and whoever
+/// has closed it by then was there.
+#[test]
+fn an_end_that_changes_hands_is_not_taken_for_its_last_holders() {
+    let stand = Stand::new();
+    for (listener, own, ip) in [
+        (&stand.agent4, "127.0.0.1", "198.51.100.7"),
+        (&stand.agent6, "::1", "2001:db8::7"),
+    ] {
+        let connect = |to: &str, port: u16, from: &str, lingers: bool| {
+            format!(
+                "import struct
+s = socket.socket(family('{own}'), socket.SOCK_STREAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', {}, 0))
+s.bind(('{own}', {from})); s.connect(('{to}', {port})); s.sendall(b'mine')
+say(s.getsockname()[1])",
+                u8::from(!lingers)
+            )
+        };
+        let of = |accepted| stand.fence().flow_of(accepted);
+        let at = listener.local_addr().unwrap().port();
+        let end = stand.run(&connect(ip, 443, "0", false)); // Reset as it exits.
+        let direct = connect(own, at, &end, false) + "\nsys.stdin.read()";
+        let mut direct = Running::start_outside(&direct);
+        assert_eq!(direct.line(), end);
+        let (reset, theirs) = (stand.accept(listener), stand.accept(listener));
+        assert_eq!(theirs.peer_addr().unwrap().port().to_string(), end);
+        assert!(of(&reset).is_none() && of(&theirs).is_none());
+        direct.finish();
+
+        stand.run(&connect(ip, 444, "0", true));
+        let closed = stand.accept(listener);
+        assert_eq!(
+            of(&closed).expect("its owner is known").destination.port(),
+            444
+        );
+    }
+}
+
 #[test]
 fn a_socket_that_connects_again_is_two_flows() {
     let stand = Stand::new();
