@@ -31,4 +31,4 @@ pub const MAX_STRANGERS: u32 = 1_024;
 /// Queries for names on their way to the agent at once.
 pub const MAX_QUERIES: u32 = 16_384;
 /// Bytes of the event ring.
-pub const EVENT_BYTES: u32 = 4 << 20;
+pub const EVENT_BYTES: u32 = 1 << 20;

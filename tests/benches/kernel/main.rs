@@ -10,7 +10,7 @@
 mod work;
 
 use serde_json::{Value, json};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -25,11 +25,14 @@ fn main() {
     if let Some(at) = arguments.iter().position(|word| word == "--work") {
         return work::run(&arguments[at + 1..]);
     }
+    if arguments.iter().any(|word| word == "--bulk") {
+        return work::bulk();
+    }
     let rounds = arguments
         .iter()
         .position(|word| word == "--rounds")
         .map_or(9, |at| arguments[at + 1].parse().expect("a number"));
-    println!("{}", Bench::new().run(rounds));
+    println!("{}", Bench::new().run(rounds, &mut Bulk::start()));
 }
 
 /// Listeners that stay, and a fence that comes and goes.
@@ -58,9 +61,10 @@ impl Bench {
         }
     }
 
-    fn run(&self, rounds: usize) -> Value {
+    fn run(&self, rounds: usize, bulk: &mut Bulk) -> Value {
         // The first warms up.
-        let all: Vec<Round> = (0..=rounds).map(|_| self.round()).skip(1).collect();
+        let rounds = (0..=rounds).map(|_| self.round(bulk));
+        let all: Vec<Round> = rounds.skip(1).collect();
         let names: Vec<&str> = all[0].iter().map(|(name, _)| *name).collect();
         let figures = names.iter().enumerate().map(|(at, name)| {
             let mut values: Vec<f64> = all.iter().map(|round| round[at].1).collect();
@@ -71,11 +75,12 @@ impl Bench {
         figures.collect()
     }
 
-    fn round(&self) -> Round {
+    fn round(&self, bulk: &mut Bulk) -> Round {
         let [agents, others] = &self.listeners;
         let own = others.local_addr().expect("bound");
         let elsewhere: SocketAddr = ELSEWHERE.parse().expect("an address");
         let without = Costs::of(None, others, own);
+        let bulk_without = bulk.cost();
         let fence = Fence::open(&self.options).expect("the fence stands (as root)");
         let root = fence.cgroup_root().to_owned();
         let cgroup = root.join(&self.name);
@@ -86,12 +91,16 @@ impl Bench {
         let port = agents.local_addr().expect("bound").port();
         fence.admit(&[agents], port, None).expect("admit");
         let with = Costs::of(None, others, own);
+        let bulk_with = bulk.cost();
         let governed = Costs::of(Some(&cgroup), agents, elsewhere);
         fence.lift().expect("lift");
-        let empty = {
+        let bulk_after = bulk.cost();
+        let (empty, bulk_empty) = {
             let _programs = Empty::attach(&root);
-            Costs::of(None, others, own)
+            (Costs::of(None, others, own), bulk.cost())
         };
+        // Before and after: whatever drifts does so for both.
+        let bulk_without = f64::midpoint(bulk_without, bulk_after);
         // The last process of it may not have been reaped yet.
         let _ = harness::eventually(std::time::Duration::from_secs(5), || {
             std::fs::remove_dir(&cgroup).ok()
@@ -112,13 +121,12 @@ impl Bench {
             more("send_ungoverned", with.send, without.send),
             more("send_governed", governed.send, without.send),
             more("send_empty", empty.send, without.send),
-            ("bulk_ungoverned", with.bulk / without.bulk),
-            ("bulk_governed", governed.bulk / without.bulk),
-            ("bulk_empty", empty.bulk / without.bulk),
+            ("bulk_ungoverned", bulk_with / bulk_without),
+            ("bulk_empty", bulk_empty / bulk_after),
             ("connect_datagram_itself", without.datagram),
             ("connect_stream_itself", without.connect),
             ("send_itself", without.send),
-            ("bulk_itself", (1e6 / without.bulk).round()),
+            ("bulk_itself", (1e6 / bulk_without).round()),
         ]
     }
 }
@@ -150,14 +158,43 @@ impl Drop for Empty {
     }
 }
 
-/// Nanoseconds of CPU for each call, and for each kilobyte of a bulk transfer.
+/// The process that makes bulk transfers.
+struct Bulk(Child);
+
+impl Bulk {
+    fn start() -> Self {
+        let own = std::env::current_exe().expect("this program");
+        let mut command = Command::new(own);
+        command.arg("--bulk").stdin(Stdio::piped());
+        Self(command.stdout(Stdio::piped()).spawn().expect("start"))
+    }
+
+    /// Nanoseconds of CPU for a kilobyte, now.
+    fn cost(&mut self) -> f64 {
+        let told = self.0.stdin.as_mut().expect("piped");
+        told.write_all(b"\n").expect("write");
+        let mut cost = String::new();
+        let said = self.0.stdout.as_mut().expect("piped");
+        // One line at a time: nothing is left in this reader.
+        BufReader::new(said).read_line(&mut cost).expect("read");
+        cost.trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Bulk {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// Nanoseconds of CPU for each call.
 struct Costs {
     datagram: f64,
     socket: f64,
     connect: f64,
     close: f64,
     send: f64,
-    bulk: f64,
 }
 
 impl Costs {
@@ -179,15 +216,14 @@ impl Costs {
             .stdin(listener);
         let output = command.stderr(Stdio::inherit()).output().expect("start");
         assert!(output.status.success(), "the work failed");
-        let costs: [f64; 6] = serde_json::from_slice(&output.stdout).expect("six costs");
-        let [datagram, socket, connect, close, send, bulk] = costs;
+        let costs: [f64; 5] = serde_json::from_slice(&output.stdout).expect("five costs");
+        let [datagram, socket, connect, close, send] = costs;
         Self {
             datagram,
             socket,
             connect,
             close,
             send,
-            bulk,
         }
     }
 }

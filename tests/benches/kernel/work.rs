@@ -19,6 +19,18 @@ const WRITES: (usize, usize) = (8, 500);
 /// Bytes of such a write.
 const BULK: usize = 1 << 17;
 
+/// Measures bulk transfers over one connection, one for each line that it is told, and prints nanoseconds of CPU for a
+/// kilobyte: what a process has of memory and caches differs more from the next one's than what is measured.
+pub(super) fn bulk() {
+    alone_on_a_processor();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let mut pair = Pair::new(&listener, listener.local_addr().expect("bound"));
+    pair.bulk();
+    for _ in std::io::stdin().lines() {
+        println!("{}", pair.bulk());
+    }
+}
+
 /// Measures, and prints nanoseconds of CPU of a call of each kind. What it connects to leads to the listener that it has for
 /// its standard input.
 pub(super) fn run(arguments: &[String]) {
@@ -31,14 +43,7 @@ pub(super) fn run(arguments: &[String]) {
     let listener = TcpListener::from(listener);
     let [socket, connect, close] = connections(&listener, target);
     let mut pair = Pair::new(&listener, target);
-    let costs = [
-        datagrams(),
-        socket,
-        connect,
-        close,
-        pair.sends(),
-        pair.bulk(),
-    ];
+    let costs = [datagrams(), socket, connect, close, pair.sends()];
     println!("{}", serde_json::to_string(&costs).expect("numbers"));
 }
 

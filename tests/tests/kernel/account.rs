@@ -223,7 +223,7 @@ fn bytes_over_ipv6_are_those_of_the_interface() {
 /// More refusals than the ring holds, while nobody reads it: each is counted, and each was told or is counted as lost.
 #[test]
 fn events_that_do_not_fit_are_counted() {
-    const TRIES: u64 = 60_000;
+    const TRIES: u64 = 20_000;
     let stand = Stand::new();
     stand.run(&format!(
         "for _ in range({TRIES}): name(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))"

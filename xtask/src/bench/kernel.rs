@@ -63,12 +63,6 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
         Goal::AtMost(1.01),
     ),
     (
-        "bulk transfer, governed, compared to without",
-        "bulk_governed",
-        Unit::Times,
-        Goal::None,
-    ),
-    (
         "the same of programs that do nothing, send()",
         "send_empty",
         Unit::Nanoseconds,
