@@ -104,12 +104,6 @@ pub struct Offsets {
     pub inode_mode: u32,
     /// `socket.sk`
     pub socket_sk: u32,
-    /// `sock.__sk_common.skc_net.net`
-    pub sock_net: u32,
-    /// `sock.__sk_common.skc_rcv_saddr`
-    pub sock_own4: u32,
-    /// `sock.__sk_common.skc_v6_rcv_saddr`; 0 where the kernel has no IPv6
-    pub sock_own6: u32,
     /// `sock.__sk_common.skc_family`
     pub sock_family: u32,
     /// `sock.__sk_common.skc_state`
@@ -144,10 +138,12 @@ pub struct Offsets {
     pub sb_magic: u32,
     /// `vfsmount.mnt_sb`
     pub mount_sb: u32,
+    /// Explicit padding to a multiple of 8.
+    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == 4);
 const _: () = assert!(size_of::<Ports>() == 8);
 const _: () = assert!(size_of::<Name>() == 64);
-const _: () = assert!(size_of::<Offsets>() == 224);
+const _: () = assert!(size_of::<Offsets>() == 216);
 pod!(Settings, Ports, Name, Offsets);

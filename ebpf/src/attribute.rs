@@ -57,9 +57,6 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
     file_private: 0,
     inode_mode: 0,
     socket_sk: 0,
-    sock_net: 0,
-    sock_own4: 0,
-    sock_own6: 0,
     sock_family: 0,
     sock_state: 0,
     sock_cgroup: 0,
@@ -77,6 +74,7 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
     bound_name: 0,
     sb_magic: 0,
     mount_sb: 0,
+    reserved: 0,
 });
 
 /// One of [`OFFSETS`]. All of them would be copied to the stack.
@@ -89,7 +87,6 @@ macro_rules! offset {
         offset
     }};
 }
-pub(crate) use offset;
 
 /// Writes the current task into `owner`, which is memory of a map entry or a ring entry. `None`: the
 /// task has no program of its own (a kernel thread), or a read failed; the owner is then unknown.

@@ -1,32 +1,29 @@
 //! A steered connection's way to the agent and its end.
 //!
 //! The client's SYN enters the connection into `FLOWS` by the client's end. The agent's side, once established, writes
-//! its own cookie there: that happens before `accept` returns, since the kernel changes the new socket's state with its lock
+//! its own cookie there: that happens before `accept` returns, since the kernel runs the hook with the new socket's lock
 //! held, and `accept` takes that lock. The agent asks for the client's end, and takes the entry for its socket's only if
 //! the cookie is that socket's: whoever has had that end before or has it since is somebody else.
 // A key or a value would pass over the stack, which has little room.
 #![allow(clippy::needless_borrows_for_generic_args)]
 use crate::{
     account, atomic,
-    attribute::{follow, load, offset, read},
-    maps::{CLIENTS, EVENTS, FLOW_COUNT, FLOWS},
+    maps::{EVENTS, FLOW_COUNT, FLOWS, client_of},
+    namespace,
 };
 use aya_ebpf::{
-    bindings::{
-        __sk_buff, BPF_EXIST, BPF_NOEXIST, BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_SYN_RECV,
-        seq_file,
-    },
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_EXIST, BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB_FLAG, seq_file},
     cty::c_void,
     helpers::generated::{bpf_get_socket_cookie, bpf_seq_write},
-    programs::{BtfTracePointContext, SkBuffContext},
+    programs::{SkBuffContext, SockOpsContext},
 };
 use aya_log_ebpf::warn;
 use tollgate_common::{
     event::Reason,
     flow::{Address, CLIENT_CLOSED, Client, Port, Record},
     limits::MAX_FLOWS,
-    rules::{address4, address6, is_ip4, loopback4, loopback6},
-    settings::Offsets,
+    rules::{address4, address6, is_ip4},
 };
 
 /// Is there no room for another one?
@@ -66,70 +63,49 @@ fn enter(client: &mut Client, source: &Address) -> u32 {
     u32::from(enter(u64::from(BPF_EXIST)).is_ok())
 }
 
-/// A TCP socket's state changed.
+/// A client's socket is about to send its SYN: its end is to be told.
 #[inline(always)]
-pub(crate) fn changed(ctx: &BtfTracePointContext) {
-    let (before, now) = (ctx.arg::<u64>(1) as u32, ctx.arg::<u64>(2) as u32);
-    if now == BPF_TCP_ESTABLISHED && before == BPF_TCP_SYN_RECV {
-        accepted(ctx);
-    } else if now == BPF_TCP_CLOSE {
-        closed(ctx);
+pub(crate) fn connecting(ctx: &SockOpsContext) {
+    if socket_of(ctx).and_then(client_of).is_some() {
+        tell_the_end(ctx);
     }
 }
 
 /// Somebody's side of a connection to them is established.
 #[inline(always)]
-fn accepted(ctx: &BtfTracePointContext) {
-    let socket = ctx.arg::<*const u8>(0);
-    let Some(steered) = far_end(socket).and_then(|port| FLOWS.get_ptr_mut(port)) else {
+pub(crate) fn accepted(ctx: &SockOpsContext) {
+    let Some(steered) = FLOWS.get_ptr_mut(remote(ctx)) else {
         return;
     };
-    // SAFETY: `steered` is a live map value, the socket the tracepoint's. That of a socket which has this end is there once.
+    // SAFETY: `steered` is a live map value. A socket that has this end is there once.
     unsafe {
         if (*steered).accepted == 0 {
-            (*steered).accepted = bpf_get_socket_cookie(socket.cast_mut().cast());
+            (*steered).accepted = bpf_get_socket_cookie(ctx.as_ptr());
         }
     }
+    tell_the_end(ctx);
 }
 
-/// A socket is closed: a client's, the agent's, or anybody's.
+/// A socket of a steered connection is closed, a client's or the agent's.
 #[inline(always)]
-fn closed(ctx: &BtfTracePointContext) {
-    let socket = ctx.arg::<*const u8>(0);
-    let itself: *mut c_void = socket.cast_mut().cast();
-    if let Some(client) = CLIENTS.of(itself) {
+pub(crate) fn closed(ctx: &SockOpsContext) {
+    if let Some(client) = socket_of(ctx).and_then(client_of) {
         return client_closed(client);
     }
-    let Some(port) = far_end(socket) else { return };
-    let Some(steered) = FLOWS.get_ptr(port) else {
+    let port = remote(ctx);
+    let Some(steered) = FLOWS.get_ptr(&port) else {
         return;
     };
     // SAFETY: as in `accepted`.
-    if unsafe { (*steered).accepted == bpf_get_socket_cookie(itself) } {
+    if unsafe { (*steered).accepted == bpf_get_socket_cookie(ctx.as_ptr()) } {
         forget(&port);
     }
 }
 
-/// Whom a socket at the loopback address is connected to, where the agent's are.
+/// Has the hook called when the socket is closed.
 #[inline(always)]
-fn far_end(socket: *const u8) -> Option<Port> {
-    // SAFETY: the tracepoint's socket, whose type the verifier knows; addresses of IPv6 go through a helper.
-    unsafe {
-        let port = u16::from_be(load(socket, offset!(sock_peer_port)));
-        let address = if is_ip4(u32::from(load::<u16>(socket, offset!(sock_family)))) {
-            if load::<u32>(socket, offset!(sock_own4)) != loopback4(0).ip[3] {
-                return None;
-            }
-            address4(load(socket, offset!(sock_peer4)), port)
-        } else {
-            if read::<[u32; 4]>(socket as u64, offset!(sock_own6))? != loopback6(0).ip {
-                return None;
-            }
-            address6(read(socket as u64, offset!(sock_peer6))?, port)
-        };
-        let netns = load(follow(socket, offset!(sock_net))?, offset!(net_cookie));
-        Some(Port { netns, address })
-    }
+fn tell_the_end(ctx: &SockOpsContext) {
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
 /// The client's socket is closed, or about to be used again: tells the end, once. The agent's side, if there is one,
@@ -199,4 +175,39 @@ pub(crate) fn list(listed: *const Listed) -> i32 {
     // SAFETY: needed to call a helper, with the file that the kernel passed and a whole value of its map.
     unsafe { bpf_seq_write(file, value.cast(), size_of::<Client>() as u32) };
     0
+}
+
+#[inline(always)]
+fn socket_of(ctx: &SockOpsContext) -> Option<*mut c_void> {
+    // SAFETY: the context is valid while the program runs and `sk` is the only member of the union.
+    let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    (!socket.is_null()).then_some(socket.cast())
+}
+
+#[inline(always)]
+fn remote(ctx: &SockOpsContext) -> Port {
+    let ip6 = [
+        field!(ctx.ops, remote_ip6[0]),
+        field!(ctx.ops, remote_ip6[1]),
+        field!(ctx.ops, remote_ip6[2]),
+        field!(ctx.ops, remote_ip6[3]),
+    ];
+    // The kernel gives this port in network order, in the upper half of the word.
+    let port = u32::from_be(field!(ctx.ops, remote_port)) as u16;
+    end(ctx, field!(ctx.ops, remote_ip4), ip6, port)
+}
+
+/// Takes both families' addresses, read before: reading only the one that counts is merged by the
+/// compiler into one load at a computed offset, and "dereference of modified ctx ptr disallowed".
+#[inline(always)]
+fn end(ctx: &SockOpsContext, ip4: u32, ip6: [u32; 4], port: u16) -> Port {
+    let address = if is_ip4(field!(ctx.ops, family)) {
+        address4(ip4, port)
+    } else {
+        address6(ip6, port)
+    };
+    Port {
+        netns: namespace::cookie(ctx.as_ptr()),
+        address,
+    }
 }

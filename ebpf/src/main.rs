@@ -53,11 +53,14 @@ mod unix;
 use account::Direction;
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_TCP_CLOSE, bpf_sock_addr},
-    macros::{btf_tracepoint, cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm, raw_tracepoint},
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_TCP_CLOSE, bpf_sock_addr,
+    },
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm, raw_tracepoint, sock_ops},
     programs::{
-        BtfTracePointContext, LsmContext, RawTracePointContext, SkBuffContext, SockAddrContext,
-        SockContext,
+        LsmContext, RawTracePointContext, SkBuffContext, SockAddrContext, SockContext,
+        SockOpsContext,
     },
 };
 use fence::{Attempt, DROP, Errno, PASS};
@@ -287,10 +290,15 @@ fn egress(ctx: SkBuffContext) -> i32 {
     PASS
 }
 
-#[btf_tracepoint(function = "inet_sock_set_state")]
-fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
-    flow::changed(&ctx);
-    0
+#[sock_ops]
+fn sock_ops(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => flow::connecting(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => flow::accepted(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => flow::closed(&ctx),
+        _ => (),
+    }
+    1
 }
 
 /// Shows the agent what the clients' sockets carry.

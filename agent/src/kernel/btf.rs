@@ -89,9 +89,6 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         file_private: at("file", &["private_data"])?,
         inode_mode: at("inode", &["i_mode"])?,
         socket_sk: at("socket", &["sk"])?,
-        sock_net: at("sock", &["__sk_common", "skc_net", "net"])?,
-        sock_own4: at("sock", &["__sk_common", "skc_rcv_saddr"])?,
-        sock_own6: at("sock", &["__sk_common", "skc_v6_rcv_saddr"]).unwrap_or(0),
         sock_family: at("sock", &["__sk_common", "skc_family"])?,
         sock_state: at("sock", &["__sk_common", "skc_state"])?,
         sock_cgroup: at("sock", &["sk_cgrp_data", "cgroup"])?,
@@ -112,6 +109,7 @@ fn find(bytes: &[u8]) -> Result<Offsets, String> {
         bound_name: at("unix_address", &["name"]).unwrap_or(0),
         sb_magic: at("super_block", &["s_magic"])?,
         mount_sb: at("vfsmount", &["mnt_sb"])?,
+        reserved: 0,
     })
 }
 

@@ -4,8 +4,6 @@
 pub(super) const TRACEPOINT: u32 = u32::MAX;
 /// [`Hook::attach`] of a BPF LSM program: the hook has the program's name.
 pub(super) const LSM: u32 = u32::MAX - 1;
-/// [`Hook::attach`] of a program that the tracepoint of its name passes values to whose types the verifier knows.
-pub(super) const TYPED_TRACEPOINT: u32 = u32::MAX - 2;
 
 const SINCE_LSM: Option<&str> = Some("5.7 with `bpf` among its security modules (`lsm=`)");
 
@@ -14,7 +12,7 @@ const SINCE_LSM: Option<&str> = Some("5.7 with `bpf` among its security modules 
 pub(super) struct Hook {
     /// The program's name in the object, its link's name, the layer's name.
     pub(super) name: &'static str,
-    /// `enum bpf_attach_type`, [`TRACEPOINT`], [`TYPED_TRACEPOINT`] or [`LSM`].
+    /// `enum bpf_attach_type`, [`TRACEPOINT`] or [`LSM`].
     pub(super) attach: u32,
     /// The Linux that it came with, where not every one that is supported has it.
     pub(super) since: Option<&'static str>,
@@ -116,8 +114,8 @@ pub(super) const HOOKS: &[Hook] = &[
         leaves_open: "nothing passes that should not; IPv6 clients that look who answers their DNS queries see the agent, and may not take its answers",
     },
     Hook {
-        name: "inet_sock_set_state",
-        attach: TYPED_TRACEPOINT,
+        name: "sock_ops",
+        attach: 3,
         since: None,
         holds: false,
         leaves_open: "nothing passes that should not; the agent cannot tell whose connections it accepts and resets them",

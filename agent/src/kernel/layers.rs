@@ -1,7 +1,7 @@
 //! Which layers are in force: asked of the kernel, never remembered.
 use super::{
     Fence, Layer,
-    hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
+    hooks::{HOOKS, Hook, LSM, TRACEPOINT},
     load::{Absent, Loaded},
     sys,
 };
@@ -58,9 +58,7 @@ impl Fence {
             return Some("not loaded".to_owned());
         };
         match hook.attach {
-            TRACEPOINT | TYPED_TRACEPOINT => {
-                return self.why_not_traced(hook, ours, sys::LINK_TRACEPOINT);
-            }
+            TRACEPOINT => return self.why_not_traced(hook, ours, sys::LINK_TRACEPOINT),
             LSM => return self.why_not_traced(hook, ours, sys::LINK_TRACING),
             _ => {}
         }

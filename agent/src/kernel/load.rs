@@ -1,7 +1,7 @@
 //! From the embedded object to programs in the kernel and links at the cgroup root.
 use super::{
     Error, btf,
-    hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
+    hooks::{HOOKS, Hook, LSM, TRACEPOINT},
     log::HookLog,
     pins::Pins,
     probe::{self, CgroupRoot},
@@ -83,7 +83,7 @@ pub(super) fn programs(pins: &Pins) -> Result<(Programs, HookLog), Error> {
             continue;
         }
         match hook.since {
-            None => programs.loaded.push(load(&mut ebpf, hook, btf.as_ref())?),
+            None => programs.loaded.push(load(&mut ebpf, hook)?),
             Some(since) => match described(hook, &offsets)
                 .and_then(|()| if_there(&mut ebpf, &raw, hook, btf.as_ref(), &programs.loaded))
             {
@@ -230,7 +230,7 @@ fn refused(program: &'static str, error: &ProgramError) -> Error {
     }
 }
 
-fn load(ebpf: &mut Ebpf, hook: &'static Hook, btf: Option<&aya::Btf>) -> Result<Loaded, Error> {
+fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
     let missing = Error::MissingPart { what: hook.name };
     let Some(program) = ebpf.program_mut(hook.name) else {
         return Err(missing);
@@ -239,7 +239,7 @@ fn load(ebpf: &mut Ebpf, hook: &'static Hook, btf: Option<&aya::Btf>) -> Result<
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
-        Program::BtfTracePoint(program) => program.load(hook.name, btf.ok_or(missing)?),
+        Program::SockOps(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
         _ => return Err(Error::MissingPart { what: hook.name }),
     }
@@ -266,10 +266,9 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
             path,
             source,
         };
-        if let TRACEPOINT | TYPED_TRACEPOINT | LSM = program.hook.attach {
+        if let TRACEPOINT | LSM = program.hook.attach {
             let link = match program.hook.attach {
-                TYPED_TRACEPOINT => sys::typed(&program.fd).map_err(failed)?,
-                LSM => match sys::typed(&program.fd) {
+                LSM => match sys::security(&program.fd) {
                     Ok(link) => link,
                     // The first fence stands without the second; `status` says that it is not in force.
                     Err(error) => {
@@ -295,7 +294,7 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
 pub(super) fn attach_anew(pins: &Pins, root: &CgroupRoot, program: &Loaded) -> Result<(), Error> {
     let hook = program.hook;
     let link = match hook.attach {
-        LSM | TYPED_TRACEPOINT => sys::typed(&program.fd),
+        LSM => sys::security(&program.fd),
         TRACEPOINT => sys::tracepoint(&program.fd, hook.name),
         attach => sys::link_create(&program.fd, &root.fd, attach),
     };

@@ -62,10 +62,10 @@ fn ten_thousand_connections_each_have_their_own_owner() {
                         continue;
                     };
                     // At once, before anything was read: the record must be there already.
-                    let flow = stand
-                        .fence()
-                        .flow_of(&accepted)
-                        .expect("every connection has its record");
+                    let flow = stand.fence().flow_of(&accepted).unwrap_or_else(|| {
+                        let (peer, accounts) = (accepted.peer_addr(), stand.fence().accounts());
+                        panic!("a connection has no record: {peer:?}, {accounts:?}")
+                    });
                     accepted.set_nonblocking(false).unwrap();
                     let mut said = [0; 8];
                     accepted.read_exact(&mut said).unwrap();
