@@ -23,7 +23,10 @@ impl Fence {
         // The hooks keep it for as long as the accepted socket is open.
         let steered = self.maps.flows.get(&port, 0).ok()?;
         let own = sockopt::socket_cookie(accepted).ok()?;
-        (steered.accepted == own).then(|| self.flow(&steered))
+        // Had it been removed while it was copied, its memory could have been another's by the end: then it is not there now.
+        let again = self.maps.flows.get(&port, 0).ok()?;
+        let is_whole = again.connection == steered.connection && again.accepted == own;
+        (steered.accepted == own && is_whole).then(|| self.flow(&steered))
     }
 
     pub(super) fn live_flows(&self) -> Vec<FlowAccount> {
