@@ -3,8 +3,9 @@
 use crate::{
     atomic::add,
     maps::{ACCOUNTS, LOST, REFUSALS},
+    quota,
 };
-use aya_ebpf::{bindings::BPF_NOEXIST, programs::SkBuffContext};
+use aya_ebpf::{Global, bindings::BPF_NOEXIST, programs::SkBuffContext};
 use tollgate_common::{
     event::{Reason, RefusalKey},
     flow::{Client, Traffic},
@@ -19,9 +20,26 @@ pub(crate) enum Direction {
     In,
 }
 
+/// Set by the agent before loading; 0: no packet is counted or held to a quota, which shows a bench what that costs.
+#[unsafe(no_mangle)]
+static COUNTS: Global<u32> = Global::new(1);
+
+/// May this packet on a client's socket pass? Counts it if it may.
+#[inline(always)]
+pub(crate) fn passes(ctx: &SkBuffContext, client: &mut Client, direction: Direction) -> bool {
+    if COUNTS.load() == 0 {
+        return true;
+    }
+    if !quota::passes(ctx, client.workload) {
+        return false;
+    }
+    packet(ctx, client, direction);
+    true
+}
+
 /// Counts a packet on a client's socket.
 #[inline(always)]
-pub(crate) fn packet(ctx: &SkBuffContext, client: &mut Client, direction: Direction) {
+fn packet(ctx: &SkBuffContext, client: &mut Client, direction: Direction) {
     let bytes = u64::from(ctx.len());
     if let Some(account) = ACCOUNTS.get_ptr_mut(client.workload) {
         // SAFETY: `account` points to this CPU's live value.

@@ -261,10 +261,9 @@ fn ingress(ctx: SkBuffContext) -> i32 {
     }
     if let Some(client) = client {
         let may_arrive = exit::is_steered(client) || names::may_arrive(&ctx, socket, client);
-        if !may_arrive || !quota::passes(&ctx, client.workload) {
+        if !may_arrive || !account::passes(&ctx, client, Direction::In) {
             return DROP;
         }
-        account::packet(&ctx, client, Direction::In);
     }
     PASS
 }
@@ -281,11 +280,10 @@ fn egress(ctx: SkBuffContext) -> i32 {
     if !exit::is_open(&ctx, socket, client.as_deref_mut()) {
         return DROP;
     }
-    if let Some(client) = client {
-        if !quota::passes(&ctx, client.workload) {
-            return DROP;
-        }
-        account::packet(&ctx, client, Direction::Out);
+    if let Some(client) = client
+        && !account::passes(&ctx, client, Direction::Out)
+    {
+        return DROP;
     }
     PASS
 }

@@ -196,6 +196,7 @@ fn hooks(config: &Config) -> Finding {
     let options = Options {
         pin_dir: config.pin_dir.with_file_name(name),
         cgroup_root: config.cgroup_root.clone(),
+        counts: true,
     };
     let fence = match Fence::open(&options) {
         Ok(fence) => fence,

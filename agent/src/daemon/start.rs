@@ -150,6 +150,7 @@ fn stand_fence(
     let options = Options {
         pin_dir: config.pin_dir.clone(),
         cgroup_root: config.cgroup_root.clone(),
+        counts: true,
     };
     let fence = Fence::open(&options)?;
     let sockets: Vec<BorrowedFd<'_>> = listeners.iter().flat_map(Listeners::sockets).collect();

@@ -58,13 +58,15 @@ impl Programs {
 
 /// Makes or adopts the pinned maps and loads the programs, with the log that these write to: it is
 /// not pinned, since each agent's programs have their own. Nothing is attached yet.
-pub(super) fn programs(pins: &Pins) -> Result<(Programs, HookLog), Error> {
+pub(super) fn programs(pins: &Pins, counts: bool) -> Result<(Programs, HookLog), Error> {
     let offsets = btf::offsets()?;
     let paths: Vec<(&str, PathBuf)> = pins.maps().collect();
     let btf = aya::Btf::from_sys_fs().ok();
     let mut loader = EbpfLoader::new();
     loader.btf(btf.as_ref());
+    let counts = u32::from(counts);
     loader.override_global("OFFSETS", &offsets, true);
+    loader.override_global("COUNTS", &counts, true);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }

@@ -50,6 +50,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// cgroup2 mount; found from `/proc/self/mountinfo` if not given.
     pub cgroup_root: Option<PathBuf>,
+    /// Whether packets are counted and held to quotas. Off for a bench only, which measures what that costs.
+    pub counts: bool,
 }
 
 /// The programs, links and maps in force. Dropping it leaves everything pinned and enforcing.
@@ -307,7 +309,7 @@ impl Fence {
         let root = probe::cgroup_root(options.cgroup_root.as_deref())?;
         let pins = pins::Pins::open(&options.pin_dir)?;
         let adopting = pins.are_in_force();
-        match Self::stand_up(&pins, &root) {
+        match Self::stand_up(&pins, &root, options.counts) {
             Ok((maps, programs, hook_log)) => {
                 let names = translate::Names::new();
                 let fence = Self {
@@ -338,9 +340,10 @@ impl Fence {
     fn stand_up(
         pins: &pins::Pins,
         root: &probe::CgroupRoot,
+        counts: bool,
     ) -> Result<(maps::Maps, load::Programs, log::HookLog), Error> {
         pins.check()?;
-        let (programs, hook_log) = load::programs(pins)?;
+        let (programs, hook_log) = load::programs(pins, counts)?;
         let maps = maps::Maps::open(pins)?;
         govern::prepare(&maps)?;
         load::attach(pins, root, &programs.loaded)?;

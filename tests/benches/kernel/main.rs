@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tollgate::kernel::{Fence, Options};
 
@@ -39,7 +39,6 @@ fn main() {
 struct Bench {
     /// The agent's, and one of somebody else's.
     listeners: [TcpListener; 2],
-    options: Options,
     name: String,
 }
 
@@ -49,14 +48,9 @@ type Round = Vec<(&'static str, f64)>;
 impl Bench {
     fn new() -> Self {
         let name = format!("tollgate-bench-{}", std::process::id());
-        let options = Options {
-            pin_dir: Path::new("/sys/fs/bpf").join(&name),
-            cgroup_root: None,
-        };
         let listener = || TcpListener::bind("127.0.0.1:0").expect("bind");
         Self {
             listeners: [listener(), listener()],
-            options,
             name,
         }
     }
@@ -81,20 +75,19 @@ impl Bench {
         let elsewhere: SocketAddr = ELSEWHERE.parse().expect("an address");
         let without = Costs::of(None, others, own);
         let bulk_without = bulk.cost();
-        let fence = Fence::open(&self.options).expect("the fence stands (as root)");
+        let (fence, cgroup) = self.fence(true);
         let root = fence.cgroup_root().to_owned();
-        let cgroup = root.join(&self.name);
-        std::fs::create_dir_all(&cgroup).expect("make a cgroup");
-        fence
-            .govern(Path::new(&self.name), "bench")
-            .expect("govern");
-        let port = agents.local_addr().expect("bound").port();
-        fence.admit(&[agents], port, None).expect("admit");
         let with = Costs::of(None, others, own);
         let bulk_with = bulk.cost();
         let governed = Costs::of(Some(&cgroup), agents, elsewhere);
         fence.lift().expect("lift");
         let bulk_after = bulk.cost();
+        let uncounted = {
+            let (fence, cgroup) = self.fence(false);
+            let costs = Costs::of(Some(&cgroup), agents, elsewhere);
+            fence.lift().expect("lift");
+            costs
+        };
         let (empty, bulk_empty) = {
             let _programs = Empty::attach(&root);
             (Costs::of(None, others, own), bulk.cost())
@@ -120,6 +113,7 @@ impl Bench {
             more("close_governed", governed.close, without.close),
             more("send_ungoverned", with.send, without.send),
             more("send_governed", governed.send, without.send),
+            more("send_accounting", governed.send, uncounted.send),
             more("send_empty", empty.send, without.send),
             ("bulk_ungoverned", bulk_with / bulk_without),
             ("bulk_empty", bulk_empty / bulk_after),
@@ -128,6 +122,27 @@ impl Bench {
             ("send_itself", without.send),
             ("bulk_itself", (1e6 / bulk_without).round()),
         ]
+    }
+}
+
+impl Bench {
+    /// A fence that governs a cgroup and steers it to the agent's listener.
+    fn fence(&self, counts: bool) -> (Fence, PathBuf) {
+        let options = Options {
+            pin_dir: Path::new("/sys/fs/bpf").join(&self.name),
+            cgroup_root: None,
+            counts,
+        };
+        let fence = Fence::open(&options).expect("the fence stands (as root)");
+        let cgroup = fence.cgroup_root().join(&self.name);
+        std::fs::create_dir_all(&cgroup).expect("make a cgroup");
+        fence
+            .govern(Path::new(&self.name), "bench")
+            .expect("govern");
+        let [agents, _] = &self.listeners;
+        let port = agents.local_addr().expect("bound").port();
+        fence.admit(&[agents], port, None).expect("admit");
+        (fence, cgroup)
     }
 }
 

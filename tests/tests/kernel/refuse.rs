@@ -232,6 +232,7 @@ fn before_a_listener_is_admitted_connections_are_refused() {
     let options = tollgate::kernel::Options {
         pin_dir: std::path::Path::new("/sys/fs/bpf").join(&name),
         cgroup_root: None,
+        counts: true,
     };
     let fence = open(&options);
     let cgroup = Cgroup::new(fence.cgroup_root(), &name);
@@ -402,6 +403,7 @@ fn errors_of_opening_leave_nothing() {
     let options = tollgate::kernel::Options {
         pin_dir: std::path::Path::new("/sys/fs/bpf").join(unique()),
         cgroup_root: Some("/proc".into()),
+        counts: true,
     };
     assert!(matches!(
         Fence::open(&options),

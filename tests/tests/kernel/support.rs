@@ -81,6 +81,7 @@ impl Stand {
         let options = Options {
             pin_dir: Path::new("/sys/fs/bpf").join(&name),
             cgroup_root: None,
+            counts: true,
         };
         let fence = open(&options);
         let cgroup = Cgroup::new(fence.cgroup_root(), &name);

@@ -45,10 +45,16 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
         Goal::None,
     ),
     (
-        "added to send(), governed",
-        "send_governed",
+        "added to send() by accounting",
+        "send_accounting",
         Unit::Nanoseconds,
         Goal::Below(50.0),
+    ),
+    (
+        "added to send(), governed, by all there is",
+        "send_governed",
+        Unit::Nanoseconds,
+        Goal::None,
     ),
     (
         "added to send(), nobody's",

@@ -48,6 +48,7 @@ impl Host {
         let fence = Options {
             pin_dir: private_pin_dir(&config.pin_dir, &name),
             cgroup_root: config.cgroup_root,
+            counts: true,
         };
         let mut child = spawn(context, args, &directory)?;
         let mut line = String::new();
