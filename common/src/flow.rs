@@ -78,14 +78,17 @@ pub struct Traffic {
     pub packets_in: u64,
 }
 
-/// A steered connection: the value of `FLOWS`, by the client's end.
+/// A steered connection: the value of `ACCEPTED`, and of `ORPHANS` by the client's end.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Steered {
     /// Which connection.
     pub connection: Connection,
-    /// Cookie of the agent's socket, once its side is established: only that socket's connection is this one.
-    pub accepted: u64,
+    /// The sequence number that its SYN begins with (RFC 9293, 3.4.1), which the agent's socket keeps too: only the
+    /// connection that begins with it is this one. 0 before the SYN left.
+    pub sequence: u32,
+    /// Explicit padding.
+    pub reserved: u32,
     /// Where the client asked to go.
     pub destination: Address,
     /// Who asked.
@@ -108,6 +111,8 @@ pub struct Record {
 
 /// [`Client::state`]: its end was told.
 pub const CLIENT_CLOSED: u64 = 1;
+/// [`Client::state`]: the agent has asked whose connection it is.
+pub const CLIENT_KNOWN: u64 = 2;
 
 /// What a client's socket carries: the value of `CLIENTS`. What each packet needs is at the start: one line of the cache.
 #[repr(C)]
@@ -125,7 +130,7 @@ pub struct Client {
     pub state: u64,
 }
 
-/// A client's end of a connection to the agent: the key of `FLOWS`.
+/// A client's end of a connection to the agent: the key of `ORPHANS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Port {

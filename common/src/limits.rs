@@ -22,8 +22,8 @@ pub const MAX_SOCKET_NAMES: u32 = 65_536;
 pub const MAX_KEPT: u32 = 65_536;
 /// Bytes of a Unix socket's name, padded with NUL.
 pub const SOCKET_NAME_BYTES: usize = 108;
-/// Steered connections at once.
-pub const MAX_FLOWS: u32 = 131_072;
+/// Connections that their clients have closed and the agent has not asked for yet; the latest are kept.
+pub const MAX_ORPHANS: u32 = 16_384;
 /// Network namespaces with listeners of the agent at once.
 pub const MAX_NAMESPACES: u32 = 4_096;
 /// Network namespaces without, of which it is remembered that the agent was told.

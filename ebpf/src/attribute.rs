@@ -87,6 +87,7 @@ macro_rules! offset {
         offset
     }};
 }
+pub(crate) use offset;
 
 /// Writes the current task into `owner`, which is memory of a map entry or a ring entry. `None`: the
 /// task has no program of its own (a kernel thread), or a read failed; the owner is then unknown.

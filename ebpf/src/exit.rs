@@ -172,7 +172,7 @@ fn is_steered_still(ctx: &SkBuffContext, socket: *mut bpf_sock, client: &mut Cli
     false
 }
 
-/// Does a packet of a steered connection go where the agent is? With the one that begins it, it is entered.
+/// Does a packet of a steered connection go where the agent is? The one that begins it says by which number.
 #[inline(always)]
 fn arrives_at_the_agent(
     ctx: &SkBuffContext,
@@ -189,7 +189,7 @@ fn arrives_at_the_agent(
     if field!(socket, state) != BPF_TCP_SYN_SENT {
         return Ok(());
     }
-    flow::begins(ctx.skb.skb, client, &packet.source);
+    flow::begins(ctx, client, &packet.source, transport.get());
     // It can be long after the hook: the agent may have died, and somebody else may be at its port. Their answer does not
     // arrive (`entry`); what comes with the question does not leave.
     if carries(ctx, transport.get()) && !listener::is_the_agents(ctx.as_ptr(), &packet.destination)
@@ -381,7 +381,7 @@ impl Packet {
 
 /// What is `at` a place near the start of the packet, which mostly is in one piece: then without a call.
 #[inline(always)]
-fn head<T>(ctx: &SkBuffContext, at: usize) -> Option<T> {
+pub(crate) fn head<T>(ctx: &SkBuffContext, at: usize) -> Option<T> {
     let (start, end) = (
         field!(ctx.skb.skb, data) as usize,
         field!(ctx.skb.skb, data_end) as usize,

@@ -7,7 +7,9 @@ use aya_ebpf::{
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
     },
     cty::c_void,
-    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    helpers::generated::{
+        bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
 };
 use tollgate_common::{
     flow::{Address, LISTENER_TAG},
@@ -36,7 +38,12 @@ pub(crate) fn any(
     address: &Address,
     holds: impl Fn(*mut bpf_sock) -> bool,
 ) -> bool {
-    let (mut tuple, size) = tuple(address);
+    // From port 0, which no connection has: only a listener can be found.
+    let from = Address {
+        port: 0,
+        ..*address
+    };
+    let (mut tuple, size) = tuple(&from, address);
     // SAFETY: needed to look up a socket. The helper returns null or a socket that we hold until
     // `bpf_sk_release`, which follows on every path; the verifier counts.
     unsafe {
@@ -58,7 +65,12 @@ pub(crate) fn datagrams(
     address: &Address,
     holds: impl Fn(*mut bpf_sock) -> bool,
 ) -> bool {
-    let (mut tuple, size) = tuple(address);
+    // As in `any`: only one without a peer.
+    let from = Address {
+        port: 0,
+        ..*address
+    };
+    let (mut tuple, size) = tuple(&from, address);
     // SAFETY: as in `any`.
     unsafe {
         let current = BPF_F_CURRENT_NETNS as u64;
@@ -72,25 +84,48 @@ pub(crate) fn datagrams(
     }
 }
 
-/// From port 0, which no connection has: only a listener can be found, or a socket without a peer.
+/// Does `with` the socket at `to` what is to be done with it, if it has a connection from `from`, in the network namespace of the
+/// hook's socket.
 #[inline(always)]
-fn tuple(address: &Address) -> (bpf_sock_tuple, u32) {
+pub(crate) fn with_connection<T>(
+    ctx: *mut c_void,
+    from: &Address,
+    to: &Address,
+    with: impl Fn(*mut bpf_sock) -> Option<T>,
+) -> Option<T> {
+    let (mut tuple, size) = tuple(from, to);
+    // SAFETY: as in `any`.
+    unsafe {
+        let current = BPF_F_CURRENT_NETNS as u64;
+        let socket = bpf_sk_lookup_tcp(ctx, &raw mut tuple, size, current, 0);
+        if socket.is_null() {
+            return None;
+        }
+        let done = with(socket);
+        bpf_sk_release(socket.cast());
+        done
+    }
+}
+
+/// The ends of a packet that would reach a socket at `to`.
+#[inline(always)]
+fn tuple(from: &Address, to: &Address) -> (bpf_sock_tuple, u32) {
     // SAFETY: all zero is a valid tuple of integers.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let size = if is_mapped(address.ip) {
+    let size = if is_mapped(to.ip) {
         tuple.__bindgen_anon_1.ipv4 = Tuple4 {
-            saddr: address.ip[3],
-            daddr: address.ip[3],
-            sport: 0,
-            dport: address.port.to_be(),
+            saddr: from.ip[3],
+            daddr: to.ip[3],
+            sport: from.port.to_be(),
+            dport: to.port.to_be(),
         };
         size_of::<Tuple4>()
     } else {
         tuple.__bindgen_anon_1.ipv6 = Tuple6 {
-            saddr: address.ip,
-            daddr: address.ip,
-            sport: 0,
-            dport: address.port.to_be(),
+            saddr: from.ip,
+            daddr: to.ip,
+            sport: from.port.to_be(),
+            dport: to.port.to_be(),
         };
         size_of::<Tuple6>()
     };

@@ -53,14 +53,11 @@ mod unix;
 use account::Direction;
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
-        BPF_TCP_CLOSE, bpf_sock_addr,
-    },
-    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm, raw_tracepoint, sock_ops},
+    bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN, BPF_TCP_SYN_SENT, bpf_sock_addr},
+    macros::{btf_tracepoint, cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm, raw_tracepoint},
     programs::{
-        LsmContext, RawTracePointContext, SkBuffContext, SockAddrContext, SockContext,
-        SockOpsContext,
+        BtfTracePointContext, LsmContext, RawTracePointContext, SkBuffContext, SockAddrContext,
+        SockContext,
     },
 };
 use fence::{Attempt, DROP, Errno, PASS};
@@ -147,7 +144,9 @@ fn sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername4)]
 fn getpeername4(ctx: SockAddrContext) -> i32 {
-    if let Some(asked) = asked_for(&ctx)
+    if recognise::is_the_agent() {
+        flow::asked(&ctx, &destination4(&ctx));
+    } else if let Some(asked) = asked_for(&ctx)
         && is_mapped(asked.ip)
     {
         set_ip4(&ctx, &asked);
@@ -157,7 +156,9 @@ fn getpeername4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername6)]
 fn getpeername6(ctx: SockAddrContext) -> i32 {
-    if let Some(asked) = asked_for(&ctx) {
+    if recognise::is_the_agent() {
+        flow::asked(&ctx, &destination6(&ctx));
+    } else if let Some(asked) = asked_for(&ctx) {
         set_ip6(&ctx, &asked);
     }
     PASS
@@ -205,14 +206,17 @@ fn sock_create(ctx: SockContext) -> i32 {
     }
 }
 
-/// A socket that was steered and is closed before its SYN (a failed connect, a deferred one) or after
-/// its end has no other hook to tell that end; it is told once.
+/// Its process has closed it, and it still has its connection.
 #[cgroup_sock(sock_release)]
 fn sock_release(ctx: SockContext) -> i32 {
     if let Some(client) = client_of(ctx.as_ptr())
-        && (client.port.address.port == 0 || field!(ctx.sock, state) == BPF_TCP_CLOSE)
+        && client.port.address.port != 0
+        && !matches!(
+            field!(ctx.sock, state),
+            BPF_TCP_CLOSE | BPF_TCP_LISTEN | BPF_TCP_SYN_SENT
+        )
     {
-        flow::client_closed(client);
+        flow::leaves(client);
     }
     PASS
 }
@@ -288,15 +292,13 @@ fn egress(ctx: SkBuffContext) -> i32 {
     PASS
 }
 
-#[sock_ops]
-fn sock_ops(ctx: SockOpsContext) -> u32 {
-    match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => flow::connecting(&ctx),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => flow::accepted(&ctx),
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => flow::closed(&ctx),
-        _ => (),
+/// The kernel calls it with softirqs off: it is never left out for running within itself, as other tracing programs are.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
+    if let Some(client) = client_of(ctx.arg(0)) {
+        flow::client_closed(client);
     }
-    1
+    0
 }
 
 /// Shows the agent what the clients' sockets carry.

@@ -14,7 +14,7 @@ use tollgate_common::{
     event::{Pending, RefusalKey, Refused},
     flow::{Account, AgentSocket, Asker, Client, Inode, Path, Port, Query, Steered},
     limits::{
-        EVENT_BYTES, MAX_FLOWS, MAX_GOVERNED, MAX_KEPT, MAX_LISTEN, MAX_NAMESPACES, MAX_PATHS,
+        EVENT_BYTES, MAX_GOVERNED, MAX_KEPT, MAX_LISTEN, MAX_NAMESPACES, MAX_ORPHANS, MAX_PATHS,
         MAX_QUERIES, MAX_SOCKET_NAMES, MAX_STRANGERS, MAX_WORKLOADS,
     },
     openings::{Kept, Listen, Named},
@@ -95,13 +95,12 @@ pub(crate) static PENDING: SocketStorage<Pending, LAZY> = SocketStorage::new();
 /// Marks governed TCP sockets that listen; the kernel clones it to each socket they accept.
 #[btf_map]
 pub(crate) static INBOUND: SocketStorage<u64, CLONED> = SocketStorage::new();
-/// A client's end → its steered connection, from its SYN until the agent's side is closed. Entries never vanish by
-/// themselves: full means refused.
+/// What a socket carries that the agent accepted and has asked for.
 #[btf_map]
-pub(crate) static FLOWS: HashMap<Port, Steered, { MAX_FLOWS as usize }, LAZY> = HashMap::new();
-/// How many entries `FLOWS` has: a connection is refused before its SYN.
+pub(crate) static ACCEPTED: SocketStorage<Steered, LAZY> = SocketStorage::new();
+/// A client's end → the steered connection that its client has closed before the agent asked for it.
 #[btf_map]
-pub(crate) static FLOW_COUNT: Array<u64, 1> = Array::new();
+pub(crate) static ORPHANS: LruHashMap<Port, Steered, { MAX_ORPHANS as usize }> = LruHashMap::new();
 /// Executables → their paths, for a person to read.
 #[btf_map]
 pub(crate) static PATHS: LruHashMap<Inode, Path, { MAX_PATHS as usize }> = LruHashMap::new();

@@ -23,6 +23,12 @@ pub(crate) fn mark(process: u32) -> Option<Mark> {
     Some(unsafe { core::ptr::read_volatile(mark) })
 }
 
+/// Is the current process the agent?
+#[inline(always)]
+pub(crate) fn is_the_agent() -> bool {
+    mark(current()).is_some_and(|mark| mark.workload() == EXEMPT)
+}
+
 /// Marks a process, unless somebody else has marked it meanwhile.
 #[inline(always)]
 pub(crate) fn replace(process: u32, old: Mark, new: Mark) {

@@ -54,7 +54,7 @@ fn no_room(ctx: *mut c_void) -> u32 {
     let ctx = SockAddrContext::new(ctx.cast());
     warn!(
         &ctx,
-        "a connection could not be recorded and was refused: FLOWS is full, or there is no memory"
+        "a connection could not be recorded and was refused: there is no memory"
     );
     0
 }
@@ -87,13 +87,12 @@ fn try_record(
     destination: &Address,
     netns: u64,
 ) -> Option<()> {
-    if flow::are_too_many() {
-        return None;
-    }
     let client = CLIENTS.of_or_new(socket_of(ctx))?;
     // The connection that this socket had before, if any, is over; its end may not have been told.
     flow::client_closed(client);
-    // Field by field: whole, it would pass over the stack.
+    // Field by field: whole, it would pass over the stack. Which connection it is comes first and last.
+    client.record.steered.connection.cookie = 0;
+    client.record.steered.sequence = 0;
     client.record.kind = CLOSED;
     client.record.traffic = Traffic::default();
     client.record.steered.destination = *destination;

@@ -135,7 +135,7 @@ pub enum Error {
     #[error("cannot tag a listener as the agent's: {source}; it must be an open TCP socket")]
     Listener {
         /// What happened.
-        source: Box<aya::maps::MapError>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The network namespace of a listener cannot be told.
     #[error("cannot tell the network namespace of a listener: {source}; it must be an open socket")]

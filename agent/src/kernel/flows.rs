@@ -3,30 +3,34 @@ use super::{
     Counters, Fence, Flow, FlowAccount, WorkloadAccount,
     events::code,
     govern::UNSETTLED_NAME,
-    namespaces, sys,
+    namespaces, syn, sys,
     translate::{abi, address, counters, time},
 };
-use rustix::net::{getpeername, sockopt};
+use rustix::net::getpeername;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use tollgate_common::event::Reason;
 use tollgate_common::flow::{Account, CLIENT_CLOSED, Client, Port};
 
 impl Fence {
     pub(super) fn flow_behind(&self, accepted: BorrowedFd<'_>) -> Option<Flow> {
+        let sequence = syn::sequence(accepted)?;
+        // The hook of this call looks for the client's socket.
         let peer = SocketAddr::try_from(getpeername(accepted).ok()??).ok()?;
+        let found = self.maps.accepted.get(&accepted.as_raw_fd(), 0);
+        if let Some(steered) = found.ok().filter(|steered| steered.sequence == sequence) {
+            return Some(self.flow(&steered));
+        }
         let port = Port {
             netns: namespaces::cookie(accepted).ok()?,
             address: abi(peer),
         };
-        // The hooks keep it for as long as the accepted socket is open.
-        let steered = self.maps.flows.get(&port, 0).ok()?;
-        let own = sockopt::socket_cookie(accepted).ok()?;
-        // Had it been removed while it was copied, its memory could have been another's by the end: then it is not there now.
-        let again = self.maps.flows.get(&port, 0).ok()?;
-        let is_whole = again.connection == steered.connection && again.accepted == own;
-        (steered.accepted == own && is_whole).then(|| self.flow(&steered))
+        let orphan = self.maps.orphans.get(&port, 0).ok()?;
+        // The kernel may give an entry's memory to another while it is copied: then that one is not there now, or twice.
+        let again = self.maps.orphans.get(&port, 0).ok()?;
+        let is_whole = again.connection == orphan.connection && again.sequence == sequence;
+        (orphan.sequence == sequence && is_whole).then(|| self.flow(&orphan))
     }
 
     pub(super) fn live_flows(&self) -> Vec<FlowAccount> {

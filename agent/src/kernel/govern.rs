@@ -2,10 +2,11 @@
 use super::{
     Enrolled, Error, Fence, Governed, cgroup,
     maps::{Maps, Writers, read, write},
-    namespaces,
+    namespaces, syn,
     translate::text,
 };
 use aya::maps::MapError;
+use rustix::net::{SocketType, sockopt::socket_type};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
@@ -43,13 +44,20 @@ impl Fence {
         let namespace = namespace.map_err(|source| Error::Namespace { source })?;
         let mut writers = self.maps.write();
         let tag = AgentSocket { tag: LISTENER_TAG };
-        let listeners: Vec<_> = listeners.iter().map(|l| l.as_fd().as_raw_fd()).collect();
-        for listener in &listeners {
-            let tagged = writers.agent_sockets.insert(listener, tag, 0);
+        for listener in listeners.iter().map(AsFd::as_fd) {
+            let kept = match socket_type(listener) {
+                Ok(SocketType::STREAM) => syn::keep(listener),
+                _ => Ok(()),
+            };
+            kept.map_err(|source| Error::Listener {
+                source: source.into(),
+            })?;
+            let tagged = writers.agent_sockets.insert(&listener.as_raw_fd(), tag, 0);
             tagged.map_err(|source| Error::Listener {
                 source: Box::new(source),
             })?;
         }
+        let listeners: Vec<_> = listeners.iter().map(|l| l.as_fd().as_raw_fd()).collect();
         // Only now: a port without a tag behind it refuses.
         let ports = Ports {
             port4,

@@ -4,6 +4,8 @@
 pub(super) const TRACEPOINT: u32 = u32::MAX;
 /// [`Hook::attach`] of a BPF LSM program: the hook has the program's name.
 pub(super) const LSM: u32 = u32::MAX - 1;
+/// [`Hook::attach`] of a program that the tracepoint of its name passes values to whose types the verifier knows.
+pub(super) const TYPED_TRACEPOINT: u32 = u32::MAX - 2;
 
 const SINCE_LSM: Option<&str> = Some("5.7 with `bpf` among its security modules (`lsm=`)");
 
@@ -12,7 +14,7 @@ const SINCE_LSM: Option<&str> = Some("5.7 with `bpf` among its security modules 
 pub(super) struct Hook {
     /// The program's name in the object, its link's name, the layer's name.
     pub(super) name: &'static str,
-    /// `enum bpf_attach_type`, [`TRACEPOINT`] or [`LSM`].
+    /// `enum bpf_attach_type`, [`TRACEPOINT`], [`TYPED_TRACEPOINT`] or [`LSM`].
     pub(super) attach: u32,
     /// The Linux that it came with, where not every one that is supported has it.
     pub(super) since: Option<&'static str>,
@@ -83,21 +85,21 @@ pub(super) const HOOKS: &[Hook] = &[
         attach: 34,
         since: None,
         holds: false,
-        leaves_open: "nothing passes that should not; flows that failed to connect stay listed until their socket is used again",
+        leaves_open: "nothing passes that should not; connections whose client has closed them before the agent asked whose they are, are reset",
     },
     Hook {
         name: "getpeername4",
         attach: 29,
         since: None,
         holds: false,
-        leaves_open: "nothing passes that should not; IPv4 clients see the agent's address as their peer",
+        leaves_open: "nothing passes that should not; the agent cannot tell whose IPv4 connections it accepts and resets them",
     },
     Hook {
         name: "getpeername6",
         attach: 30,
         since: None,
         holds: false,
-        leaves_open: "nothing passes that should not; IPv6 clients see the agent's address as their peer",
+        leaves_open: "nothing passes that should not; the agent cannot tell whose IPv6 connections it accepts and resets them",
     },
     Hook {
         name: "recvmsg4",
@@ -114,11 +116,11 @@ pub(super) const HOOKS: &[Hook] = &[
         leaves_open: "nothing passes that should not; IPv6 clients that look who answers their DNS queries see the agent, and may not take its answers",
     },
     Hook {
-        name: "sock_ops",
-        attach: 3,
+        name: "tcp_destroy_sock",
+        attach: TYPED_TRACEPOINT,
         since: None,
         holds: false,
-        leaves_open: "nothing passes that should not; the agent cannot tell whose connections it accepts and resets them",
+        leaves_open: "nothing passes that should not; what a connection moved is not told when it ends",
     },
     Hook {
         name: "sock_create",

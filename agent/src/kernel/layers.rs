@@ -1,7 +1,7 @@
 //! Which layers are in force: asked of the kernel, never remembered.
 use super::{
     Fence, Layer,
-    hooks::{HOOKS, Hook, LSM, TRACEPOINT},
+    hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
     load::{Absent, Loaded},
     sys,
 };
@@ -58,7 +58,9 @@ impl Fence {
             return Some("not loaded".to_owned());
         };
         match hook.attach {
-            TRACEPOINT => return self.why_not_traced(hook, ours, sys::LINK_TRACEPOINT),
+            TRACEPOINT | TYPED_TRACEPOINT => {
+                return self.why_not_traced(hook, ours, sys::LINK_TRACEPOINT);
+            }
             LSM => return self.why_not_traced(hook, ours, sys::LINK_TRACING),
             _ => {}
         }

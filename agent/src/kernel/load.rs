@@ -1,7 +1,7 @@
 //! From the embedded object to programs in the kernel and links at the cgroup root.
 use super::{
     Error, btf,
-    hooks::{HOOKS, Hook, LSM, TRACEPOINT},
+    hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
     log::HookLog,
     pins::Pins,
     probe::{self, CgroupRoot},
@@ -85,7 +85,7 @@ pub(super) fn programs(pins: &Pins, counts: bool) -> Result<(Programs, HookLog),
             continue;
         }
         match hook.since {
-            None => programs.loaded.push(load(&mut ebpf, hook)?),
+            None => programs.loaded.push(load(&mut ebpf, hook, btf.as_ref())?),
             Some(since) => match described(hook, &offsets)
                 .and_then(|()| if_there(&mut ebpf, &raw, hook, btf.as_ref(), &programs.loaded))
             {
@@ -232,7 +232,7 @@ fn refused(program: &'static str, error: &ProgramError) -> Error {
     }
 }
 
-fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
+fn load(ebpf: &mut Ebpf, hook: &'static Hook, btf: Option<&aya::Btf>) -> Result<Loaded, Error> {
     let missing = Error::MissingPart { what: hook.name };
     let Some(program) = ebpf.program_mut(hook.name) else {
         return Err(missing);
@@ -241,7 +241,7 @@ fn load(ebpf: &mut Ebpf, hook: &'static Hook) -> Result<Loaded, Error> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
-        Program::SockOps(program) => program.load(),
+        Program::BtfTracePoint(program) => program.load(hook.name, btf.ok_or(missing)?),
         Program::RawTracePoint(program) => program.load(),
         _ => return Err(Error::MissingPart { what: hook.name }),
     }
@@ -268,9 +268,10 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
             path,
             source,
         };
-        if let TRACEPOINT | LSM = program.hook.attach {
+        if let TRACEPOINT | TYPED_TRACEPOINT | LSM = program.hook.attach {
             let link = match program.hook.attach {
-                LSM => match sys::security(&program.fd) {
+                TYPED_TRACEPOINT => sys::typed(&program.fd).map_err(failed)?,
+                LSM => match sys::typed(&program.fd) {
                     Ok(link) => link,
                     // The first fence stands without the second; `status` says that it is not in force.
                     Err(error) => {
@@ -296,7 +297,7 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
 pub(super) fn attach_anew(pins: &Pins, root: &CgroupRoot, program: &Loaded) -> Result<(), Error> {
     let hook = program.hook;
     let link = match hook.attach {
-        LSM => sys::security(&program.fd),
+        LSM | TYPED_TRACEPOINT => sys::typed(&program.fd),
         TRACEPOINT => sys::tracepoint(&program.fd, hook.name),
         attach => sys::link_create(&program.fd, &root.fd, attach),
     };

@@ -17,7 +17,8 @@ use tollgate_common::settings::{Name, Ports, Settings};
 pub(super) struct Maps {
     pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
-    pub(super) flows: HashMap<MapData, Port, Steered>,
+    pub(super) accepted: SkStorage<MapData, Steered>,
+    pub(super) orphans: HashMap<MapData, Port, Steered>,
     pub(super) paths: HashMap<MapData, Inode, Path>,
     /// `CLIENTS`, which is listed.
     pub(super) clients: OwnedFd,
@@ -68,7 +69,8 @@ impl Maps {
         Ok(Self {
             governed: open(pins, "GOVERNED")?,
             agent_sockets: open(pins, "AGENT_SOCKETS")?,
-            flows: open(pins, "FLOWS")?,
+            accepted: open(pins, "ACCEPTED")?,
+            orphans: open(pins, "ORPHANS")?,
             paths: open(pins, "PATHS")?,
             clients: open_raw(pins, "CLIENTS")?,
             kept: open(pins, "KEPT")?,

@@ -28,6 +28,7 @@ mod quota;
 mod raw;
 mod recognise;
 mod shared;
+mod syn;
 mod sys;
 mod translate;
 
@@ -510,8 +511,8 @@ impl Fence {
         &self.root.path
     }
 
-    /// The flow behind an accepted connection; `None` if no hook steered it here. Two system calls,
-    /// no lock; a few more for a process that was not seen before.
+    /// The flow behind an accepted connection; `None` if no hook steered it here. To be asked once of each. Three system
+    /// calls, no lock; a few more for a connection that its client has closed, and for a process that was not seen before.
     pub fn flow_of(&self, accepted: &impl AsFd) -> Option<Flow> {
         self.flow_behind(accepted.as_fd())
     }

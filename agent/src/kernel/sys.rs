@@ -197,8 +197,9 @@ pub(super) fn link_create(
     bpf_fd(BPF_LINK_CREATE, &mut attributes)
 }
 
-/// Attaches a program to the security hook that it was loaded for; it stays while the link has a descriptor or a pin.
-pub(super) fn security(program: impl AsFd) -> io::Result<OwnedFd> {
+/// Attaches a program to the security hook or the tracepoint that it was loaded for; it stays while the link has a descriptor or
+/// a pin.
+pub(super) fn typed(program: impl AsFd) -> io::Result<OwnedFd> {
     let mut attributes = Attributes::default();
     // no name; prog_fd
     attributes.0[1] = pair(raw(program.as_fd()), 0);

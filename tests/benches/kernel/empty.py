@@ -12,7 +12,6 @@ HOOKS = {
     "getpeername4": (18, 29),
     "sock_create": (9, 2),
     "sock_release": (9, 34),
-    "sock_ops": (13, 3),
     "ingress": (8, 0),
     "egress": (8, 1),
 }

@@ -57,7 +57,8 @@ fn a_next_agent_takes_over_in_place() {
     let after = links(&stand.options.pin_dir);
     for (name, (link, program)) in &before {
         let (link_now, program_now) = after[name];
-        let traced = name.starts_with("sched_") || name.starts_with("cgroup_");
+        let traced = ["sched_", "cgroup_", "tcp_"];
+        let traced = traced.iter().any(|start| name.starts_with(start));
         let mut second = crate::lsm::LAYERS.iter().chain(&crate::lsm::UNIX_LAYERS);
         let replaced = traced || second.any(|layer| layer == name);
         assert_eq!(
@@ -179,7 +180,7 @@ fn pins_of_another_version_are_refused_and_keep_enforcing() {
     assert!(matches!(error, Error::Incompatible { .. }), "{error}");
     assert!(error.to_string().contains("ABI 99"), "{error}");
     assert_eq!(stand.run("say(tcp('198.51.100.7', 80)[1])"), "ECONNREFUSED");
-    abi("4");
+    abi("5");
     stand.fence = Some(open(&stand.options));
 }
 
@@ -197,7 +198,7 @@ fn lift_leaves_nothing() {
         "sendmsg4",
         "sendmsg6",
         "sock_create",
-        "sock_ops",
+        "tcp_destroy_sock",
         "listener",
     ] {
         let layer = layers.iter().find(|layer| layer.name == name).unwrap();

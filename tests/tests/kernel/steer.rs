@@ -71,8 +71,8 @@ fn steered(ip: &str) {
         stand.fence().flows().is_empty()
     });
     assert!(
-        stand.fence().flow_of(&accepted).is_some(),
-        "still known while the agent's side is open"
+        stand.fence().flow_of(&accepted).is_none(),
+        "the kernel tells it once"
     );
 }
 
@@ -249,7 +249,7 @@ fn a_direct_connection_has_no_flow() {
 /// Whoever has a connection's end after its client is somebody else, also where the agent has not asked yet; and whoever
 /// has closed it by then was there.
 #[test]
-fn an_end_that_changes_hands_is_not_taken_for_its_last_holders() {
+fn an_end_that_changes_hands_is_not_taken_for_anothers() {
     let stand = Stand::new();
     for (listener, own, ip) in [
         (&stand.agent4, "127.0.0.1", "198.51.100.7"),
@@ -276,6 +276,15 @@ say(s.getsockname()[1])",
         assert_eq!(theirs.peer_addr().unwrap().port().to_string(), end);
         assert!(of(&reset).is_none() && of(&theirs).is_none());
         direct.finish();
+
+        let end = stand.run(&connect(ip, 443, "0", false));
+        let next = connect(ip, 445, &end, false) + "\nsys.stdin.read()";
+        let mut next = Running::start(&stand.cgroup, &next);
+        assert_eq!(next.line(), end);
+        let (reset, theirs) = (stand.accept(listener), stand.accept(listener));
+        assert!(of(&reset).is_none(), "not the next one's");
+        assert_eq!(of(&theirs).expect("its owner").destination.port(), 445);
+        next.finish();
 
         stand.run(&connect(ip, 444, "0", true));
         let closed = stand.accept(listener);

@@ -95,14 +95,6 @@ fn ten_thousand_connections_each_have_their_own_owner() {
         .map(|account| account.connections)
         .sum();
     assert!(connections >= u64::from(4 * CONNECTIONS));
-    let pins = stand.options.pin_dir.join("maps");
-    eventually("the map is empty", || entries(&pins.join("FLOWS")) == 0);
-    let count = dump(&pins.join("FLOW_COUNT"));
-    assert_eq!(
-        count[0]["value"],
-        serde_json::json!(vec!["0x00"; 8]),
-        "{count}"
-    );
 }
 
 /// Workloads, each with a cgroup.
@@ -209,17 +201,4 @@ fn a_hundred_thousand_sockets_and_ten_thousand_workloads_fit() {
     }
     drop(acceptors);
     eventually("no flow is left", || stand.fence().flows().is_empty());
-}
-
-fn entries(pin: &std::path::Path) -> usize {
-    dump(pin).as_array().unwrap().len()
-}
-
-fn dump(pin: &std::path::Path) -> serde_json::Value {
-    let output = std::process::Command::new("bpftool")
-        .args(["-j", "map", "dump", "pinned"])
-        .arg(pin)
-        .output()
-        .unwrap();
-    serde_json::from_slice(&output.stdout).unwrap()
 }
