@@ -42,6 +42,8 @@ pub enum Reason {
     Quota = 9,
     /// Whose it is was not known yet.
     Unsettled = 10,
+    /// A socket that is bound to a network device: from there it would not get to the agent.
+    Device = 11,
     /// A connection to a port that the workload may not listen on.
     Listen = 16,
     /// The agent's own port, for a socket of a governed task.
@@ -62,7 +64,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::AgentDown,
         Self::Udp,
         Self::Raw,
@@ -73,6 +75,7 @@ impl Reason {
         Self::Namespace,
         Self::Quota,
         Self::Unsettled,
+        Self::Device,
         Self::Listen,
         Self::Port,
         Self::Unix,

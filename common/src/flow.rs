@@ -84,16 +84,28 @@ pub struct Traffic {
 pub struct Steered {
     /// Which connection.
     pub connection: Connection,
-    /// The sequence number that its SYN begins with (RFC 9293, 3.4.1), which the agent's socket keeps too: only the
-    /// connection that begins with it is this one. 0 before the SYN left.
-    pub sequence: u32,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// What its SYN says, which the agent's socket keeps too: only the connection that begins with it is this one.
+    pub syn: Syn,
     /// Where the client asked to go.
     pub destination: Address,
     /// Who asked.
     pub owner: Owner,
 }
+
+/// What tells a SYN from others between the same ends, as it stands in the packet; all zero before it left.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Syn {
+    /// The sequence number (RFC 9293, 3.4.1). Linux's comes again after 275 seconds.
+    pub sequence: [u8; 4],
+    /// The four bytes at [`SYN_CLOCK`]: in Linux's SYN the sender's clock, in milliseconds from a secret start (`TSval`, RFC 7323, 3).
+    pub clock: [u8; 4],
+}
+
+/// Where a TCP header has its sequence number.
+pub const SYN_SEQUENCE: usize = 4;
+/// Where Linux's SYN has its clock, unless `net.ipv4.tcp_timestamps` is off.
+pub const SYN_CLOCK: usize = 28;
 
 /// What is told when a steered connection has ended.
 #[repr(C)]
@@ -205,6 +217,7 @@ const _: () = assert!(size_of::<Address>() == 24);
 const _: () = assert!(size_of::<Owner>() == 48);
 const _: () = assert!(size_of::<Inode>() == 16);
 const _: () = assert!(size_of::<Path>() == 8 + PART_BYTES * PATH_PARTS);
+const _: () = assert!(size_of::<Syn>() == 8);
 const _: () = assert!(size_of::<Steered>() == 96);
 const _: () = assert!(size_of::<Record>() == 136);
 const _: () = assert!(size_of::<Client>() == 184);
@@ -219,6 +232,7 @@ pod!(
     Inode,
     Path,
     Traffic,
+    Syn,
     Steered,
     Record,
     Client,

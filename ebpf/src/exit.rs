@@ -186,6 +186,9 @@ fn arrives_at_the_agent(
     if !leads_to_loopback(packet.destination.ip) {
         return Err(Reason::Unsteered);
     }
+    if !is_on_loopback(ctx) {
+        return Err(Reason::Device);
+    }
     if field!(socket, state) != BPF_TCP_SYN_SENT {
         return Ok(());
     }
@@ -197,6 +200,14 @@ fn arrives_at_the_agent(
         return Err(Reason::AgentDown);
     }
     Ok(())
+}
+
+/// Does it pass the loopback device? Its addresses alone do not say: by another device they lead to whoever is there.
+#[inline(always)]
+pub(crate) fn is_on_loopback(ctx: &SkBuffContext) -> bool {
+    /// `LOOPBACK_IFINDEX`, in every network namespace.
+    const LOOPBACK: u32 = 1;
+    field!(ctx.skb.skb, ifindex) == LOOPBACK
 }
 
 /// Is there anything behind the header of TCP that begins at `transport`?

@@ -2,8 +2,8 @@
 //!
 //! What is known of it is on the client's socket. The agent asks a socket that it has accepted who its peer is, and the hook
 //! of that call finds the client's socket, by both ends, and copies what it carries. A client that closes before the agent has
-//! asked leaves it in `ORPHANS`, by its end. Either way the agent compares the number that the client's SYN began with
-//! to the one that its own socket was opened by: whoever has had that end before or has it since is somebody else.
+//! asked leaves it in `ORPHANS`, by its end. Either way the agent compares what the client's SYN said to the one that
+//! its own socket was opened by: whoever has had that end before or has it since is somebody else.
 // A key or a value would pass over the stack, which has little room.
 #![allow(clippy::needless_borrows_for_generic_args)]
 use crate::{
@@ -20,26 +20,27 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use tollgate_common::{
-    flow::{Address, CLIENT_CLOSED, CLIENT_KNOWN, Client, Record, Steered},
+    flow::{
+        Address, CLIENT_CLOSED, CLIENT_KNOWN, Client, Record, SYN_CLOCK, SYN_SEQUENCE, Steered, Syn,
+    },
     rules::{is_mapped, loopback4, loopback6},
     settings::Offsets,
 };
-
-/// Where a TCP header has its sequence number.
-const SEQUENCE: usize = 4;
 
 /// A client's SYN leaves from `source`, maybe not for the first time: TCP begins at `transport`.
 #[inline(always)]
 pub(crate) fn begins(ctx: &SkBuffContext, client: &mut Client, source: &Address, transport: usize) {
     if client.port.address.port == 0 {
-        let sequence = exit::head(ctx, transport + SEQUENCE).unwrap_or(0);
-        client.record.steered.sequence = u32::from_be(sequence);
+        client.record.steered.syn = Syn {
+            sequence: exit::head(ctx, transport + SYN_SEQUENCE).unwrap_or_default(),
+            clock: exit::head(ctx, transport + SYN_CLOCK).unwrap_or_default(),
+        };
         client.port.address = *source;
     }
 }
 
 /// The agent asks a socket that it accepted who its peer is, which is `far`: copies to it what the client's socket carries, if
-/// that is still there. Whether that is its connection, the agent sees by the SYN's number: another one may have that end by now.
+/// that is still there. Whether that is its connection, the agent sees by the SYN: another one may have that end by now.
 #[inline(always)]
 pub(crate) fn asked(ctx: &SockAddrContext, far: &Address) {
     let own: *mut bpf_sock = socket_of(ctx).cast();
@@ -64,7 +65,7 @@ fn copy(client: &mut Client, accepted: &mut Steered) {
         *accepted = *steered;
         let connection = core::ptr::read_volatile(&raw const (*steered).connection);
         if connection != accepted.connection {
-            accepted.sequence = 0;
+            accepted.syn = Syn::default();
         }
         atomic::fetch_or(&raw mut client.state, CLIENT_KNOWN);
     }

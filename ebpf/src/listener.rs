@@ -2,7 +2,7 @@
 use crate::maps::AGENT_SOCKETS;
 use aya_ebpf::{
     bindings::{
-        BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple,
+        BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, BPF_TCP_SYN_SENT, bpf_sock, bpf_sock_tuple,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
     },
@@ -84,7 +84,7 @@ pub(crate) fn datagrams(
     }
 }
 
-/// Does `with` the socket at `to` what is to be done with it, if it has a connection from `from`, in the network namespace of the
+/// Does `with` the socket at `to` what is to be done with it, if its connection to `from` stands, in the network namespace of the
 /// hook's socket.
 #[inline(always)]
 pub(crate) fn with_connection<T>(
@@ -101,7 +101,10 @@ pub(crate) fn with_connection<T>(
         if socket.is_null() {
             return None;
         }
-        let done = with(socket);
+        let done = match (*socket).state {
+            BPF_TCP_LISTEN | BPF_TCP_SYN_SENT => None,
+            _ => with(socket),
+        };
         bpf_sk_release(socket.cast());
         done
     }

@@ -5,7 +5,7 @@
 //! there another like it is dropped: a port that changes hands meanwhile changes nobody's name.
 use crate::{
     attribute,
-    exit::Packet,
+    exit::{self, Packet},
     fence::{self, Attempt, Errno, Refusal},
     listener,
     maps::{ASKERS, QUERIES, socket_of},
@@ -113,6 +113,9 @@ pub(crate) fn leaves(
     if !is_the_agent(&packet.destination, asker.netns) {
         return None;
     }
+    if !exit::is_on_loopback(ctx) {
+        return Some(Err((Reason::Device, asker.server)));
+    }
     if !listens(ctx.as_ptr(), &packet.destination) {
         return Some(Err((Reason::AgentDown, asker.server)));
     }
@@ -152,6 +155,7 @@ pub(crate) fn may_arrive(ctx: &SkBuffContext, socket: *mut bpf_sock, client: &Cl
     }
     Packet::read(ctx).is_some_and(|packet| {
         packet.transport.is_some()
+            && exit::is_on_loopback(ctx)
             && is_the_agent(&packet.source, asker.netns)
             && listens(ctx.as_ptr(), &packet.source)
     })

@@ -7,13 +7,16 @@ use crate::{
     namespace, quota, recognise, select,
 };
 use aya_ebpf::{
-    EbpfContext as _, cty::c_void, helpers::generated::bpf_ktime_get_boot_ns,
+    EbpfContext as _,
+    bindings::bpf_sock,
+    cty::c_void,
+    helpers::generated::{bpf_ktime_get_boot_ns, bpf_setsockopt},
     programs::SockAddrContext,
 };
 use aya_log_ebpf::warn;
 use tollgate_common::{
     event::{CLOSED, Reason},
-    flow::{Address, Traffic},
+    flow::{Address, Syn, Traffic},
     rules::{is_mapped, leads_to_loopback, loopback4, loopback6},
     settings::Ports,
 };
@@ -25,6 +28,9 @@ pub(crate) fn connect(
     attempt: &Attempt,
     destination: &Address,
 ) -> Result<Address, Refusal> {
+    if !leaves_its_device(ctx) {
+        return Err((Reason::Device, Errno::Eperm));
+    }
     let netns = namespace::cookie(ctx.as_ptr());
     let Some(ports) = namespace::ports(netns) else {
         namespace::told(netns, recognise::current(), attempt.workload);
@@ -47,6 +53,22 @@ pub(crate) fn connect(
     }
     account::connection(attempt.workload);
     Ok(listener)
+}
+
+/// A socket that is bound to a device has no way to the agent, and is not found by its ends. Bound to none it has both; who may
+/// not change it once it is bound (without `CAP_NET_RAW`) is not helped.
+#[inline(always)]
+fn leaves_its_device(ctx: &SockAddrContext) -> bool {
+    const SOL_SOCKET: i32 = 1;
+    const SO_BINDTODEVICE: i32 = 25;
+    let socket: *mut bpf_sock = socket_of(ctx).cast();
+    if field!(socket, bound_dev_if) == 0 {
+        return true;
+    }
+    let mut none = [0_u8; 4];
+    let (value, size) = (none.as_mut_ptr().cast(), none.len() as i32);
+    // SAFETY: needed to call a helper, with memory of our own that it reads: an empty name.
+    unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, value, size) == 0 }
 }
 
 #[inline(never)]
@@ -92,7 +114,7 @@ fn try_record(
     flow::client_closed(client);
     // Field by field: whole, it would pass over the stack. Which connection it is comes first and last.
     client.record.steered.connection.cookie = 0;
-    client.record.steered.sequence = 0;
+    client.record.steered.syn = Syn::default();
     client.record.kind = CLOSED;
     client.record.traffic = Traffic::default();
     client.record.steered.destination = *destination;

@@ -185,6 +185,7 @@ pub(super) fn code(reason: Reason) -> &'static str {
         Reason::Namespace => "namespace",
         Reason::Quota => "quota",
         Reason::Unsettled => "unsettled",
+        Reason::Device => "device",
         Reason::Listen => "listen",
         Reason::Port => "port",
         Reason::Unix => "unix",
@@ -223,6 +224,9 @@ fn detail(reason: Reason) -> &'static str {
         }
         Reason::Unsteered => {
             "a packet of a socket that was not steered: one that was connected, or made raw, before the workload was governed; connect again"
+        }
+        Reason::Device => {
+            "the socket is bound to a network device or sends by one, from where nothing gets to the agent: do not choose a device (SO_BINDTODEVICE, IP_PKTINFO)"
         }
         Reason::Listen => {
             "nobody may connect to the workload on this port: add it to the workload's `listen:` in the policy if others are to"

@@ -1,6 +1,7 @@
 //! Flows and accounts, as the hooks keep them.
 use super::{
     Counters, Fence, Flow, FlowAccount, WorkloadAccount,
+    askers::since_boot,
     events::code,
     govern::UNSETTLED_NAME,
     namespaces, syn, sys,
@@ -11,26 +12,29 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use tollgate_common::event::Reason;
-use tollgate_common::flow::{Account, CLIENT_CLOSED, Client, Port};
+use tollgate_common::flow::{Account, CLIENT_CLOSED, Client, Port, Steered};
+
+/// Nanoseconds after which a connection that its client has closed is nobody's: before the number of its SYN may come again.
+const OLDEST: u64 = 240_000_000_000;
 
 impl Fence {
     pub(super) fn flow_behind(&self, accepted: BorrowedFd<'_>) -> Option<Flow> {
-        let sequence = syn::sequence(accepted)?;
-        // The hook of this call looks for the client's socket.
+        let syn = syn::of(accepted);
+        // The hook of this call looks for the client's socket: there is none on the other side of a connection but its own, and
+        // the SYN says so once more where the kernel has kept it (no SYN cookies).
         let peer = SocketAddr::try_from(getpeername(accepted).ok()??).ok()?;
         let found = self.maps.accepted.get(&accepted.as_raw_fd(), 0);
-        if let Some(steered) = found.ok().filter(|steered| steered.sequence == sequence) {
+        let is_its = |steered: &Steered| syn.is_none_or(|syn| steered.syn == syn);
+        if let Some(steered) = found.ok().filter(is_its) {
             return Some(self.flow(&steered));
         }
         let port = Port {
             netns: namespaces::cookie(accepted).ok()?,
             address: abi(peer),
         };
-        let orphan = self.maps.orphans.get(&port, 0).ok()?;
-        // The kernel may give an entry's memory to another while it is copied: then that one is not there now, or twice.
-        let again = self.maps.orphans.get(&port, 0).ok()?;
-        let is_whole = again.connection == orphan.connection && again.sequence == sequence;
-        (orphan.sequence == sequence && is_whole).then(|| self.flow(&orphan))
+        let orphan: Steered = sys::take(&self.maps.orphans, &port).ok()?;
+        let age = since_boot().saturating_sub(orphan.connection.opened);
+        (syn == Some(orphan.syn) && age < OLDEST).then(|| self.flow(&orphan))
     }
 
     pub(super) fn live_flows(&self) -> Vec<FlowAccount> {

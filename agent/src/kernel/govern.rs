@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 use tollgate_common::ABI;
-use tollgate_common::flow::{AgentSocket, LISTENER_TAG, Query};
+use tollgate_common::flow::{AgentSocket, LISTENER_TAG, Port, Query};
 use tollgate_common::limits::{MAX_WORKLOADS, NAME_BYTES};
 use tollgate_common::recognise::{Subtree, UNSETTLED, WORKLOAD_IDS};
 use tollgate_common::settings::{Name, Ports, Settings};
@@ -20,12 +20,16 @@ use tollgate_common::settings::{Name, Ports, Settings};
 /// In place of a workload's name, where it is not known yet whose something is.
 pub const UNSETTLED_NAME: &str = "unsettled";
 
-/// Stamps the maps with their version, and forgets what was sent to an earlier agent: nobody reads it.
+/// Stamps the maps with their version, and forgets what was sent to an earlier agent, and who connected to it: nobody asks.
 pub(super) fn prepare(maps: &Maps) -> Result<(), Error> {
     let mut writers = maps.write();
     let unread: Vec<Query> = writers.queries.keys().filter_map(Result::ok).collect();
     for query in unread {
         let _ = writers.queries.remove(&query);
+    }
+    let unasked: Vec<Port> = writers.orphans.keys().filter_map(Result::ok).collect();
+    for port in unasked {
+        let _ = writers.orphans.remove(&port);
     }
     writers.set(Settings { abi: ABI })
 }

@@ -18,7 +18,8 @@ pub(super) struct Maps {
     pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
     pub(super) accepted: SkStorage<MapData, Steered>,
-    pub(super) orphans: HashMap<MapData, Port, Steered>,
+    /// `ORPHANS`, of which entries are taken.
+    pub(super) orphans: OwnedFd,
     pub(super) paths: HashMap<MapData, Inode, Path>,
     /// `CLIENTS`, which is listed.
     pub(super) clients: OwnedFd,
@@ -43,6 +44,7 @@ pub(super) struct Writers {
     /// The same by their names.
     pub(super) ids: std::collections::HashMap<Arc<str>, u32>,
     pub(super) queries: HashMap<MapData, Query, Asker>,
+    pub(super) orphans: HashMap<MapData, Port, Steered>,
     pub(super) namespaces: HashMap<MapData, u64, Ports>,
     pub(super) quotas: Array<MapData, Quota>,
     pub(super) spent: Array<MapData, Spent>,
@@ -70,7 +72,7 @@ impl Maps {
             governed: open(pins, "GOVERNED")?,
             agent_sockets: open(pins, "AGENT_SOCKETS")?,
             accepted: open(pins, "ACCEPTED")?,
-            orphans: open(pins, "ORPHANS")?,
+            orphans: open_raw(pins, "ORPHANS")?,
             paths: open(pins, "PATHS")?,
             clients: open_raw(pins, "CLIENTS")?,
             kept: open(pins, "KEPT")?,
@@ -87,6 +89,7 @@ impl Maps {
                 workloads: open(pins, "WORKLOADS")?,
                 ids: std::collections::HashMap::new(),
                 queries: open(pins, "QUERIES")?,
+                orphans: open(pins, "ORPHANS")?,
                 namespaces: open(pins, "NAMESPACES")?,
                 quotas: open(pins, "QUOTAS")?,
                 spent: open(pins, "SPENT")?,

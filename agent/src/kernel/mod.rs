@@ -270,7 +270,7 @@ pub struct Refusal {
     /// `tcp`, `udp`, `icmp`, `raw`, `unix`, or the protocol's number.
     pub protocol: String,
     /// Stable code: `agent_down`, `udp`, `raw`, `protocol`, `direct`, `unrecorded`, `unsteered`,
-    /// `namespace`, `quota`, `unsettled`, `listen`, `port`, `unix`, `established`, `family`, `trace`, `signal`,
+    /// `namespace`, `quota`, `unsettled`, `device`, `listen`, `port`, `unix`, `established`, `family`, `trace`, `signal`,
     /// `passed`, `fence`.
     pub reason: &'static str,
     /// The reason for a person, and what to do.
@@ -511,7 +511,8 @@ impl Fence {
         &self.root.path
     }
 
-    /// The flow behind an accepted connection; `None` if no hook steered it here. To be asked once of each. Three system
+    /// The flow behind an accepted connection; `None` if no hook steered it here. To be asked at once: what a client
+    /// leaves that closes before is kept for a while only. Three system
     /// calls, no lock; a few more for a connection that its client has closed, and for a process that was not seen before.
     pub fn flow_of(&self, accepted: &impl AsFd) -> Option<Flow> {
         self.flow_behind(accepted.as_fd())

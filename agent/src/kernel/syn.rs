@@ -1,6 +1,7 @@
 //! The SYN that opened an accepted connection, as the kernel keeps it for who asks.
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use tollgate_common::flow::{SYN_CLOCK, SYN_SEQUENCE, Syn};
 
 // Of `<linux/tcp.h>`.
 const TCP_SAVE_SYN: libc::c_int = 27;
@@ -28,8 +29,8 @@ pub(super) fn keep(listener: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// The sequence number of the SYN that opened `accepted`. The kernel tells it once. `None`: it has not kept it, or it was told.
-pub(super) fn sequence(accepted: BorrowedFd<'_>) -> Option<u32> {
+/// What the SYN said that opened `accepted`. The kernel tells it once. `None`: it has not kept it, or it was told.
+pub(super) fn of(accepted: BorrowedFd<'_>) -> Option<Syn> {
     let mut headers = [0_u8; MOST];
     let mut size = libc::socklen_t::try_from(MOST).ok()?;
     // SAFETY: needed because nobody wraps this option. The kernel writes at most `size` bytes to `headers`; both outlive the
@@ -43,22 +44,23 @@ pub(super) fn sequence(accepted: BorrowedFd<'_>) -> Option<u32> {
             std::ptr::from_mut(&mut size),
         )
     };
-    let size = usize::try_from(size).ok()?;
-    (done == 0)
-        .then(|| headers.get(..size).and_then(sequence_of))
-        .flatten()
+    let size = usize::try_from(size).ok().filter(|_| done == 0)?;
+    read(headers.get(..size)?)
 }
 
-/// The sequence number in an IP packet of TCP (RFC 9293, 3.1) without extension headers.
-fn sequence_of(packet: &[u8]) -> Option<u32> {
+/// What a SYN says: an IP packet of TCP (RFC 9293, 3.1) without extension headers. What would be behind its end is zero.
+fn read(packet: &[u8]) -> Option<Syn> {
     let first = packet.first()?;
     let tcp = match first >> 4 {
         4 => usize::from(first & 0x0f) * 4,
         6 => 40,
         _ => return None,
     };
-    let bytes = packet.get(tcp + 4..tcp + 8)?;
-    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+    let at = |place: usize| packet.get(tcp + place..)?.first_chunk::<4>().copied();
+    Some(Syn {
+        sequence: at(SYN_SEQUENCE)?,
+        clock: at(SYN_CLOCK).unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]
@@ -68,21 +70,29 @@ mod tests {
     use std::os::fd::AsFd as _;
 
     #[test]
-    fn the_number_is_behind_either_headers() {
-        let tcp = [0, 1, 0, 2, 0xde, 0xad, 0xbe, 0xef];
-        let packet = |first: u8, length: usize| {
+    fn what_it_says_is_behind_either_headers() {
+        let tcp: Vec<u8> = (0..40).collect();
+        let packet = |first: u8, length: usize, tcp: &[u8]| {
             let mut packet = vec![first];
-            packet.resize(length, 0);
+            packet.resize(length, 0xff);
             packet.extend(tcp);
-            packet
+            read(&packet)
         };
         for (first, length) in [(0x45, 20), (0x46, 24), (0x60, 40)] {
-            let packet = packet(first, length);
-            assert_eq!(sequence_of(&packet), Some(0xdead_beef));
-            assert_eq!(sequence_of(&packet[..packet.len() - 1]), None);
+            let said = Syn {
+                sequence: [4, 5, 6, 7],
+                clock: [28, 29, 30, 31],
+            };
+            assert_eq!(packet(first, length, &tcp), Some(said));
+            let short = Syn {
+                clock: [0; 4],
+                ..said
+            };
+            assert_eq!(packet(first, length, &tcp[..31]), Some(short));
+            assert_eq!(packet(first, length, &tcp[..7]), None);
         }
-        assert_eq!(sequence_of(&packet(0x55, 20)), None);
-        assert_eq!(sequence_of(&[]), None);
+        assert_eq!(packet(0x55, 20, &tcp), None);
+        assert_eq!(read(&[]), None);
     }
 
     #[test]
@@ -92,8 +102,9 @@ mod tests {
             keep(listener.as_fd()).unwrap();
             let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (accepted, _) = listener.accept().unwrap();
-            assert!(sequence(accepted.as_fd()).is_some());
-            assert_eq!(sequence(accepted.as_fd()), None);
+            let said = of(accepted.as_fd()).unwrap();
+            assert!(said.sequence != [0; 4] && said.clock != [0; 4]);
+            assert_eq!(of(accepted.as_fd()), None);
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::support::*;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::UdpSocket;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 use tollgate::kernel::{Event, Refusal};
 
@@ -319,4 +320,134 @@ say(name(lambda: udp.send(b'xx')), name(lambda: udp.sendto(b'xx', ('127.77.7.8',
     assert_eq!(counted["udp"], 2);
     assert_eq!(heard(&stand.dns4), 0);
     assert_quiet(&stand.agent4);
+}
+
+/// Makes a cable in a network namespace, with the way to everywhere over its one end.
+const CABLE: &str = "
+import subprocess
+def ip(*words): subprocess.run(['ip', *words], check=True)
+ip('link', 'add', 'c0', 'type', 'veth', 'peer', 'name', 'c1')
+for end in 'c0', 'c1': ip('link', 'set', end, 'up')
+ip('address', 'add', '10.9.0.1/24', 'dev', 'c0'); ip('address', 'add', 'fd09::1/64', 'dev', 'c0', 'nodad')
+for hop in '10.9.0.2', 'fd09::2': ip('neighbour', 'add', hop, 'lladdr', '02:00:00:00:00:09', 'dev', 'c0')
+ip('neighbour', 'add', '127.0.0.1', 'lladdr', '02:00:00:00:00:09', 'dev', 'c0')
+ip('neighbour', 'add', '::1', 'lladdr', '02:00:00:00:00:09', 'dev', 'c0')
+ip('route', 'add', 'default', 'via', '10.9.0.2', 'dev', 'c0'); ip('-6', 'route', 'add', 'default', 'via', 'fd09::2', 'dev', 'c0')
+";
+
+/// Says what TCP and UDP it sees leave by the cable: a name that stands between `<` and `>`, or `syn`.
+const SNIFF: &str = "
+import ctypes
+assert ctypes.CDLL(None).setns(os.open('/proc/{PID}/ns/net', os.O_RDONLY), 0x40000000) == 0
+s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)); s.bind(('c1', 3)); s.settimeout(0.5)
+say('ready'); sys.stdin.readline()
+heard = set()
+while True:
+    try: p = s.recv(4096)
+    except TimeoutError: break
+    ports = 20 if p[0] >> 4 == 4 else 40
+    protocol = p[9] if ports == 20 else p[6]
+    if protocol == 6 and p[ports + 13] & 2: heard.add('syn')
+    begin, end = p.rfind(b'<'), p.rfind(b'>')
+    if 0 <= begin < end: heard.add(p[begin + 1:end].decode())
+say(*sorted(heard))
+";
+
+/// Every way to name a device, in a namespace with a cable.
+const BY_DEVICE: &str = "
+import ctypes, struct
+DEVICE, FAST = 25, 0x20000000
+index = socket.if_nametoindex('c0')
+TO = {socket.AF_INET: '198.51.100.7', socket.AF_INET6: '2001:db8::7'}
+OWN = {socket.AF_INET: '10.9.0.1', socket.AF_INET6: 'fd09::1'}
+def bind(s): s.setsockopt(socket.SOL_SOCKET, DEVICE, b'c0\\0')
+def new(f, kind):
+    s = socket.socket(f, kind); s.settimeout(1); return s
+def udp_bound(f, text):
+    s = new(f, socket.SOCK_DGRAM); bind(s); s.sendto(text, (TO[f], 53))
+def udp_bound_and_connected(f, text):
+    s = new(f, socket.SOCK_DGRAM); bind(s); s.connect((TO[f], 53)); s.send(text)
+def udp_connected_and_bound(f, text):
+    s = new(f, socket.SOCK_DGRAM); s.connect((TO[f], 53)); bind(s); s.send(text)
+def udp_with_index(f, text):
+    s = new(f, socket.SOCK_DGRAM)
+    if f == socket.AF_INET: told = (socket.IPPROTO_IP, 8, struct.pack('i8x', index))
+    else: told = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, bytes(16) + struct.pack('I', index))
+    s.sendmsg([text], [told], 0, (TO[f], 53))
+def udp_unicast_index(f, text):
+    s = new(f, socket.SOCK_DGRAM)
+    if f == socket.AF_INET: s.setsockopt(socket.IPPROTO_IP, 50, struct.pack('!I', index))
+    else: s.setsockopt(socket.IPPROTO_IPV6, 76, struct.pack('!I', index))
+    s.sendto(text, (TO[f], 53))
+def tcp_bound(f, text):
+    s = new(f, socket.SOCK_STREAM); bind(s); s.connect((TO[f], 443)); s.send(text)
+def tcp_bound_by_nobody(f, text):
+    s = new(f, socket.SOCK_STREAM); bind(s); os.seteuid(65534)
+    try: s.connect((TO[f], 443)); s.send(text)
+    finally: os.seteuid(0)
+def tcp_fast_open(f, text):
+    s = new(f, socket.SOCK_STREAM); bind(s); s.setsockopt(socket.IPPROTO_TCP, 34, 1)
+    s.sendto(text, FAST, (TO[f], 443))
+def tcp_bound_afterwards(f, text):
+    s = new(f, socket.SOCK_STREAM); s.bind((OWN[f], 0)); s.connect((TO[f], 443))
+    bind(s); s.send(text)
+ways = [udp_bound, udp_bound_and_connected, udp_connected_and_bound, udp_with_index, udp_unicast_index,
+        tcp_bound, tcp_bound_by_nobody, tcp_fast_open, tcp_bound_afterwards]
+came = {}
+for f, digit in (socket.AF_INET, '4'), (socket.AF_INET6, '6'):
+    for way in ways:
+        text = f'..............{way.__name__}{digit}'
+        before, called = text.rsplit('.', 1)
+        text = (before + '<' + called + '>').encode()
+        came[called] = name(lambda: way(f, text))
+say(came)
+";
+
+/// A route to the agent's address by another device than loopback's leads elsewhere.
+#[test]
+fn what_leaves_by_another_device_does_not_leave() {
+    let mut stand = Stand::new();
+    let unshared = "import ctypes
+if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
+";
+    let client =
+        format!("{unshared}{CABLE}\nsay('in')\nfor line in sys.stdin:\n    exec({BY_DEVICE:?})");
+    let mut client = Running::start(&stand.cgroup, &client);
+    assert_eq!(client.line(), "in");
+    let network = tollgate::kernel::namespaces::Network::of(client.pid(), client.pid()).unwrap();
+    let ((four, dns4), (six, dns6)) = network
+        .within(|| Ok((both("127.0.0.1:0"), both("[::1]:0"))))
+        .unwrap();
+    let admitted = [four.as_fd(), dns4.as_fd(), six.as_fd(), dns6.as_fd()];
+    stand
+        .fence()
+        .admit(&admitted, port(&four), Some(port(&six)))
+        .unwrap();
+    let sniff = SNIFF.replace("{PID}", &client.pid().to_string());
+    let mut try_all = || {
+        let mut sniffer = Running::start_outside(&sniff);
+        assert_eq!(sniffer.line(), "ready");
+        client.send("go\n");
+        let came = client.line();
+        sniffer.send("\n");
+        (came, sniffer.line())
+    };
+    let (came, heard) = try_all();
+    assert_eq!(heard, "", "{came}");
+    for told in [
+        "'udp_bound4': 'EPERM'",
+        "'udp_with_index6': 'EPERM'",
+        "'tcp_bound4': 'ok'", // Steered, and bound to none.
+        "'tcp_bound6': 'ok'",
+        "'tcp_bound_by_nobody4': 'EPERM'",
+        "'tcp_bound_by_nobody6': 'EPERM'",
+    ] {
+        assert!(came.contains(told), "{came}");
+    }
+    assert!(counted(&stand)["device"] >= 12, "{:?}", counted(&stand));
+    stand.lift();
+    let (_, open) = try_all();
+    for way in ["udp_bound4", "udp_with_index6", "tcp_fast_open4", "syn"] {
+        assert!(open.contains(way), "it is the fence that keeps it: {open}");
+    }
 }

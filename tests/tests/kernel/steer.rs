@@ -71,8 +71,8 @@ fn steered(ip: &str) {
         stand.fence().flows().is_empty()
     });
     assert!(
-        stand.fence().flow_of(&accepted).is_none(),
-        "the kernel tells it once"
+        stand.fence().flow_of(&accepted).is_some(),
+        "still known while the agent's side is open"
     );
 }
 
@@ -286,12 +286,55 @@ say(s.getsockname()[1])",
         assert_eq!(of(&theirs).expect("its owner").destination.port(), 445);
         next.finish();
 
+        // Closed and never asked for: what is kept of it is not for who has its end next.
+        let end = stand.run(&connect(ip, 446, "0", true));
+        drop(stand.accept(listener)); // What it has not read resets it: the end is free.
+        let direct = connect(own, at, &end, false) + "\nsys.stdin.read()";
+        let mut direct = Running::start_outside(&direct);
+        assert_eq!(direct.line(), end);
+        let theirs = stand.accept(listener);
+        assert!(of(&theirs).is_none(), "nobody's");
+        direct.finish();
+
         stand.run(&connect(ip, 444, "0", true));
         let closed = stand.accept(listener);
         assert_eq!(
             of(&closed).expect("its owner is known").destination.port(),
             444
         );
+    }
+}
+
+/// With SYN cookies always on the kernel keeps no SYN.
+#[test]
+fn who_is_connected_is_known_by_both_ends() {
+    struct Cookies(String);
+    impl Cookies {
+        const SET: &str = "/proc/sys/net/ipv4/tcp_syncookies";
+        fn always() -> Self {
+            let before = std::fs::read_to_string(Self::SET).unwrap();
+            std::fs::write(Self::SET, "2").unwrap();
+            Self(before)
+        }
+    }
+    impl Drop for Cookies {
+        fn drop(&mut self) {
+            std::fs::write(Self::SET, self.0.trim()).unwrap();
+        }
+    }
+    let stand = Stand::new();
+    let _cookies = Cookies::always();
+    for (listener, ip) in [
+        (&stand.agent4, "198.51.100.7"),
+        (&stand.agent6, "2001:db8::7"),
+    ] {
+        let script = format!("s, r = tcp('{ip}', 443); say(r); sys.stdin.read()");
+        let mut client = Running::start(&stand.cgroup, &script);
+        assert_eq!(client.line(), "ok");
+        let accepted = stand.accept(listener);
+        let flow = stand.fence().flow_of(&accepted).expect("known");
+        assert_eq!(flow.process.pid, client.pid());
+        client.finish();
     }
 }
 
