@@ -137,7 +137,9 @@ impl Unit {
 }
 
 fn print(lines: &[Line]) {
-    println!("{:<40} {:>12} {:>12}  result", "figure", "measured", "goal");
+    let names = lines.iter().map(|line| line.name.len());
+    let width = names.max().unwrap_or_default();
+    println!("{:<width$} {:>12} {:>13}  result", "figure", "measured", "goal");
     for line in lines {
         let result = line.result();
         let colour = match result {
@@ -146,7 +148,7 @@ fn print(lines: &[Line]) {
             Verdict::Missed => "31",
         };
         println!(
-            "{:<40} {:>12} {:>12}  {}",
+            "{:<width$} {:>12} {:>13}  {}",
             line.name,
             line.unit.show(line.figure.value),
             line.goal(),
@@ -165,6 +167,7 @@ pub(super) fn report(lines: &[Line], name: &str) -> Result<()> {
     let missed = lines.iter().filter(|line| line.result() == Verdict::Missed);
     match missed.count() {
         0 => Ok(()),
+        1 => bail!("a goal is missed"),
         missed => bail!("{missed} goals are missed"),
     }
 }
