@@ -80,6 +80,12 @@ pub const fn is_mapped(ip: [u32; 4]) -> bool {
     ip[0] == 0 && ip[1] == 0 && ip[2] == MAPPED
 }
 
+/// Does an IPv4 address, mapped, stand for many: a group, or all at once? Broadcasts to a subnet are not told from others.
+#[inline(always)]
+pub const fn is_for_many(ip: [u32; 4]) -> bool {
+    is_mapped(ip) && u32::from_be(ip[3]) >> 24 >= 224
+}
+
 /// 127.0.0.1 at `port`, v4-mapped.
 #[inline(always)]
 pub const fn loopback4(port: u16) -> Address {
@@ -172,5 +178,21 @@ mod tests {
         assert!(leads_to_loopback(loopback6(1).ip));
         assert!(!leads_to_loopback([0, 0, 0, 2_u32.to_be()]));
         assert!(!leads_to_loopback([1, 0, 0, 1_u32.to_be()]));
+    }
+
+    #[test]
+    fn groups_are_for_many() {
+        for octets in [[224, 0, 0, 1], [239, 255, 255, 250], [255, 255, 255, 255]] {
+            assert!(is_for_many(ip4(octets)));
+        }
+        for octets in [[223, 255, 255, 255], [10, 0, 0, 255], [0, 0, 0, 0]] {
+            assert!(!is_for_many(ip4(octets)));
+        }
+        assert!(!is_for_many([
+            0xff02_u32.to_be() << 16,
+            0,
+            0,
+            1_u32.to_be()
+        ]));
     }
 }

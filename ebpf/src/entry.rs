@@ -4,12 +4,12 @@ use crate::{
     account,
     exit::{self, Packet},
     listener,
-    maps::{INBOUND, LISTEN},
+    maps::{INBOUND, LISTEN, client_of},
     select::MARKED,
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_TCP_LISTEN, BPF_TCP_SYN_SENT, bpf_sock},
+    bindings::{__sk_buff, BPF_TCP_LISTEN, BPF_TCP_SYN_SENT, bpf_sock},
     programs::SkBuffContext,
 };
 use tollgate_common::{event::Reason, flow::Client, openings::Listen};
@@ -93,4 +93,28 @@ fn is_from_the_agent(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<
         exit::tell(ctx, socket, &governed, Reason::AgentDown, &packet.source);
     }
     false
+}
+
+/// Is this a copy of what a workload sends to many (a broadcast), which the kernel gives to the host's own sockets before `exit`
+/// sees it?
+#[inline(always)]
+pub(crate) fn is_a_clients_copy(ctx: &SkBuffContext) -> bool {
+    /// `PACKET_LOOPBACK` of `<linux/if_packet.h>`
+    const COPY: u32 = 5;
+    field!(ctx.skb.skb, pkt_type) == COPY && is_from_a_client(ctx.skb.skb) != 0
+}
+
+#[inline(never)]
+fn is_from_a_client(skb: *mut __sk_buff) -> u32 {
+    let ctx = &SkBuffContext::new(skb);
+    let Some(packet) = Packet::read(ctx) else {
+        return 0;
+    };
+    let is_clients = |socket: *mut bpf_sock| client_of(socket.cast()).is_some();
+    u32::from(listener::sends(
+        ctx.as_ptr(),
+        &packet.source,
+        &packet.destination,
+        is_clients,
+    ))
 }

@@ -21,8 +21,11 @@ use core::num::NonZeroUsize;
 use tollgate_common::{
     event::{REFUSED, Reason, Refused, TOLD},
     flow::{Address, Client},
-    rules::{DATAGRAM, STREAM, TCP, UDP, address4, address6, leads_to_loopback},
+    rules::{DATAGRAM, STREAM, TCP, UDP, address4, address6, leads_to_loopback, loopback6},
 };
+
+/// Of IPv6, as a packet's `protocol` has it.
+const ETH_P_IPV6: u16 = 0x86dd;
 
 /// A packet's socket; `None` for what has none, as answers of the kernel itself. It may not be a whole one yet, or no more:
 /// then it carries nothing, and has no type.
@@ -208,6 +211,15 @@ pub(crate) fn is_on_loopback(ctx: &SkBuffContext) -> bool {
     /// `LOOPBACK_IFINDEX`, in every network namespace.
     const LOOPBACK: u32 = 1;
     field!(ctx.skb.skb, ifindex) == LOOPBACK
+}
+
+/// Does it leave with loopback's own address by another device? Nobody's should (RFC 4291, 2.5.3). The agent's answers would, to a
+/// client that has bound an address which is not the host's (`IPV6_FREEBIND`); of IPv4's the kernel itself makes none.
+#[inline(always)]
+pub(crate) fn is_astray(ctx: &SkBuffContext) -> bool {
+    !is_on_loopback(ctx)
+        && field!(ctx.skb.skb, protocol) == u32::from(ETH_P_IPV6.to_be())
+        && head::<[u32; 4]>(ctx, 8) == Some(loopback6(0).ip)
 }
 
 /// Is there anything behind the header of TCP that begins at `transport`?

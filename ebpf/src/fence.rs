@@ -15,7 +15,7 @@ use tollgate_common::{
     event::{REFUSED, Reason, Refused, TOLD},
     flow::Address,
     recognise::UNSETTLED,
-    rules::{DATAGRAM, DNS, STREAM, UDP},
+    rules::{DATAGRAM, DNS, STREAM, UDP, is_for_many},
 };
 
 /// What a hook returns to let pass.
@@ -190,6 +190,10 @@ pub(crate) fn peer(
 ) -> Result<(), Refusal> {
     if attempt.socket_type != DATAGRAM {
         return Err((Reason::Protocol, Errno::Eperm));
+    }
+    // Of these the kernel gives the host's own sockets a copy before `exit` sees the datagram; nobody connects to them to see a way.
+    if is_for_many(destination.ip) {
+        return Err((Reason::Udp, Errno::Eperm));
     }
     if destination.port == DNS {
         return names::ask(ctx, attempt, destination, true, send);

@@ -51,7 +51,8 @@ pub(crate) fn asked(ctx: &SockAddrContext, far: &Address) {
     };
     let port = field!(own, src_port) as u16;
     let _ = listener::with_connection(ctx.as_ptr(), &Address { port, ..near }, far, |socket| {
-        copy(client_of(socket.cast())?, ACCEPTED.of_or_new(own.cast())?);
+        let client = client_of(socket.cast()).filter(|client| exit::is_steered(client))?;
+        copy(client, ACCEPTED.of_or_new(own.cast())?);
         Some(())
     });
 }
@@ -65,7 +66,7 @@ fn copy(client: &mut Client, accepted: &mut Steered) {
         *accepted = *steered;
         let connection = core::ptr::read_volatile(&raw const (*steered).connection);
         if connection != accepted.connection {
-            accepted.syn = Syn::default();
+            accepted.connection.cookie = 0;
         }
         atomic::fetch_or(&raw mut client.state, CLIENT_KNOWN);
     }

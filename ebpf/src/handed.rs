@@ -9,11 +9,11 @@
 use crate::{
     account, atomic, attribute,
     attribute::{OFFSETS, pointer, read},
-    entry,
+    entry, exit,
     fence::Attempt,
     lsm::{PASS, REFUSE},
-    maps::{INBOUND, KEPT, PENDING, client_of},
-    recognise,
+    maps::{ASKERS, INBOUND, KEPT, PENDING, client_of},
+    names, recognise,
     select::{self, Governed},
 };
 use aya_ebpf::{
@@ -39,8 +39,9 @@ pub(crate) fn send(ctx: &LsmContext) -> i32 {
         return PASS;
     };
     let client = client_of(socket.sk);
-    if client.is_some_and(|client| client.workload == u32::from(mark.workload())) {
-        return PASS; // Steered. What follows costs more.
+    let is_its = |client: &Client| client.workload == u32::from(mark.workload());
+    if client.is_some_and(|client| is_its(client) && is_held(client)) {
+        return PASS; // What follows costs more.
     }
     let Some(governed) = select::task() else {
         return PASS;
@@ -98,13 +99,24 @@ impl Socket {
         let maker = cgroup.and_then(select::above);
         maker.is_some_and(|maker| maker.workload == governed.workload)
             || client_of(self.sk).is_some_and(|client| {
-                client.workload == governed.workload || is_of_this_process(client)
+                let is_its = client.workload == governed.workload;
+                is_its && (is_held(client) || self.asks_the_agent()) || is_of_this_process(client)
             })
             || INBOUND
                 .of(self.sk)
                 .is_some_and(|served| *served == u64::from(governed.workload))
             || self.is_served(governed.workload)
             || self.is_kept(governed.workload)
+    }
+
+    /// Is it connected to the agent, to ask for names? That its workload wanted to connect it there is not enough: that may have
+    /// failed, and left it connected to whom it was.
+    #[inline(always)]
+    fn asks_the_agent(&self) -> bool {
+        ASKERS.of(self.sk).is_some_and(|asker| {
+            let peer = self.peer();
+            peer.is_some_and(|peer| names::is_the_agent(&peer, asker.netns))
+        })
     }
 
     /// Has policy the workload listen where this one was accepted, be it by somebody else?
@@ -177,6 +189,12 @@ fn is_the_kernels(sk: u64) -> Option<bool> {
         let byte: u8 = read(sk, at.sock_kernel / 8)?;
         Some(flags & CARRIES_A_DISK != 0 || byte >> (at.sock_kernel % 8) & 1 != 0)
     }
+}
+
+/// Does `exit` hold the socket to its workload, wherever it was made?
+#[inline(always)]
+fn is_held(client: &Client) -> bool {
+    exit::is_steered(client) || client.is_marked != 0
 }
 
 /// Did the current process connect this socket itself? What it is recognised as may have changed since.

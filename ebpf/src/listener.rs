@@ -66,11 +66,22 @@ pub(crate) fn datagrams(
     holds: impl Fn(*mut bpf_sock) -> bool,
 ) -> bool {
     // As in `any`: only one without a peer.
-    let from = Address {
+    let peer = Address {
         port: 0,
         ..*address
     };
-    let (mut tuple, size) = tuple(&from, address);
+    sends(ctx, address, &peer, holds)
+}
+
+/// Is there a datagram socket at `address`, connected to `peer` or to nobody, that `holds`?
+#[inline(always)]
+pub(crate) fn sends(
+    ctx: *mut c_void,
+    address: &Address,
+    peer: &Address,
+    holds: impl Fn(*mut bpf_sock) -> bool,
+) -> bool {
+    let (mut tuple, size) = tuple(peer, address);
     // SAFETY: as in `any`.
     unsafe {
         let current = BPF_F_CURRENT_NETNS as u64;

@@ -259,6 +259,9 @@ fn ingress(ctx: SkBuffContext) -> i32 {
     if entry::is_for_the_agent(socket) {
         return PASS;
     }
+    if entry::is_a_clients_copy(&ctx) {
+        return DROP;
+    }
     let client = client_of(socket.cast());
     if !entry::is_open(&ctx, socket, client.as_deref()) {
         return DROP;
@@ -277,6 +280,9 @@ fn egress(ctx: SkBuffContext) -> i32 {
     let Some(socket) = exit::socket_of(&ctx) else {
         return PASS;
     };
+    if exit::is_astray(&ctx) {
+        return DROP;
+    }
     if exit::is_none_yet(socket) {
         return PASS;
     }

@@ -110,9 +110,10 @@ pub(crate) static BLANK: Array<Path, 1> = Array::new();
 /// What a datagram socket carries that asks for names.
 #[btf_map]
 pub(crate) static ASKERS: SocketStorage<Asker, LAZY> = SocketStorage::new();
-/// Queries that left and that the agent has not read yet; it takes them. Full means refused.
+/// Queries that left and that the agent has not read yet; it takes them. The latest are kept, so that nobody fills it with what is
+/// never read.
 #[btf_map]
-pub(crate) static QUERIES: HashMap<Query, Asker, { MAX_QUERIES as usize }, LAZY> = HashMap::new();
+pub(crate) static QUERIES: LruHashMap<Query, Asker, { MAX_QUERIES as usize }> = LruHashMap::new();
 /// Workload → account.
 #[btf_map]
 pub(crate) static ACCOUNTS: PerCpuArray<Account, { MAX_WORKLOADS as usize + 1 }> =

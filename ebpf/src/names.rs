@@ -162,7 +162,7 @@ pub(crate) fn may_arrive(ctx: &SkBuffContext, socket: *mut bpf_sock, client: &Cl
 }
 
 #[inline(always)]
-fn is_the_agent(address: &Address, netns: u64) -> bool {
+pub(crate) fn is_the_agent(address: &Address, netns: u64) -> bool {
     let agent = namespace::ports(netns).and_then(|ports| steer::listener_for(address, &ports));
     agent.is_some_and(|agent| agent == *address)
 }

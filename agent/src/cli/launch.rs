@@ -129,7 +129,8 @@ fn give_up_capabilities() -> anyhow::Result<()> {
 /// - sockets of other families than Unix, IPv4, IPv6 and netlink do not exist (no vsock, packet, XDP, …);
 /// - netlink speaks of addresses and routes alone;
 /// - io_uring does not exist: its operations pass by a seccomp filter unseen;
-/// - taking descriptors out of other processes, and loading eBPF, are refused;
+/// - taking descriptors out of other processes, loading eBPF, and asking the kernel for keys, which a program of root's outside
+///   would get (from DNS, for one), are refused;
 /// - what is typed into its terminal is not the command's to write: the shell that started it would run that.
 ///
 /// Debuggers work. Programs for another architecture than the host's own are killed: their system calls have other
@@ -177,7 +178,7 @@ fn filters() -> anyhow::Result<Vec<BpfProgram>> {
         )?,
         filter(&[libc::SYS_io_uring_setup], &[], errno(libc::ENOSYS))?,
         filter(
-            &[libc::SYS_pidfd_getfd, libc::SYS_bpf],
+            &[libc::SYS_pidfd_getfd, libc::SYS_bpf, libc::SYS_request_key],
             &[],
             errno(libc::EPERM),
         )?,

@@ -24,7 +24,9 @@ impl Fence {
         // the SYN says so once more where the kernel has kept it (no SYN cookies).
         let peer = SocketAddr::try_from(getpeername(accepted).ok()??).ok()?;
         let found = self.maps.accepted.get(&accepted.as_raw_fd(), 0);
-        let is_its = |steered: &Steered| syn.is_none_or(|syn| steered.syn == syn);
+        let is_its = |steered: &Steered| {
+            steered.connection.cookie != 0 && syn.is_none_or(|syn| steered.syn == syn)
+        };
         if let Some(steered) = found.ok().filter(is_its) {
             return Some(self.flow(&steered));
         }

@@ -77,8 +77,8 @@ pub(super) const HOOKS: &[Hook] = &[
         name: "ingress",
         attach: 0,
         since: None,
-        holds: false,
-        leaves_open: "nothing leaves that should not; connections to ports that the workload may not listen on are made and not answered, bytes and packets received are not counted, and who takes the agent's port within a connection's first moment could answer it",
+        holds: true,
+        leaves_open: "who takes the agent's port within a connection's first moment is sent what follows; IPv4 broadcasts reach the host's own sockets; connections to ports that the workload may not listen on are made and not answered; bytes and packets received are not counted",
     },
     Hook {
         name: "sock_release",
@@ -197,7 +197,7 @@ pub(super) const HOOKS: &[Hook] = &[
         attach: LSM,
         since: SINCE_LSM,
         holds: true,
-        leaves_open: "sockets of families other than IP, Unix and netlink (packet, VSOCK, XDP …): under `tollgate run` its seccomp filter stops them; in units, `RestrictAddressFamilies=`",
+        leaves_open: "sockets of families other than IP, Unix and netlink (packet, VSOCK, XDP, PPPOX, RDS, TIPC …), of which some need no privilege and send over IP unseen: under `tollgate run` its seccomp filter stops them; in units, `RestrictAddressFamilies=`",
     },
     Hook {
         name: "ptrace_access_check",

@@ -451,3 +451,57 @@ if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
         assert!(open.contains(way), "it is the fence that keeps it: {open}");
     }
 }
+
+/// Hears what the host's own sockets are given a copy of.
+const LISTEN_TO_MANY: &str = "
+import ctypes
+assert ctypes.CDLL(None).setns(os.open('/proc/{PID}/ns/net', os.O_RDONLY), 0x40000000) == 0
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 5353)); s.settimeout(0.5)
+s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('224.0.0.251') + socket.inet_aton('10.9.0.1'))
+say('ready'); sys.stdin.readline()
+heard = set()
+while True:
+    try: heard.add(s.recv(64).decode())
+    except TimeoutError: break
+say(*sorted(heard))
+";
+
+/// Sends to many at once, with a socket of either family.
+const TO_MANY: &str = "
+came = {}
+for kind, ip in ('group', '224.0.0.251'), ('all', '255.255.255.255'), ('subnet', '10.9.0.255'):
+    for f, to in (socket.AF_INET, ip), (socket.AF_INET6, '::ffff:' + ip):
+        called = kind + ('4' if f == socket.AF_INET else '-mapped')
+        s = socket.socket(f, socket.SOCK_DGRAM); s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        came[called] = name(lambda: (s.connect((to, 5353)), s.send(called.encode())))
+say(came)
+";
+
+/// The kernel gives a copy to whoever listens on the host, before the last look at what leaves.
+#[test]
+fn nobody_on_the_host_hears_what_is_sent_to_many() {
+    let mut stand = Stand::new();
+    let client = format!(
+        "import ctypes
+if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
+{CABLE}\nsay('in')\nfor line in sys.stdin:\n    exec({TO_MANY:?})"
+    );
+    let mut client = Running::start(&stand.cgroup, &client);
+    assert_eq!(client.line(), "in");
+    let listen = LISTEN_TO_MANY.replace("{PID}", &client.pid().to_string());
+    let mut try_all = || {
+        let mut listener = Running::start_outside(&listen);
+        assert_eq!(listener.line(), "ready");
+        client.send("go\n");
+        let came = client.line();
+        listener.send("\n");
+        (came, listener.line())
+    };
+    let (came, heard) = try_all();
+    assert_eq!(heard, "", "{came}");
+    assert!(!came.contains("ok"), "{came}");
+    stand.lift();
+    let (came, heard) = try_all();
+    let all = "all-mapped all4 group-mapped group4 subnet-mapped subnet4";
+    assert_eq!(heard, all, "it is the fence that keeps it: {came}");
+}

@@ -139,7 +139,10 @@ impl Unit {
 fn print(lines: &[Line]) {
     let names = lines.iter().map(|line| line.name.len());
     let width = names.max().unwrap_or_default();
-    println!("{:<width$} {:>12} {:>13}  result", "figure", "measured", "goal");
+    println!(
+        "{:<width$} {:>12} {:>13}  result",
+        "figure", "measured", "goal"
+    );
     for line in lines {
         let result = line.result();
         let colour = match result {

@@ -302,6 +302,26 @@ except OSError as error:
 
 
 @both
+def inherited_and_asked_with(family, text):
+    """That it asked for a name with the socket makes it no socket of its own."""
+    s = connected_to_send[family]
+    s.set_inheritable(True)
+    program = """import socket, sys
+s = socket.socket(fileno=int(sys.argv[1]))
+try:
+    s.sendto(b"query", (sys.argv[3], 53))
+except OSError:
+    pass
+try:
+    s.send(sys.argv[2].encode())
+except OSError as error:
+    sys.exit(error.errno)"""
+    asked = resolver if family == V4 else LOCAL[V6]
+    words = [sys.executable, "-c", program, str(s.fileno()), text.decode(), asked]
+    child(lambda: os.execv(sys.executable, words))
+
+
+@both
 def passed(family, text):
     stream(family, LOCAL[family], text, handed("passed", family))
 
@@ -493,6 +513,9 @@ if os.fork() == 0:
 outside.close()
 inherited_sockets = {family: socket.socket(family, TCP) for family in (V4, V6)}
 connected_sockets = {family: socket.create_connection((LOCAL[family], port)) for family in (V4, V6)}
+connected_to_send = {family: socket.socket(family, UDP) for family in (V4, V6)}
+for family, s in connected_to_send.items():
+    s.connect((LOCAL[family], port))
 if cgroup:
     with open(cgroup + "/cgroup.procs", "w") as file:
         file.write("0")
