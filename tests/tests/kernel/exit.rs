@@ -337,7 +337,7 @@ ip('route', 'add', 'default', 'via', '10.9.0.2', 'dev', 'c0'); ip('-6', 'route',
 
 /// Says what TCP and UDP it sees leave by the cable: a name that stands between `<` and `>`, or `syn`.
 const SNIFF: &str = "
-import ctypes
+import ctypes, re
 assert ctypes.CDLL(None).setns(os.open('/proc/{PID}/ns/net', os.O_RDONLY), 0x40000000) == 0
 s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)); s.bind(('c1', 3)); s.settimeout(0.5)
 say('ready'); sys.stdin.readline()
@@ -348,8 +348,7 @@ while True:
     ports = 20 if p[0] >> 4 == 4 else 40
     protocol = p[9] if ports == 20 else p[6]
     if protocol == 6 and p[ports + 13] & 2: heard.add('syn')
-    begin, end = p.rfind(b'<'), p.rfind(b'>')
-    if 0 <= begin < end: heard.add(p[begin + 1:end].decode())
+    heard.update(name.decode() for name in re.findall(b'<((?:tcp|udp)_[a-z_]+[46])>', p))
 say(*sorted(heard))
 ";
 
