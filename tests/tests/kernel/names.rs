@@ -340,9 +340,9 @@ fn queries_that_are_not_read_are_bounded() {
     let flood = format!(
         "{DATAGRAM}
 s = datagram('127.77.8.12'); s.connect(('127.77.8.12', 53))
-print(sum(name(lambda: s.send(n.to_bytes(2, 'little'))) == 'ok' for n in range(65535)))"
+print(sum(name(lambda: s.send(n.to_bytes(2, 'little'))) == 'ok' for n in range(24000)))"
     );
-    assert_eq!(stand.run(&flood), "65535");
+    assert_eq!(stand.run(&flood), "24000");
     // What it did not read of the flood is not in its way.
     stand.dns6.recv(&mut [0; 64]).unwrap_err();
     let ask = format!(

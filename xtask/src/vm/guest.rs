@@ -29,6 +29,16 @@ pub(super) struct Share {
     pub(super) of: u32,
 }
 
+impl Share {
+    /// This machine's share of the program that comes `turn`th: who has had the most of one has not of the next.
+    fn at(self, turn: u32) -> Self {
+        Self {
+            number: (self.number + self.of - turn % self.of) % self.of,
+            ..self
+        }
+    }
+}
+
 /// A line that came out of the machine.
 pub(super) enum Said<'a> {
     /// A program of tests begins.
@@ -151,8 +161,8 @@ impl Plan<'_> {
                 share,
             } => {
                 text.push_str("code=0\n");
-                for program in *programs {
-                    text.push_str(&tests(program, *filter, *share));
+                for (turn, program) in (0..).zip(*programs) {
+                    text.push_str(&tests(program, *filter, share.at(turn)));
                 }
             }
         }
@@ -225,6 +235,17 @@ mod tests {
             text.contains(r#"bash -c 'echo '\''a b'\'' "$HOME"' </dev/null"#),
             "{text}"
         );
+    }
+
+    #[test]
+    fn each_share_is_somebodys_at_every_turn() {
+        for turn in 0..7 {
+            let shares = (0..3).map(|number| Share { number, of: 3 }.at(turn).number);
+            let mut shares: Vec<u32> = shares.collect();
+            shares.sort_unstable();
+            assert_eq!(shares, [0, 1, 2]);
+        }
+        assert_eq!(Share { number: 1, of: 3 }.at(1).number, 0);
     }
 
     #[test]
