@@ -211,7 +211,7 @@ fn detail(reason: Reason) -> &'static str {
             "the connection was addressed to the agent itself: connect to the API's own address"
         }
         Reason::Unrecorded => {
-            "who made the connection or DNS query could not be recorded, so it was refused: too many at once, the same query again before the agent has read it, or no memory"
+            "who made the connection or DNS query could not be recorded, so it was refused: the same query again before the agent has read it, or no memory"
         }
         Reason::Namespace => {
             "the agent does not listen in this connection's network namespace: it has been told and comes if it can (`tollgate status` says why it could not); connect again"

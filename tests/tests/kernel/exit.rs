@@ -322,9 +322,10 @@ say(name(lambda: udp.send(b'xx')), name(lambda: udp.sendto(b'xx', ('127.77.7.8',
     assert_quiet(&stand.agent4);
 }
 
-/// Makes a cable in a network namespace, with the way to everywhere over its one end.
+/// Makes a network namespace and a cable in it, with the way to everywhere over its one end.
 const CABLE: &str = "
-import subprocess
+import ctypes, subprocess
+if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
 def ip(*words): subprocess.run(['ip', *words], check=True)
 ip('link', 'add', 'c0', 'type', 'veth', 'peer', 'name', 'c1')
 for end in 'c0', 'c1': ip('link', 'set', end, 'up')
@@ -407,11 +408,7 @@ say(came)
 #[test]
 fn what_leaves_by_another_device_does_not_leave() {
     let mut stand = Stand::new();
-    let unshared = "import ctypes
-if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
-";
-    let client =
-        format!("{unshared}{CABLE}\nsay('in')\nfor line in sys.stdin:\n    exec({BY_DEVICE:?})");
+    let client = format!("{CABLE}\nsay('in')\nfor line in sys.stdin:\n    exec({BY_DEVICE:?})");
     let mut client = Running::start(&stand.cgroup, &client);
     assert_eq!(client.line(), "in");
     let network = tollgate::kernel::namespaces::Network::of(client.pid(), client.pid()).unwrap();
@@ -481,11 +478,7 @@ say(came)
 #[test]
 fn nobody_on_the_host_hears_what_is_sent_to_many() {
     let mut stand = Stand::new();
-    let client = format!(
-        "import ctypes
-if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
-{CABLE}\nsay('in')\nfor line in sys.stdin:\n    exec({TO_MANY:?})"
-    );
+    let client = format!("{CABLE}\nsay('in')\nfor line in sys.stdin:\n    exec({TO_MANY:?})");
     let mut client = Running::start(&stand.cgroup, &client);
     assert_eq!(client.line(), "in");
     let listen = LISTEN_TO_MANY.replace("{PID}", &client.pid().to_string());
