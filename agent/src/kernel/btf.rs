@@ -13,6 +13,8 @@ const MAX_BYTES: u64 = 128 << 20;
 const MAX_DEPTH: usize = 16;
 
 const MAGIC: u32 = 0xeb9f;
+/// Bytes of a type before what depends on its kind.
+const HEAD: usize = 12;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 
@@ -157,25 +159,27 @@ impl<'a> Btf<'a> {
 
     /// Types are numbered from 1 in the order they stand.
     fn index(&mut self) -> Option<()> {
-        let mut at = 0;
-        while at < self.body.len() {
-            let info = word(self.body, at + 4)?;
-            let kind = (info >> 24) & 0x1f;
-            let members = info & 0xffff;
+        let (mut rest, mut at) = (self.body, 0);
+        // A kernel has a hundred thousand of them, and the agent's start waits for this.
+        while let Some((head, body)) = rest.split_first_chunk() {
+            let [name, info, refers_to] = words(head);
+            let (kind, members) = ((info >> 24) & 0x1f, info & 0xffff);
             if kind == STRUCT {
                 self.structs.push(self.types.len());
             }
             self.types.push(Type {
-                name: word(self.body, at)?,
+                name,
                 kind,
                 members,
                 bit_fields: info >> 31 == 1,
-                refers_to: word(self.body, at + 8)?,
-                body: at + 12,
+                refers_to,
+                body: at + HEAD,
             });
-            at += 12 + tail(kind, members)?;
+            let tail = tail(kind, members)?;
+            rest = body.get(tail..)?;
+            at += HEAD + tail;
         }
-        Some(())
+        rest.is_empty().then_some(())
     }
 
     /// Bytes from the start of a struct to the member that `path` leads to, through structs within.
@@ -254,6 +258,16 @@ fn tail(kind: u32, members: u32) -> Option<usize> {
         6 | 13 => 8 * members,
         _ => return None,
     })
+}
+
+/// The three words that each type begins with.
+fn words(head: &[u8; HEAD]) -> [u32; 3] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = *head;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+    ]
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
