@@ -37,15 +37,17 @@ pub fn eventually<T>(limit: Duration, mut done: impl FnMut() -> Option<T>) -> Op
     }
 }
 
-/// What a promise of at most `limit` allows on this machine: more where `TOLLGATE_TESTS_SLOWER` says that it is
-/// emulated and how many times slower it is for that.
-pub fn at_most(limit: Duration) -> Duration {
+/// How many times slower this machine is than what promises are made for: 1, but where `TOLLGATE_TESTS_SLOWER` says that
+/// it is emulated.
+pub fn slower() -> u32 {
     let slower = std::env::var("TOLLGATE_TESTS_SLOWER");
-    limit
-        * slower
-            .ok()
-            .and_then(|times| times.parse().ok())
-            .unwrap_or(1)
+    let times = slower.ok().and_then(|times| times.parse().ok());
+    times.map_or(1, |times: u32| times.max(1))
+}
+
+/// What a promise of at most `limit` allows on this machine.
+pub fn at_most(limit: Duration) -> Duration {
+    limit * slower()
 }
 
 /// What `systemd-analyze security` may find at most, in tenths of 0 to 100; it is what it is, so that a directive that

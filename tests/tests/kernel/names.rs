@@ -340,9 +340,9 @@ fn queries_that_are_not_read_are_bounded() {
     let flood = format!(
         "{DATAGRAM}
 s = datagram('127.77.8.12'); s.connect(('127.77.8.12', 53))
-print(sum(name(lambda: s.send(n.to_bytes(2, 'little'))) == 'ok' for n in range(24000)))"
+print(sum(s.send(n.to_bytes(2, 'little')) for n in range(18000)))"
     );
-    assert_eq!(stand.run(&flood), "24000");
+    assert_eq!(stand.run(&flood), "36000", "all of it is sent");
     // What it did not read of the flood is not in its way.
     stand.dns6.recv(&mut [0; 64]).unwrap_err();
     let ask = format!(
@@ -356,16 +356,17 @@ say(name(lambda: datagram('::1').sendto(b'xx', ('::1', 53))))"
     let kept = |stand: &Stand| {
         let pin = stand.options.pin_dir.join("maps/QUERIES");
         let output = std::process::Command::new("bpftool")
-            .args(["-j", "map", "dump", "pinned"])
+            .args(["map", "dump", "pinned"])
             .arg(pin)
             .output()
             .unwrap();
-        let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        all.as_array().unwrap().len()
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert!(told.starts_with('['), "{told}");
+        told.matches("\"key\": ").count()
     };
-    assert!((8_192..=16_384).contains(&kept(&stand)), "{}", kept(&stand));
-    stand.fence().forget_queries(since_boot() - 60_000_000_000);
-    assert!(kept(&stand) >= 8_192, "none is so old");
+    stand.fence().forget_queries(since_boot().saturating_sub(60_000_000_000));
+    let all = kept(&stand);
+    assert!((8_192..=16_384).contains(&all), "{all}; none is so old");
     stand.fence().forget_queries(since_boot());
     assert_eq!(kept(&stand), 0);
     assert_eq!(stand.run(&ask), "ok");

@@ -3,18 +3,22 @@ use crate::support::*;
 use std::io::Read;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Per client; there are four, two over each family.
-const CONNECTIONS: u32 = 2_500;
+/// Per client; there are four, two over each family. Fewer where the machine is emulated: their ports change hands
+/// there too, and what races between processors is tried where there are several.
+fn connections() -> u32 {
+    2_500 / harness::slower().min(5)
+}
 
 /// Connects again and again from a few ports of its own, tells who and which it is, and ends abruptly
 /// (so that the port is free at once) or properly by turns.
 fn client(ip: &str, seed: u16) -> String {
+    let connections = connections();
     format!(
         "import struct
 n = 0; at = 0; refused = 0
 local = '::1' if ':' in '{ip}' else '127.0.0.1'
 ports = range(61000 + {seed} * 40, 61000 + {seed} * 40 + 40)
-while n < {CONNECTIONS}:
+while n < {connections}:
     s = socket.socket(family('{ip}'), socket.SOCK_STREAM)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if n % 2: s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
@@ -33,8 +37,9 @@ say('done')"
 }
 
 #[test]
-fn ten_thousand_connections_each_have_their_own_owner() {
+fn thousands_of_connections_each_have_their_own_owner() {
     use std::io::Write;
+    let all = 4 * connections();
     let stand = Stand::new();
     let others = stand.cgroup.child("others");
     stand.fence().govern(&others.name, "others").unwrap();
@@ -54,11 +59,15 @@ fn ten_thousand_connections_each_have_their_own_owner() {
     let seen = AtomicU32::new(0);
     std::thread::scope(|scope| {
         for listener in [&stand.agent4, &stand.agent4, &stand.agent6, &stand.agent6] {
-            listener.set_nonblocking(true).unwrap();
+            // Woken at once for a connection; after a while for a look whether there will be any.
+            listener.set_nonblocking(false).unwrap();
+            let wait = Some(std::time::Duration::from_millis(50));
+            socket2::SockRef::from(listener)
+                .set_read_timeout(wait)
+                .unwrap();
             scope.spawn(|| {
-                while seen.load(Ordering::Relaxed) < 4 * CONNECTIONS {
+                while seen.load(Ordering::Relaxed) < all {
                     let Ok((mut accepted, _)) = listener.accept() else {
-                        std::thread::yield_now();
                         continue;
                     };
                     // At once, before anything was read: the record must be there already.
@@ -66,7 +75,7 @@ fn ten_thousand_connections_each_have_their_own_owner() {
                         let (peer, accounts) = (accepted.peer_addr(), stand.fence().accounts());
                         panic!("a connection has no record: {peer:?}, {accounts:?}")
                     });
-                    accepted.set_nonblocking(false).unwrap();
+                    accepted.set_read_timeout(Some(PATIENCE)).unwrap();
                     let mut said = [0; 8];
                     accepted.read_exact(&mut said).unwrap();
                     let (pid, port) = (
@@ -94,7 +103,7 @@ fn ten_thousand_connections_each_have_their_own_owner() {
         .iter()
         .map(|account| account.connections)
         .sum();
-    assert!(connections >= u64::from(4 * CONNECTIONS));
+    assert!(connections >= u64::from(all));
 }
 
 /// Workloads, each with a cgroup.
