@@ -1,7 +1,7 @@
 //! Running other programs: where the tools are, progress, and signals passed on.
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader, IsTerminal as _};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -98,19 +98,41 @@ pub(crate) fn output(mut command: Command) -> Result<Output> {
 }
 
 /// Runs to the end and gives each line of its output to `each`; its errors go to the terminal.
-pub(crate) fn lines(mut command: Command, mut each: impl FnMut(&str)) -> Result<bool> {
+pub(crate) fn lines(command: Command, mut each: impl FnMut(&str)) -> Result<bool> {
+    read(command, Stdio::null(), |line| {
+        each(line);
+        None
+    })
+}
+
+/// The same, where what `each` returns is the next line of its input.
+pub(crate) fn talk(command: Command, each: impl FnMut(&str) -> Option<String>) -> Result<bool> {
+    read(command, Stdio::piped(), each)
+}
+
+fn read(
+    mut command: Command,
+    input: Stdio,
+    mut each: impl FnMut(&str) -> Option<String>,
+) -> Result<bool> {
     stop_if_interrupted()?;
     let mut child = command
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {}", shown(&command)))?;
     let watched = Watched::new(&child);
+    let mut input = child.stdin.take();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).split(b'\n') {
-            each(&String::from_utf8_lossy(&line?));
+            let answer = each(&String::from_utf8_lossy(&line?));
+            if let (Some(answer), Some(input)) = (answer, &mut input) {
+                // Whoever does not take it has ended, and how is told below.
+                let _ = writeln!(input, "{answer}");
+            }
         }
     }
+    drop(input);
     let status = child.wait()?;
     drop(watched);
     stop_if_interrupted()?;

@@ -4,6 +4,7 @@
 //! file system and kernel are made once and kept below `target/vm`; a run never changes them.
 
 mod apt;
+mod deal;
 mod guest;
 mod images;
 mod kernel;
@@ -13,7 +14,8 @@ mod root;
 use crate::test::tally::{Reading, Tally};
 use crate::{build, setup, sh};
 use anyhow::{Result, bail};
-use guest::{Plan, Said, Share};
+use deal::Deck;
+use guest::{Plan, Said};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -38,23 +40,8 @@ pub(crate) struct Args {
     command: Vec<String>,
 }
 
-/// A test program that is run in the machine.
-pub(super) struct Program {
-    pub(super) name: &'static str,
-    /// Tests left to the host: starts of their names, each with why.
-    pub(super) skip: &'static [(&'static str, &'static str)],
-}
-
-const PROGRAMS: &[Program] = &[
-    Program {
-        name: "installed",
-        skip: &[],
-    },
-    Program {
-        name: "kernel",
-        skip: &[],
-    },
-];
+/// The test programs that run in the machine, dealt from the end: first what takes longest.
+const PROGRAMS: &[&str] = &["kernel", "installed"];
 
 /// Minutes that the tests may take as a part of `cargo xtask test`.
 const TESTS_MINUTES: u32 = 12;
@@ -124,7 +111,7 @@ impl Assembled {
             // Machines that share the host's cores spend some of them where one processor waits for another that is not
             // running. What races between processors is tried on the host's, and in one machine by `cargo xtask vm CMD`.
             match plan {
-                Plan::Tests { .. } => 1,
+                Plan::Tests => 1,
                 Plan::Command(_) | Plan::Shell => 2,
             },
         ))
@@ -136,9 +123,12 @@ fn command(assembled: &Assembled, args: &Args) -> Result<()> {
     let mut code = None;
     assembled
         .with(&Plan::Command(&line))?
-        .run(args.minutes, |line| match guest::said(line) {
-            Said::End(status) => code = Some(status),
-            _ => println!("{line}"),
+        .run(args.minutes, |line| {
+            match guest::said(line) {
+                Said::End(status) => code = Some(status),
+                _ => println!("{line}"),
+            }
+            None
         })?;
     match code {
         Some(0) => Ok(()),
@@ -157,56 +147,56 @@ fn run_tests(
         "      Linux {}, {MACHINES} machines",
         assembled.kernel.release
     );
+    let deck = Deck::of(&assembled.programs, PROGRAMS, filter)?;
     let machines = (0..MACHINES)
-        .map(|number| {
-            let share = Share {
-                number,
-                of: MACHINES,
-            };
-            let plan = Plan::Tests {
-                programs: PROGRAMS,
-                filter,
-                share,
-            };
-            assembled.numbered(&plan, number)
-        })
+        .map(|number| assembled.numbered(&Plan::Tests, number))
         .collect::<Result<Vec<_>>>()?;
     std::thread::scope(|scope| {
+        let deck = &deck;
         let running: Vec<_> = (0..)
             .zip(&machines)
-            .map(|(number, machine)| scope.spawn(move || run_share(machine, number, minutes)))
+            .map(|(number, machine)| scope.spawn(move || deal(machine, number, minutes, deck)))
             .collect();
-        for share in running {
-            match share.join() {
-                Ok(share) => tally.add(share),
+        for machine in running {
+            match machine.join() {
+                Ok(came_to) => tally.add(came_to),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
     });
+    let left = deck.left();
+    if left > 0 {
+        tally.fail(format!("vm: {left} tests were not run"));
+    }
     Ok(())
 }
 
-/// What one machine's share of the tests came to.
-fn run_share(machine: &machine::Machine, number: u32, minutes: u32) -> Tally {
+/// What the tests came to that one machine asked for.
+fn deal(machine: &machine::Machine, number: u32, minutes: u32, deck: &Deck) -> Tally {
     let mut tally = Tally::default();
     let began = Instant::now();
     let (mut reading, mut ended) = (None, false);
-    let ran = machine.run(minutes, |line| match guest::said(line) {
-        Said::Program(name) => {
-            let name = format!("vm {number} · {name}");
-            println!("      {name} ({})", sh::seconds(began.elapsed()));
-            reading = Some(Reading::of(name));
-        }
-        Said::Exit(code) => {
-            if let Some(reading) = reading.take() {
-                reading.end(code == 0, &mut tally);
+    let ran = machine.run(minutes, |line| {
+        match guest::said(line) {
+            Said::Next => {
+                let hand = deck.hand(MACHINES);
+                reading = hand
+                    .as_ref()
+                    .map(|hand| Reading::of(format!("vm {number} · {}", hand.program)));
+                return Some(hand.map_or_else(String::new, |hand| hand.line()));
             }
+            Said::Exit(code) => {
+                if let Some(reading) = reading.take() {
+                    reading.end(code == 0, &mut tally);
+                }
+            }
+            Said::End(_) => ended = true,
+            Said::Line(line) => match &mut reading {
+                Some(reading) => reading.line(line, &mut tally),
+                None => println!("        {line}"),
+            },
         }
-        Said::End(_) => ended = true,
-        Said::Line(line) => match &mut reading {
-            Some(reading) => reading.line(line, &mut tally),
-            None => println!("        {line}"),
-        },
+        None
     });
     if let Some(reading) = reading {
         reading.end(false, &mut tally);

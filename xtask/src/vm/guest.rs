@@ -1,5 +1,5 @@
 //! What the machine is given: programs, the files that tests look at, and what to do; and what it says of it.
-use super::{Program, folder, images};
+use super::{folder, images};
 use crate::sh;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -8,42 +8,19 @@ use std::path::{Path, PathBuf};
 
 /// What to do in the machine.
 pub(super) enum Plan<'a> {
-    /// Test programs one after the other.
-    Tests {
-        programs: &'a [Program],
-        filter: Option<&'a str>,
-        share: Share,
-    },
+    /// Tests that it asks for, until there are no more.
+    Tests,
     /// One line for its shell.
     Command(&'a str),
     /// Whatever a person types.
     Shell,
 }
 
-/// Which of the tests: every `of`th, from the `number`th.
-#[derive(Clone, Copy)]
-pub(super) struct Share {
-    /// Below `of`.
-    pub(super) number: u32,
-    /// How many machines there are.
-    pub(super) of: u32,
-}
-
-impl Share {
-    /// This machine's share of the program that comes `turn`th: who has had the most of one has not of the next.
-    fn at(self, turn: u32) -> Self {
-        Self {
-            number: (self.number + self.of - turn % self.of) % self.of,
-            ..self
-        }
-    }
-}
-
 /// A line that came out of the machine.
 pub(super) enum Said<'a> {
-    /// A program of tests begins.
-    Program(&'a str),
-    /// It ended with this status.
+    /// It wants tests: a hand of them, or an empty line.
+    Next,
+    /// A program with tests of it ended with this status.
     Exit(i32),
     /// Everything was done; the status of the whole.
     End(i32),
@@ -58,7 +35,7 @@ const MARK: &str = "@vm ";
 const FILES: &[&str] = &["README.md", "agent/schema", "docs", "systemd", "tests"];
 
 /// Builds the test programs; their names and where they are, the agent's among them.
-pub(super) fn compile(programs: &[Program]) -> Result<Vec<(String, PathBuf)>> {
+pub(super) fn compile(programs: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let mut cargo = sh::command("cargo");
     cargo.args([
         "test",
@@ -69,7 +46,7 @@ pub(super) fn compile(programs: &[Program]) -> Result<Vec<(String, PathBuf)>> {
     ]);
     cargo.arg("--message-format=json-render-diagnostics");
     for program in programs {
-        cargo.args(["--test", program.name]);
+        cargo.args(["--test", program]);
     }
     let mut built = vec![(
         "tollgate".to_owned(),
@@ -79,8 +56,8 @@ pub(super) fn compile(programs: &[Program]) -> Result<Vec<(String, PathBuf)>> {
         bail!("the tests do not build");
     }
     for program in programs {
-        if !built.iter().any(|(name, _)| name == program.name) {
-            bail!("cargo built no test program {}", program.name);
+        if !built.iter().any(|(name, _)| name == program) {
+            bail!("cargo built no test program {program}");
         }
     }
     Ok(built)
@@ -155,16 +132,15 @@ impl Plan<'_> {
                 let quoted = line.replace('\'', r"'\''");
                 let _ = writeln!(text, "bash -c '{quoted}' </dev/null\ncode=$?");
             }
-            Self::Tests {
-                programs,
-                filter,
-                share,
-            } => {
-                text.push_str("code=0\n");
-                for (turn, program) in (0..).zip(*programs) {
-                    text.push_str(&tests(program, *filter, share.at(turn)));
-                }
-            }
+            // What it is told is not to be heard as what it says.
+            Self::Tests => text.push_str(&format!(
+                "code=0\nstty -echo\n\
+                 while echo '{MARK}next' && read -r program tests && [ -n \"$program\" ]; do\n\
+                 $program --test-threads=1 --color=never --exact $tests </dev/null 2>&1\n\
+                 status=$?; [ $status = 0 ] || code=1\n\
+                 echo; echo '{MARK}exit' $status\n\
+                 done\n"
+            )),
         }
         let _ = writeln!(text, "echo; echo '{MARK}end' $code");
         // What is still on the line would be lost with the power.
@@ -173,38 +149,12 @@ impl Plan<'_> {
     }
 }
 
-/// Lines of the script that run this share of one program's tests.
-fn tests(program: &Program, filter: Option<&str>, share: Share) -> String {
-    let (name, Share { number, of }) = (program.name, share);
-    let mut chosen = String::new();
-    for (test, _) in program.skip {
-        let _ = write!(chosen, " --skip '{test}'");
-    }
-    if let Some(filter) = filter {
-        let _ = write!(chosen, " '{}'", filter.replace('\'', ""));
-    }
-    // Without a filter there are some for everybody.
-    let none = match filter {
-        Some(_) => ":".to_owned(),
-        None => format!("echo '{MARK}program {name}'; echo '{MARK}exit' 1; code=1"),
-    };
-    format!(
-        "tests=$({name} --list --format terse{chosen} | sed -n 's/: test$//p' | awk 'NR % {of} == {number}')\n\
-         if [ -n \"$tests\" ]; then\n\
-         echo '{MARK}program {name}'\n\
-         {name} --test-threads=1 --color=never --exact $tests </dev/null 2>&1\n\
-         status=$?; [ $status = 0 ] || code=1\n\
-         echo; echo '{MARK}exit' $status\n\
-         else {none}; fi\n"
-    )
-}
-
 /// Tells the plan's own lines from the programs'.
 pub(super) fn said(line: &str) -> Said<'_> {
     let mut words = line.strip_prefix(MARK).unwrap_or_default().split(' ');
     let status = |word: Option<&str>| word.and_then(|word| word.parse().ok()).unwrap_or(1);
     match words.next() {
-        Some("program") => Said::Program(words.next().unwrap_or_default()),
+        Some("next") => Said::Next,
         Some("exit") => Said::Exit(status(words.next())),
         Some("end") => Said::End(status(words.next())),
         _ => Said::Line(line),
@@ -217,10 +167,7 @@ mod tests {
 
     #[test]
     fn the_plans_own_lines_are_told_apart() {
-        assert!(matches!(
-            said("@vm program kernel"),
-            Said::Program("kernel")
-        ));
+        assert!(matches!(said("@vm next"), Said::Next));
         assert!(matches!(said("@vm exit 101"), Said::Exit(101)));
         assert!(matches!(said("@vm end 0"), Said::End(0)));
         // What cannot be read is a failure.
@@ -233,31 +180,6 @@ mod tests {
         let text = Plan::Command("echo 'a b' \"$HOME\"").text();
         assert!(
             text.contains(r#"bash -c 'echo '\''a b'\'' "$HOME"' </dev/null"#),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn each_share_is_somebodys_at_every_turn() {
-        for turn in 0..7 {
-            let shares = (0..3).map(|number| Share { number, of: 3 }.at(turn).number);
-            let mut shares: Vec<u32> = shares.collect();
-            shares.sort_unstable();
-            assert_eq!(shares, [0, 1, 2]);
-        }
-        assert_eq!(Share { number: 1, of: 3 }.at(1).number, 0);
-    }
-
-    #[test]
-    fn tests_that_are_left_out_are_named() {
-        let program = Program {
-            name: "kernel",
-            skip: &[("stress::", "slow")],
-        };
-        let text = tests(&program, Some("steer"), Share { number: 1, of: 2 });
-        assert!(
-            text.contains("kernel --list --format terse --skip 'stress::' 'steer' |")
-                && text.contains("NR % 2 == 1"),
             "{text}"
         );
     }

@@ -5,10 +5,10 @@ use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Kernel's parameters: all words to the first serial line, no pause after a panic, and short waits for readers, of which
-/// every fence that is put up or taken down has many.
+/// Kernel's parameters: all words to the first serial line, no pause after a panic, short waits for readers, of which every
+/// fence that is put up or taken down has many, and pages cleared word by word: string instructions cost more here.
 const PARAMETERS: &str = "console=ttyS0 root=/dev/vda rw panic=-1 loglevel=4 mitigations=off \
-     rcupdate.rcu_expedited=1 systemd.show_status=0 systemd.default_timeout_start_sec=60s";
+     rcupdate.rcu_expedited=1 clearcpuid=rep_good systemd.show_status=0 systemd.default_timeout_start_sec=60s";
 
 /// Everything that qemu emulates, but what costs it more than it gives: the kernel takes string instructions that are said to be fast
 /// for every copy, and they are emulated byte by byte; and a fifth level of page tables is one more to walk.
@@ -46,12 +46,16 @@ impl Machine {
         }
     }
 
-    /// Runs to its end and gives each line of the second serial line to `each`.
-    pub(super) fn run(&self, minutes: u32, mut each: impl FnMut(&str)) -> Result<()> {
+    /// Runs to its end and gives each line of the second serial line to `each`, which may answer with a line.
+    pub(super) fn run(
+        &self,
+        minutes: u32,
+        mut each: impl FnMut(&str) -> Option<String>,
+    ) -> Result<()> {
         let mut command = self.command(minutes);
         command.args(["-serial", "stdio"]);
         let began = std::time::Instant::now();
-        let well = sh::lines(command, |line| each(line.trim_end_matches('\r')))?;
+        let well = sh::talk(command, |line| each(line.trim_end_matches('\r')))?;
         if !well && began.elapsed().as_secs() >= u64::from(minutes) * 60 {
             bail!(
                 "the machine was switched off after {minutes} minutes; {}",
