@@ -80,7 +80,8 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
 /// One of [`OFFSETS`]. All of them would be copied to the stack.
 macro_rules! offset {
     ($field:ident) => {{
-        let offsets = core::ptr::from_ref(&$crate::attribute::OFFSETS).cast::<Offsets>();
+        let offsets = core::ptr::from_ref(&$crate::attribute::OFFSETS)
+            .cast::<tollgate_common::settings::Offsets>();
         // SAFETY: `Global` is its value and nothing else; volatile because the agent sets it.
         #[allow(unused_unsafe)] // Where it is asked for in another one.
         let offset = unsafe { core::ptr::read_volatile(&raw const (*offsets).$field) };

@@ -24,7 +24,6 @@ use tollgate_common::{
         Address, CLIENT_CLOSED, CLIENT_KNOWN, Client, Record, SYN_CLOCK, SYN_SEQUENCE, Steered, Syn,
     },
     rules::{is_mapped, loopback4, loopback6},
-    settings::Offsets,
 };
 
 /// A client's SYN leaves from `source`, maybe not for the first time: TCP begins at `transport`.

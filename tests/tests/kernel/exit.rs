@@ -449,6 +449,49 @@ fn what_leaves_by_another_device_does_not_leave() {
     }
 }
 
+/// Asks for a name from an address that is nobody's here.
+const FROM_AFAR: &str = "
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IPV6, 78, 1) # IPV6_FREEBIND
+s.bind(('2001:db8:77::9', 0)); say(name(lambda: s.sendto(b'ask', ('2001:db8::7', 53))))
+";
+
+/// A client may have bound an address that is not the host's: what the agent answers would go there, to whoever has it.
+#[test]
+fn what_the_agent_answers_does_not_leave() {
+    let mut stand = Stand::new();
+    let client = format!("{CABLE}\nsay('in')\nsys.stdin.readline()\n{FROM_AFAR}\nsys.stdin.read()");
+    let mut client = Running::start(&stand.cgroup, &client);
+    assert_eq!(client.line(), "in");
+    let network = tollgate::kernel::namespaces::Network::of(client.pid(), client.pid()).unwrap();
+    let (four, (six, dns6)) = network
+        .within(|| Ok((listen("127.0.0.1:0"), both("[::1]:0"))))
+        .unwrap();
+    let admitted = [four.as_fd(), six.as_fd(), dns6.as_fd()];
+    stand
+        .fence()
+        .admit(&admitted, port(&four), Some(port(&six)))
+        .unwrap();
+    client.send("\n");
+    assert_eq!(client.line(), "ok");
+    let mut query = [0; 8];
+    eventually("the agent is asked", || dns6.peek(&mut query).is_ok());
+    let (_, from) = dns6.recv_from(&mut query).unwrap();
+    assert_eq!(from.ip().to_string(), "2001:db8:77::9");
+    let sniff = SNIFF.replace("{PID}", &client.pid().to_string());
+    let answered = || {
+        let mut sniffer = Running::start_outside(&sniff);
+        assert_eq!(sniffer.line(), "ready");
+        let came = dns6.send_to(b"..<udp_answer6>..", from);
+        sniffer.send("\n");
+        (came.err().map(|e| e.kind()), sniffer.line())
+    };
+    let denied = Some(std::io::ErrorKind::PermissionDenied);
+    assert_eq!(answered(), (denied, String::new()));
+    stand.lift();
+    assert_eq!(answered(), (None, "udp_answer6".to_owned()));
+}
+
 /// Hears what the host's own sockets are given a copy of.
 const LISTEN_TO_MANY: &str = "
 import ctypes

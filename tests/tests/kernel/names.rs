@@ -364,7 +364,9 @@ say(name(lambda: datagram('::1').sendto(b'xx', ('::1', 53))))"
         assert!(told.starts_with('['), "{told}");
         told.matches("\"key\": ").count()
     };
-    stand.fence().forget_queries(since_boot().saturating_sub(60_000_000_000));
+    stand
+        .fence()
+        .forget_queries(since_boot().saturating_sub(60_000_000_000));
     let all = kept(&stand);
     assert!((8_192..=16_384).contains(&all), "{all}; none is so old");
     stand.fence().forget_queries(since_boot());
