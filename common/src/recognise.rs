@@ -323,6 +323,28 @@ pub const fn place(cgroup: u64) -> (usize, u64) {
     )
 }
 
+/// Words of [`Beyond`].
+pub const BEYOND_WORDS: usize = 1 << 16;
+
+/// Cgroups that are to be governed and that `GOVERNED` has no room for: the one entry of `BEYOND`. They are refused.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beyond {
+    /// Bits of [`Beyond::place`]. Two cgroups share one only if four million were made between them.
+    pub bits: [u64; BEYOND_WORDS],
+}
+
+impl Beyond {
+    /// Where a cgroup's bit is: the word, and its bit.
+    #[inline(always)]
+    pub const fn place(cgroup: u64) -> (usize, u64) {
+        (
+            cgroup as usize & (BEYOND_WORDS - 1),
+            1 << ((cgroup / BEYOND_WORDS as u64) & 63),
+        )
+    }
+}
+
 /// A governed cgroup subtree: a value of `GOVERNED`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

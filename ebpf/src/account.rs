@@ -87,9 +87,11 @@ pub(crate) fn refusal(workload: u32, reason: Reason) {
         // Fails if another CPU was first, which is as good.
         let _ = REFUSALS.insert(key, 0, u64::from(BPF_NOEXIST));
     }
-    if let Some(count) = REFUSALS.get_ptr_mut(key) {
+    match REFUSALS.get_ptr_mut(key) {
         // SAFETY: `count` points to a live map value.
-        unsafe { add(count, 1) };
+        Some(count) => unsafe { add(count, 1) },
+        // There is no room for it.
+        None => lost(),
     }
 }
 

@@ -19,6 +19,23 @@ pub(crate) unsafe fn add(to: *mut u64, amount: u64) {
     }
 }
 
+/// `*to &= bits`.
+///
+/// # Safety
+/// As for [`add`].
+#[inline(always)]
+pub(crate) unsafe fn and(to: *mut u64, bits: u64) {
+    // SAFETY: as in `add`.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({to} + 0) &= {bits}",
+            to = in(reg) to,
+            bits = in(reg) bits,
+            options(nostack),
+        );
+    }
+}
+
 /// `*to |= bits`; returns what it was before.
 ///
 /// # Safety

@@ -5,7 +5,7 @@
 use crate::{
     attribute,
     fence::{Attempt, Errno, PASS},
-    maps::PENDING,
+    maps::{self, PENDING},
     namespace, select,
 };
 use aya_ebpf::{EbpfContext as _, programs::SockContext};
@@ -33,6 +33,10 @@ pub(crate) fn bound(ctx: &SockContext, address: Address) -> i32 {
         return attempt.refuse(Reason::Port, Errno::Eperm);
     }
     if attempt.protocol == TCP && attempt.socket_type == STREAM {
+        // It may have been made outside, and may be about to listen.
+        if !attempt.is_unsettled() && maps::make(ctx, attempt.workload).is_none() {
+            return attempt.refuse(Reason::Unrecorded, Errno::Eperm);
+        }
         remember(ctx, &attempt);
     }
     PASS

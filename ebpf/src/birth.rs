@@ -7,9 +7,9 @@
 // A name by value would pass over the stack, which has no room for it; indices are masked to the array's bounds.
 #![allow(clippy::needless_borrows_for_generic_args, clippy::indexing_slicing)]
 use crate::{
-    atomic::fetch_or,
+    atomic::{and, fetch_or},
     attribute::{OFFSETS, pointer, read},
-    maps::{GOVERNED, NAMES, ROOM, Room, STEPS},
+    maps::{BEYOND, GOVERNED, NAMES, ROOM, Room, STEPS},
     repeat::{GO_ON, STOP, repeat},
     select,
 };
@@ -17,8 +17,8 @@ use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_probe_read_kernel_str}
 use tollgate_common::{
     limits::MAX_LEVEL,
     recognise::{
-        ANY_NAME, BY_CONTAINER, CGROUP_NAME, FILTER_WORDS, NODES, SHAPES, Scope, Shape, Step,
-        Subtree, UNSETTLED, place,
+        ANY_NAME, BEYOND_WORDS, BY_CONTAINER, Beyond, CGROUP_NAME, FILTER_WORDS, NODES, SHAPES,
+        Scope, Shape, Step, Subtree, UNSETTLED, place,
     },
 };
 
@@ -59,7 +59,15 @@ pub(crate) fn made(cgroup: u64) -> Option<()> {
 #[inline(always)]
 pub(crate) fn gone(cgroup: u64) -> Option<()> {
     if is_of_v2(cgroup)? {
-        let _ = GOVERNED.remove(id(cgroup)?);
+        let id = id(cgroup)?;
+        let _ = GOVERNED.remove(id);
+        let (word, bit) = beyond(id)?;
+        // SAFETY: `beyond` gives a word of a live map value.
+        unsafe {
+            if core::ptr::read_volatile(word) & bit != 0 {
+                and(word, !bit);
+            }
+        }
     }
     Some(())
 }
@@ -284,6 +292,24 @@ extern "C" fn step(turn: u64, way: *mut Way) -> i64 {
     GO_ON
 }
 
+/// There is no room for it: it is nobody's, and refused.
+#[inline(always)]
+fn refuse(id: u64) -> Option<()> {
+    let (word, bit) = beyond(id)?;
+    // SAFETY: `beyond` gives a word of a live map value.
+    unsafe { fetch_or(word, bit) };
+    Some(())
+}
+
+/// Where it says so of a cgroup: the word, and its bit.
+#[inline(always)]
+fn beyond(id: u64) -> Option<(*mut u64, u64)> {
+    let (word, bit) = Beyond::place(id);
+    let words = BEYOND.get_ptr_mut(0)?.cast::<u64>();
+    // SAFETY: within the map's value, and aligned to 8.
+    Some((unsafe { words.add(word & (BEYOND_WORDS - 1)) }, bit))
+}
+
 /// Governs the new cgroup, unless what it is in is the same already.
 #[inline(always)]
 fn govern(scope: *mut Scope, room: *const Room, cgroup: u64) -> Option<()> {
@@ -303,8 +329,10 @@ fn govern(scope: *mut Scope, room: *const Room, cgroup: u64) -> Option<()> {
         reserved: 0,
         conditions: found.conditions,
     };
+    if GOVERNED.insert(id, subtree, u64::from(BPF_ANY)).is_err() {
+        refuse(id)?;
+    }
     let (word, bit) = place(id);
-    GOVERNED.insert(id, subtree, u64::from(BPF_ANY)).ok()?;
     // SAFETY: `scope` is a live map value; both words are within it and aligned to 8.
     unsafe {
         let filter = (&raw mut (*scope).filter).cast::<u64>();

@@ -4,8 +4,7 @@ use crate::{
     account,
     exit::{self, Packet},
     listener,
-    maps::{INBOUND, LISTEN, client_of},
-    select::MARKED,
+    maps::{LISTEN, ORIGIN, client_of},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -55,11 +54,9 @@ fn is_served(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<&Client>
     };
     if may_listen(governed.workload, field!(socket, src_port) as u16) {
         // What it accepts is cloned from it, and known by that. Kernels before 6.13 do not show us its first answer, which
-        // is `exit`'s occasion to mark it; and who is governed by its process has nothing else to tell whose it is.
-        if let Some(inbound) = INBOUND.of_or_new(socket.cast())
-            && governed.cgroup == MARKED
-        {
-            *inbound = u64::from(governed.workload);
+        // is `exit`'s occasion to mark it; and where its cgroup does not, or no longer, nothing else tells whose it is.
+        if let Some(origin) = ORIGIN.of_or_new(socket.cast()) {
+            *origin = u64::from(governed.workload);
         }
         return true;
     }

@@ -5,7 +5,7 @@
 //! and IP options or a routing header lead elsewhere than the peer.
 use crate::{
     account, atomic, entry, flow, listener,
-    maps::{EVENTS, INBOUND, KEPT, PENDING},
+    maps::{EVENTS, KEPT, MADE, ORIGIN, PENDING},
     names,
     select::{self, Governed},
 };
@@ -87,8 +87,8 @@ fn others_is_open(skb: *mut __sk_buff, socket: *mut bpf_sock, governed: &Governe
         (STREAM, TCP) => {
             if is_kept(ctx, &packet) {
                 return true;
-            } else if !is_inbound(ctx, socket, &packet) {
-                Reason::Unsteered
+            } else if !is_inbound(ctx, socket, &packet) || packet.transport.is_none() {
+                Reason::Unsteered // Or by a detour, past whoever connected.
             } else if entry::may_listen(governed.workload, field!(socket, src_port) as u16) {
                 return true;
             } else {
@@ -120,7 +120,7 @@ pub(crate) fn governed(
     client: Option<&Client>,
 ) -> Option<Governed> {
     let Some(client) = client else {
-        return select::socket(ctx).or_else(|| accepted(socket));
+        return select::socket(ctx).or_else(|| made(socket));
     };
     if is_steered(client) {
         return Some(Governed {
@@ -137,15 +137,22 @@ pub(crate) fn governed(
             workload: client.workload,
         });
     }
+    by_its_user(socket).or_else(|| made(socket))
+}
+
+/// Who connected it, as long as that one's cgroup is governed.
+#[inline(always)]
+fn by_its_user(socket: *mut bpf_sock) -> Option<Governed> {
     let cgroup = PENDING.of(socket.cast())?.governed;
     let workload = select::workload_of(cgroup)?;
     Some(Governed { cgroup, workload })
 }
 
-/// Whose the listener was that accepted this socket, where that is known by its process and not by its cgroup.
+/// Whose it was made as, or the listener that accepted it: the cgroup that it was made in may be gone, and whoever removed
+/// it has the socket still.
 #[inline(always)]
-fn accepted(socket: *mut bpf_sock) -> Option<Governed> {
-    let workload = *INBOUND.of(socket.cast())? as u32;
+fn made(socket: *mut bpf_sock) -> Option<Governed> {
+    let workload = *ORIGIN.of(socket.cast())? as u32;
     (workload != 0).then_some(Governed {
         cgroup: select::MARKED,
         workload,
@@ -220,6 +227,8 @@ pub(crate) fn is_astray(ctx: &SkBuffContext) -> bool {
     !is_on_loopback(ctx)
         && field!(ctx.skb.skb, protocol) == u32::from(ETH_P_IPV6.to_be())
         && head::<[u32; 4]>(ctx, 8) == Some(loopback6(0).ip)
+        // A VRF has a loopback of its own.
+        && head::<[u32; 4]>(ctx, 24) != Some(loopback6(0).ip)
 }
 
 /// Is there anything behind the header of TCP that begins at `transport`?
@@ -235,10 +244,13 @@ fn carries(ctx: &SkBuffContext, transport: usize) -> bool {
 fn is_inbound(ctx: &SkBuffContext, socket: *mut bpf_sock, packet: &Packet) -> bool {
     if field!(socket, state) == BPF_TCP_LISTEN {
         // About to answer the first packet of a connection, whose socket is cloned from this one.
-        let _ = INBOUND.of_or_new(socket.cast());
+        is_inbound_from_now(socket);
         return true;
     }
-    if INBOUND.of(socket.cast()).is_some() {
+    if ORIGIN
+        .of(socket.cast())
+        .is_some_and(|origin| *origin & MADE == 0)
+    {
         return true;
     }
     // Accepted before its workload was governed?
@@ -246,9 +258,16 @@ fn is_inbound(ctx: &SkBuffContext, socket: *mut bpf_sock, packet: &Packet) -> bo
     here.port = field!(socket, src_port) as u16;
     let was = listener::any(ctx.as_ptr(), &here, |_| true);
     if was {
-        let _ = INBOUND.of_or_new(socket.cast());
+        is_inbound_from_now(socket);
     }
     was
+}
+
+#[inline(always)]
+fn is_inbound_from_now(socket: *mut bpf_sock) {
+    if let Some(origin) = ORIGIN.of_or_new(socket.cast()) {
+        *origin &= !MADE;
+    }
 }
 
 /// Was this connection there before its workload was governed, and may go on? Only to the peer that it had then.

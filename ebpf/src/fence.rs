@@ -1,7 +1,7 @@
 //! Refusing: what cannot be steered does not pass, and the agent is told.
 use crate::{
     account, atomic, attribute,
-    maps::{CLIENTS, EVENTS, PENDING, socket_of},
+    maps::{self, CLIENTS, EVENTS, PENDING, socket_of},
     names,
     select::MARKED,
 };
@@ -209,7 +209,7 @@ pub(crate) fn peer(
     Ok(())
 }
 
-/// A governed task makes a socket. Where it is made in no governed cgroup, only the socket itself can
+/// A governed task makes a socket. Where it is made in no governed cgroup, or when that is gone, only the socket itself can
 /// tell later, when its packets leave, whose it is; without memory for that there is no socket.
 #[inline(always)]
 pub(crate) fn made(ctx: &SockContext, attempt: &Attempt) -> i32 {
@@ -224,7 +224,10 @@ pub(crate) fn made(ctx: &SockContext, attempt: &Attempt) -> i32 {
             // SAFETY: needed to call a helper, with the context that the kernel passed.
             unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
         }
-        return PASS;
+        return match maps::make(ctx, attempt.workload) {
+            Some(()) => PASS,
+            None => attempt.refuse(Reason::Unrecorded, Errno::Eperm),
+        };
     }
     let Some(client) = CLIENTS.of_or_new(ctx.as_ptr()) else {
         return attempt.refuse(Reason::Unrecorded, Errno::Eperm);
@@ -239,7 +242,8 @@ pub(crate) fn made(ctx: &SockContext, attempt: &Attempt) -> i32 {
 pub(crate) fn note(ctx: &SockAddrContext, attempt: &Attempt) -> Option<()> {
     let client = CLIENTS.of_or_new(socket_of(ctx))?;
     client.workload = attempt.workload;
-    client.is_marked = u32::from(attempt.governed == MARKED);
+    // A mark is never taken away: who made the socket, or used it, may be in no governed cgroup.
+    client.is_marked |= u32::from(attempt.governed == MARKED);
     Some(())
 }
 

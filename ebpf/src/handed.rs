@@ -12,7 +12,7 @@ use crate::{
     entry, exit,
     fence::Attempt,
     lsm::{PASS, REFUSE},
-    maps::{ASKERS, INBOUND, KEPT, PENDING, client_of},
+    maps::{ASKERS, KEPT, ORIGIN, PENDING, client_of},
     names, recognise,
     select::{self, Governed},
 };
@@ -102,9 +102,9 @@ impl Socket {
                 let is_its = client.workload == governed.workload;
                 is_its && (is_held(client) || self.asks_the_agent()) || is_of_this_process(client)
             })
-            || INBOUND
+            || ORIGIN
                 .of(self.sk)
-                .is_some_and(|served| *served == u64::from(governed.workload))
+                .is_some_and(|origin| *origin as u32 == governed.workload)
             || self.is_served(governed.workload)
             || self.is_kept(governed.workload)
     }

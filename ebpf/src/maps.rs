@@ -8,7 +8,7 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
-    programs::SockAddrContext,
+    programs::{SockAddrContext, SockContext},
 };
 use tollgate_common::{
     event::{Pending, RefusalKey, Refused},
@@ -20,8 +20,8 @@ use tollgate_common::{
     openings::{Kept, Listen, Named},
     quota::{Quota, Spent},
     recognise::{
-        Arrival, CGROUP_NAME, Case, EXE_NAME, Executable, File, MAX_EXECUTABLES, MAX_PROCESSES,
-        MAX_RULES, MAX_STEPS, Mark, Rule, Scope, Step, Subtree,
+        Arrival, Beyond, CGROUP_NAME, Case, EXE_NAME, Executable, File, MAX_EXECUTABLES,
+        MAX_PROCESSES, MAX_RULES, MAX_STEPS, Mark, Rule, Scope, Step, Subtree,
     },
     settings::{Name, Ports, Settings},
 };
@@ -39,6 +39,9 @@ pub(crate) static SCOPE: Array<Scope, 1, SHARED> = Array::new();
 /// Cgroup id of a governed subtree's root → what is known of it.
 #[btf_map]
 pub(crate) static GOVERNED: HashMap<u64, Subtree, { MAX_GOVERNED as usize }, LAZY> = HashMap::new();
+/// What `GOVERNED` has no room for.
+#[btf_map]
+pub(crate) static BEYOND: Array<Beyond, 1, SHARED> = Array::new();
 /// Thread-group id → what is known of the process. An entry for every id that there can be.
 #[btf_map]
 pub(crate) static PROCESSES: Array<Mark, { MAX_PROCESSES as usize }, SHARED> = Array::new();
@@ -92,9 +95,10 @@ pub(crate) static AGENT_SOCKETS: SocketStorage<AgentSocket, LAZY> = SocketStorag
 /// any socket of which a packet was dropped.
 #[btf_map]
 pub(crate) static PENDING: SocketStorage<Pending, LAZY> = SocketStorage::new();
-/// Marks governed TCP sockets that listen; the kernel clones it to each socket they accept.
+/// Whose a socket was made as, or bound: the workload, with [`MADE`]; without, where it listens or was accepted by
+/// one that does, to which the kernel clones it. A listener's that is its cgroup's may be 0.
 #[btf_map]
-pub(crate) static INBOUND: SocketStorage<u64, CLONED> = SocketStorage::new();
+pub(crate) static ORIGIN: SocketStorage<u64, CLONED> = SocketStorage::new();
 /// What a socket carries that the agent accepted and has asked for.
 #[btf_map]
 pub(crate) static ACCEPTED: SocketStorage<Steered, LAZY> = SocketStorage::new();
@@ -218,6 +222,19 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
         // SAFETY: needed to call a helper, with the socket that the kernel passed.
         unsafe { bpf_sk_storage_delete(self.map(), socket_of(ctx)) };
     }
+}
+
+/// In [`ORIGIN`]: it was not seen to listen.
+pub(crate) const MADE: u64 = 1 << 63;
+
+/// Enters whose the hook's socket is, unless that is known. `None`: there is no memory.
+#[inline(always)]
+pub(crate) fn make(ctx: &SockContext, workload: u32) -> Option<()> {
+    let origin = ORIGIN.of_or_new(ctx.as_ptr())?;
+    if *origin == 0 {
+        *origin = MADE | u64::from(workload);
+    }
+    Some(())
 }
 
 /// What a client's socket carries, if it is somebody's; `socket` as in [`SocketStorage::of`].

@@ -1,7 +1,7 @@
 //! Which workload is the current task of, or a packet's socket?
 use crate::{
     attribute::{OFFSETS, pointer, read},
-    maps::{GOVERNED, SCOPE},
+    maps::{BEYOND, GOVERNED, SCOPE},
     recognise,
     repeat::{GO_ON, STOP, repeat},
     rules as by_rules,
@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use tollgate_common::{
     limits::MAX_LEVEL,
-    recognise::{EXEMPT, FILTER_WORDS, Scope, place},
+    recognise::{BEYOND_WORDS, Beyond, EXEMPT, FILTER_WORDS, Scope, UNSETTLED, place},
 };
 
 /// Whose a task or a socket is.
@@ -165,6 +165,19 @@ fn may_be(scope: *const Scope, cgroup: u64) -> bool {
     known & bit != 0
 }
 
+/// Is it one that there was no room for?
+#[inline(always)]
+fn is_beyond(cgroup: u64) -> bool {
+    let Some(beyond) = BEYOND.get_ptr(0) else {
+        return false;
+    };
+    let (word, bit) = Beyond::place(cgroup);
+    // SAFETY: as in `may_be`.
+    let bits =
+        unsafe { core::ptr::read_volatile(beyond.cast::<u64>().add(word & (BEYOND_WORDS - 1))) };
+    bits & bit != 0
+}
+
 /// What a walk over the levels goes by, and what it has found.
 struct Walk {
     /// The packet, if it is about its socket's cgroup.
@@ -235,12 +248,15 @@ impl Walk {
             return GO_ON;
         }
         // SAFETY: the value is read once; a removed entry's memory stays readable.
-        if let Some(subtree) = unsafe { GOVERNED.get(cgroup) } {
-            self.conditions |= subtree.conditions;
-            if subtree.workload != 0 {
-                self.found = cgroup;
-                self.workload = u64::from(subtree.workload);
-            }
+        let (workload, conditions) = match unsafe { GOVERNED.get(cgroup) } {
+            Some(subtree) => (subtree.workload, subtree.conditions),
+            None if is_beyond(cgroup) => (u32::from(UNSETTLED), 0),
+            None => return GO_ON,
+        };
+        self.conditions |= conditions;
+        if workload != 0 {
+            self.found = cgroup;
+            self.workload = u64::from(workload);
         }
         GO_ON
     }

@@ -121,7 +121,7 @@ fn try_record(
     client.port.netns = netns;
     client.port.address.port = 0;
     client.workload = attempt.workload;
-    client.is_marked = u32::from(attempt.governed == select::MARKED);
+    client.is_marked |= u32::from(attempt.governed == select::MARKED);
     let owner = &raw mut client.record.steered.owner;
     // SAFETY: it is the socket's own, and whole.
     unsafe { attribute::current(owner, attempt.workload) }?;

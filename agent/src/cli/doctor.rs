@@ -3,7 +3,8 @@ use super::output::{self, Colour, Form, Format, Paint};
 use super::{Context, Outcome};
 use crate::config::Config;
 use crate::daemon::admin::client;
-use crate::kernel::{Fence, Options};
+use crate::kernel::{Fence, Layer, Options};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -39,16 +40,9 @@ enum State {
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
     let config = context.config()?;
-    let mut findings = vec![
-        root(),
-        kernel(),
-        btf(),
-        cgroup2(&config),
-        bpffs(),
-        hooks(&config),
-        ipv6(),
-        port(&config),
-    ];
+    let mut findings = vec![root(), kernel(), btf(), cgroup2(&config), bpffs()];
+    findings.extend(hooks(&config));
+    findings.extend([ipv6(), port(&config)]);
     findings.extend(agent_user_io(&config));
     match args.form.format {
         Format::Table => print(&findings),
@@ -188,9 +182,10 @@ fn bpffs() -> Finding {
 }
 
 /// Only the kernel can say what it takes: a fence around nobody, which is lifted at once.
-fn hooks(config: &Config) -> Finding {
+fn hooks(config: &Config) -> Vec<Finding> {
     if !rustix::process::geteuid().is_root() {
-        return note("hooks", "not tried", "run with sudo to have them tried");
+        let told = note("hooks", "not tried", "run with sudo to have them tried");
+        return vec![told];
     }
     let name = format!("tollgate-doctor-{}", std::process::id());
     let options = Options {
@@ -201,38 +196,58 @@ fn hooks(config: &Config) -> Finding {
     let fence = match Fence::open(&options) {
         Ok(fence) => fence,
         Err(e) => {
-            return bad(
+            let told = bad(
                 "hooks",
                 e.to_string(),
                 "mend what it names, then look again",
             );
+            return vec![told];
         }
     };
     let layers = fence.layers();
-    // There is no agent to steer to, by intent.
-    let missing: Vec<String> = layers
-        .iter()
-        .filter(|l| !l.enforcing && l.name != "listener" && l.name != "names")
-        .map(|l| {
-            let why = l.why.as_deref().unwrap_or("the kernel does not say why");
-            format!("{} ({why}), which leaves open: {}", l.name, l.leaves_open)
-        })
-        .collect();
-    let loaded = layers.iter().filter(|l| l.enforcing).count();
-    let found = format!("{loaded} load and attach");
-    match (fence.lift(), missing.is_empty()) {
-        (Err(e), _) => bad(
+    let mut findings = vec![match fence.lift() {
+        Ok(()) => good("hooks", format!("in force: {}", in_force(&layers))),
+        Err(e) => bad(
             "hooks",
             format!("loaded, and not removed: {e}"),
             "remove the directory it names",
         ),
-        (Ok(()), true) => good("hooks", found),
-        (Ok(()), false) => note(
-            "hooks",
-            format!("{found}; not {}", missing.join("; not ")),
-            "a newer kernel may have it; what is left open needs another guard",
-        ),
+    }];
+    findings.extend(missing(&layers));
+    findings
+}
+
+/// What the text of a layer begins with without which nothing passes.
+const CLOSED: &str = "nothing passes";
+
+fn in_force(layers: &[Layer]) -> String {
+    let names = layers.iter().filter(|l| l.enforcing).map(|l| &*l.name);
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// Those that are missing for the same reason are told together. There is no agent to steer to, by intent.
+fn missing(layers: &[Layer]) -> Vec<Finding> {
+    let mut by_reason = BTreeMap::<&str, Vec<&Layer>>::new();
+    for layer in layers {
+        if !layer.enforcing && layer.name != "listener" && layer.name != "names" {
+            let why = layer.why.as_deref();
+            let why = why.unwrap_or("the kernel does not say why");
+            by_reason.entry(why).or_default().push(layer);
+        }
     }
+    let told = by_reason.into_iter().map(|(why, layers)| {
+        let names: Vec<&str> = layers.iter().map(|l| &*l.name).collect();
+        let open = layers.iter().filter(|l| !l.leaves_open.starts_with(CLOSED));
+        let open: Vec<String> = open
+            .map(|l| format!("{}: {}", l.name, l.leaves_open))
+            .collect();
+        let mend = match open.is_empty() {
+            true => "nothing is open without them".to_owned(),
+            false => format!("without them another guard is needed. {}", open.join(". ")),
+        };
+        note("hooks", format!("not {}: {why}", names.join(", ")), mend)
+    });
+    told.collect()
 }
 
 fn ipv6() -> Finding {

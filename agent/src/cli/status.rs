@@ -3,6 +3,7 @@ use super::output::{self, Colour, Form, Format, Paint};
 use super::{Context, Outcome};
 use crate::daemon::admin::client;
 use crate::daemon::admin::wire::{Namespace, Reply, Request, Status, Verdict};
+use crate::kernel::{self, Left};
 use std::path::Path;
 use tollgate_policy::Mode;
 
@@ -47,22 +48,26 @@ fn healthy(status: &Status) -> bool {
 #[derive(Debug, serde::Serialize)]
 struct Dead {
     agent: Option<()>,
+    /// All that is needed is in force.
     fence: bool,
+    /// What is not, of a fence that is there in part.
+    missing: Vec<&'static str>,
     pin_dir: String,
 }
 
 fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyhow::Result<Outcome> {
-    // Each link is pinned by itself: what steers must be there for both families.
-    let fence = ["connect4", "connect6"]
-        .iter()
-        .all(|hook| pin_dir.join("links").join(hook).exists());
+    let left = kernel::left(pin_dir);
     let pin_dir = pin_dir.display().to_string();
     if format != Format::Table {
         output::print_json_one(
             format,
             &Dead {
                 agent: None,
-                fence,
+                fence: matches!(left, Left::Whole),
+                missing: match left {
+                    Left::Without(missing) => missing,
+                    _ => Vec::new(),
+                },
                 pin_dir,
             },
         )?;
@@ -70,15 +75,22 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
     }
     let paint = Paint::stdout();
     show!("{}", paint.paint(Colour::Red, "NO AGENT"));
-    if fence {
-        show!(
+    match left {
+        Left::Whole => show!(
             "  fence   stands ({pin_dir}): governed connections are refused at once until an agent runs"
-        );
-    } else {
-        show!(
+        ),
+        Left::Nothing => show!(
             "  fence   {} ({pin_dir} has no pins): nothing is governed",
             paint.paint(Colour::Red, "none")
-        );
+        ),
+        Left::Without(missing) => show!(
+            "  fence   {} ({pin_dir}): {} not in force; start the agent, which puts back what is missing",
+            paint.paint(Colour::Red, "INCOMPLETE"),
+            missing.join(", ")
+        ),
+        Left::Unknown(error) => show!(
+            "  fence   not known ({pin_dir}: {error}): run this as root to have the kernel asked"
+        ),
     }
     tell!("tollgate: {error}");
     Ok(Outcome::NoAgent)

@@ -1,13 +1,14 @@
 //! Which cgroups of this host a policy's workloads are: selectors against the tree below the cgroup2 root.
 use super::selectors::has_process;
+use std::collections::VecDeque;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tollgate_policy::{Policy, Selector};
 
-/// Cgroups looked at, and their depth, at most: a workload that may make cgroups must not be able to stop the watch.
+/// Cgroups looked at, at most: a workload that may make cgroups must not be able to stop the watch.
 const DIRECTORIES: usize = 1 << 16;
-/// See [`DIRECTORIES`].
-const DEPTH: usize = 64;
+/// Their depth, at most: the hooks look no deeper.
+const DEPTH: usize = tollgate_common::limits::MAX_LEVEL as usize;
 
 /// A cgroup that a selector of the policy matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub(super) struct Found {
     pub(super) matches: Vec<Match>,
     /// Every directory, to be watched for new ones.
     pub(super) directories: Vec<PathBuf>,
-    /// The walk stopped at a bound; there may be more.
+    /// There are more than are looked at; those near the root were.
     pub(super) truncated: bool,
 }
 
@@ -37,10 +38,14 @@ pub(super) struct Found {
 pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
     let mut found = Found::default();
     // Name below the root, and the workload that already governs it.
-    let mut todo: Vec<(String, Option<String>)> = vec![(String::new(), None)];
-    while let Some((name, inherited)) = todo.pop() {
-        if found.directories.len() >= DIRECTORIES || name.matches('/').count() > DEPTH {
+    let mut todo = VecDeque::from([(String::new(), None::<String>)]);
+    // Level by level: who may make cgroups makes them below others, and hides none.
+    while let Some((name, inherited)) = todo.pop_front() {
+        if found.directories.len() >= DIRECTORIES {
             found.truncated = true;
+            break;
+        }
+        if name.matches('/').count() > DEPTH {
             continue;
         }
         let directory = root.join(name.trim_start_matches('/'));
@@ -63,7 +68,7 @@ pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
         }
         let governs = own.or(inherited);
         for child in subdirectories(&directory) {
-            todo.push((format!("{name}/{child}"), governs.clone()));
+            todo.push_back((format!("{name}/{child}"), governs.clone()));
         }
         found.directories.push(directory);
     }

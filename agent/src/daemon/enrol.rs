@@ -20,6 +20,9 @@ const RUNS_MAX: usize = 1024;
 /// A run's cgroup that is empty this long after the agent first saw it, with nobody about to fill it, is removed.
 const RUN_GRACE: Duration = Duration::from_secs(10);
 
+/// What is not known where there are too many cgroups.
+const UNSEEN: &str = "there are more cgroups than the agent looks at (65536): of workloads among the others, only those are governed that were made since the policy named them; bound cgroups where users make their own (cgroup.max.descendants)";
+
 /// What is governed, and why.
 #[derive(Debug)]
 pub(super) struct Enrolments {
@@ -34,6 +37,8 @@ pub(super) struct Enrolments {
     newly: Vec<u32>,
     /// What the kernel was told last.
     permitted: Option<Vec<Openings>>,
+    /// There were more cgroups than are looked at.
+    unseen: bool,
 }
 
 /// A cgroup that a selector matches.
@@ -99,6 +104,7 @@ impl Enrolments {
             containers,
             newly: Vec::new(),
             permitted: None,
+            unseen: false,
         }
     }
 
@@ -108,6 +114,7 @@ impl Enrolments {
         self.permit(policy);
         // Before the walk: what is made meanwhile is governed from its birth on.
         self.rules.take_up(&self.fence, policy);
+        let beyond = self.fence.beyond();
         let mut found = cgroups::walk(self.fence.cgroup_root(), policy);
         let taken = found.matches.iter().map(|m| m.cgroup.clone()).collect();
         let was = |cgroup: &str| self.selected.get(cgroup).map(|s| s.workload.clone());
@@ -116,10 +123,9 @@ impl Enrolments {
         let containers = Arc::clone(&self.containers);
         let contained = containers.settle(&self.fence, policy, &found.directories, &taken, was);
         found.matches.extend(contained.matches.iter().cloned());
+        self.unseen = found.truncated;
         if found.truncated {
-            tracing::error!(
-                "too many cgroups to look at all of them: workloads beyond the bound are not governed"
-            );
+            tracing::error!("too many cgroups to look at all of them: {UNSEEN}");
         }
         for wanted in found.matches.iter().filter(|m| !is_run(&m.cgroup)) {
             self.govern(wanted);
@@ -129,7 +135,9 @@ impl Enrolments {
                 .settle(&self.fence, &found.directories, &contained.known),
         );
         Containers::let_go(&self.fence, &contained, &found.directories);
-        let stays = |cgroup: &String| found.matches.iter().any(|m| m.cgroup == *cgroup);
+        // What was not looked at may well be there.
+        let stays =
+            |cgroup: &String| found.truncated || found.matches.iter().any(|m| m.cgroup == *cgroup);
         let gone: Vec<String> = self
             .selected
             .keys()
@@ -148,7 +156,15 @@ impl Enrolments {
             self.settled = Some(policy.hash().to_owned());
         }
         self.sweep_runs();
+        if !self.unseen {
+            self.fence.let_in(&beyond);
+        }
         found.directories
+    }
+
+    /// Why not all of the host is known to be held to its policy.
+    pub(super) fn gap(&self) -> Option<&'static str> {
+        self.unseen.then_some(UNSEEN)
     }
 
     /// Looks at a file that `process` runs.

@@ -114,7 +114,7 @@ pub enum Error {
         why: String,
     },
     /// A program could not be attached or replaced.
-    #[error("cannot attach `{hook}` to the cgroup root: {source}")]
+    #[error("cannot attach `{hook}`: {source}")]
     Attach {
         /// Which.
         hook: &'static str,
@@ -190,7 +190,9 @@ pub enum Error {
         limit: usize,
     },
     /// A bound of the maps.
-    #[error("too many {what}: the hooks hold {limit}")]
+    #[error(
+        "too many {what}: the hooks hold {limit}, counted since the fence was made; name fewer, or stop the governed workloads and remove the pins to begin anew"
+    )]
     TooMany {
         /// Of what.
         what: &'static str,

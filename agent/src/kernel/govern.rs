@@ -102,9 +102,7 @@ impl Fence {
         if new == Subtree::default() {
             removed(writers.governed.remove(&subtree.id), "GOVERNED")?;
         } else {
-            let inserted = writers.governed.insert(subtree.id, new, 0);
-            inserted.map_err(write("GOVERNED"))?;
-            self.scope.add(subtree.id, subtree.level);
+            self.enter(&mut writers, &subtree, new)?;
         }
         self.scope.ask_again();
         Ok(subtree.id)
@@ -120,11 +118,7 @@ impl Fence {
             workload: id,
             ..old
         };
-        writers
-            .governed
-            .insert(subtree.id, found, 0)
-            .map_err(write("GOVERNED"))?;
-        self.scope.add(subtree.id, subtree.level);
+        self.enter(&mut writers, &subtree, found)?;
         drop(writers);
         let directory = self.root.path.join(&subtree.path);
         let newly = self.enrol_subtree(&directory, u16::try_from(id).unwrap_or_default());
@@ -145,10 +139,22 @@ impl Fence {
             workload: u32::from(UNSETTLED),
             ..old
         };
-        let inserted = writers.governed.insert(subtree.id, held, 0);
-        inserted.map_err(write("GOVERNED"))?;
+        self.enter(&mut writers, &subtree, held)
+    }
+
+    /// What there is no room for is refused.
+    fn enter(
+        &self,
+        writers: &mut Writers,
+        subtree: &cgroup::Subtree,
+        value: Subtree,
+    ) -> Result<(), Error> {
+        let inserted = writers.governed.insert(subtree.id, value, 0);
+        if inserted.is_err() {
+            self.beyond.add(subtree.id);
+        }
         self.scope.add(subtree.id, subtree.level);
-        Ok(())
+        inserted.map_err(write("GOVERNED"))
     }
 
     /// The ids of workloads, made where they have none. Ids are counted up and never given to another name: records and

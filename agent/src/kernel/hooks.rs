@@ -7,7 +7,8 @@ pub(super) const LSM: u32 = u32::MAX - 1;
 /// [`Hook::attach`] of a program that the tracepoint of its name passes values to whose types the verifier knows.
 pub(super) const TYPED_TRACEPOINT: u32 = u32::MAX - 2;
 
-const SINCE_LSM: Option<&str> = Some("5.7 with `bpf` among its security modules (`lsm=`)");
+const SINCE_LSM: Option<&str> =
+    Some("BPF LSM among the security modules: boot with `bpf` in `lsm=`");
 
 /// A program and its place: at the cgroup root, a tracepoint, or a security hook.
 #[derive(Debug, Clone, Copy)]
@@ -16,7 +17,7 @@ pub(super) struct Hook {
     pub(super) name: &'static str,
     /// `enum bpf_attach_type`, [`TRACEPOINT`], [`TYPED_TRACEPOINT`] or [`LSM`].
     pub(super) attach: u32,
-    /// The Linux that it came with, where not every one that is supported has it.
+    /// What it needs of the kernel, where not every one that is supported has it.
     pub(super) since: Option<&'static str>,
     /// Without it something governed gets past that it is there to stop.
     pub(super) holds: bool,
@@ -78,7 +79,7 @@ pub(super) const HOOKS: &[Hook] = &[
         attach: 0,
         since: None,
         holds: true,
-        leaves_open: "who takes the agent's port within a connection's first moment is sent what follows; IPv4 broadcasts reach the host's own sockets; connections to ports that the workload may not listen on are made and not answered; bytes and packets received are not counted",
+        leaves_open: "who takes the agent's port within a connection's first moment is sent what follows; IPv4 broadcasts reach the host's own sockets; connections to ports that the workload may not listen on are made and not answered; bytes and packets received are neither counted nor held to a quota; sockets that ask for names hear others than the agent",
     },
     Hook {
         name: "sock_release",
@@ -146,14 +147,14 @@ pub(super) const HOOKS: &[Hook] = &[
     Hook {
         name: "connect_unix",
         attach: 49,
-        since: Some("6.7"),
+        since: Some("Linux 6.7"),
         holds: true,
         leaves_open: "Unix sockets that a governed process may open: a local daemon (a container engine, D-Bus, a resolver) can be asked to connect in the workload's stead. Even with it: such a socket under a name that the policy allows, where the workload may write the directory",
     },
     Hook {
         name: "sendmsg_unix",
         attach: 50,
-        since: Some("6.7"),
+        since: Some("Linux 6.7"),
         holds: true,
         leaves_open: "datagrams to Unix sockets that a governed process may open, with a destination of their own",
     },
@@ -190,7 +191,7 @@ pub(super) const HOOKS: &[Hook] = &[
         attach: 1,
         since: None,
         holds: true,
-        leaves_open: "UDP over connected sockets, source routes, and connections and raw sockets from before the workload was governed; bytes and packets sent are not counted. answers on ports that the workload may not listen on. Even with it: connected sockets that were made outside and passed in",
+        leaves_open: "UDP over connected sockets, source routes, what leaves by another device than loopback, answers on ports that the workload may not listen on, and connections and raw sockets from before the workload was governed; bytes and packets sent are neither counted nor held to a quota, and DNS queries are nobody's. Even with it: connected sockets that were made outside and passed in",
     },
     Hook {
         name: "socket_create",

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tollgate_common::flow::LISTENER_TAG;
+use tollgate_common::limits::MAX_GOVERNED;
 use tollgate_common::settings::Ports;
 
 impl Fence {
@@ -27,7 +28,12 @@ impl Fence {
             }
         });
         hooks
-            .chain([self.listener_layer(), self.names_layer(), earlier_layer()])
+            .chain([
+                self.listener_layer(),
+                self.names_layer(),
+                self.room_layer(),
+                earlier_layer(),
+            ])
             .collect()
     }
 
@@ -140,6 +146,22 @@ impl Fence {
             enforcing: why.is_none(),
             needed: false,
             leaves_open: "nothing passes that should not: governed DNS queries over UDP are refused while there is none".to_owned(),
+            why,
+        }
+    }
+
+    /// Is there room for all that is to be governed? What there is none for is refused.
+    fn room_layer(&self) -> Layer {
+        let beyond = self.beyond.all().count();
+        let why = (beyond > 0).then(|| {
+            format!("{beyond} cgroups of workloads are refused, since {MAX_GOVERNED} others are governed: remove cgroups that nobody needs, and bound them where users make their own (cgroup.max.descendants)")
+        });
+        Layer {
+            name: "room".to_owned(),
+            enforcing: why.is_none(),
+            needed: false,
+            leaves_open: "nothing passes that should not: what there is no room for is refused"
+                .to_owned(),
             why,
         }
     }

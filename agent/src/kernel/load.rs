@@ -92,7 +92,7 @@ pub(super) fn programs(pins: &Pins, counts: bool) -> Result<(Programs, HookLog),
                 Ok((fd, id)) => programs.loaded.push(Loaded { hook, id, fd }),
                 Err(error) => programs.absent.push(Absent {
                     hook,
-                    why: format!("the kernel does not take it, which Linux {since} would: {error}"),
+                    why: format!("the kernel does not take it ({error}); it needs {since}"),
                 }),
             },
         }
@@ -285,7 +285,13 @@ pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Res
         }
         if path.exists() {
             let link = sys::open_pin(&path).map_err(failed)?;
-            return sys::link_update(link, &program.fd).map_err(failed);
+            return match sys::link_update(link, &program.fd) {
+                // It was detached by force: it takes no program any more.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                    attach_anew(pins, root, program)
+                }
+                updated => updated.map_err(failed),
+            };
         }
         let link = sys::link_create(&program.fd, &root.fd, program.hook.attach).map_err(failed)?;
         sys::pin(link, &path).map_err(|source| pinned(source, path))

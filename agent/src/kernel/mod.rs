@@ -14,6 +14,7 @@ mod flows;
 mod govern;
 mod hooks;
 mod layers;
+mod left;
 mod load;
 mod log;
 mod maps;
@@ -35,9 +36,11 @@ mod translate;
 pub use askers::{Namespace, since_boot};
 pub use error::Error;
 pub use govern::UNSETTLED_NAME;
+pub use left::{Left, left};
 pub use mend::Mended;
 pub use model::{Before, Case, CgroupPath, Earlier, Fate, FileState, Outcome, Recognition, Runs};
 pub use quota::{Allowance, Usage};
+pub use shared::Beyond;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -62,6 +65,7 @@ pub struct Fence {
     root: probe::CgroupRoot,
     maps: maps::Maps,
     scope: shared::SharedScope,
+    beyond: shared::SharedBeyond,
     marks: shared::Marks,
     programs: load::Programs,
     names: translate::Names,
@@ -315,6 +319,7 @@ impl Fence {
                 let names = translate::Names::new();
                 let fence = Self {
                     scope: shared::SharedScope::open(&pins)?,
+                    beyond: shared::SharedBeyond::open(&pins)?,
                     marks: shared::Marks::open(&pins)?,
                     pins,
                     root,
@@ -396,6 +401,16 @@ impl Fence {
     /// See [`Error`].
     pub fn hold(&self, cgroup: &Path) -> Result<(), Error> {
         self.hold_subtree(cgroup)
+    }
+
+    /// What is refused because there was no room to govern it, for [`Self::let_in`].
+    pub fn beyond(&self) -> Beyond {
+        self.beyond.all()
+    }
+
+    /// All that was `beyond` has been looked at since: it is refused no longer, unless there was no room again.
+    pub fn let_in(&self, beyond: &Beyond) {
+        self.beyond.remove(beyond);
     }
 
     /// Lets workloads do exactly this besides connecting through the agent.

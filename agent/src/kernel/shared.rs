@@ -4,7 +4,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tollgate_common::recognise::{MAX_PROCESSES, Mark, SHAPES, Scope, Shape, place};
+use tollgate_common::recognise::{
+    self, BEYOND_WORDS, MAX_PROCESSES, Mark, SHAPES, Scope, Shape, place,
+};
 
 /// Where the words of `Scope` are.
 const RULES_AT: usize = std::mem::offset_of!(Scope, rules) / 8;
@@ -132,6 +134,69 @@ impl SharedScope {
         if let Some(word) = self.0.get(word) {
             word.fetch_or(bits, Ordering::SeqCst);
         }
+    }
+}
+
+/// `BEYOND`.
+#[derive(Debug)]
+pub(super) struct SharedBeyond {
+    words: Words,
+    /// How often this agent found no room.
+    added: AtomicU64,
+}
+
+/// Cgroups that there was no room to govern, at one moment.
+#[derive(Debug)]
+pub struct Beyond {
+    bits: Vec<u64>,
+    added: u64,
+}
+
+impl SharedBeyond {
+    pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
+        let bytes = size_of::<recognise::Beyond>();
+        Ok(Self {
+            words: Words::open(pins, "BEYOND", bytes)?,
+            added: AtomicU64::new(0),
+        })
+    }
+
+    /// Has the hooks refuse a cgroup.
+    pub(super) fn add(&self, cgroup: u64) {
+        let (word, bit) = recognise::Beyond::place(cgroup);
+        if let Some(word) = self.words.get(word) {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
+        self.added.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// All that are refused now.
+    pub(super) fn all(&self) -> Beyond {
+        let words = (0..BEYOND_WORDS).filter_map(|at| self.words.get(at));
+        Beyond {
+            added: self.added.load(Ordering::SeqCst),
+            bits: words.map(|word| word.load(Ordering::SeqCst)).collect(),
+        }
+    }
+
+    /// Refuses `settled` no longer, unless there was no room again since.
+    pub(super) fn remove(&self, settled: &Beyond) {
+        if self.added.load(Ordering::SeqCst) != settled.added {
+            return;
+        }
+        let there = settled.bits.iter().enumerate();
+        for (at, bits) in there.filter(|(_, bits)| **bits != 0) {
+            if let Some(word) = self.words.get(at) {
+                word.fetch_and(!bits, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+impl Beyond {
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.bits.iter().map(|bits| bits.count_ones()).sum()
     }
 }
 

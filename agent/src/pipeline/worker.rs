@@ -136,6 +136,12 @@ async fn accept_all(worker: &Rc<Worker>, listeners: Listeners) -> io::Result<()>
         };
         match accepted {
             Ok((stream, _)) => open(worker, stream, Rc::clone(&witness)),
+            // Whoever may in its network namespace has closed it. The hooks refuse where no listener is.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                tracing::warn!("a listener was closed from outside (ss -K): no longer served");
+                let _ = stop.wait_for(|stop| *stop).await;
+                return Ok(());
+            }
             // Out of descriptors or memory: the client waits in the backlog; others go on.
             Err(error) => {
                 tracing::warn!(%error, "accept");

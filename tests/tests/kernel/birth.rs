@@ -91,6 +91,85 @@ fn not_one_connection_gets_out_of_a_new_cgroup() {
         .for_each(|server| drop(accept(&server.listener)));
 }
 
+/// Fills the map of governed cgroups with ones that there never were.
+const FILL: &str = "
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def bpf(command, attributes):
+    attributes = ctypes.create_string_buffer(attributes, 128)
+    found = libc.syscall(321, command, attributes, 128)
+    if found < 0: raise OSError(ctypes.get_errno(), 'bpf')
+    return found
+path = ctypes.create_string_buffer(b'{PIN}')
+fd = bpf(7, struct.pack('<Q', ctypes.addressof(path))) # BPF_OBJ_GET
+value = ctypes.create_string_buffer(struct.pack('<IIQ', 1, 0, 0))
+added = 0
+for n in range(65536 + 1):
+    key = ctypes.create_string_buffer(struct.pack('<Q', (1 << 40) + n))
+    update = struct.pack('<IIQQQ', fd, 0, ctypes.addressof(key), ctypes.addressof(value), 0)
+    try: bpf(2, update) # BPF_MAP_UPDATE_ELEM
+    except OSError as e: ended = errno.errorcode[e.errno]; break
+    added += 1
+say(added, ended)
+";
+
+/// What cannot be entered is refused, whether there is an agent or not; and let in as soon as there is room.
+#[test]
+fn a_cgroup_that_there_is_no_room_for_is_refused() {
+    let mut stand = Stand::new();
+    let parent = Cgroup::new(stand.fence().cgroup_root(), unique());
+    let servers = ["127.0.0.1", "::1"].map(Elsewhere::new);
+    let jobs = format!("{}/*", parent.name.display());
+    let wanted = by(vec![path(&jobs, "jobs", 0, false)]);
+    stand.fence().recognise(&wanted).unwrap();
+    let tried = format!(
+        "say(tcp('127.0.0.1', {v4})[1], tcp('::1', {v6})[1])",
+        v4 = servers[0].address.port(),
+        v6 = servers[1].address.port(),
+    );
+    let before = Cgroup::new(&parent.root, parent.name.join("before"));
+    let pin = stand.options.pin_dir.join("maps/GOVERNED");
+    let fill = FILL.replace("{PIN}", pin.to_str().unwrap());
+    let filled = python_outside(&format!("import struct\n{fill}"));
+    assert!(filled.ends_with(" E2BIG"), "{filled}");
+
+    let beyond = Cgroup::new(&parent.root, parent.name.join("beyond"));
+    assert_eq!(workload_of(&stand, &beyond), None);
+    assert_eq!(python(&beyond, &tried), "ECONNREFUSED ECONNREFUSED");
+    assert_eq!(python_outside(&tried), "ok ok", "nobody else is");
+    assert_eq!(stand.fence().beyond().count(), 1);
+    let room = |stand: &Stand| {
+        let layers = stand.fence().layers();
+        let mut layers = layers.into_iter();
+        layers.find(|layer| layer.name == "room").unwrap()
+    };
+    assert!(!room(&stand).enforcing);
+    // The agent finds no room for it either, and others are not let in for that it has looked.
+    let seen = stand.fence().beyond();
+    stand.fence().govern(&beyond.name, "jobs").unwrap_err();
+    stand.fence().let_in(&seen);
+    assert_eq!(python(&beyond, &tried), "ECONNREFUSED ECONNREFUSED");
+    for server in &servers {
+        accept(&server.listener);
+        assert_quiet(&server.listener);
+    }
+
+    // One goes, and the agent looks again.
+    drop(before);
+    let seen = stand.fence().beyond();
+    stand.fence().govern(&beyond.name, "jobs").unwrap();
+    stand.fence().let_in(&seen);
+    assert!(room(&stand).enforcing);
+    let client = Running::start(&beyond, &tried);
+    for listener in [&stand.agent4, &stand.agent6] {
+        let flow = stand.fence().flow_of(&accept(listener)).unwrap();
+        assert_eq!(&*flow.workload, "jobs");
+    }
+    assert_eq!(client.finish(), "ok ok");
+    stand.lift();
+    assert_eq!(python(&beyond, &tried), "ok ok");
+}
+
 /// The workload of a new cgroup, if it has one.
 fn workload_of(stand: &Stand, cgroup: &Cgroup) -> Option<String> {
     let mut all = stand.fence().governed().into_iter();

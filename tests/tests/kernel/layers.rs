@@ -3,14 +3,15 @@ use crate::support::*;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use tollgate::kernel::Fence;
+use tollgate::kernel::{self, Fence, Left};
 
-/// Layers that are a program's, not the agent's sockets.
+/// Layers that are a program's, not what the agent or a map has.
 fn claimed(fence: &Fence) -> BTreeSet<String> {
     let layers = fence.layers().into_iter();
     layers
         .filter(|layer| {
-            layer.enforcing && !["listener", "names", "established"].contains(&&*layer.name)
+            let others = ["listener", "names", "room", "established"];
+            layer.enforcing && !others.contains(&&*layer.name)
         })
         .map(|layer| layer.name)
         .collect()
@@ -74,4 +75,80 @@ fn repin(from: &Path, to: &Path) {
         .arg(to)
         .status();
     assert!(pinned.unwrap().success());
+}
+
+/// What `status` says where no agent runs is asked of the kernel too.
+#[test]
+fn without_an_agent_nothing_is_claimed_that_is_not_there() {
+    let mut stand = Stand::new();
+    let pins = stand.options.pin_dir.clone();
+    drop(stand.fence.take());
+    assert!(matches!(kernel::left(&pins), Left::Whole));
+    let detached = pins.join("links/egress");
+    let mut detach = Command::new("bpftool");
+    detach.args(["link", "detach", "pinned"]).arg(&detached);
+    assert!(detach.status().unwrap().success());
+    assert!(detached.exists(), "its pin stays");
+    std::fs::remove_file(pins.join("links/connect6")).unwrap();
+    let held_by_another = pins.join("links/sched_process_fork");
+    std::fs::remove_file(&held_by_another).unwrap();
+    repin(&pins.join("links/connect4"), &held_by_another);
+    match kernel::left(&pins) {
+        Left::Without(missing) => {
+            assert_eq!(missing, ["sched_process_fork", "connect6", "egress"]);
+        }
+        other => panic!("{other:?}"),
+    }
+    stand.fence = Some(open(&stand.options));
+    drop(stand.fence.take());
+    assert!(matches!(kernel::left(&pins), Left::Whole), "put back");
+    stand.fence = Some(open(&stand.options));
+    stand.lift();
+    assert!(matches!(kernel::left(&pins), Left::Nothing));
+    // Files of these names are no links.
+    let files = tempfile::tempdir().unwrap();
+    let links = files.path().join("links");
+    std::fs::create_dir(&links).unwrap();
+    for hook in ["connect4", "connect6", "egress", "sendmsg4", "sendmsg6"] {
+        std::fs::write(links.join(hook), "").unwrap();
+    }
+    assert!(matches!(kernel::left(files.path()), Left::Nothing));
+}
+
+/// `doctor` tells as many layers as this kernel takes, each in force or with why it is not.
+#[test]
+fn doctor_tells_which_layers_this_kernel_takes() {
+    let doctor = Command::new(harness::agent::program().unwrap())
+        .args(["doctor", "-o", "json"])
+        .output()
+        .unwrap();
+    let findings: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let hooks = findings.as_array().unwrap().iter();
+    let hooks = hooks.filter(|finding| finding["check"] == "hooks");
+    let told: Vec<(&str, &str)> = hooks
+        .map(|finding| {
+            let state = finding["state"].as_str().unwrap();
+            (state, finding["found"].as_str().unwrap())
+        })
+        .collect();
+    let stand = Stand::new();
+    let layers = stand.fence().layers();
+    let in_force = layers.iter().filter(|layer| layer.enforcing);
+    let in_force: BTreeSet<&str> = in_force.map(|layer| &*layer.name).collect();
+    let (state, found) = told[0];
+    assert_eq!(state, "good", "{found}");
+    let found = found.strip_prefix("in force: ").unwrap();
+    let found: BTreeSet<&str> = found.split(", ").chain(["listener", "names"]).collect();
+    assert_eq!(found, in_force);
+    for layer in layers.iter().filter(|layer| !layer.enforcing) {
+        let why = layer.why.as_deref().unwrap();
+        let mut notes = told[1..].iter();
+        assert!(
+            notes.any(|(state, found)| *state == "note"
+                && found.contains(&layer.name)
+                && found.ends_with(why)),
+            "{}: {told:?}",
+            layer.name
+        );
+    }
 }

@@ -156,15 +156,29 @@ fn logged(during: impl FnOnce()) -> String {
 #[test]
 fn what_cannot_be_recorded_is_refused() {
     let mut stand = Stand::new();
+    let made_outside = format!(
+        "all = [socket.socket(f, socket.SOCK_STREAM) for f in (socket.AF_INET, socket.AF_INET6)]
+enter({:?}); say('in'); sys.stdin.readline()
+t = time.monotonic()
+for s, to in zip(all, ('198.51.100.7', '2001:db8::7')):
+    say(name(lambda: s.connect((to, 443))), (time.monotonic() - t) * 1000)
+for f in socket.AF_INET, socket.AF_INET6: say(name(lambda: socket.socket(f, socket.SOCK_STREAM)))",
+        stand.cgroup.path()
+    );
     for taken_over in 1..=2 {
+        let mut client = Running::start_outside(&made_outside);
+        assert_eq!(client.line(), "in");
         without_memory(|| {
-            for ip in ["198.51.100.7", "2001:db8::7"] {
-                assert_refused_at_once(&stand.run(&timed(ip, 443)));
+            client.send("\n");
+            for _ in 0..2 {
+                assert_refused_at_once(&client.line());
             }
+            assert_eq!([client.line(), client.line()], ["EPERM"; 2]);
         });
-        assert_eq!(counted(&stand)["unrecorded"], 2 * taken_over);
+        client.finish();
+        assert_eq!(counted(&stand)["unrecorded"], 4 * taken_over);
         let log = logged(|| {
-            let told = refusals(stand.fence(), 2);
+            let told = refusals(stand.fence(), 4);
             assert!(told.iter().all(|refusal| refusal.reason == "unrecorded"));
         });
         let said = log
