@@ -294,32 +294,92 @@ sys.stdin.read()",
     process.finish();
 }
 
-/// A source route leads a packet past the address that the hooks saw.
+/// A namespace of its own, whose loopback goes on with what others have routed; then tries each way at every line.
+const ROUTED: &str = "
+import ctypes, struct, subprocess
+if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
+def ip(*words): subprocess.run(['ip', *words], check=True)
+ip('link', 'set', 'lo', 'up')
+for at in 'fd09::7', 'fd09::9': ip('address', 'add', at + '/128', 'dev', 'lo', 'nodad')
+IPV4 = ['ipv4/conf/%s/' + setting for setting in ('accept_source_route', 'accept_local', 'route_localnet')]
+for setting in IPV4 + ['ipv6/conf/%s/seg6_enabled']:
+    for device in 'all', 'lo':
+        with open('/proc/sys/net/' + setting % device, 'w') as f: f.write('1')
+HOP = socket.inet_pton(socket.AF_INET6, 'fd09::9')
+route = struct.pack('BBB4sB', 131, 7, 4, socket.inet_aton('127.0.0.9'), 0)
+segments = struct.pack('BBBBBBH16s16s', 0, 4, 4, 1, 1, 0, 0, bytes(16), HOP)
+home = struct.pack('BBBB4x16s', 0, 2, 2, 1, HOP)
+FOUR = '127.77.7.8', 53, (socket.IPPROTO_IP, socket.IP_OPTIONS)
+SIX = 'fd09::7', 53, (socket.IPPROTO_IPV6, socket.IPV6_RTHDR)
+def new(ip, kind):
+    s = socket.socket(family(ip), kind); s.settimeout(1); return s
+def stream(ip, port, option, value):
+    s = new(ip, socket.SOCK_STREAM); s.setsockopt(*option, value)
+    try: s.connect((ip, port)); return 'ok'
+    except TimeoutError: return 'timeout'
+def kept(ip, port, option, value):
+    s = new(ip, socket.SOCK_DGRAM); s.setsockopt(*option, value)
+    return name(lambda: s.sendto(b'xx', (ip, port))), name(lambda: (s.connect((ip, port)), s.send(b'xx')))
+def told(ip, port, option, value):
+    s, t = new(ip, socket.SOCK_DGRAM), new(ip, socket.SOCK_DGRAM)
+    value = [(*option, value)]
+    return name(lambda: s.sendmsg([b'xx'], value, 0, (ip, port))), name(lambda: (t.connect((ip, port)), t.sendmsg([b'xx'], value)))
+say('in')
+for line in sys.stdin:
+    say(stream(*FOUR, route), *kept(*FOUR, route))
+    say(stream(*SIX, segments), *kept(*SIX, segments)) # With a datagram it cannot be told.
+    known = name(lambda: new('::1', socket.SOCK_DGRAM).setsockopt(*SIX[2], home)) == 'ok'
+    say(*(kept(*SIX, home) + told(*SIX, home) if known else ['unknown']))
+";
+
+/// A source route, or a routing header, leads a packet past the address that the hooks saw.
 #[test]
 fn source_routes_lead_nowhere() {
-    let stand = Stand::new();
-    let script = format!(
-        "{DATAGRAM}
-import struct
-route = struct.pack('BBB4sB', 131, 7, 4, socket.inet_aton('127.0.0.9'), 0)
-def routed(kind):
-    s = socket.socket(socket.AF_INET, kind); s.settimeout(0.3)
-    s.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, route)
-    return s
-stream = routed(socket.SOCK_STREAM)
-try: stream.connect(('198.51.100.7', 443)); say('connected')
-except TimeoutError: say('timeout')
-except OSError as e: say(errno.errorcode[e.errno])
-udp = routed(socket.SOCK_DGRAM); udp.connect(('127.77.7.8', 53))
-say(name(lambda: udp.send(b'xx')), name(lambda: udp.sendto(b'xx', ('127.77.7.8', 53))))"
-    );
-    let said = stand.run(&script);
-    assert_eq!(said, "timeout\nEPERM EPERM");
+    let mut stand = Stand::new();
+    let mut client = Running::start(&stand.cgroup, ROUTED);
+    assert_eq!(client.line(), "in");
+    let network = tollgate::kernel::namespaces::Network::of(client.pid(), client.pid()).unwrap();
+    let ((four, dns4), (six, dns6)) = network
+        .within(|| Ok((both("127.0.0.1:0"), both("[::1]:0"))))
+        .unwrap();
+    let admitted = [four.as_fd(), dns4.as_fd(), six.as_fd(), dns6.as_fd()];
+    stand
+        .fence()
+        .admit(&admitted, port(&four), Some(port(&six)))
+        .unwrap();
+    let servers = network
+        .within(|| Ok([both("127.77.7.8:53"), both("[fd09::7]:53")]))
+        .unwrap();
+    let mut tried = || {
+        client.send("go\n");
+        [client.line(), client.line(), client.line()]
+    };
+    let [routed, segments, home] = tried();
+    assert_eq!(routed, "timeout EPERM EPERM");
+    assert_eq!(segments, "timeout EPERM EPERM");
+    let is_known = home != "unknown"; // Not every kernel speaks to who is not at home.
+    assert!(!is_known || home == "EPERM EPERM EPERM EPERM", "{home}");
+    for (streams, datagrams) in &servers {
+        assert_quiet(streams);
+        assert_eq!(heard(datagrams), 0);
+    }
     let counted = counted(&stand);
-    assert!(counted["unsteered"] >= 1, "{counted:?}");
-    assert_eq!(counted["udp"], 2);
-    assert_eq!(heard(&stand.dns4), 0);
-    assert_quiet(&stand.agent4);
+    assert!(counted["unsteered"] >= 2, "{counted:?}");
+    assert_eq!(counted["udp"], if is_known { 8 } else { 4 });
+    assert_eq!((heard(&dns4), heard(&dns6)), (0, 0));
+    assert_quiet(&four);
+    assert_quiet(&six);
+
+    stand.lift();
+    let [routed, segments, home] = tried();
+    assert_eq!(routed, "ok ok ok");
+    assert_eq!(segments, "ok ok ok");
+    // What is sent to somebody's home leaves, and nobody here takes it.
+    assert!(!is_known || home == "ok ok ok ok", "{home}");
+    for (streams, datagrams) in &servers {
+        accept(streams);
+        assert!(heard(datagrams) > 0, "it is the fence that keeps it");
+    }
 }
 
 /// Makes a network namespace and a cable in it, with the way to everywhere over its one end.

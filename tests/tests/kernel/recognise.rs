@@ -116,7 +116,7 @@ os.waitpid(pid, 0)",
     );
 }
 
-/// A thread that leaves alone, through a threaded cgroup, is still of its process.
+/// What makes a thread after it left, makes one that is governed too.
 #[test]
 fn threads_are_of_their_process() {
     Scene::new().until_lifted(
@@ -124,6 +124,54 @@ fn threads_are_of_their_process() {
 inside(); outside()
 t = threading.Thread(target=both); t.start(); t.join()",
     );
+}
+
+/// One process's threads may be in different cgroups, if those are threaded and below one domain.
+fn in_a_domain_of_threads(body: &str) {
+    let mut scene = Scene::new();
+    let domain = Cgroup::new(scene.stand.fence().cgroup_root(), unique());
+    let inside = domain.child("inside");
+    scene.outside = domain.child("outside");
+    for cgroup in [&inside, &scene.outside] {
+        std::fs::write(cgroup.path().join("cgroup.type"), "threaded").unwrap();
+    }
+    let workload = scene.stand.workload();
+    scene.stand.fence().govern(&inside.name, workload).unwrap();
+    let body = format!(
+        "import threading
+INSIDE, OUTSIDE = {:?}, {:?}
+def alone(path):
+    with open(path + '/cgroup.threads', 'w') as f: f.write(str(threading.get_native_id()))
+def here(path): return [line for line in open(path + '/cgroup') if line.startswith('0:')]
+def in_thread(*calls):
+    t = threading.Thread(target=lambda: [call() for call in calls]); t.start(); t.join()
+def parted(): assert here('/proc/self') != here('/proc/thread-self')
+{body}",
+        inside.path(),
+        scene.outside.path()
+    );
+    scene.until_lifted(&body);
+}
+
+#[test]
+fn a_thread_that_leaves_alone_is_still_of_its_process() {
+    in_a_domain_of_threads("inside(); in_thread(lambda: alone(OUTSIDE), parted, both)");
+}
+
+#[test]
+fn the_first_thread_that_leaves_alone_is_too() {
+    in_a_domain_of_threads(
+        "inside()
+staying, done = threading.Event(), threading.Event()
+t = threading.Thread(target=lambda: (staying.set(), done.wait(), parted())); t.start(); staying.wait()
+alone(OUTSIDE); both(); done.set(); t.join()",
+    );
+}
+
+/// It was there for a moment, and the one that connects never.
+#[test]
+fn a_thread_that_enters_alone_brings_its_process() {
+    in_a_domain_of_threads("outside(); in_thread(lambda: alone(INSIDE), parted); both()");
 }
 
 #[test]

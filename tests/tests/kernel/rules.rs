@@ -1,5 +1,6 @@
 //! Who is recognised by what it is: user, executable, and both within a cgroup.
 use crate::support::*;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tollgate::kernel::{Case, CgroupPath, Event, FileState, Recognition, Runs};
@@ -167,19 +168,52 @@ fn state(path: &Path) -> FileState {
     }
 }
 
-/// Replaces the process by this shell, which then connects.
-fn exec_by(program: &Path, scene: &Scene) -> String {
+/// What a shell connects by, to both servers.
+fn connecting(scene: &Scene) -> String {
     let [v4, v6] = [0, 1].map(|at| scene.servers[at].address.port());
-    let connect = format!(
-        "for at in 127.0.0.1/{v4} ::1/{v6}; do (exec 3<>/dev/tcp/$at) 2>/dev/null && echo -n 'ok ' || echo -n 'refused '; done"
-    );
     format!(
-        "os.execv('{}', ['bash', '-c', {connect:?}])",
-        program.display()
+        "for at in 127.0.0.1/{v4} ::1/{v6}; do (exec 3<>/dev/tcp/$at) 2>/dev/null && echo -n 'ok ' || echo -n 'refused '; done"
     )
 }
 
+/// Replaces the process by this shell, which then connects.
+fn exec_by(program: &Path, scene: &Scene) -> String {
+    format!(
+        "os.execv('{}', ['bash', '-c', {:?}])",
+        program.display(),
+        connecting(scene)
+    )
+}
+
+/// Becomes a copy of this program that has no name in any directory.
+fn exec_from_memory(program: &Path, scene: &Scene) -> String {
+    format!(
+        "memory = os.memfd_create('tool')
+with open('{}', 'rb') as file: os.sendfile(memory, file.fileno(), 0, os.fstat(file.fileno()).st_size)
+os.dup2(memory, 9)
+{}",
+        program.display(),
+        exec_by(Path::new("/proc/self/fd/9"), scene)
+    )
+}
+
+/// What runs a program that is named to it, as the kernel has it do with every program that needs it.
+const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+
 const REFUSED: &str = "refused refused";
+
+/// Within a cgroup of its own: what else runs on this machine is not to wait for a look that nobody takes.
+fn by_tool() -> Recognition {
+    Recognition {
+        cases: vec![
+            case("tools", None, Runs::Class(3), Some(0)),
+            case("tools", None, Runs::Unknown, Some(0)),
+        ],
+        exe_names: ["tool".to_owned()].into(),
+        by_executable: true,
+        ..Recognition::default()
+    }
+}
 
 #[test]
 fn an_executable_is_its_file_and_not_its_path() {
@@ -190,17 +224,7 @@ fn an_executable_is_its_file_and_not_its_path() {
         folder.path().join("link"),
     );
     std::fs::hard_link(&tool, &link).unwrap();
-    // Within a cgroup of its own: what else runs on this machine is not to wait for a look that nobody takes.
-    let by = Recognition {
-        cases: vec![
-            case("tools", None, Runs::Class(3), Some(0)),
-            case("tools", None, Runs::Unknown, Some(0)),
-        ],
-        exe_names: ["tool".to_owned()].into(),
-        by_executable: true,
-        ..Recognition::default()
-    };
-    let scene = Scene::new(&by);
+    let scene = Scene::new(&by_tool());
     let fence = scene.stand.fence();
     let within = Cgroup::new(fence.cgroup_root(), unique());
     fence.fulfils(&within.name, 1).unwrap();
@@ -246,6 +270,56 @@ assert c.mount(b'{}', b'{}', None, 0x1000, None) == 0
     assert_eq!(python_outside(&scene.script(&exec(&tool))), REFUSED);
 }
 
+/// What the kernel has as the file that runs: a script's interpreter, and of a program that its loader was told to run, the
+/// loader. That and a copy are the same to the workload, and not to a rule that names a file (SECURITY.md: copies).
+#[test]
+fn an_executable_is_what_the_kernel_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tool, same) = (copy(folder.path(), "tool"), copy(folder.path(), "same"));
+    let scene = Scene::new(&by_tool());
+    let fence = scene.stand.fence();
+    let within = Cgroup::new(fence.cgroup_root(), unique());
+    fence.fulfils(&within.name, 1).unwrap();
+    let entered = |body: &str| format!("enter('{}')\n{body}", within.path().display());
+    let exec = |program: &Path| entered(&exec_by(program, &scene));
+    fence.know(&state(&tool), Some(3)).unwrap();
+    assert_eq!(scene.whose(&exec(&tool)).as_deref(), Some("tools"));
+
+    let script = |interpreter: &Path| {
+        let to = folder.path().join("script");
+        let text = format!("#!{}\n{}\n", interpreter.display(), connecting(&scene));
+        std::fs::write(&to, text).unwrap();
+        std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o755)).unwrap();
+        exec(&to)
+    };
+    assert_eq!(scene.whose(&script(&tool)).as_deref(), Some("tools"));
+    assert_eq!(scene.whose(&script(&same)), None, "by another one");
+
+    let from_memory = entered(&exec_from_memory(&tool, &scene));
+    assert_eq!(scene.whose(&from_memory), None, "a copy");
+    let loaded = format!(
+        "os.execv('{}', ['loader', '{}', '-c', {:?}])",
+        LOADER,
+        tool.display(),
+        connecting(&scene)
+    );
+    assert_eq!(scene.whose(&entered(&loaded)), None, "the loader");
+
+    // Without a name it still is the file, changed by that: it waits for a look, by whoever has it open.
+    let held = std::fs::File::open(&tool).unwrap();
+    std::fs::remove_file(&tool).unwrap();
+    let nameless = PathBuf::from(format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        held.as_raw_fd()
+    ));
+    assert_eq!(python_outside(&scene.script(&exec(&nameless))), REFUSED);
+    fence.know(&state(&nameless), Some(3)).unwrap();
+    assert_eq!(scene.whose(&exec(&nameless)).as_deref(), Some("tools"));
+    fence.know(&state(&nameless), None).unwrap();
+    assert_eq!(scene.whose(&exec(&nameless)), None, "as the agent says");
+}
+
 #[test]
 fn with_digests_every_unknown_executable_waits() {
     let folder = tempfile::tempdir().unwrap();
@@ -274,6 +348,11 @@ fn with_digests_every_unknown_executable_waits() {
     assert_eq!(scene.whose(&exec_by(&any, &scene)), None);
     fence.know(&state(&any), None).unwrap();
     assert_eq!(scene.whose(&as_intern), None);
+    // A copy is a file to look at, wherever it is.
+    let from_memory = exec_from_memory(&any, &scene);
+    let as_intern = format!("os.setresuid({INTERN}, {INTERN}, {INTERN})\n{from_memory}");
+    assert_eq!(python_outside(&scene.script(&as_intern)), REFUSED);
+    assert_eq!(scene.whose(&from_memory), None);
 }
 
 #[test]

@@ -222,6 +222,40 @@ say(to('{directory}/inner/mine'))",
     );
 }
 
+/// They are connected to as streams are, and carry datagrams.
+#[test]
+fn sequenced_packets_are_held_too() {
+    let mut stand = Stand::new();
+    let directory = tempfile::tempdir().unwrap();
+    let places = format!("[{:?}, '\\0{}']", directory.path().join("daemon"), unique());
+    let mut daemon = Running::start_outside(&format!(
+        "import select
+def bound(place):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.bind(place); s.listen(); return s
+daemons = [bound(place) for place in {places}]
+say('up')
+for line in sys.stdin: say(*[s.accept()[0].recv(8).decode() for s in select.select(daemons, [], [], 0.1)[0]])"
+    ));
+    assert_eq!(daemon.line(), "up");
+    let mut heard = || {
+        daemon.send("\n");
+        daemon.line()
+    };
+    let script = format!(
+        "def call(place):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect(place); s.send(b'heard')
+say(*[name(lambda: call(place)) for place in {places}])"
+    );
+    if is_held(&stand) {
+        assert_eq!(stand.run(&script), "EPERM EPERM");
+        assert_eq!(heard(), "");
+        assert_eq!(counted(&stand)["unix"], 2);
+    }
+    stand.lift();
+    assert_eq!(stand.run(&script), "ok ok");
+    assert_eq!(heard(), "heard heard");
+}
+
 /// Each of the two holds what it is there for, and once it is gone nothing else does.
 #[test]
 fn each_hook_holds_its_own() {

@@ -3,7 +3,7 @@
 use crate::refuse::{counted, has_udp_lite, layer};
 use crate::support::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 
 /// May be sent DNS; nobody is there.
@@ -148,6 +148,58 @@ fn no_way_leads_out() {
             std::fs::remove_dir(entry.path()).unwrap();
         }
     }
+}
+
+/// From one port to one destination, then from the same to another, again and again.
+fn flipping(ip: &str) {
+    const TIMES: usize = 200;
+    let mut stand = Stand::new();
+    let servers = [Elsewhere::new(ip), Elsewhere::new(ip)];
+    let ports = [0, 1].map(|at: usize| servers[at].address.port());
+    let script = format!(
+        "import struct
+def to(port, own=0):
+    with socket.socket(family('{ip}'), socket.SOCK_STREAM) as s:
+        s.settimeout(5)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)) # Is free at once.
+        s.bind(('{ip}', own)); s.connect(('{ip}', port)); s.sendall(b'x'); s.recv(1)
+        return s.getsockname()[1]
+own = to({0})
+for n in range(1, {TIMES}): to(({0}, {1})[n % 2], own)
+say('done')",
+        ports[0], ports[1]
+    );
+    let answer = |mut stream: std::net::TcpStream| {
+        stream.read_exact(&mut [0]).unwrap();
+        stream.write_all(b"y").unwrap();
+    };
+    let agent = match ip {
+        "::1" => &stand.agent6,
+        _ => &stand.agent4,
+    };
+    let client = Running::start(&stand.cgroup, &script);
+    for n in 0..TIMES {
+        let stream = accept(agent);
+        let flow = stand.fence().flow_of(&stream).unwrap();
+        assert_eq!(flow.destination.port(), ports[n % 2], "{ip}: {n}");
+        answer(stream);
+    }
+    assert_eq!(client.finish(), "done");
+    servers.iter().for_each(|one| assert_quiet(&one.listener));
+
+    stand.lift();
+    let client = Running::start(&stand.cgroup, &script);
+    for n in 0..TIMES {
+        answer(accept(&servers[n % 2].listener));
+    }
+    assert_eq!(client.finish(), "done");
+}
+
+#[test]
+fn who_flips_between_destinations_reaches_the_agent() {
+    flipping("127.0.0.1");
+    flipping("::1");
 }
 
 /// Full maps and rings lose accounts of refusals, never a refusal.
