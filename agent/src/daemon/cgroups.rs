@@ -8,7 +8,7 @@ use tollgate_policy::{Policy, Selector};
 /// Cgroups looked at, at most: a workload that may make cgroups must not be able to stop the watch.
 const DIRECTORIES: usize = 1 << 16;
 /// Their depth, at most: the hooks look no deeper.
-const DEPTH: usize = tollgate_common::limits::MAX_LEVEL as usize;
+const DEPTH: usize = 64;
 
 /// A cgroup that a selector of the policy matches.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What is governed and where it is steered: what the agent tells the hooks.
 use super::{
-    Enrolled, Error, Fence, Governed, cgroup,
+    Beyond, Enrolled, Error, Fence, Governed, cgroup,
     maps::{Maps, Writers, read, write},
     namespaces, syn,
     translate::text,
@@ -140,6 +140,16 @@ impl Fence {
             ..old
         };
         self.enter(&mut writers, &subtree, held)
+    }
+
+    /// What is refused because there was no room to govern it, for [`Self::let_in`].
+    pub fn beyond(&self) -> Beyond {
+        self.beyond.all()
+    }
+
+    /// All that was `beyond` has been looked at since: it is refused no longer, unless there was no room again.
+    pub fn let_in(&self, beyond: &Beyond) {
+        self.beyond.remove(beyond);
     }
 
     /// What there is no room for is refused.

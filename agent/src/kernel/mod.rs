@@ -403,16 +403,6 @@ impl Fence {
         self.hold_subtree(cgroup)
     }
 
-    /// What is refused because there was no room to govern it, for [`Self::let_in`].
-    pub fn beyond(&self) -> Beyond {
-        self.beyond.all()
-    }
-
-    /// All that was `beyond` has been looked at since: it is refused no longer, unless there was no room again.
-    pub fn let_in(&self, beyond: &Beyond) {
-        self.beyond.remove(beyond);
-    }
-
     /// Lets workloads do exactly this besides connecting through the agent.
     ///
     /// # Errors

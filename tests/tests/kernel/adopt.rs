@@ -175,9 +175,13 @@ fn pins_of_another_version_are_refused_and_keep_enforcing() {
             .args(["key", "0", "0", "0", "0", "value"]);
         assert!(command.args(bytes).status().unwrap().success());
     };
-    let own = std::fs::read_to_string(harness::repository().join("common/src/lib.rs")).unwrap();
-    let (_, own) = own.split_once("pub const ABI: u32 = ").unwrap();
-    let (own, _) = own.split_once(';').unwrap();
+    let mut lookup = Command::new("bpftool");
+    lookup
+        .args(["-j", "map", "lookup", "pinned"])
+        .arg(&settings);
+    let output = lookup.args(["key", "0", "0", "0", "0"]).output().unwrap();
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let own = found["value"][0].as_str().unwrap();
     abi("99");
     let error = Fence::open(&stand.options).unwrap_err();
     assert!(matches!(error, Error::Incompatible { .. }), "{error}");

@@ -294,3 +294,95 @@ fn nobody_but_the_agent_answers() {
         hears_the_secret(&impostor);
     }
 }
+
+/// The agent has no such key (TCP_MD5SIG): it drops what asks with one, which goes on asking.
+const KEYED: &str = "
+import struct
+def keyed(s, ip):
+    at = socket.inet_pton(family(ip), ip)
+    at = struct.pack('=HH4s', family(ip), 0, at) if family(ip) == socket.AF_INET else struct.pack('=HHI16s', family(ip), 0, 0, at)
+    s.setsockopt(socket.IPPROTO_TCP, 14, at.ljust(128, b'\\0') + struct.pack('=BBHI', 0, 0, 4, 0) + b'abcd'.ljust(80, b'\\0')) # TCP_MD5SIG
+";
+
+/// Meets the client's SYN on its way to the agent, or the client that asks in vain, and is taken for the agent.
+const IMPOSTOR: &str = "
+s = socket.socket(family(IP)); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind((IP, PORT))
+say('bound')
+to, has_key, wait = map(int, sys.stdin.readline().split())
+if has_key: keyed(s, IP)
+s.setblocking(False); name(lambda: s.connect((IP, to)))
+say('connecting')
+s.settimeout(wait)
+try: say(s.recv(64).decode())
+except OSError: say('nothing')
+";
+
+/// By a key that the agent has not, its SYN is dropped.
+const ASKS_IN_VAIN: &str = "
+s = socket.socket(family(IP)); s.settimeout(5); keyed(s, IP); s.bind((IP, 0)); say(s.getsockname()[1], 1)
+name(lambda: (s.connect((TARGET, 80)), s.sendall(b'secret'))); sys.stdin.readline()
+";
+
+/// On a port where the impostor's SYN was dropped.
+const LISTENS_FIRST: &str = "
+l = socket.create_server((IP, 0), family=family(IP)); port = l.getsockname()[1]; say(port, 0)
+sys.stdin.readline(); l.close()
+s = socket.socket(family(IP)); s.settimeout(5); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind((IP, port))
+name(lambda: (s.connect((TARGET, 80)), s.sendall(b'secret')))
+";
+
+/// Who bound the agent's port before it listened there, and does not listen, may not be taken for it either.
+fn met_from_the_agents_port(
+    stand: &mut Stand,
+    [ip, target]: [&str; 2],
+    client: &str,
+    nobody_looks: bool,
+) -> String {
+    let agent = match ip {
+        "::1" => &mut stand.agent6,
+        _ => &mut stand.agent4,
+    };
+    let address = agent.local_addr().unwrap();
+    *agent = Elsewhere::new(ip).listener; // The agent ends,
+    let known = format!("IP, TARGET, PORT = '{ip}', '{target}', {}", address.port());
+    let mut impostor = Running::start_outside(&format!("{KEYED}{known}{IMPOSTOR}"));
+    assert_eq!(impostor.line(), "bound");
+    *agent = listen(&address.to_string()); // and is there again.
+    stand.admit();
+    let mut client = Running::start(&stand.cgroup, &format!("{KEYED}{known}{client}"));
+    let own = client.line();
+    std::thread::sleep(ANSWER);
+    let wait = if nobody_looks { 10 } else { 2 };
+    impostor.send(&format!("{own} {wait}\n"));
+    assert_eq!(impostor.line(), "connecting");
+    std::thread::sleep(ANSWER);
+    if nobody_looks {
+        std::fs::remove_file(stand.options.pin_dir.join("links/ingress")).unwrap();
+    }
+    client.send("\n");
+    impostor.line()
+}
+
+fn nobody_is_met_from_the_agents_port(client: &str) {
+    let families = [["127.0.0.1", "198.51.100.7"], ["::1", "2001:db8::7"]];
+    let mut stand = Stand::new();
+    for family in families {
+        let heard = met_from_the_agents_port(&mut stand, family, client, false);
+        assert_eq!(heard, "nothing", "{family:?}");
+    }
+    for family in families {
+        let heard = met_from_the_agents_port(&mut stand, family, client, true);
+        assert_eq!(heard, "secret", "{family:?}: nobody looks");
+        stand = Stand::new();
+    }
+}
+
+#[test]
+fn nobody_meets_who_asks_the_agent_in_vain() {
+    nobody_is_met_from_the_agents_port(ASKS_IN_VAIN);
+}
+
+#[test]
+fn nobody_waits_for_who_asks_the_agent() {
+    nobody_is_met_from_the_agents_port(LISTENS_FIRST);
+}

@@ -19,6 +19,7 @@ mod listen;
 mod lsm;
 mod names;
 mod namespaces;
+mod origin;
 mod quota;
 mod recognise;
 mod refuse;
