@@ -1,7 +1,18 @@
 //! Whose a socket is, where neither the cgroup that it was made in tells nor who uses it.
 use crate::exit::{heard, receiver};
 use crate::support::*;
+use std::net::UdpSocket;
 use std::time::Duration;
+
+/// Somebody else's, over each family, and where a script finds them.
+fn both_receivers() -> ([UdpSocket; 2], String) {
+    let receivers = [receiver("127.0.0.9"), receiver("::1")];
+    let [four, six] = receivers
+        .each_ref()
+        .map(|receiver| receiver.local_addr().unwrap().port());
+    let ports = format!("PORT = {{socket.AF_INET: {four}, socket.AF_INET6: {six}}}");
+    (receivers, ports)
+}
 
 /// Leaves a cgroup below the governed one's place and removes it; what was made there is used on.
 const LEFT_AND_REMOVED: &str = "
@@ -27,12 +38,9 @@ fn what_was_made_in_a_cgroup_that_is_gone_is_held() {
     let outside = Cgroup::new(stand.fence().cgroup_root(), unique());
     let inside = outside.child("inside");
     stand.fence().govern(&inside.name, "inside").unwrap();
-    let receivers = [receiver("127.0.0.9"), receiver("::1")];
-    let [four, six] = receivers
-        .each_ref()
-        .map(|receiver| receiver.local_addr().unwrap().port());
+    let (receivers, ports_of_them) = both_receivers();
     let script = format!(
-        "PORT = {{socket.AF_INET: {four}, socket.AF_INET6: {six}}}
+        "{ports_of_them}
 OUTSIDE, INSIDE = {:?}, {:?}
 {LEFT_AND_REMOVED}",
         outside.path(),
@@ -94,12 +102,9 @@ for wait in sys.stdin:
 fn what_was_made_outside_is_held_once_it_was_used() {
     let mut stand = Stand::new();
     let outside = Cgroup::new(stand.fence().cgroup_root(), unique());
-    let receivers = [receiver("127.0.0.9"), receiver("::1")];
-    let [four, six] = receivers
-        .each_ref()
-        .map(|receiver| receiver.local_addr().unwrap().port());
+    let (receivers, ports_of_them) = both_receivers();
     let script = format!(
-        "PORT = {{socket.AF_INET: {four}, socket.AF_INET6: {six}}}
+        "{ports_of_them}
 OUTSIDE, GOVERNED = {:?}, {:?}
 {MADE_OUTSIDE}",
         outside.path(),
