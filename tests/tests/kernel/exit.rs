@@ -3,10 +3,10 @@ use crate::refuse::{counted, events};
 use crate::support::*;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
-use tollgate::kernel::{Event, Refusal};
+use tollgate::kernel::{Event, Refusal, namespaces::Network};
 
 /// Somebody else's, who should hear nothing.
 pub fn receiver(ip: &str) -> UdpSocket {
@@ -294,6 +294,22 @@ sys.stdin.read()",
     process.finish();
 }
 
+fn network_of(client: &Running) -> Network {
+    Network::of(client.pid(), client.pid()).unwrap()
+}
+
+/// The agent's sockets in a client's network namespace, admitted.
+fn agent_within(stand: &Stand, network: &Network) -> [(TcpListener, UdpSocket); 2] {
+    let agent = network
+        .within(|| Ok([both("127.0.0.1:0"), both("[::1]:0")]))
+        .unwrap();
+    let [(four, dns4), (six, dns6)] = &agent;
+    let admitted = [four.as_fd(), dns4.as_fd(), six.as_fd(), dns6.as_fd()];
+    let fence = stand.fence();
+    fence.admit(&admitted, port(four), Some(port(six))).unwrap();
+    agent
+}
+
 /// A namespace of its own, whose loopback goes on with what others have routed; then tries each way at every line.
 const ROUTED: &str = "
 import ctypes, struct, subprocess
@@ -338,15 +354,8 @@ fn source_routes_lead_nowhere() {
     let mut stand = Stand::new();
     let mut client = Running::start(&stand.cgroup, ROUTED);
     assert_eq!(client.line(), "in");
-    let network = tollgate::kernel::namespaces::Network::of(client.pid(), client.pid()).unwrap();
-    let ((four, dns4), (six, dns6)) = network
-        .within(|| Ok((both("127.0.0.1:0"), both("[::1]:0"))))
-        .unwrap();
-    let admitted = [four.as_fd(), dns4.as_fd(), six.as_fd(), dns6.as_fd()];
-    stand
-        .fence()
-        .admit(&admitted, port(&four), Some(port(&six)))
-        .unwrap();
+    let network = network_of(&client);
+    let [(four, dns4), (six, dns6)] = agent_within(&stand, &network);
     let servers = network
         .within(|| Ok([both("127.77.7.8:53"), both("[fd09::7]:53")]))
         .unwrap();
@@ -469,15 +478,7 @@ fn what_leaves_by_another_device_does_not_leave() {
     let client = format!("{CABLE}\nsay('in')\nfor line in sys.stdin:\n    exec({BY_DEVICE:?})");
     let mut client = Running::start(&stand.cgroup, &client);
     assert_eq!(client.line(), "in");
-    let network = tollgate::kernel::namespaces::Network::of(client.pid(), client.pid()).unwrap();
-    let ((four, dns4), (six, dns6)) = network
-        .within(|| Ok((both("127.0.0.1:0"), both("[::1]:0"))))
-        .unwrap();
-    let admitted = [four.as_fd(), dns4.as_fd(), six.as_fd(), dns6.as_fd()];
-    stand
-        .fence()
-        .admit(&admitted, port(&four), Some(port(&six)))
-        .unwrap();
+    let _agent = agent_within(&stand, &network_of(&client));
     let sniff = SNIFF.replace("{PID}", &client.pid().to_string());
     let mut tried = |ways: &str| {
         let mut sniffer = Running::start_outside(&sniff);
@@ -521,15 +522,7 @@ fn what_the_agent_answers_does_not_leave() {
     let client = format!("{CABLE}\nsay('in')\nsys.stdin.readline()\n{FROM_AFAR}\nsys.stdin.read()");
     let mut client = Running::start(&stand.cgroup, &client);
     assert_eq!(client.line(), "in");
-    let network = tollgate::kernel::namespaces::Network::of(client.pid(), client.pid()).unwrap();
-    let (four, (six, dns6)) = network
-        .within(|| Ok((listen("127.0.0.1:0"), both("[::1]:0"))))
-        .unwrap();
-    let admitted = [four.as_fd(), six.as_fd(), dns6.as_fd()];
-    let admitted = stand
-        .fence()
-        .admit(&admitted, port(&four), Some(port(&six)));
-    admitted.unwrap();
+    let [_, (_six, dns6)] = agent_within(&stand, &network_of(&client));
     client.send("\n");
     assert_eq!(client.line(), "ok");
     dns6.set_nonblocking(false).unwrap();
