@@ -1,6 +1,6 @@
 //! Where the running kernel keeps the fields that the hooks read, from its own description of its
 //! types (BTF). Reads only what is needed of it, every index checked.
-use super::Error;
+use super::{Error, probe};
 use std::io::Read;
 use std::path::Path;
 use tollgate_common::settings::Offsets;
@@ -18,13 +18,32 @@ const HEAD: usize = 12;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 
-/// The offsets in the running kernel.
-pub(super) fn offsets() -> Result<Offsets, Error> {
-    let bytes = read(Path::new(PATH))?;
-    find(&bytes).map_err(|what| Error::BadBtf {
-        path: PATH.into(),
-        what,
-    })
+/// The running kernel: new enough, ours to load programs into, and what it says of its types. To read it takes longer
+/// than most of a start, so who puts up many fences does it once; to keep it takes megabytes, so an agent does not.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Where it keeps the fields that the hooks read.
+    pub(super) offsets: Offsets,
+    /// All of its types, to look up what programs are attached to.
+    pub(super) types: Option<aya::Btf>,
+}
+
+impl Kernel {
+    /// Probes it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn probe() -> Result<Self, Error> {
+        probe::kernel()?;
+        probe::capabilities()?;
+        let bytes = read(Path::new(PATH))?;
+        let offsets = find(&bytes).map_err(|what| Error::BadBtf {
+            path: PATH.into(),
+            what,
+        })?;
+        let types = aya::Btf::parse(&bytes, aya::Endianness::default()).ok();
+        Ok(Self { offsets, types })
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

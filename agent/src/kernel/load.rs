@@ -1,6 +1,7 @@
 //! From the embedded object to programs in the kernel and links at the cgroup root.
 use super::{
-    Error, btf,
+    Error,
+    btf::Kernel,
     hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
     log::HookLog,
     pins::Pins,
@@ -58,14 +59,18 @@ impl Programs {
 
 /// Makes or adopts the pinned maps and loads the programs, with the log that these write to: it is
 /// not pinned, since each agent's programs have their own. Nothing is attached yet.
-pub(super) fn programs(pins: &Pins, counts: bool) -> Result<(Programs, HookLog), Error> {
-    let offsets = btf::offsets()?;
+pub(super) fn programs(
+    kernel: &Kernel,
+    pins: &Pins,
+    counts: bool,
+) -> Result<(Programs, HookLog), Error> {
+    let Kernel { offsets, types } = kernel;
+    let btf = types.as_ref();
     let paths: Vec<(&str, PathBuf)> = pins.maps().collect();
-    let btf = aya::Btf::from_sys_fs().ok();
     let mut loader = EbpfLoader::new();
-    loader.btf(btf.as_ref());
+    loader.btf(btf);
     let counts = u32::from(counts);
-    loader.override_global("OFFSETS", &offsets, true);
+    loader.override_global("OFFSETS", offsets, true);
     loader.override_global("COUNTS", &counts, true);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
@@ -74,7 +79,7 @@ pub(super) fn programs(pins: &Pins, counts: bool) -> Result<(Programs, HookLog),
     let mut programs = Programs {
         loaded: Vec::new(),
         absent: Vec::new(),
-        listing: listing(&mut ebpf, btf.as_ref())?,
+        listing: listing(&mut ebpf, btf)?,
     };
     let raw = Raw::relocate(OBJECT, &ebpf, pins)?;
     for hook in HOOKS {
@@ -85,9 +90,9 @@ pub(super) fn programs(pins: &Pins, counts: bool) -> Result<(Programs, HookLog),
             continue;
         }
         match hook.since {
-            None => programs.loaded.push(load(&mut ebpf, hook, btf.as_ref())?),
-            Some(since) => match described(hook, &offsets)
-                .and_then(|()| if_there(&mut ebpf, &raw, hook, btf.as_ref(), &programs.loaded))
+            None => programs.loaded.push(load(&mut ebpf, hook, btf)?),
+            Some(since) => match described(hook, offsets)
+                .and_then(|()| if_there(&mut ebpf, &raw, hook, btf, &programs.loaded))
             {
                 Ok((fd, id)) => programs.loaded.push(Loaded { hook, id, fd }),
                 Err(error) => programs.absent.push(Absent {

@@ -34,6 +34,7 @@ mod sys;
 mod translate;
 
 pub use askers::{Namespace, since_boot};
+pub use btf::Kernel;
 pub use error::Error;
 pub use govern::UNSETTLED_NAME;
 pub use left::{Left, left};
@@ -309,12 +310,18 @@ impl Fence {
     /// # Errors
     /// See [`Error`].
     pub fn open(options: &Options) -> Result<Self, Error> {
-        probe::kernel()?;
-        probe::capabilities()?;
+        Self::open_on(&Kernel::probe()?, options)
+    }
+
+    /// The same on a kernel that was probed before.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn open_on(kernel: &Kernel, options: &Options) -> Result<Self, Error> {
         let root = probe::cgroup_root(options.cgroup_root.as_deref())?;
         let pins = pins::Pins::open(&options.pin_dir)?;
         let adopting = pins.are_in_force();
-        match Self::stand_up(&pins, &root, options.counts) {
+        match Self::stand_up(kernel, &pins, &root, options.counts) {
             Ok((maps, programs, hook_log)) => {
                 let names = translate::Names::new();
                 let fence = Self {
@@ -344,12 +351,13 @@ impl Fence {
     }
 
     fn stand_up(
+        kernel: &Kernel,
         pins: &pins::Pins,
         root: &probe::CgroupRoot,
         counts: bool,
     ) -> Result<(maps::Maps, load::Programs, log::HookLog), Error> {
         pins.check()?;
-        let (programs, hook_log) = load::programs(pins, counts)?;
+        let (programs, hook_log) = load::programs(kernel, pins, counts)?;
         let maps = maps::Maps::open(pins)?;
         govern::prepare(&maps)?;
         load::attach(pins, root, &programs.loaded)?;

@@ -13,6 +13,8 @@ pub(crate) const DENIED: &str = "http://198.51.100.7/";
 /// See [`DENIED`].
 pub(crate) const DENIED6: &str = "http://[2001:db8::7]/";
 
+const PROGRAM: &str = "/usr/bin/tollgate";
+
 /// A program that has been running for a while: it asks for each line of one pipe, and answers into another.
 const ASKING: &str = "rm -f $1.in $1.out; mkfifo $1.in $1.out
 while read target <$1.in; do
@@ -52,8 +54,10 @@ impl Host {
             Path::new("/payload/plan").exists(),
             "this test installs a service: run it with `cargo xtask vm`"
         );
-        let program = harness::agent::program().unwrap();
-        fs::copy(program, "/usr/bin/tollgate").unwrap();
+        // It is large, and copied slowly where it is emulated: for all tests once.
+        if !Path::new(PROGRAM).exists() {
+            fs::copy(harness::agent::program().unwrap(), PROGRAM).unwrap();
+        }
         let units = Path::new("/etc/systemd/system");
         let unit = harness::repository().join("systemd/tollgate.service");
         fs::copy(unit, units.join("tollgate.service")).unwrap();

@@ -207,7 +207,7 @@ fn paths_are_matched_name_by_name() {
 
     // What no longer is in the policy is no longer looked for, what still is, is.
     stand.fence().recognise(&by(paths[..1].to_vec())).unwrap();
-    drop((fixed, inner));
+    drop((inner, fixed));
     check(&new("fixed"), Some("fixed"));
     check(&new("other/again"), None);
 }

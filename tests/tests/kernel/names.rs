@@ -52,19 +52,16 @@ s.sendto(b'a4', server); hear(s)"
     )
 }
 
-fn asked_of_the_agent(server: &str, real: &str) {
-    let mut stand = Stand::new();
-    let real = UdpSocket::bind((real, 53)).unwrap();
-    real.set_nonblocking(true).unwrap();
+fn the_agent_is_asked(stand: &Stand, server: &str, real: &UdpSocket) {
     let mut client = Running::start(&stand.cgroup, &asking(server));
-    let agent = agents(&stand, server);
+    let agent = agents(stand, server);
     for (nth, before) in ["ok", "ok True", "ok", ""].into_iter().enumerate() {
         if !before.is_empty() {
             assert_eq!(client.line(), before);
         }
         let (message, from) = query(agent);
         assert_eq!(message, format!("a{}", nth + 1).as_bytes());
-        let flow = asker(&stand, agent, &message, from).expect("it was entered");
+        let flow = asker(stand, agent, &message, from).expect("it was entered");
         assert_eq!(&*flow.workload, stand.workload());
         assert_eq!(flow.process.pid, client.pid());
         assert!(flow.process.exe.contains("python3"));
@@ -72,43 +69,48 @@ fn asked_of_the_agent(server: &str, real: &str) {
         let asked: std::net::IpAddr = server.parse().unwrap();
         assert_eq!(flow.destination, (asked.to_canonical(), 53).into());
         assert!(
-            asker(&stand, agent, &message, from).is_none(),
+            asker(stand, agent, &message, from).is_none(),
             "it is taken once"
         );
         agent.send_to(b"yes", from).unwrap();
         assert_eq!(client.line(), format!("yes {server} 53"));
     }
     client.finish();
-    assert_eq!(heard(&real), 0, "the server was not asked");
-    assert!(counted(&stand).is_empty());
-    let account = stand.fence().accounts().remove(0);
+    assert_eq!(heard(real), 0, "the server was not asked");
+    assert!(counted(stand).is_empty());
+    let account = stand.account();
     assert_eq!(
         (account.counters.packets_out, account.counters.packets_in),
         (4, 4)
     );
+}
 
+#[test]
+fn names_are_asked_of_the_agent() {
+    let ways = [
+        ("127.77.8.4", "127.77.8.4"),
+        ("::1", "::1"),
+        ("::ffff:127.77.8.5", "127.77.8.5"),
+    ];
+    let ways = ways.map(|(server, ip)| {
+        let real = UdpSocket::bind((ip, 53)).unwrap();
+        real.set_nonblocking(true).unwrap();
+        (server, real)
+    });
+    let mut stand = Stand::new();
+    for (server, real) in &ways {
+        stand.renew();
+        the_agent_is_asked(&stand, server, real);
+    }
     stand.lift();
-    let client = Running::start(&stand.cgroup, &asking(server));
-    let (message, from) = query(&real);
-    assert_eq!(message, b"a1");
-    assert_eq!(heard(&stand.dns4) + heard(&stand.dns6), 0);
-    real.send_to(b"no", from).unwrap();
-    drop(client);
-}
-
-#[test]
-fn asked_over_ipv4() {
-    asked_of_the_agent("127.77.8.4", "127.77.8.4");
-}
-
-#[test]
-fn asked_over_ipv6() {
-    asked_of_the_agent("::1", "::1");
-}
-
-#[test]
-fn asked_over_mapped_ipv4() {
-    asked_of_the_agent("::ffff:127.77.8.5", "127.77.8.5");
+    for (server, real) in &ways {
+        let client = Running::start(&stand.cgroup, &asking(server));
+        let (message, from) = query(real);
+        assert_eq!(message, b"a1");
+        assert_eq!(heard(&stand.dns4) + heard(&stand.dns6), 0);
+        real.send_to(b"no", from).unwrap();
+        drop(client);
+    }
 }
 
 #[test]

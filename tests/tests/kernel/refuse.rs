@@ -42,12 +42,7 @@ pub fn refusals(fence: &Fence, count: usize) -> Vec<Refusal> {
 }
 
 pub fn counted(stand: &Stand) -> BTreeMap<String, u64> {
-    let accounts = stand.fence().accounts();
-    accounts
-        .into_iter()
-        .find(|account| account.workload == stand.workload())
-        .unwrap()
-        .refusals
+    stand.account().refusals
 }
 
 /// Connects and measures; prints the error and milliseconds.

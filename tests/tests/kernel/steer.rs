@@ -12,15 +12,9 @@ sys.stdin.read()"
     )
 }
 
-fn steered(ip: &str) {
-    let stand = Stand::new();
+fn is_steered(stand: &Stand, ip: &str) {
     let mut client = Running::start(&stand.cgroup, &connecting(ip, 443));
-    let listener = if ip.contains(':') && !ip.contains('.') {
-        &stand.agent6
-    } else {
-        &stand.agent4
-    };
-    let accepted = stand.accept(listener);
+    let accepted = stand.accept(stand.agent(ip));
     assert_eq!(
         client.line(),
         format!("ok {ip} 443"),
@@ -90,83 +84,68 @@ fn start_ticks(pid: u32) -> u64 {
 }
 
 #[test]
-fn steered_over_ipv4() {
-    steered("198.51.100.7");
+fn connections_are_steered() {
+    let stand = Stand::new();
+    for ip in ["198.51.100.7", "2001:db8::7", "::ffff:198.51.100.7"] {
+        is_steered(&stand, ip);
+    }
 }
 
-#[test]
-fn steered_over_ipv6() {
-    steered("2001:db8::7");
-}
-
-#[test]
-fn steered_over_mapped_ipv4() {
-    steered("::ffff:198.51.100.7");
-}
-
-fn absent_after_lift(ip: &str) {
-    let mut stand = Stand::new();
-    let elsewhere = Elsewhere::new(ip);
-    let script = format!("say(tcp('{ip}', {})[1])", elsewhere.address.port());
-    assert_eq!(stand.run(&script), "ok");
-    let listener = if ip.contains(':') {
-        &stand.agent6
-    } else {
-        &stand.agent4
-    };
-    stand.accept(listener);
-    assert_quiet(&elsewhere.listener);
-
-    stand.lift();
-    assert_eq!(stand.run(&script), "ok");
-    accept(&elsewhere.listener);
-    assert_quiet(if ip.contains(':') {
-        &stand.agent6
-    } else {
-        &stand.agent4
-    });
+/// Somebody's servers over both families, and scripts that connect to them.
+fn servers() -> [(Elsewhere, String); 2] {
+    ["127.0.0.1", "::1"].map(|ip| {
+        let server = Elsewhere::new(ip);
+        let script = format!("say(tcp('{ip}', {})[1])", server.address.port());
+        (server, script)
+    })
 }
 
 #[test]
 fn nothing_is_steered_after_lift() {
-    absent_after_lift("127.0.0.1");
-    absent_after_lift("::1");
+    let mut stand = Stand::new();
+    let servers = servers();
+    for (server, script) in &servers {
+        assert_eq!(stand.run(script), "ok");
+        stand.accept(stand.agent(&server.address.ip().to_string()));
+        assert_quiet(&server.listener);
+    }
+    stand.lift();
+    for (server, script) in &servers {
+        assert_eq!(stand.run(script), "ok");
+        accept(&server.listener);
+    }
+    assert_quiet(&stand.agent4);
+    assert_quiet(&stand.agent6);
 }
 
 #[test]
 fn a_released_cgroup_is_not_steered() {
     let stand = Stand::new();
-    let elsewhere = Elsewhere::new("127.0.0.1");
     stand.fence().release(stand.cgroup.id()).unwrap();
     stand
         .fence()
         .release(stand.cgroup.id())
         .expect("twice is as good");
     assert!(stand.fence().governed().is_empty());
-    stand.run(&format!(
-        "say(tcp('127.0.0.1', {})[1])",
-        elsewhere.address.port()
-    ));
-    accept(&elsewhere.listener);
+    for (server, script) in servers() {
+        assert_eq!(stand.run(&script), "ok");
+        accept(&server.listener);
+    }
 }
 
 #[test]
 fn the_wildcard_address_is_steered() {
     let stand = Stand::new();
-    let elsewhere = Elsewhere::new("127.0.0.1");
-    stand.run(&format!(
-        "say(tcp('0.0.0.0', {})[1])",
-        elsewhere.address.port()
-    ));
-    let accepted = stand.accept(&stand.agent4);
-    let flow = stand.fence().flow_of(&accepted).unwrap();
-    assert_eq!(
-        flow.destination,
-        format!("0.0.0.0:{}", elsewhere.address.port())
-            .parse()
-            .unwrap()
-    );
-    assert_quiet(&elsewhere.listener);
+    for (any, ip) in [("0.0.0.0", "127.0.0.1"), ("::", "::1")] {
+        let elsewhere = Elsewhere::new(ip);
+        let port = elsewhere.address.port();
+        stand.run(&format!("say(tcp('{any}', {port})[1])"));
+        let accepted = stand.accept(stand.agent(ip));
+        let flow = stand.fence().flow_of(&accepted).unwrap();
+        let asked: std::net::IpAddr = any.parse().unwrap();
+        assert_eq!(flow.destination, (asked, port).into());
+        assert_quiet(&elsewhere.listener);
+    }
 }
 
 #[test]

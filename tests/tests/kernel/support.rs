@@ -4,9 +4,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use tollgate::kernel::{Error, Fence, Openings, Options, SocketName};
+use tollgate::kernel::{Error, Fence, Kernel, Openings, Options, SocketName, WorkloadAccount};
 
 /// Longest wait for anything that should happen at once.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -67,6 +68,8 @@ impl Drop for Cgroup {
 pub struct Stand {
     pub fence: Option<Fence>,
     pub cgroup: Cgroup,
+    /// Of earlier workloads.
+    pub earlier: Vec<Cgroup>,
     pub options: Options,
     pub agent4: TcpListener,
     pub agent6: TcpListener,
@@ -86,10 +89,11 @@ impl Stand {
         let fence = open(&options);
         let cgroup = Cgroup::new(fence.cgroup_root(), &name);
         fence.govern(&cgroup.name, &name).expect("govern");
-        let ((agent4, dns4), (agent6, dns6)) = (both("127.0.0.1:0"), both("[::1]:0"));
+        let ((agent4, dns4), (agent6, dns6)) = both_families();
         let stand = Self {
             fence: Some(fence),
             cgroup,
+            earlier: Vec::new(),
             options,
             agent4,
             agent6,
@@ -98,6 +102,13 @@ impl Stand {
         };
         stand.admit();
         stand
+    }
+
+    /// Listens at other ports.
+    pub fn listen(&mut self) {
+        let ((agent4, dns4), (agent6, dns6)) = both_families();
+        (self.agent4, self.dns4, self.agent6, self.dns6) = (agent4, dns4, agent6, dns6);
+        self.admit();
     }
 
     pub fn admit(&self) {
@@ -119,6 +130,30 @@ impl Stand {
 
     pub fn workload(&self) -> &str {
         self.cgroup.name.to_str().expect("UTF-8")
+    }
+
+    /// Governs another workload in the first one's place, under the same fence: nothing was counted of it yet.
+    pub fn renew(&mut self) {
+        let name = unique();
+        let cgroup = Cgroup::new(&self.cgroup.root, &name);
+        self.fence().govern(&cgroup.name, &name).expect("govern");
+        self.earlier
+            .push(std::mem::replace(&mut self.cgroup, cgroup));
+    }
+
+    /// What the kernel counted of the workload.
+    pub fn account(&self) -> WorkloadAccount {
+        let mut accounts = self.fence().accounts().into_iter();
+        let own = accounts.find(|account| account.workload == self.workload());
+        own.expect("it has an account")
+    }
+
+    /// The listener that connections to `ip` come to.
+    pub fn agent(&self, ip: &str) -> &TcpListener {
+        match ip.contains(':') && !ip.contains('.') {
+            true => &self.agent6,
+            false => &self.agent4,
+        }
     }
 
     /// Lets the workload listen on these ports and speak to these Unix sockets; `**` at a name's end is any rest.
@@ -164,7 +199,14 @@ impl Drop for Stand {
 
 /// Opens a fence; says plainly that these tests need root.
 pub fn open(options: &Options) -> Fence {
-    match Fence::open(options) {
+    // Probed once: its types are many, and to read them takes as long as half of the programs.
+    static KERNEL: OnceLock<Kernel> = OnceLock::new();
+    let opened = match KERNEL.get() {
+        Some(kernel) => Fence::open_on(kernel, options),
+        None => Kernel::probe()
+            .and_then(|kernel| Fence::open_on(KERNEL.get_or_init(|| kernel), options)),
+    };
+    match opened {
         Ok(fence) => fence,
         Err(Error::NotPermitted) => {
             panic!("kernel tests need root: run `sudo -E cargo xtask test` or as root")
@@ -177,6 +219,10 @@ pub fn listen(address: &str) -> TcpListener {
     let listener = TcpListener::bind(address).expect("bind");
     listener.set_nonblocking(true).expect("nonblocking");
     listener
+}
+
+fn both_families() -> ((TcpListener, UdpSocket), (TcpListener, UdpSocket)) {
+    (both("127.0.0.1:0"), both("[::1]:0"))
 }
 
 /// A listener and a datagram socket at one port.
@@ -239,7 +285,8 @@ def say(*words): print(*words, flush=True)
 
 fn script(script: &str) -> Command {
     let mut command = Command::new("python3");
-    command.args(["-c", &format!("{PRELUDE}\n{script}")]);
+    // Nothing of the site is needed, and to look for it takes a fifth of the start.
+    command.args(["-IS", "-c", &format!("{PRELUDE}\n{script}")]);
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
