@@ -113,23 +113,32 @@ sys.stdin.read()";
 #[test]
 fn a_deferred_connect_is_steered_and_ends() {
     let stand = Stand::new();
-    let script = "
+    for ip in ["198.51.100.7", "2001:db8::7"] {
+        is_deferred(&stand, ip);
+    }
+}
+
+fn is_deferred(stand: &Stand, ip: &str) {
+    let script = format!(
+        "
 def deferred():
-    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    s = socket.socket(family('{ip}'), socket.SOCK_STREAM)
     s.setsockopt(socket.IPPROTO_TCP, 30, 1) # TCP_FASTOPEN_CONNECT
     s.setsockopt(socket.IPPROTO_TCP, 34, 1) # TCP_FASTOPEN_NO_COOKIE
-    s.connect(('198.51.100.7', 443))
+    s.connect(('{ip}', 443))
     return s
 never = deferred()
 say(int.from_bytes(never.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1), 'little'))
 never.close()
 s = deferred(); s.sendall(b'early')
-sys.stdin.read()";
-    let mut client = Running::start(&stand.cgroup, script);
+sys.stdin.read()"
+    );
+    let mut client = Running::start(&stand.cgroup, &script);
     assert_eq!(client.line(), "2", "SYN_SENT, with no SYN sent");
-    let mut accepted = stand.accept(&stand.agent4);
+    let mut accepted = stand.accept(stand.agent(ip));
     let flow = stand.fence().flow_of(&accepted).expect("steered");
-    assert_eq!(flow.destination.to_string(), "198.51.100.7:443");
+    let asked: std::net::IpAddr = ip.parse().unwrap();
+    assert_eq!(flow.destination, (asked, 443).into());
     let mut early = [0; 5];
     accepted.read_exact(&mut early).unwrap();
     assert_eq!(&early, b"early");

@@ -3,10 +3,9 @@ use crate::refuse::{counted, events};
 use crate::support::*;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
-use std::os::fd::AsFd as _;
+use std::net::UdpSocket;
 use std::time::Duration;
-use tollgate::kernel::{Event, Refusal, namespaces::Network};
+use tollgate::kernel::{Event, Refusal};
 
 /// Somebody else's, who should hear nothing.
 pub fn receiver(ip: &str) -> UdpSocket {
@@ -122,14 +121,20 @@ fn datagrams_of_connected_sockets_do_not_leave() {
 
 #[test]
 fn a_socket_that_asks_for_names_again_may_send() {
-    let stand = Stand::new();
-    let resolver = UdpSocket::bind("127.77.7.9:53").unwrap();
+    let mut stand = Stand::new();
+    asks_for_names_again(&stand, "127.0.0.9", "127.77.7.9");
+    stand.renew();
+    asks_for_names_again(&stand, "::1", "::1");
+}
+
+fn asks_for_names_again(stand: &Stand, ip: &str, resolver_ip: &str) {
+    let resolver = UdpSocket::bind((resolver_ip, 53)).unwrap();
     resolver.set_nonblocking(true).unwrap();
-    let (first, second) = (receiver("127.0.0.9"), receiver("127.0.0.9"));
+    let (first, second) = (receiver(ip), receiver(ip));
     let script = format!(
         "{DATAGRAM}
-resolver = ('127.77.7.9', 53)
-s = datagram('127.0.0.9')
+resolver = ('{resolver_ip}', 53)
+s = datagram('{ip}')
 ids = iter(range(256))
 def send(*to):
     query = bytes([next(ids), 0])
@@ -139,8 +144,8 @@ say(to({first}), to(resolver), to({first}), to({second}), to(resolver))
 s.connect({first}); disconnect(s)
 say(send(), send(resolver), send({first}))
 s.connect(resolver)
-tos = (socket.IPPROTO_IP, socket.IP_TOS, (16).to_bytes(4, 'little'))
-say(name(lambda: s.sendmsg([b'yy'], [tos])))",
+tos = (socket.IPPROTO_IP, socket.IP_TOS) if s.family == socket.AF_INET else (socket.IPPROTO_IPV6, 67)
+say(name(lambda: s.sendmsg([b'yy'], [(*tos, (16).to_bytes(4, 'little'))])))",
         first = at(&first),
         second = at(&second),
     );
@@ -149,8 +154,9 @@ say(name(lambda: s.sendmsg([b'yy'], [tos])))",
         "EPERM ok EPERM EPERM ok\nEDESTADDRREQ ok EPERM\nok"
     );
     assert_eq!((heard(&first), heard(&second)), (0, 0));
-    assert_eq!((heard(&resolver), heard(&stand.dns4)), (0, 4));
-    let told: Vec<_> = told(&stand)
+    let asked = heard(&stand.dns4) + heard(&stand.dns6);
+    assert_eq!((heard(&resolver), asked), (0, 4));
+    let told: Vec<_> = told(stand)
         .iter()
         .map(|refusal| refusal.destination.unwrap().port())
         .collect();
@@ -160,19 +166,26 @@ say(name(lambda: s.sendmsg([b'yy'], [tos])))",
     );
     // Connected, told once for each that follows another; sent with a destination, told each time.
     assert_eq!(told, [first, second, first]);
-    assert_eq!(counted(&stand)["udp"], 4);
+    assert_eq!(counted(stand)["udp"], 4);
 }
 
 /// The socket is not the cgroup's; it was connected there, and that holds until somebody ungoverned
 /// connects it.
 #[test]
 fn a_socket_made_outside_is_held_after_it_was_connected_inside() {
-    let stand = Stand::new();
-    let receiver = receiver("127.0.0.9");
+    let mut stand = Stand::new();
+    for ip in ["127.0.0.9", "::1"] {
+        stand.renew();
+        is_held_after_it_was_connected_inside(&stand, ip);
+    }
+}
+
+fn is_held_after_it_was_connected_inside(stand: &Stand, ip: &str) {
+    let receiver = receiver(ip);
     let outside = stand.cgroup.root.to_str().unwrap();
     let script = format!(
         "{DATAGRAM}
-s = datagram('127.0.0.9'); free = datagram('127.0.0.9'); free.connect({to})
+s = datagram('{ip}'); free = datagram('{ip}'); free.connect({to})
 (mine, other) = (os.pipe(), os.pipe())
 if os.fork() == 0:
     os.read(mine[0], 1); s.connect({to}); say(name(lambda: s.send(b'y')))
@@ -194,7 +207,7 @@ sys.stdin.readline(); say(name(lambda: s.send(b'z')))",
     assert_eq!(client.line(), "ok");
     assert_eq!(client.line(), "EPERM");
     assert_eq!(heard(&receiver), 2);
-    assert_eq!(counted(&stand)["udp"], 3);
+    assert_eq!(counted(stand)["udp"], 3);
     stand.fence().release(stand.cgroup.id()).unwrap();
     assert_eq!(client.finish(), "ok", "whom nobody governs may send");
     assert_eq!(heard(&receiver), 1);
@@ -299,302 +312,4 @@ sys.stdin.read()",
         assert_eq!(stream.read(&mut [0; 8]).unwrap(), 1);
     }
     process.finish();
-}
-
-fn network_of(client: &Running) -> Network {
-    Network::of(client.pid(), client.pid()).unwrap()
-}
-
-/// The agent's sockets in a client's network namespace, admitted.
-fn agent_within(stand: &Stand, network: &Network) -> [(TcpListener, UdpSocket); 2] {
-    let agent = network
-        .within(|| Ok([both("127.0.0.1:0"), both("[::1]:0")]))
-        .unwrap();
-    let [(four, dns4), (six, dns6)] = &agent;
-    let admitted = [four.as_fd(), dns4.as_fd(), six.as_fd(), dns6.as_fd()];
-    let fence = stand.fence();
-    fence.admit(&admitted, port(four), Some(port(six))).unwrap();
-    agent
-}
-
-/// A namespace of its own, whose loopback goes on with what others have routed; then tries each way at every line.
-const ROUTED: &str = "
-import ctypes, struct, subprocess
-if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
-def ip(*words): subprocess.run(['ip', *words], check=True)
-ip('link', 'set', 'lo', 'up')
-for at in 'fd09::7', 'fd09::9': ip('address', 'add', at + '/128', 'dev', 'lo', 'nodad')
-IPV4 = ['ipv4/conf/%s/' + setting for setting in ('accept_source_route', 'accept_local', 'route_localnet')]
-for setting in IPV4 + ['ipv6/conf/%s/seg6_enabled']:
-    for device in 'all', 'lo':
-        with open('/proc/sys/net/' + setting % device, 'w') as f: f.write('1')
-HOP = socket.inet_pton(socket.AF_INET6, 'fd09::9')
-route = struct.pack('BBB4sB', 131, 7, 4, socket.inet_aton('127.0.0.9'), 0)
-segments = struct.pack('BBBBBBH16s16s', 0, 4, 4, 1, 1, 0, 0, bytes(16), HOP)
-home = struct.pack('BBBB4x16s', 0, 2, 2, 1, HOP)
-FOUR = '127.77.7.8', 53, (socket.IPPROTO_IP, socket.IP_OPTIONS)
-SIX = 'fd09::7', 53, (socket.IPPROTO_IPV6, socket.IPV6_RTHDR)
-def new(ip, kind):
-    s = socket.socket(family(ip), kind); s.settimeout(1); return s
-def stream(ip, port, option, value):
-    s = new(ip, socket.SOCK_STREAM); s.setsockopt(*option, value)
-    try: s.connect((ip, port)); return 'ok'
-    except TimeoutError: return 'timeout'
-def kept(ip, port, option, value):
-    s = new(ip, socket.SOCK_DGRAM); s.setsockopt(*option, value)
-    return name(lambda: s.sendto(b'xx', (ip, port))), name(lambda: (s.connect((ip, port)), s.send(b'xx')))
-def told(ip, port, option, value):
-    s, t = new(ip, socket.SOCK_DGRAM), new(ip, socket.SOCK_DGRAM)
-    value = [(*option, value)]
-    return name(lambda: s.sendmsg([b'xx'], value, 0, (ip, port))), name(lambda: (t.connect((ip, port)), t.sendmsg([b'xx'], value)))
-say('in')
-for line in sys.stdin:
-    say(stream(*FOUR, route), *kept(*FOUR, route))
-    say(stream(*SIX, segments), *kept(*SIX, segments)) # With a datagram it cannot be told.
-    known = name(lambda: new('::1', socket.SOCK_DGRAM).setsockopt(*SIX[2], home)) == 'ok'
-    say(*(kept(*SIX, home) + told(*SIX, home) if known else ['unknown']))
-";
-
-/// A source route, or a routing header, leads a packet past the address that the hooks saw.
-#[test]
-fn source_routes_lead_nowhere() {
-    let mut stand = Stand::new();
-    let mut client = Running::start(&stand.cgroup, ROUTED);
-    assert_eq!(client.line(), "in");
-    let network = network_of(&client);
-    let [(four, dns4), (six, dns6)] = agent_within(&stand, &network);
-    let servers = network
-        .within(|| Ok([both("127.77.7.8:53"), both("[fd09::7]:53")]))
-        .unwrap();
-    let mut tried = || {
-        client.send("go\n");
-        [client.line(), client.line(), client.line()]
-    };
-    let [routed, segments, home] = tried();
-    assert_eq!(routed, "timeout EPERM EPERM");
-    assert_eq!(segments, "timeout EPERM EPERM");
-    let is_known = home != "unknown"; // Not every kernel speaks to who is not at home.
-    assert!(!is_known || home == "EPERM EPERM EPERM EPERM", "{home}");
-    for (streams, datagrams) in &servers {
-        assert_quiet(streams);
-        assert_eq!(heard(datagrams), 0);
-    }
-    let counted = counted(&stand);
-    assert!(counted["unsteered"] >= 2, "{counted:?}");
-    assert_eq!(counted["udp"], if is_known { 8 } else { 4 });
-    assert_eq!((heard(&dns4), heard(&dns6)), (0, 0));
-    assert_quiet(&four);
-    assert_quiet(&six);
-
-    stand.lift();
-    let [routed, segments, home] = tried();
-    assert_eq!(routed, "ok ok ok");
-    assert_eq!(segments, "ok ok ok");
-    // What is sent to somebody's home leaves, and nobody here takes it.
-    assert!(!is_known || home == "ok ok ok ok", "{home}");
-    for (streams, datagrams) in &servers {
-        accept(streams);
-        assert!(heard(datagrams) > 0, "it is the fence that keeps it");
-    }
-}
-
-/// Makes a network namespace and a cable in it, with the way to everywhere over its one end.
-const CABLE: &str = "
-import ctypes, subprocess
-if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
-def ip(*words): subprocess.run(['ip', *words], check=True)
-ip('link', 'add', 'c0', 'type', 'veth', 'peer', 'name', 'c1')
-for end in 'c0', 'c1': ip('link', 'set', end, 'up')
-ip('address', 'add', '10.9.0.1/24', 'dev', 'c0'); ip('address', 'add', 'fd09::1/64', 'dev', 'c0', 'nodad')
-for hop in '10.9.0.2', 'fd09::2': ip('neighbour', 'add', hop, 'lladdr', '02:00:00:00:00:09', 'dev', 'c0')
-ip('neighbour', 'add', '127.0.0.1', 'lladdr', '02:00:00:00:00:09', 'dev', 'c0')
-ip('neighbour', 'add', '::1', 'lladdr', '02:00:00:00:00:09', 'dev', 'c0')
-ip('route', 'add', 'default', 'via', '10.9.0.2', 'dev', 'c0'); ip('-6', 'route', 'add', 'default', 'via', 'fd09::2', 'dev', 'c0')
-";
-
-/// Says what TCP and UDP it sees leave by the cable: a name that stands between `<` and `>`, or `syn`.
-const SNIFF: &str = "
-import ctypes, re
-assert ctypes.CDLL(None).setns(os.open('/proc/{PID}/ns/net', os.O_RDONLY), 0x40000000) == 0
-s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)); s.bind(('c1', 3)); s.settimeout(0.5)
-say('ready'); sys.stdin.readline()
-heard = set()
-while True:
-    try: p = s.recv(4096)
-    except TimeoutError: break
-    ports = 20 if p[0] >> 4 == 4 else 40
-    protocol = p[9] if ports == 20 else p[6]
-    if protocol == 6 and p[ports + 13] & 2: heard.add('syn')
-    heard.update(name.decode() for name in re.findall(b'<((?:tcp|udp)_[a-z_]+[46])>', p))
-say(*sorted(heard))
-";
-
-/// Every way to name a device, in a namespace with a cable.
-const BY_DEVICE: &str = "
-import ctypes, struct
-DEVICE, FAST = 25, 0x20000000
-index = socket.if_nametoindex('c0')
-TO = {socket.AF_INET: '198.51.100.7', socket.AF_INET6: '2001:db8::7'}
-OWN = {socket.AF_INET: '10.9.0.1', socket.AF_INET6: 'fd09::1'}
-def bind(s): s.setsockopt(socket.SOL_SOCKET, DEVICE, b'c0\\0')
-def new(f, kind):
-    s = socket.socket(f, kind); s.settimeout(1); return s
-def udp_bound(f, text):
-    s = new(f, socket.SOCK_DGRAM); bind(s); s.sendto(text, (TO[f], 53))
-def udp_bound_and_connected(f, text):
-    s = new(f, socket.SOCK_DGRAM); bind(s); s.connect((TO[f], 53)); s.send(text)
-def udp_connected_and_bound(f, text):
-    s = new(f, socket.SOCK_DGRAM); s.connect((TO[f], 53)); bind(s); s.send(text)
-def udp_with_index(f, text):
-    s = new(f, socket.SOCK_DGRAM)
-    if f == socket.AF_INET: told = (socket.IPPROTO_IP, 8, struct.pack('i8x', index))
-    else: told = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, bytes(16) + struct.pack('I', index))
-    s.sendmsg([text], [told], 0, (TO[f], 53))
-def udp_unicast_index(f, text):
-    s = new(f, socket.SOCK_DGRAM)
-    if f == socket.AF_INET: s.setsockopt(socket.IPPROTO_IP, 50, struct.pack('!I', index))
-    else: s.setsockopt(socket.IPPROTO_IPV6, 76, struct.pack('!I', index))
-    s.sendto(text, (TO[f], 53))
-def tcp_bound(f, text):
-    s = new(f, socket.SOCK_STREAM); bind(s); s.connect((TO[f], 443)); s.send(text)
-def tcp_bound_by_nobody(f, text):
-    s = new(f, socket.SOCK_STREAM); bind(s); os.seteuid(65534)
-    try: s.connect((TO[f], 443)); s.send(text)
-    finally: os.seteuid(0)
-def tcp_fast_open(f, text):
-    s = new(f, socket.SOCK_STREAM); bind(s); s.setsockopt(socket.IPPROTO_TCP, 34, 1)
-    s.sendto(text, FAST, (TO[f], 443))
-def tcp_bound_afterwards(f, text):
-    s = new(f, socket.SOCK_STREAM); s.bind((OWN[f], 0)); s.connect((TO[f], 443))
-    bind(s); s.send(text)
-ways = [udp_bound, udp_bound_and_connected, udp_connected_and_bound, udp_with_index, udp_unicast_index,
-        tcp_bound, tcp_bound_by_nobody, tcp_fast_open, tcp_bound_afterwards]
-if line == 'some\\n': ways = [udp_bound, udp_with_index, tcp_fast_open]
-came = {}
-for f, digit in (socket.AF_INET, '4'), (socket.AF_INET6, '6'):
-    for way in ways:
-        called = way.__name__ + digit; text = f'.............<{called}>'.encode()
-        came[called] = name(lambda: way(f, text))
-say(came)
-";
-
-/// A route to the agent's address by another device than loopback's leads elsewhere.
-#[test]
-fn what_leaves_by_another_device_does_not_leave() {
-    let mut stand = Stand::new();
-    let client = format!("{CABLE}\nsay('in')\nfor line in sys.stdin:\n    exec({BY_DEVICE:?})");
-    let mut client = Running::start(&stand.cgroup, &client);
-    assert_eq!(client.line(), "in");
-    let _agent = agent_within(&stand, &network_of(&client));
-    let sniff = SNIFF.replace("{PID}", &client.pid().to_string());
-    let mut tried = |ways: &str| {
-        let mut sniffer = Running::start_outside(&sniff);
-        assert_eq!(sniffer.line(), "ready");
-        client.send(ways);
-        let came = client.line();
-        sniffer.send("\n");
-        (came, sniffer.line())
-    };
-    let (came, heard) = tried("all\n");
-    assert_eq!(heard, "", "{came}");
-    for told in [
-        "'udp_bound4': 'EPERM'",
-        "'udp_with_index6': 'EPERM'",
-        "'tcp_bound4': 'ok'", // Steered, and bound to none.
-        "'tcp_bound6': 'ok'",
-        "'tcp_bound_by_nobody4': 'EPERM'",
-        "'tcp_bound_by_nobody6': 'EPERM'",
-    ] {
-        assert!(came.contains(told), "{came}");
-    }
-    assert!(counted(&stand)["device"] >= 12, "{:?}", counted(&stand));
-    stand.lift();
-    let (_, open) = tried("some\n");
-    for way in ["udp_bound4", "udp_with_index6", "tcp_fast_open4", "syn"] {
-        assert!(open.contains(way), "it is the fence that keeps it: {open}");
-    }
-}
-
-/// Asks for a name from an address that is nobody's here.
-const FROM_AFAR: &str = "
-s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-s.setsockopt(socket.IPPROTO_IPV6, 78, 1) # IPV6_FREEBIND
-s.bind(('2001:db8:77::9', 0)); say(name(lambda: s.sendto(b'ask', ('2001:db8::7', 53))))
-";
-
-/// A client may have bound an address that is not the host's: what the agent answers would go there, to whoever has it.
-#[test]
-fn what_the_agent_answers_does_not_leave() {
-    let mut stand = Stand::new();
-    let client = format!("{CABLE}\nsay('in')\nsys.stdin.readline()\n{FROM_AFAR}\nsys.stdin.read()");
-    let mut client = Running::start(&stand.cgroup, &client);
-    assert_eq!(client.line(), "in");
-    let [_, (_six, dns6)] = agent_within(&stand, &network_of(&client));
-    client.send("\n");
-    assert_eq!(client.line(), "ok");
-    dns6.set_nonblocking(false).unwrap();
-    let (_, from) = dns6.recv_from(&mut [0; 8]).unwrap();
-    assert_eq!(from.ip().to_string(), "2001:db8:77::9");
-    let sniff = SNIFF.replace("{PID}", &client.pid().to_string());
-    let answered = || {
-        let mut sniffer = Running::start_outside(&sniff);
-        assert_eq!(sniffer.line(), "ready");
-        let came = dns6.send_to(b"..<udp_answer6>..", from);
-        sniffer.send("\n");
-        (came.err().map(|e| e.kind()), sniffer.line())
-    };
-    let denied = std::io::ErrorKind::PermissionDenied;
-    assert_eq!(answered(), (Some(denied), String::new()));
-    stand.lift();
-    assert_eq!(answered(), (None, "udp_answer6".to_owned()));
-}
-
-/// Hears what the host's own sockets are given a copy of.
-const LISTEN_TO_MANY: &str = "
-import ctypes
-assert ctypes.CDLL(None).setns(os.open('/proc/{PID}/ns/net', os.O_RDONLY), 0x40000000) == 0
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 5353)); s.settimeout(0.5)
-s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('224.0.0.251') + socket.inet_aton('10.9.0.1'))
-say('ready'); sys.stdin.readline()
-heard = set()
-while True:
-    try: heard.add(s.recv(64).decode())
-    except TimeoutError: break
-say(*sorted(heard))
-";
-
-/// Sends to many at once, with a socket of either family.
-const TO_MANY: &str = "
-came = {}
-for kind, ip in ('group', '224.0.0.251'), ('all', '255.255.255.255'), ('subnet', '10.9.0.255'):
-    for f, to in (socket.AF_INET, ip), (socket.AF_INET6, '::ffff:' + ip):
-        called = kind + ('4' if f == socket.AF_INET else '-mapped')
-        s = socket.socket(f, socket.SOCK_DGRAM); s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        came[called] = name(lambda: (s.connect((to, 5353)), s.send(called.encode())))
-say(came)
-";
-
-/// The kernel gives a copy to whoever listens on the host, before the last look at what leaves.
-#[test]
-fn nobody_on_the_host_hears_what_is_sent_to_many() {
-    let mut stand = Stand::new();
-    let client = format!("{CABLE}\nsay('in')\nfor line in sys.stdin:\n    exec({TO_MANY:?})");
-    let mut client = Running::start(&stand.cgroup, &client);
-    assert_eq!(client.line(), "in");
-    let listen = LISTEN_TO_MANY.replace("{PID}", &client.pid().to_string());
-    let mut try_all = || {
-        let mut listener = Running::start_outside(&listen);
-        assert_eq!(listener.line(), "ready");
-        client.send("go\n");
-        let came = client.line();
-        listener.send("\n");
-        (came, listener.line())
-    };
-    let (came, heard) = try_all();
-    assert_eq!(heard, "", "{came}");
-    assert!(!came.contains("ok"), "{came}");
-    stand.lift();
-    let (came, heard) = try_all();
-    let all = "all-mapped all4 group-mapped group4 subnet-mapped subnet4";
-    assert_eq!(heard, all, "it is the fence that keeps it: {came}");
 }

@@ -158,19 +158,30 @@ fn connections_from_before_are_cut_off() {
 /// Its sockets are in no governed cgroup; it is known by what it was.
 #[test]
 fn who_left_the_cgroup_is_held_too() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let outside = stand.cgroup.root.to_str().unwrap();
-    let serve = format!("{SERVE}enter('{outside}')\nsay(start('127.0.0.1'))\nsys.stdin.read()");
+    let serve = format!(
+        "{SERVE}enter('{outside}')\nsay(start('127.0.0.1'), start('::1'))\nsys.stdin.read()"
+    );
     let mut server = Running::start(&stand.cgroup, &serve);
-    let port: u16 = server.line().parse().unwrap();
-    assert!(dial("127.0.0.1", port).is_none());
-    stand.permit(&[port], &[]);
-    let mut open = dial("127.0.0.1", port).unwrap();
-    assert!(hears(&mut open));
-    stand.permit(&[], &[]);
-    open.write_all(b"again").unwrap();
-    assert!(!hears(&mut open), "no longer, on open connections too");
-    assert!(counted(&stand)["listen"] >= 2);
+    let line = server.line();
+    let (port4, port6) = line.split_once(' ').unwrap();
+    let both = [("127.0.0.1", port4), ("::1", port6)].map(|(ip, port)| (ip, port.parse().unwrap()));
+    for (ip, port) in both {
+        assert!(dial(ip, port).is_none());
+        stand.permit(&[port], &[]);
+        let mut open = dial(ip, port).unwrap();
+        assert!(hears(&mut open));
+        stand.permit(&[], &[]);
+        open.write_all(b"again").unwrap();
+        assert!(!hears(&mut open), "no longer, on open connections too");
+    }
+    assert!(counted(&stand)["listen"] >= 4);
+    stand.lift();
+    for (ip, port) in both {
+        let hears_now = || dial(ip, port).is_some_and(|mut free| hears(&mut free));
+        eventually("it is the fence that keeps them", hears_now);
+    }
     server.finish();
 }
 
@@ -182,14 +193,18 @@ fn binding_goes_on_working() {
 for ip in '127.0.0.1', '::1', '0.0.0.0', '::':
     for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
         with socket.socket(family(ip), kind) as s: say(name(lambda: s.bind((ip, 0))), s.getsockname()[1] > 0)
-s = socket.socket(); s.bind(('127.0.0.1', 0)); say(name(lambda: s.connect(('198.51.100.7', 80))))";
+for own, ip in ('127.0.0.1', '198.51.100.7'), ('::1', '2001:db8::7'):
+    s = socket.socket(family(ip)); s.bind((own, 0)); say(name(lambda: s.connect((ip, 80))))";
     let said = stand.run(script);
     assert_eq!(
         said,
-        [["ok True"; 8].as_slice(), &["ok"]].concat().join("\n")
+        [["ok True"; 8].as_slice(), &["ok"; 2]].concat().join("\n")
     );
-    let flow = stand.fence().flow_of(&stand.accept(&stand.agent4)).unwrap();
-    assert_eq!(flow.destination.to_string(), "198.51.100.7:80");
+    for [_, ip] in FAMILIES {
+        let accepted = stand.accept(stand.agent(ip));
+        let flow = stand.fence().flow_of(&accepted).unwrap();
+        assert_eq!(flow.destination.ip().to_string(), ip);
+    }
 }
 
 #[test]
@@ -225,11 +240,12 @@ say(bind('127.0.0.77', {port4}), bind('::ffff:127.0.0.77', {port4}))"
     );
     // Self-connection: from the agent's port to the agent's port.
     let own = format!(
-        "s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-name(lambda: s.bind(('127.0.0.1', {port4})))
-say(name(lambda: s.connect(('127.0.0.1', {port4}))), name(lambda: s.connect(('198.51.100.7', 80))))"
+        "for ip, port, far in ('127.0.0.1', {port4}, '198.51.100.7'), ('::1', {port6}, '2001:db8::7'):
+    s = socket.socket(family(ip)); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    name(lambda: s.bind((ip, port)))
+    say(name(lambda: s.connect((ip, port))), name(lambda: s.connect((far, 80))))"
     );
-    assert_eq!(stand.run(&own), "EPERM ECONNREFUSED");
+    assert_eq!(stand.run(&own), ["EPERM ECONNREFUSED"; 2].join("\n"));
     stand.lift();
     assert_eq!(stand.run(&script), "ok ok ok\nok ok ok\nok ok");
 }

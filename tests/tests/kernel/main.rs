@@ -23,6 +23,7 @@ mod origin;
 mod quota;
 mod recognise;
 mod refuse;
+mod routes;
 mod rules;
 mod steer;
 mod stress;

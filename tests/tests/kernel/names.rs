@@ -130,6 +130,7 @@ for ip in '127.77.8.6', '::1', '::ffff:127.77.8.6':
     timed(lambda: datagram(ip).sendto(b'xx', (ip, 53)))
     timed(lambda: datagram(ip).connect((ip, 53)))"
     );
+    let real = ["127.77.8.6", "::1"].map(|ip| UdpSocket::bind((ip, 53)).unwrap());
     let mut client = Running::start(&stand.cgroup, &script);
     assert_eq!(client.line(), "held");
     let (at4, at6) = (
@@ -145,9 +146,9 @@ for ip in '127.77.8.6', '::1', '::ffff:127.77.8.6':
             .concat()
             .join("\n")
     );
-    for impostor in &impostors {
-        impostor.set_nonblocking(true).unwrap();
-        assert_eq!(heard(impostor), 0, "an impostor hears nothing");
+    for nobody in impostors.iter().chain(&real) {
+        nobody.set_nonblocking(true).unwrap();
+        assert_eq!(heard(nobody), 0, "an impostor hears nothing");
     }
     assert_eq!(
         counted(&stand),
@@ -163,8 +164,13 @@ for ip in '127.77.8.6', '::1', '::ffff:127.77.8.6':
     let layers = stand.fence().layers();
     let names = layers.iter().find(|layer| layer.name == "names").unwrap();
     assert!(!names.enforcing);
-    drop(impostors);
-    stand.admit();
+    stand.lift();
+    let free = stand.run(&script);
+    assert!(
+        !free.contains("EPERM") && !free.contains("ECONNREFUSED"),
+        "{free}"
+    );
+    assert!(real.iter().all(|real| heard(real) >= 2));
 }
 
 /// Whoever has a port when the agent gets to reading is not whoever asked from it.
@@ -218,8 +224,10 @@ say(ask(others, b'1 theirs', port)[0])"
 /// Of several queries in one packet only one would be entered; a datagram too short has no id.
 #[test]
 fn what_is_no_single_query_is_refused() {
-    let stand = Stand::new();
-    for ip in ["127.77.8.8", "::1"] {
+    let mut stand = Stand::new();
+    let ways = ["127.77.8.8", "::1"].map(|ip| {
+        let real = UdpSocket::bind((ip, 53)).unwrap();
+        real.set_nonblocking(true).unwrap();
         let script = format!(
             "{DATAGRAM}
 s = datagram('{ip}'); s.connect(('{ip}', 53))
@@ -227,9 +235,16 @@ many = [(socket.IPPROTO_UDP, 103, (100).to_bytes(2, 'little'))]
 say(name(lambda: s.sendmsg([b'm' * 300], many)), name(lambda: s.send(b'x')), name(lambda: s.send(b'')))"
         );
         assert_eq!(stand.run(&script), "EPERM EPERM EPERM");
-    }
+        assert_eq!(heard(&real), 0);
+        (real, script)
+    });
     assert_eq!(counted(&stand)["udp"], 6);
     assert_eq!(heard(&stand.dns4) + heard(&stand.dns6), 0);
+    stand.lift();
+    for (real, script) in &ways {
+        assert_eq!(stand.run(script), "ok ok ok");
+        assert_eq!(heard(real), 5, "three of one packet, and two");
+    }
 }
 
 /// Only the agent's answers reach a socket that asks, whatever port it has.
@@ -279,29 +294,32 @@ except TimeoutError: say('nothing more')"
 #[test]
 fn a_socket_made_outside_asks_the_agent() {
     let stand = Stand::new();
-    let real = UdpSocket::bind("127.77.8.10:53").unwrap();
-    real.set_nonblocking(true).unwrap();
-    let script = format!(
-        "{DATAGRAM}
-s = datagram('127.77.8.10'); c = datagram('127.77.8.10')
+    for ip in ["127.77.8.10", "::1"] {
+        let real = UdpSocket::bind((ip, 53)).unwrap();
+        real.set_nonblocking(true).unwrap();
+        let script = format!(
+            "{DATAGRAM}
+server = ('{ip}', 53); s = datagram('{ip}'); c = datagram('{ip}')
 if os.fork() == 0:
     enter({inside:?})
-    s.sendto(b's1', ('127.77.8.10', 53)); c.connect(('127.77.8.10', 53)); c.send(b'c1')
+    s.sendto(b's1', server); c.connect(server); c.send(b'c1')
     os._exit(0)
 os.wait()
-s.sendto(b's2', ('127.77.8.10', 53)); c.connect(('127.77.8.10', 53)); c.send(b'c2')
+s.sendto(b's2', server); c.connect(server); c.send(b'c2')
 say('done')",
-        inside = stand.cgroup.path(),
-    );
-    assert_eq!(python_outside(&script), "done");
-    for expected in [b"s1", b"c1"] {
-        let (message, from) = query(&stand.dns4);
-        assert_eq!(message, expected);
-        let flow = asker(&stand, &stand.dns4, &message, from).unwrap();
-        assert_eq!(&*flow.workload, stand.workload());
-    }
-    for expected in [b"s2", b"c2"] {
-        assert_eq!(query(&real).0, expected);
+            inside = stand.cgroup.path(),
+        );
+        assert_eq!(python_outside(&script), "done");
+        let agent = agents(&stand, ip);
+        for expected in [b"s1", b"c1"] {
+            let (message, from) = query(agent);
+            assert_eq!(message, expected);
+            let flow = asker(&stand, agent, &message, from).unwrap();
+            assert_eq!(&*flow.workload, stand.workload());
+        }
+        for expected in [b"s2", b"c2"] {
+            assert_eq!(query(&real).0, expected);
+        }
     }
 }
 

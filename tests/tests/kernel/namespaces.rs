@@ -13,14 +13,19 @@ fn stranger(stand: &Stand) -> Running {
         "import ctypes
 if ctypes.CDLL(None).unshare(0x40000000) != 0: sys.exit('no namespace')
 say('in')
-for line in sys.stdin: say(tcp(line.strip(), 443)[1])",
+for line in sys.stdin:
+    ip, port = line.split(); say(tcp(ip, int(port))[1])",
     );
     assert_eq!(client.line(), "in");
     client
 }
 
 fn connects(client: &mut Running, ip: &str) -> String {
-    client.send(&format!("{ip}\n"));
+    connects_to(client, ip, 443)
+}
+
+fn connects_to(client: &mut Running, ip: &str, port: u16) -> String {
+    client.send(&format!("{ip} {port}\n"));
     client.line()
 }
 
@@ -37,7 +42,7 @@ fn listeners(network: &Network) -> (TcpListener, TcpListener) {
 
 #[test]
 fn another_namespace_is_refused_until_the_agent_listens_in_it() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let mut client = stranger(&stand);
     let destinations = ["198.51.100.7", "2001:db8::7"];
     for ip in destinations {
@@ -88,13 +93,21 @@ fn another_namespace_is_refused_until_the_agent_listens_in_it() {
     }
     assert_quiet(&four);
     assert_quiet(&six);
+    stand.lift();
+    for ip in destinations {
+        assert_eq!(
+            connects(&mut client, ip),
+            "ENETUNREACH",
+            "nobody refuses it"
+        );
+    }
     drop(client);
 }
 
 /// Somebody else listens where the agent did: no tag, no connection. And ports are each namespace's own.
 #[test]
 fn an_impostor_in_another_namespace_gets_nothing() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let mut client = stranger(&stand);
     let network = network(&client);
     let (four, six) = listeners(&network);
@@ -119,6 +132,15 @@ fn an_impostor_in_another_namespace_gets_nothing() {
     assert_quiet(&impostors.0);
     assert_quiet(&impostors.1);
     assert_eq!(counted(&stand)["agent_down"], 2);
+    let straight = [("127.0.0.1", port4), ("::1", port6)];
+    for (ip, port) in straight {
+        assert_eq!(connects_to(&mut client, ip, port), "EPERM");
+    }
+    stand.lift();
+    for ((ip, port), impostor) in straight.into_iter().zip([&impostors.0, &impostors.1]) {
+        assert_eq!(connects_to(&mut client, ip, port), "ok");
+        accept(impostor);
+    }
 }
 
 /// What an earlier agent listened in and this one does not is told of again.
@@ -133,11 +155,16 @@ fn a_next_agent_is_told_of_namespaces_again() {
         .admit(&[&four, &six], port(&four), Some(port(&six)))
         .unwrap();
     drop((stand.fence.take(), four, six));
-    assert_eq!(connects(&mut client, "198.51.100.7"), "ECONNREFUSED");
+    let mut is_refused = || {
+        for ip in ["198.51.100.7", "2001:db8::7"] {
+            assert_eq!(connects(&mut client, ip), "ECONNREFUSED");
+        }
+    };
+    is_refused();
     stand.fence = Some(open(&stand.options));
     stand.admit();
     stand.fence().forget_namespaces().unwrap();
-    assert_eq!(connects(&mut client, "198.51.100.7"), "ECONNREFUSED");
+    is_refused();
     events(stand.fence(), |events| {
         events
             .iter()

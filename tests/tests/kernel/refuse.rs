@@ -65,6 +65,7 @@ pub fn assert_refused_at_once(output: &str) {
 #[test]
 fn without_a_listener_connections_are_refused_at_once() {
     let mut stand = Stand::new();
+    let servers = servers();
     (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0")); // The admitted ones close.
     let addresses = ["198.51.100.7", "2001:db8::7", "::ffff:198.51.100.7"];
     for ip in addresses {
@@ -92,6 +93,10 @@ fn without_a_listener_connections_are_refused_at_once() {
         assert!(refusal.time.elapsed().unwrap() < PATIENCE);
     }
     assert!(stand.fence().flows().is_empty());
+    for (server, script) in &servers {
+        assert_eq!(stand.run(script), "ECONNREFUSED");
+        assert_quiet(&server.listener);
+    }
     let listener = layer(stand.fence(), "listener");
     let why = listener.why.unwrap();
     assert!(!listener.enforcing && why.contains("127.0.0.1"), "{why}");
@@ -100,6 +105,11 @@ fn without_a_listener_connections_are_refused_at_once() {
     stand.agent6 = listen("[::1]:0");
     let why = layer(stand.fence(), "listener").why.unwrap();
     assert!(why.contains("[::1]"), "one of two is missing: {why}");
+    stand.lift();
+    for (server, script) in &servers {
+        assert_eq!(stand.run(script), "ok");
+        accept(&server.listener);
+    }
 }
 
 pub fn layer(fence: &Fence, name: &str) -> tollgate::kernel::Layer {
@@ -191,6 +201,11 @@ for f in socket.AF_INET, socket.AF_INET6: say(name(lambda: socket.socket(f, sock
         "ok",
         "with memory it is steered"
     );
+    stand.lift();
+    without_memory(|| {
+        let made = "for f in socket.AF_INET, socket.AF_INET6: say(name(lambda: socket.socket(f, socket.SOCK_STREAM)))";
+        assert_eq!(stand.run(made), "ok\nok", "nothing is recorded");
+    });
 }
 
 #[test]
@@ -204,7 +219,13 @@ fn before_a_listener_is_admitted_connections_are_refused() {
     let fence = open(&options);
     let cgroup = Cgroup::new(fence.cgroup_root(), &name);
     fence.govern(&cgroup.name, "early").unwrap();
-    assert_refused_at_once(&python(&cgroup, &timed("198.51.100.7", 443)));
+    for ip in ["198.51.100.7", "2001:db8::7"] {
+        assert_refused_at_once(&python(&cgroup, &timed(ip, 443)));
+    }
+    let servers = servers();
+    for (_, script) in &servers {
+        assert_eq!(python(&cgroup, script), "ECONNREFUSED");
+    }
     assert!(
         fence
             .layers()
@@ -212,12 +233,16 @@ fn before_a_listener_is_admitted_connections_are_refused() {
             .any(|layer| layer.name == "listener" && !layer.enforcing)
     );
     fence.lift().unwrap();
+    for (server, script) in &servers {
+        assert_eq!(python(&cgroup, script), "ok");
+        accept(&server.listener);
+    }
 }
 
 #[test]
 fn an_impostor_on_the_agents_port_gets_nothing() {
     let mut stand = Stand::new();
-    for ip in ["127.0.0.1", "::1"] {
+    let impostors = ["127.0.0.1", "::1"].map(|ip| {
         let v4 = ip == "127.0.0.1";
         let agent = if v4 {
             &mut stand.agent4
@@ -229,7 +254,15 @@ fn an_impostor_on_the_agents_port_gets_nothing() {
         let impostor = listen(&address.to_string());
         let target = if v4 { "198.51.100.7" } else { "2001:db8::7" };
         assert_refused_at_once(&stand.run(&timed(target, 443)));
+        let straight = format!("say(tcp('{ip}', {})[1])", address.port());
+        assert_eq!(stand.run(&straight), "EPERM");
         assert_quiet(&impostor);
+        (impostor, straight)
+    });
+    stand.lift();
+    for (impostor, straight) in &impostors {
+        assert_eq!(stand.run(straight), "ok");
+        accept(impostor);
     }
 }
 

@@ -91,15 +91,6 @@ fn connections_are_steered() {
     }
 }
 
-/// Somebody's servers over both families, and scripts that connect to them.
-fn servers() -> [(Elsewhere, String); 2] {
-    ["127.0.0.1", "::1"].map(|ip| {
-        let server = Elsewhere::new(ip);
-        let script = format!("say(tcp('{ip}', {})[1])", server.address.port());
-        (server, script)
-    })
-}
-
 #[test]
 fn nothing_is_steered_after_lift() {
     let mut stand = Stand::new();
@@ -153,21 +144,25 @@ fn nested_cgroups_belong_to_the_deepest_governed() {
     let stand = Stand::new();
     let child = stand.cgroup.child("child");
     let grandchild = child.child("x.service");
-    let script = "s, r = tcp('198.51.100.7', 80); say(r)";
-    assert_eq!(python(&grandchild, script), "ok");
-    let accepted = stand.accept(&stand.agent4);
-    let flow = stand.fence().flow_of(&accepted).unwrap();
-    assert_eq!(&*flow.workload, stand.workload());
-    assert_eq!(
-        flow.process.cgroup,
-        format!("/{}/child/x.service", stand.workload())
-    );
-    assert_eq!(flow.process.unit.as_deref(), Some("x.service"));
-
+    let flow = |ip: &str| {
+        let script = format!("s, r = tcp('{ip}', 80); say(r)");
+        assert_eq!(python(&grandchild, &script), "ok");
+        let accepted = stand.accept(stand.agent(ip));
+        stand.fence().flow_of(&accepted).unwrap()
+    };
+    let both = ["198.51.100.7", "2001:db8::7"];
+    for flow in both.map(flow) {
+        assert_eq!(&*flow.workload, stand.workload());
+        assert_eq!(
+            flow.process.cgroup,
+            format!("/{}/child/x.service", stand.workload())
+        );
+        assert_eq!(flow.process.unit.as_deref(), Some("x.service"));
+    }
     stand.fence().govern(&child.name, "inner").unwrap();
-    assert_eq!(python(&grandchild, script), "ok");
-    let flow = stand.fence().flow_of(&stand.accept(&stand.agent4)).unwrap();
-    assert_eq!(&*flow.workload, "inner");
+    for flow in both.map(flow) {
+        assert_eq!(&*flow.workload, "inner");
+    }
     drop(grandchild);
 }
 
@@ -320,29 +315,38 @@ fn who_is_connected_is_known_by_both_ends() {
 #[test]
 fn a_socket_that_connects_again_is_two_flows() {
     let stand = Stand::new();
-    let mut client = Running::start(
-        &stand.cgroup,
-        "s, r = tcp('198.51.100.1', 1001); say(r)
+    for [once, again] in [
+        ["198.51.100.1", "198.51.100.2"],
+        ["2001:db8::1", "2001:db8::2"],
+    ] {
+        connects_again(&stand, once, again);
+    }
+}
+
+fn connects_again(stand: &Stand, once: &str, again: &str) {
+    let script = format!(
+        "s, r = tcp('{once}', 1001); say(r)
 sys.stdin.readline()
 import ctypes
 # AF_UNSPEC: back to unconnected.
-say(ctypes.CDLL(None).connect(s.fileno(), bytes(16), 16))
-say(name(lambda: s.connect(('198.51.100.2', 1002))), s.getpeername()[0])
-sys.stdin.read()",
+say(ctypes.CDLL(None).connect(s.fileno(), bytes(28), 28))
+say(name(lambda: s.connect(('{again}', 1002))), s.getpeername()[0])
+sys.stdin.read()"
     );
+    let mut client = Running::start(&stand.cgroup, &script);
     assert_eq!(client.line(), "ok");
     let flow = |accepted| {
-        let flow = stand.fence().flow_of(accepted);
-        flow.map(|flow| flow.destination.to_string())
+        let flow = stand.fence().flow_of(accepted)?;
+        Some((flow.destination.ip().to_string(), flow.destination.port()))
     };
-    let first = stand.accept(&stand.agent4);
-    assert_eq!(flow(&first).as_deref(), Some("198.51.100.1:1001"));
+    let first = stand.accept(stand.agent(once));
+    assert_eq!(flow(&first), Some((once.to_owned(), 1001)));
     client.send("\n");
     assert_eq!(client.line(), "0");
-    assert_eq!(client.line(), "ok 198.51.100.2");
-    let second = stand.accept(&stand.agent4);
+    assert_eq!(client.line(), format!("ok {again}"));
+    let second = stand.accept(stand.agent(again));
     assert_eq!(flow(&first), None, "reset, on both sides");
-    assert_eq!(flow(&second).as_deref(), Some("198.51.100.2:1002"));
+    assert_eq!(flow(&second), Some((again.to_owned(), 1002)));
     assert_eq!(stand.fence().flows().len(), 1);
     client.finish();
     eventually("none is live", || stand.fence().flows().is_empty());
@@ -351,16 +355,25 @@ sys.stdin.read()",
 /// Nobody of the agent's listens in another network namespace, whatever port an impostor takes there.
 #[test]
 fn another_network_namespace_has_no_agent() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let script = format!(
         "import ctypes, fcntl, struct
 assert ctypes.CDLL(None).unshare(0x40000000) == 0
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
     fcntl.ioctl(s, 0x8914, struct.pack('16sh', b'lo', 1)) # lo up
-impostor = socket.create_server(('127.0.0.1', {}))
-say(tcp('198.51.100.7', 80)[1], tcp('127.0.0.1', 80)[1])",
-        port(&stand.agent4)
+all = [(ip, socket.create_server((ip, port), family=family(ip))) for ip, port in (('127.0.0.1', {}), ('::1', {}))]
+say(tcp('198.51.100.7', 80)[1], tcp('2001:db8::7', 80)[1])
+say(*[tcp(ip, s.getsockname()[1])[1] for ip, s in all])
+say(*[tcp(ip, 80)[1] for ip, s in all])",
+        port(&stand.agent4),
+        port(&stand.agent6)
     );
-    assert_eq!(stand.run(&script), "ECONNREFUSED ECONNREFUSED");
+    let refused = "ECONNREFUSED ECONNREFUSED";
+    assert_eq!(stand.run(&script), [refused; 3].join("\n"));
     assert_quiet(&stand.agent4);
+    assert_quiet(&stand.agent6);
+    stand.lift();
+    // Nothing leads out of there, and who listens in it is heard.
+    let free = format!("ENETUNREACH ENETUNREACH\nok ok\n{refused}");
+    assert_eq!(stand.run(&script), free);
 }

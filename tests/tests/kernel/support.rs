@@ -391,3 +391,12 @@ impl Elsewhere {
         Self { listener, address }
     }
 }
+
+/// Such servers over both families, and scripts that connect to them.
+pub fn servers() -> [(Elsewhere, String); 2] {
+    ["127.0.0.1", "::1"].map(|ip| {
+        let server = Elsewhere::new(ip);
+        let script = format!("say(tcp('{ip}', {})[1])", server.address.port());
+        (server, script)
+    })
+}
