@@ -313,3 +313,49 @@ sys.stdin.read()",
     }
     process.finish();
 }
+
+/// Says it is connected without having asked (TCP_REPAIR), and sends. What loopback carries of it is looked at.
+fn repaired(ip: &str, port: u16) -> String {
+    format!(
+        "import array
+own = to = '{ip}'
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)); wire.bind(('lo', 0)); wire.settimeout(0.5)
+s = socket.socket(family(own)); s.setsockopt(socket.IPPROTO_TCP, 19, 1)
+enter(CGROUP)
+s.bind((own, 0)); said = [name(lambda: s.connect((to, {port})))]
+name(lambda: s.setsockopt(socket.IPPROTO_TCP, 29, array.array('I', [0, 65535, 65535, 65535, 0]).tobytes())) # TCP_REPAIR_WINDOW
+s.setsockopt(socket.IPPROTO_TCP, 19, -1) # no probe
+said.append(name(lambda: s.send(b'<repaired>')))
+seen = set()
+try:
+    while True:
+        packet = wire.recv(2000)
+        start = 40 if packet[0] >> 4 == 6 else 20
+        if b'<repaired>' in packet: seen.add(int.from_bytes(packet[start + 2:start + 4], 'big') == {port})
+except TimeoutError: pass
+say(*said, True in seen)"
+    )
+}
+
+/// A connection that nobody made is steered like one that somebody does, and what it sends does not leave.
+#[test]
+fn a_repaired_connection_sends_nothing() {
+    let mut stand = Stand::new();
+    let ways = ["127.0.0.1", "::1"].map(|ip| {
+        let server = Elsewhere::new(ip);
+        let script = format!(
+            "CGROUP = {:?}\n{}",
+            stand.cgroup.path(),
+            repaired(ip, server.address.port())
+        );
+        (server, script)
+    });
+    for (_, script) in &ways {
+        let said = python_outside(script);
+        assert!(said.ends_with("False"), "{said}");
+    }
+    stand.lift();
+    for (_, script) in &ways {
+        assert_eq!(python_outside(script), "ok ok True");
+    }
+}

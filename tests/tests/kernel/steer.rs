@@ -377,3 +377,55 @@ say(*[tcp(ip, 80)[1] for ip, s in all])",
     let free = format!("ENETUNREACH ENETUNREACH\nok ok\n{refused}");
     assert_eq!(stand.run(&script), free);
 }
+
+/// Attaches to the nested cgroup programs that lead every connection to an address of theirs (bpf(2); the kernel's
+/// `bpf_sock_addr`).
+const LEADS_ASTRAY: &str = "
+import ctypes, struct
+libc = ctypes.CDLL(None, use_errno=True)
+def bpf(command, *fields):
+    attributes = b''.join(fields).ljust(120, b'\\0')
+    r = libc.syscall(321, command, ctypes.create_string_buffer(attributes, 120), 120)
+    if r < 0: raise OSError(ctypes.get_errno(), 'bpf')
+    return r
+def astray(hook, ip, port):
+    code = [struct.pack('=BBhI', 0xb7, 2, 0, socket.htons(port)), struct.pack('=BBhI', 0x63, 0x21, 24, 0)]
+    packed = socket.inet_pton(family(ip), ip)
+    for n in range(0, len(packed), 4):
+        at = (4 if len(packed) == 4 else 8) + n
+        code += [struct.pack('=BB', 0xb7, 2) + b'\\0\\0' + packed[n:n + 4], struct.pack('=BBhI', 0x63, 0x21, at, 0)]
+    code = b''.join(code + [struct.pack('=BBhI', 0xb7, 0, 0, 1), struct.pack('=BBhI', 0x95, 0, 0, 0)])
+    code = ctypes.create_string_buffer(code); license = ctypes.create_string_buffer(b'GPL')
+    insns = (len(code) - 1) // 8
+    program = bpf(5, struct.pack('=IIQQIIQII16sII', 18, insns, ctypes.addressof(code), ctypes.addressof(license), 0, 0, 0, 0, 0, b'astray', 0, hook))
+    cgroup = os.open(NESTED, os.O_RDONLY)
+    bpf(8, struct.pack('=IIII', cgroup, program, hook, 2)) # BPF_F_ALLOW_MULTI
+";
+
+/// A program of somebody's in a cgroup within runs before those of the fence: what it makes of an address is what is
+/// steered, and what policy is asked about.
+#[test]
+fn a_program_of_a_cgroup_within_decides_nothing() {
+    let mut stand = Stand::new();
+    let nested = stand.cgroup.child("nested");
+    let servers = servers();
+    let [v4, v6] = [0, 1].map(|n: usize| servers[n].0.address.port());
+    let attach = format!(
+        "NESTED = {:?}{LEADS_ASTRAY}astray(10, '127.0.0.1', {v4}); astray(11, '::1', {v6})",
+        nested.path()
+    );
+    python_outside(&attach);
+    let connect = "say(tcp('198.51.100.7', 80)[1], tcp('2001:db8::7', 80)[1])";
+    assert_eq!(python(&nested, connect), "ok ok");
+    for (server, _) in &servers {
+        let accepted = stand.accept(stand.agent(&server.address.ip().to_string()));
+        let flow = stand.fence().flow_of(&accepted).unwrap();
+        assert_eq!(flow.destination, server.address);
+        assert_quiet(&server.listener);
+    }
+    stand.lift();
+    assert_eq!(python(&nested, connect), "ok ok");
+    for (server, _) in &servers {
+        accept(&server.listener);
+    }
+}
