@@ -36,12 +36,16 @@ pub(super) struct Found {
 
 /// Walks the tree below `root`. Directories that vanish on the way are left out.
 pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
+    walk_at_most(DIRECTORIES, root, policy)
+}
+
+fn walk_at_most(most: usize, root: &Path, policy: &Policy) -> Found {
     let mut found = Found::default();
     // Name below the root, and the workload that already governs it.
     let mut todo = VecDeque::from([(String::new(), None::<String>)]);
     // Level by level: who may make cgroups makes them below others, and hides none.
     while let Some((name, inherited)) = todo.pop_front() {
-        if found.directories.len() >= DIRECTORIES {
+        if found.directories.len() >= most {
             found.truncated = true;
             break;
         }
@@ -210,6 +214,31 @@ mod tests {
         assert!(selects(&both, "/system.slice/report.service"));
         assert!(!selects(&both, "/other.slice/report.service"));
         assert!(!selects(&both, "/system.slice/other.service"));
+    }
+
+    /// Who may make cgroups makes them below others: those near the root are seen, and it is said that others are not.
+    #[test]
+    fn where_there_are_too_many_those_near_the_root_are_seen() {
+        let root = tempfile::tempdir().expect("a directory");
+        for name in ["a/1/deep", "a/2", "a/3", "b"] {
+            std::fs::create_dir_all(root.path().join(name)).expect("made");
+        }
+        let text = "version: 1\nworkloads: { near: { match: { cgroup: /b } }, far: { match: { cgroup: /a/1/deep } } }\n";
+        let source = tollgate_policy::syntax::Source {
+            name: "p".into(),
+            text: text.into(),
+        };
+        let policy = tollgate_policy::compile(&[source])
+            .expect("a policy")
+            .policy;
+        let seen = |most| {
+            let found = walk_at_most(most, root.path(), &policy);
+            let workloads = found.matches.into_iter().map(|m| m.workload);
+            (workloads.collect::<Vec<_>>(), found.truncated)
+        };
+        assert_eq!(seen(7), (vec!["far".to_owned(), "near".to_owned()], false));
+        assert_eq!(seen(6), (vec!["near".to_owned()], true));
+        assert_eq!(seen(3), (vec!["near".to_owned()], true));
     }
 
     #[test]
