@@ -9,17 +9,22 @@ const TCP_SAVED_SYN: libc::c_int = 28;
 /// The longest headers that there are: of IPv6, or of IPv4 with options, and of TCP.
 const MOST: usize = 60 + 60;
 
-/// Has the kernel keep the SYN of each connection that `listener` accepts from now on.
+/// Has the kernel keep the SYN of each connection that `listener` accepts from now on, and take no data with it (fast open,
+/// which a setting of the host gives to every listener): the answer then comes from a socket that stands for no listener.
 pub(super) fn keep(listener: BorrowedFd<'_>) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let size = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or(4);
-    // SAFETY: needed because nobody wraps this option. The kernel reads `size` bytes of `on`, which outlives the call.
+    set(listener, libc::TCP_FASTOPEN, 0)?;
+    set(listener, TCP_SAVE_SYN, 1)
+}
+
+fn set(listener: BorrowedFd<'_>, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(4);
+    // SAFETY: needed because nobody wraps these options. The kernel reads `size` bytes of `value`, which outlives the call.
     let done = unsafe {
         libc::setsockopt(
             listener.as_raw_fd(),
             libc::IPPROTO_TCP,
-            TCP_SAVE_SYN,
-            std::ptr::from_ref(&on).cast(),
+            option,
+            std::ptr::from_ref(&value).cast(),
             size,
         )
     };

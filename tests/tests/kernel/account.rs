@@ -151,6 +151,27 @@ sys.stdin.read()"
     eventually("none is live", || stand.fence().flows().is_empty());
 }
 
+/// A host may have every listener take data with the SYN: the agent's do not, since whose it is would not be known yet.
+#[test]
+fn data_with_the_syn_is_not_taken() {
+    let _all = Setting::to("/proc/sys/net/ipv4/tcp_fastopen", "1543"); // Whether they ask for it, and without a cookie.
+    let stand = Stand::new();
+    for ip in ["198.51.100.7", "2001:db8::7"] {
+        let script = format!(
+            "s = socket.socket(family('{ip}')); s.settimeout(5)
+say(name(lambda: s.sendto(b'early', socket.MSG_FASTOPEN, ('{ip}', 443)))); s.close()"
+        );
+        assert_eq!(stand.run(&script), "ok");
+        let mut accepted = stand.accept(stand.agent(ip));
+        let flow = stand.fence().flow_of(&accepted).expect("steered");
+        assert_eq!(&*flow.workload, stand.workload());
+        let mut said = String::new();
+        accepted.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "early");
+    }
+    assert!(counted(&stand).is_empty());
+}
+
 /// Against somebody else's count: in a network namespace of its own, everything that a workload sends and receives goes
 /// over that namespace's loopback interface, and nothing else does.
 fn are_counted_as_the_interface_does(stand: &Stand, ip: &str) {

@@ -117,19 +117,10 @@ pub fn layer(fence: &Fence, name: &str) -> tollgate::kernel::Layer {
     all.into_iter().find(|layer| layer.name == name).unwrap()
 }
 
-/// Where the kernel says how much memory a socket may have beside its data.
-const MOST_MEMORY: &str = "/proc/sys/net/core/optmem_max";
-
 /// What `during` comes to where sockets may have no such memory: nothing can be recorded on one.
 fn without_memory<T>(during: impl FnOnce() -> T) -> T {
-    struct Before(String);
-    impl Drop for Before {
-        fn drop(&mut self) {
-            std::fs::write(MOST_MEMORY, self.0.trim()).unwrap();
-        }
-    }
-    let _before = Before(std::fs::read_to_string(MOST_MEMORY).unwrap());
-    std::fs::write(MOST_MEMORY, "1").unwrap();
+    // How much a socket may have beside its data.
+    let _none = Setting::to("/proc/sys/net/core/optmem_max", "1");
     during()
 }
 

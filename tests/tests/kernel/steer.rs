@@ -282,22 +282,8 @@ say(s.getsockname()[1])",
 /// With SYN cookies always on the kernel keeps no SYN.
 #[test]
 fn who_is_connected_is_known_by_both_ends() {
-    struct Cookies(String);
-    impl Cookies {
-        const SET: &str = "/proc/sys/net/ipv4/tcp_syncookies";
-        fn always() -> Self {
-            let before = std::fs::read_to_string(Self::SET).unwrap();
-            std::fs::write(Self::SET, "2").unwrap();
-            Self(before)
-        }
-    }
-    impl Drop for Cookies {
-        fn drop(&mut self) {
-            std::fs::write(Self::SET, self.0.trim()).unwrap();
-        }
-    }
     let stand = Stand::new();
-    let _cookies = Cookies::always();
+    let _always = Setting::to("/proc/sys/net/ipv4/tcp_syncookies", "2");
     for (listener, ip) in [
         (&stand.agent4, "198.51.100.7"),
         (&stand.agent6, "2001:db8::7"),

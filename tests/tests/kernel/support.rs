@@ -266,6 +266,26 @@ pub fn assert_quiet(listener: &TcpListener) {
     assert!(listener.accept().is_err(), "somebody connected");
 }
 
+/// One of the kernel's settings, which is what it was before again when this is dropped.
+pub struct Setting {
+    path: &'static str,
+    before: String,
+}
+
+impl Setting {
+    pub fn to(path: &'static str, value: &str) -> Self {
+        let before = std::fs::read_to_string(path).expect(path);
+        std::fs::write(path, value).expect(path);
+        Self { path, before }
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.path, self.before.trim());
+    }
+}
+
 /// What every script starts with: `tcp(ip, port)` connects and tells the error's name or `ok`.
 const PRELUDE: &str = r"
 import errno, os, socket, sys, time
