@@ -4,7 +4,9 @@
 //! What counts is where the packet itself goes: a socket's peer can change between two looks at it,
 //! and IP options or a routing header lead elsewhere than the peer.
 use crate::{
-    account, atomic, entry, flow, listener,
+    account, atomic, entry,
+    fence::NOWHERE,
+    flow, listener,
     maps::{EVENTS, KEPT, MADE, ORIGIN, PENDING},
     names,
     select::{self, Governed},
@@ -323,7 +325,10 @@ fn try_tell(
     // SAFETY: `pending` is the socket's own value. Two packets of it at once may tell twice, or each
     // other's destination; both were dropped.
     unsafe {
-        if (*refused).destination != *destination {
+        // Whom its caller connected a datagram socket to is on it; see `fence::peer`.
+        let is_its_peer =
+            destination.port == NOWHERE && (*refused).destination.ip == destination.ip;
+        if !is_its_peer && (*refused).destination != *destination {
             (*refused).destination = *destination;
             pending.state = 0;
         }

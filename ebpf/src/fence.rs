@@ -155,8 +155,11 @@ pub(crate) fn datagram(
         return attempt.answer(names::ask(ctx, attempt, destination, false, send));
     }
     // Port 0 is nowhere: a connected socket that sends with control messages names no destination. One
-    // that is connected to mapped IPv4 names its peer, which is the agent by now. `exit` looks at both.
-    if destination.port == 0 || names::is_peer(ctx, destination) {
+    // that is connected to mapped IPv4 names its peer, which is the agent by now, or at no port. `exit` looks at all of them.
+    if destination.port == 0
+        || names::is_peer(ctx, destination)
+        || held_peer(ctx, destination).is_some()
+    {
         note(ctx, attempt);
         return PASS;
     }
@@ -177,6 +180,10 @@ fn was_told(ctx: &SockAddrContext, destination: &Address) -> bool {
     pending.refused.destination == *destination
         && unsafe { atomic::fetch_or(&raw mut pending.state, TOLD) } & TOLD != 0
 }
+
+/// The port that governed datagram sockets are connected to where it is not the agent's: no service has it over UDP (IANA gives it to
+/// TCP's multiplexer), and who binds it needs a privilege.
+pub(crate) const NOWHERE: u16 = 1;
 
 /// A datagram socket's peer: a server that is asked for names is the agent instead, as with [`datagram`].
 /// Programs connect to every address that a name has and send to none, to see which way each would go; so
@@ -206,7 +213,20 @@ pub(crate) fn peer(
         );
         return Err((Reason::Udp, Errno::Eperm));
     }
+    // The way to it is all that may be seen, and a port is no part of that. Of a broadcast to a subnet, which nothing here tells from
+    // another address, the kernel gives the host's own sockets a copy, and who sent that is not to be found: nobody hears it.
+    send(&Address {
+        port: NOWHERE,
+        ..*destination
+    });
     Ok(())
+}
+
+/// The peer that the socket's caller connected it to, where its own is that at no port; see [`peer`].
+#[inline(always)]
+pub(crate) fn held_peer(ctx: &SockAddrContext, own: &Address) -> Option<Address> {
+    let held = PENDING.of(socket_of(ctx))?.refused.destination;
+    (own.port == NOWHERE && own.ip == held.ip).then_some(held)
 }
 
 /// A governed task makes a socket. Where it is made in no governed cgroup, or when that is gone, only the socket itself can

@@ -144,9 +144,10 @@ fn sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername4)]
 fn getpeername4(ctx: SockAddrContext) -> i32 {
+    let own = destination4(&ctx);
     if recognise::is_the_agent() {
-        flow::asked(&ctx, &destination4(&ctx));
-    } else if let Some(asked) = asked_for(&ctx)
+        flow::asked(&ctx, &own);
+    } else if let Some(asked) = asked_for(&ctx, &own)
         && is_mapped(asked.ip)
     {
         set_ip4(&ctx, &asked);
@@ -156,9 +157,10 @@ fn getpeername4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getpeername6)]
 fn getpeername6(ctx: SockAddrContext) -> i32 {
+    let own = destination6(&ctx);
     if recognise::is_the_agent() {
-        flow::asked(&ctx, &destination6(&ctx));
-    } else if let Some(asked) = asked_for(&ctx) {
+        flow::asked(&ctx, &own);
+    } else if let Some(asked) = asked_for(&ctx, &own) {
         set_ip6(&ctx, &asked);
     }
     PASS
@@ -452,14 +454,14 @@ fn set_ip6(ctx: &SockAddrContext, to: &Address) {
     set_field!(u32::from(to.port.to_be()) => ctx.sock_addr, user_port);
 }
 
-/// Where a steered socket's caller asked to go.
+/// Where a socket's caller asked to go that is connected to `own` instead.
 #[inline(always)]
-fn asked_for(ctx: &SockAddrContext) -> Option<Address> {
+fn asked_for(ctx: &SockAddrContext, own: &Address) -> Option<Address> {
     let client = client_of(socket_of(ctx))?;
     if exit::is_steered(client) {
         return Some(client.record.steered.destination);
     }
-    names::peer(ctx)
+    names::peer(ctx).or_else(|| fence::held_peer(ctx, own))
 }
 
 #[cfg(target_arch = "bpf")]

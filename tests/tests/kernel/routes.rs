@@ -279,14 +279,57 @@ for kind, ip in ('group', '224.0.0.251'), ('all', '255.255.255.255'), ('subnet',
 say(came)
 ";
 
-/// The kernel gives a copy to whoever listens on the host, before the last look at what leaves.
+/// The same to a subnet, so that the sender is not where the copy says it came from: nowhere any more, at an address that it is
+/// not bound to, or where somebody else is.
+const FROM_ELSEWHERE: &str = "
+import ctypes, struct
+def many():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    return s
+def cork(s):
+    s.connect(('10.9.0.255', 5353)); s.send(b'corked', socket.MSG_MORE)
+    ctypes.CDLL(None).connect(s.fileno(), bytes(16), 16)
+    s.setsockopt(socket.IPPROTO_UDP, 1, 0)
+def pose(s, data, port=0):
+    s.bind(('10.9.0.1', port) if port else ('', 0)); s.connect(('10.9.0.255', 5353))
+    s.sendmsg([data], [(socket.IPPROTO_IP, 8, struct.pack('=i4s4s', 0, socket.inet_aton('10.9.0.77'), bytes(4)))]) # IP_PKTINFO
+say(name(lambda: cork(many())), name(lambda: pose(many(), b'posing')), name(lambda: pose(many(), b'theirs', 5454)))
+";
+
+/// Somebody ungoverned, in the client's namespace.
+const BESIDE: &str = "
+import ctypes
+assert ctypes.CDLL(None).setns(os.open('/proc/{PID}/ns/net', os.O_RDONLY), 0x40000000) == 0
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.9.0.77', 5454)); say('beside'); sys.stdin.read()";
+
 #[test]
 fn nobody_on_the_host_hears_what_is_sent_to_many() {
+    let all = "all-mapped all4 group-mapped group4 subnet-mapped subnet4";
+    let came = nobody_hears(TO_MANY, all);
+    assert!(!came.contains("ok"), "{came}");
+}
+
+#[test]
+fn nobody_on_the_host_hears_what_comes_from_nobody() {
+    nobody_hears(FROM_ELSEWHERE, "corked posing theirs");
+}
+
+/// The kernel gives a copy to whoever listens on the host, before the last look at what leaves. Returns what the sender says of it.
+fn nobody_hears(script: &str, all: &str) -> String {
     let mut stand = Stand::new();
-    let client = format!("{CABLE}\nsay('in')\nfor line in sys.stdin:\n    exec({TO_MANY:?})");
+    let client = format!(
+        "{CABLE}
+subprocess.run('ip addr add 10.9.0.77/32 dev lo', shell=True, check=True)
+say('in')
+for line in sys.stdin:
+    exec({script:?})"
+    );
     let mut client = Running::start(&stand.cgroup, &client);
     assert_eq!(client.line(), "in");
-    let listen = LISTEN_TO_MANY.replace("{PID}", &client.pid().to_string());
+    let pid = client.pid().to_string();
+    let mut beside = Running::start_outside(&BESIDE.replace("{PID}", &pid));
+    assert_eq!(beside.line(), "beside");
+    let listen = LISTEN_TO_MANY.replace("{PID}", &pid);
     let mut try_all = || {
         let mut listener = Running::start_outside(&listen);
         assert_eq!(listener.line(), "ready");
@@ -295,11 +338,10 @@ fn nobody_on_the_host_hears_what_is_sent_to_many() {
         listener.send("\n");
         (came, listener.line())
     };
-    let (came, heard) = try_all();
-    assert_eq!(heard, "", "{came}");
-    assert!(!came.contains("ok"), "{came}");
+    let (fenced, heard) = try_all();
+    assert_eq!(heard, "", "{fenced}");
     stand.lift();
     let (came, heard) = try_all();
-    let all = "all-mapped all4 group-mapped group4 subnet-mapped subnet4";
     assert_eq!(heard, all, "it is the fence that keeps it: {came}");
+    fenced
 }
