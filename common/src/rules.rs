@@ -54,10 +54,13 @@ pub const fn is_ip4(family: u32) -> bool {
     family == FAMILIES[1]
 }
 
-/// May a governed task make sockets of this family: those that hooks look at, and those that leave no host?
+/// `NETLINK_USERSOCK`: between processes, whoever they are.
+const BETWEEN_USERS: u32 = 2;
+
+/// May a governed task make sockets of this family and protocol: those that hooks look at, and those that go to the kernel?
 #[inline(always)]
-pub const fn is_looked_at(family: u32) -> bool {
-    is_ip(family) || family == FAMILIES[0] || family == FAMILIES[3]
+pub const fn is_looked_at(family: u32, protocol: u32) -> bool {
+    is_ip(family) || family == FAMILIES[0] || family == FAMILIES[3] && protocol != BETWEEN_USERS
 }
 
 /// Is this address one that leads to a listener on 127.0.0.1 or ::1: loopback, or the wildcard?

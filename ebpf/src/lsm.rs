@@ -44,7 +44,7 @@ fn refuse(governed: &Governed, reason: Reason, protocol: u32, socket_type: u32) 
 pub(crate) fn socket_create(ctx: &LsmContext) -> i32 {
     let family = ctx.arg::<i32>(0) as u32;
     let is_the_kernels = ctx.arg::<i32>(3) != 0;
-    if is_the_kernels || is_looked_at(family) {
+    if is_the_kernels || is_looked_at(family, ctx.arg::<i32>(2) as u32) {
         return PASS;
     }
     match select::task() {

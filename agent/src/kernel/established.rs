@@ -6,7 +6,7 @@ use super::translate::ip;
 use super::{Before, Earlier, Fate, Fence, Governed, Outcome, Process, cgroup, processes};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -34,6 +34,24 @@ struct Holders {
     cgroups: HashMap<u64, Arc<str>>,
     /// By inode.
     networks: BTreeMap<u64, Network>,
+}
+
+/// A listener that a process had before it was governed.
+struct Unheld {
+    workload: String,
+    pid: u32,
+    local: SocketAddr,
+}
+
+impl Unheld {
+    fn warn(&self) {
+        tracing::warn!(
+            workload = self.workload,
+            pid = self.pid,
+            "connections to {} are not refused: the process listened there before it was governed; restart it, or list the port under `listen`",
+            self.local
+        );
+    }
 }
 
 /// One look at one network namespace.
@@ -112,9 +130,10 @@ impl Fence {
                 self.look(look, says)
             });
             match looked {
-                Ok((some, cookies)) => {
+                Ok((some, cookies, unheld)) => {
                     changed.extend(some);
                     seen.extend(cookies);
+                    unheld.iter().for_each(Unheld::warn);
                 }
                 // What goes on is not known to be over.
                 Err(error) => {
@@ -136,12 +155,18 @@ impl Fence {
         Ok(self.listeners.ports(cookie).unwrap_or_default())
     }
 
-    fn look(&self, mut look: Look<'_>, says: Says<'_>) -> io::Result<(Vec<Earlier>, Vec<u64>)> {
-        let (mut changed, mut seen) = (Vec::new(), Vec::new());
+    /// What changed, the cookies of what goes on, and listeners that are not held.
+    fn look(
+        &self,
+        mut look: Look<'_>,
+        says: Says<'_>,
+    ) -> io::Result<(Vec<Earlier>, Vec<u64>, Vec<Unheld>)> {
+        let (mut changed, mut seen, mut unheld) = (Vec::new(), Vec::new(), Vec::new());
         for protocol in Protocol::ALL {
             let found = look.diag.list(protocol, |s| look.concerns(s))?;
             let listening = found.iter().filter(|s| s.listens());
-            look.listening = listening.map(|s| s.local().port()).collect();
+            look.listening = listening.clone().map(|s| s.local().port()).collect();
+            unheld.extend(listening.filter_map(|s| self.unheld(&look, s, says)));
             for socket in found.iter().filter(|s| !s.listens()) {
                 if look.kept.contains_key(&socket.cookie()) {
                     seen.push(socket.cookie());
@@ -149,7 +174,22 @@ impl Fence {
                 changed.extend(self.settle(&look, socket, says));
             }
         }
-        Ok((changed, seen))
+        Ok((changed, seen, unheld))
+    }
+
+    /// What a process listens on that was not in a governed cgroup says nothing of whose it is: it is not held.
+    fn unheld(&self, look: &Look<'_>, socket: &Socket, says: Says<'_>) -> Option<Unheld> {
+        let pid = look.holders.sockets.get(&socket.inode).copied()?;
+        if look.only_kept || look.holders.cgroups.contains_key(&socket.cgroup) {
+            return None;
+        }
+        let workload = self.workload_of_process(pid)?;
+        let is_open = says(&workload)?.listen.contains(&socket.local().port());
+        (!is_open).then(|| Unheld {
+            workload,
+            pid,
+            local: socket.local(),
+        })
     }
 
     /// Does with one socket what policy says; `None` where nothing changes.

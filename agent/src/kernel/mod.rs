@@ -323,7 +323,6 @@ impl Fence {
         let adopting = pins.are_in_force();
         match Self::stand_up(kernel, &pins, &root, options.counts) {
             Ok((maps, programs, hook_log)) => {
-                let names = translate::Names::new();
                 let fence = Self {
                     scope: shared::SharedScope::open(&pins)?,
                     beyond: shared::SharedBeyond::open(&pins)?,
@@ -332,7 +331,7 @@ impl Fence {
                     root,
                     maps,
                     programs,
-                    names,
+                    names: translate::Names::new(),
                     listeners: layers::Admitted::default(),
                     hook_log,
                 };
@@ -340,9 +339,8 @@ impl Fence {
                 fence.exempt_self();
                 Ok(fence)
             }
-            Err(error) if adopting => Err(error),
             Err(error) => {
-                if let Err(left) = pins.remove() {
+                if !adopting && let Err(left) = pins.remove() {
                     tracing::error!(%left, "could not clean up after a failed start");
                 }
                 Err(error)

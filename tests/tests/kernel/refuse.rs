@@ -125,7 +125,7 @@ fn without_memory<T>(during: impl FnOnce() -> T) -> T {
 }
 
 /// What the agent logs while `during` runs.
-fn logged(during: impl FnOnce()) -> String {
+pub fn logged(during: impl FnOnce()) -> String {
     #[derive(Clone, Default)]
     struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
     impl std::io::Write for Lines {
