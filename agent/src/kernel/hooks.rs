@@ -79,7 +79,7 @@ pub(super) const HOOKS: &[Hook] = &[
         attach: 0,
         since: None,
         holds: true,
-        leaves_open: "who takes the agent's port within a connection's first moment is sent what follows; IPv4 broadcasts reach the host's own sockets; connections to ports that the workload may not listen on are made and not answered; bytes and packets received are neither counted nor held to a quota; sockets that ask for names hear others than the agent",
+        leaves_open: "who takes the agent's port within a connection's first moment is sent what follows; IPv4 broadcasts reach the host's own sockets; connections to ports that the workload may not listen on are made and not answered; bytes and packets received are neither counted nor held to a quota; sockets that ask for names hear others than the agent. Even with it: connections to what a process listened on before it was recognised by its user or executable",
     },
     Hook {
         name: "sock_release",
