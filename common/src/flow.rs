@@ -102,6 +102,18 @@ pub struct Syn {
     pub clock: [u8; 4],
 }
 
+/// Milliseconds after which a SYN is not sent again, and before which its number does not come again.
+const SENT_AGAIN: u32 = 240_000;
+
+impl Syn {
+    /// Is this `first`, or that sent again, as it is where a listener had no room? Then it has the same number, and a later clock.
+    #[must_use]
+    pub fn repeats(&self, first: &Self) -> bool {
+        let [clock, since] = [self.clock, first.clock].map(u32::from_be_bytes);
+        self.sequence == first.sequence && clock.wrapping_sub(since) < SENT_AGAIN
+    }
+}
+
 /// Where a TCP header has its sequence number.
 pub const SYN_SEQUENCE: usize = 4;
 /// Where Linux's SYN has its clock, unless `net.ipv4.tcp_timestamps` is off.
@@ -243,3 +255,26 @@ pod!(
     Query,
     Account
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_syn_that_is_sent_again_is_the_same() {
+        let syn = |number: u32, clock: u32| Syn {
+            sequence: number.to_be_bytes(),
+            clock: clock.to_be_bytes(),
+        };
+        let first = syn(7, u32::MAX - 500);
+        for (later, expected) in [
+            (syn(7, u32::MAX - 500), true),
+            (syn(7, 515), true),
+            (syn(8, 515), false),
+            (syn(7, u32::MAX - 501), false),
+            (syn(7, 275_000), false),
+        ] {
+            assert_eq!(later.repeats(&first), expected, "{later:?}");
+        }
+    }
+}

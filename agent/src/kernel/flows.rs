@@ -25,7 +25,7 @@ impl Fence {
         let peer = SocketAddr::try_from(getpeername(accepted).ok()??).ok()?;
         let found = self.maps.accepted.get(&accepted.as_raw_fd(), 0);
         let is_its = |steered: &Steered| {
-            steered.connection.cookie != 0 && syn.is_none_or(|syn| steered.syn == syn)
+            steered.connection.cookie != 0 && syn.is_none_or(|syn| syn.repeats(&steered.syn))
         };
         if let Some(steered) = found.ok().filter(is_its) {
             return Some(self.flow(&steered));
@@ -36,7 +36,8 @@ impl Fence {
         };
         let orphan: Steered = sys::take(&self.maps.orphans, &port).ok()?;
         let age = since_boot().saturating_sub(orphan.connection.opened);
-        (syn == Some(orphan.syn) && age < OLDEST).then(|| self.flow(&orphan))
+        let is_its = syn.is_some_and(|syn| syn.repeats(&orphan.syn)) && age < OLDEST;
+        is_its.then(|| self.flow(&orphan))
     }
 
     pub(super) fn live_flows(&self) -> Vec<FlowAccount> {

@@ -298,6 +298,32 @@ fn who_is_connected_is_known_by_both_ends() {
     }
 }
 
+/// Where the listener has no room the SYN is sent again a second later, with another clock.
+#[test]
+fn who_had_to_ask_twice_is_known() {
+    let mut stand = Stand::new();
+    for ip in ["198.51.100.7", "2001:db8::7"] {
+        let agent = match ip.contains(':') {
+            true => &mut stand.agent6,
+            false => &mut stand.agent4,
+        };
+        // Room for one (`listen(2)`), which is taken.
+        socket2::SockRef::from(&*agent).listen(0).unwrap();
+        let first = std::net::TcpStream::connect(agent.local_addr().unwrap()).unwrap();
+        let script = format!("s, r = tcp('{ip}', 443); say(r); sys.stdin.read()");
+        let mut client = Running::start(&stand.cgroup, &script);
+        eventually("it has asked", || !stand.fence().flows().is_empty());
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let listener = stand.agent(ip);
+        drop((stand.accept(listener), first));
+        assert_eq!(client.line(), "ok");
+        let flow = stand.fence().flow_of(&stand.accept(listener)).unwrap();
+        assert_eq!(flow.process.pid, client.pid());
+        client.finish();
+        eventually("it is over", || stand.fence().flows().is_empty());
+    }
+}
+
 #[test]
 fn a_socket_that_connects_again_is_two_flows() {
     let stand = Stand::new();

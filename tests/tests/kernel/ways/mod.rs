@@ -181,7 +181,8 @@ say('done')",
     let client = Running::start(&stand.cgroup, &script);
     for n in 0..TIMES {
         let stream = accept(agent);
-        let flow = stand.fence().flow_of(&stream).unwrap();
+        let flow = stand.fence().flow_of(&stream);
+        let flow = flow.unwrap_or_else(|| panic!("{ip}: {n}: nobody's"));
         assert_eq!(flow.destination.port(), ports[n % 2], "{ip}: {n}");
         answer(stream);
     }
