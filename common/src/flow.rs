@@ -182,6 +182,9 @@ pub struct AgentSocket {
     pub tag: u64,
 }
 
+/// In `ORIGIN`, above the workload: the socket was not seen to listen.
+pub const MADE: u64 = 1 << 63;
+
 /// [`AgentSocket::tag`] of a listener that the agent opened.
 pub const LISTENER_TAG: u64 = 0x746f_6c6c_6761_7465;
 

@@ -7,7 +7,7 @@ use crate::{
     account, atomic, entry,
     fence::NOWHERE,
     flow, listener,
-    maps::{EVENTS, KEPT, MADE, ORIGIN, PENDING},
+    maps::{EVENTS, KEPT, ORIGIN, PENDING},
     names,
     select::{self, Governed},
 };
@@ -22,7 +22,7 @@ use aya_ebpf::{
 use core::num::NonZeroUsize;
 use tollgate_common::{
     event::{REFUSED, Reason, Refused, TOLD},
-    flow::{Address, Client},
+    flow::{Address, Client, MADE},
     rules::{DATAGRAM, STREAM, TCP, UDP, address4, address6, leads_to_loopback, loopback6},
 };
 
@@ -134,10 +134,7 @@ pub(crate) fn governed(
         return Some(governed);
     }
     if client.is_marked != 0 {
-        return Some(Governed {
-            cgroup: select::MARKED,
-            workload: client.workload,
-        });
+        return by_what_it_carries(client.workload);
     }
     by_its_user(socket).or_else(|| made(socket))
 }
@@ -154,8 +151,12 @@ fn by_its_user(socket: *mut bpf_sock) -> Option<Governed> {
 /// it has the socket still.
 #[inline(always)]
 fn made(socket: *mut bpf_sock) -> Option<Governed> {
-    let workload = *ORIGIN.of(socket.cast())? as u32;
-    (workload != 0).then_some(Governed {
+    by_what_it_carries(*ORIGIN.of(socket.cast())? as u32)
+}
+
+#[inline(always)]
+fn by_what_it_carries(workload: u32) -> Option<Governed> {
+    (workload != 0 && !select::is_released(workload)).then_some(Governed {
         cgroup: select::MARKED,
         workload,
     })

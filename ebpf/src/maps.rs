@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use tollgate_common::{
     event::{Pending, RefusalKey, Refused},
-    flow::{Account, AgentSocket, Asker, Client, Inode, Path, Port, Query, Steered},
+    flow::{Account, AgentSocket, Asker, Client, Inode, MADE, Path, Port, Query, Steered},
     limits::{
         EVENT_BYTES, MAX_GOVERNED, MAX_KEPT, MAX_LISTEN, MAX_NAMESPACES, MAX_ORPHANS, MAX_PATHS,
         MAX_QUERIES, MAX_SOCKET_NAMES, MAX_STRANGERS, MAX_WORKLOADS,
@@ -122,6 +122,9 @@ pub(crate) static QUERIES: LruHashMap<Query, Asker, { MAX_QUERIES as usize }> = 
 #[btf_map]
 pub(crate) static ACCOUNTS: PerCpuArray<Account, { MAX_WORKLOADS as usize + 1 }> =
     PerCpuArray::new();
+/// Workload → not 0: policy has let it go, and what its tasks made is nobody's.
+#[btf_map]
+pub(crate) static RELEASED: Array<u32, { MAX_WORKLOADS as usize + 1 }> = Array::new();
 /// Workload → what it may move in a window.
 #[btf_map]
 pub(crate) static QUOTAS: Array<Quota, { MAX_WORKLOADS as usize + 1 }> = Array::new();
@@ -223,9 +226,6 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
         unsafe { bpf_sk_storage_delete(self.map(), socket_of(ctx)) };
     }
 }
-
-/// In [`ORIGIN`]: it was not seen to listen.
-pub(crate) const MADE: u64 = 1 << 63;
 
 /// Enters whose the hook's socket is, unless that is known. `None`: there is no memory.
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! Which workload is the current task of, or a packet's socket?
 use crate::{
     attribute::{OFFSETS, pointer, read},
-    maps::{BEYOND, GOVERNED, SCOPE},
+    maps::{BEYOND, GOVERNED, RELEASED, SCOPE},
     recognise,
     repeat::{GO_ON, STOP, repeat},
     rules as by_rules,
@@ -132,6 +132,15 @@ fn ancestor(cgroup: u64, level: i32) -> Option<u64> {
         let slot = at.cgroup_ancestors.wrapping_add(level as u32 * 8);
         read(pointer(pointer(cgroup, slot)?, at.cgroup_node)?, at.node_id)
     }
+}
+
+/// Is there such a workload no more? What is known by what a socket carries is known for ever, and policy is not.
+#[inline(always)]
+pub(crate) fn is_released(workload: u32) -> bool {
+    RELEASED
+        .get_ptr(workload)
+        // SAFETY: a live map value; the agent writes it whole.
+        .is_some_and(|released| unsafe { core::ptr::read_volatile(released) } != 0)
 }
 
 #[inline(always)]

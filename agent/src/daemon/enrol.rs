@@ -150,10 +150,13 @@ impl Enrolments {
                 release(&self.fence, old.cgroup_id);
             }
         }
-        if self.settled.as_deref() != Some(policy.hash()) {
+        // Not while the hooks still recognise by an earlier policy, which may name who is to be let go.
+        if self.settled.as_deref() != Some(policy.hash()) && self.rules.are_told() {
             let names: HashSet<&str> = policy.workloads().iter().map(|w| &*w.name).collect();
-            self.fence.forget_workloads(|name| names.contains(name));
-            self.settled = Some(policy.hash().to_owned());
+            match self.fence.forget_workloads(|name| names.contains(name)) {
+                Ok(()) => self.settled = Some(policy.hash().to_owned()),
+                Err(e) => tracing::error!("what is no workload's any more stays held: {e}"),
+            }
         }
         self.sweep_runs();
         if !self.unseen {

@@ -156,6 +156,17 @@ pub(super) fn running(process: u32) -> Option<(File, FileState)> {
     Some((file, state))
 }
 
+/// The processes that run the same file as this one, itself among them.
+pub(super) fn sharers(process: u32) -> impl Iterator<Item = u32> {
+    let file = |of: u32| {
+        let found = std::fs::metadata(format!("/proc/{of}/exe")).ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    let wanted = file(process);
+    let all = crate::kernel::processes().into_iter();
+    all.filter(move |other| wanted.is_some() && file(*other) == wanted)
+}
+
 /// How a file is now. `of`: whose view of the mounts it was opened through.
 pub(super) fn state(file: &File, of: Option<u32>) -> Option<FileState> {
     let found = file.metadata().ok()?;

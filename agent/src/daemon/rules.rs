@@ -55,6 +55,11 @@ impl Rules {
         }
     }
 
+    /// Do the hooks recognise by what was taken up last?
+    pub(super) fn are_told(&self) -> bool {
+        !self.stale
+    }
+
     /// Tells the hooks what they recognise by now.
     fn tell(&mut self, fence: &Fence) {
         let next = self
@@ -163,8 +168,18 @@ impl Rules {
         state.device = seen.device;
         self.executables.look_at_paths();
         let fulfilled = self.executables.fulfils(&mut file, &state);
+        // Who runs it was refused until now, but may have made sockets: those are looked at, whether a hook or this
+        // says first whose it is.
+        let is_governed = |process: &u32| fence.workload_of(*process).is_some();
+        let all = executables::sharers(process);
+        let unsettled: Vec<u32> = all.filter(|process| !is_governed(process)).collect();
         self.know(fence, &state, &fulfilled);
-        self.enrol(fence, process).unwrap_or_default()
+        let mut newly = HashSet::new();
+        for process in unsettled {
+            newly.extend(self.enrol(fence, process).unwrap_or_default());
+            newly.extend(Some(process).filter(is_governed));
+        }
+        newly.into_iter().collect()
     }
 
     /// Enrols who ran before the rule that recognises it.

@@ -31,6 +31,9 @@ pub(super) const CONNECTED: u32 =
     1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | LISTENING | 1 << 11;
 /// `TCP_LISTEN`
 pub(super) const LISTENING: u32 = 1 << 10;
+/// `TCP_ESTABLISHED` and `TCP_CLOSE`: of UDP those with a peer, and those without.
+const DATAGRAMS: u32 = 1 << 1 | UNCONNECTED;
+const UNCONNECTED: u32 = 1 << 7;
 
 /// TCP or UDP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +67,8 @@ pub(super) struct Socket {
     family: u8,
     /// By which the kernel finds it again; no other socket is ever like it.
     id: [u8; ID],
-    listens: bool,
+    /// One bit.
+    state: u32,
     /// 0: no descriptor refers to it.
     pub(super) inode: u32,
     /// In which it was made; 0: the kernel does not say.
@@ -73,7 +77,12 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn listens(&self) -> bool {
-        self.listens
+        self.state == LISTENING
+    }
+
+    /// It listens, or is a datagram socket that is not connected.
+    pub(super) fn has_no_peer(&self) -> bool {
+        self.state & (LISTENING | UNCONNECTED) != 0
     }
 
     pub(super) fn cookie(&self) -> u64 {
@@ -114,7 +123,7 @@ impl Socket {
             protocol,
             family,
             id: part(body, 4)?,
-            listens: 1_u32.checked_shl(state.into())? == LISTENING,
+            state: 1_u32.checked_shl(state.into())?,
             inode: u32::from_ne_bytes(part(body, 68)?),
             cgroup: 0,
         };
@@ -150,7 +159,7 @@ impl Diag {
         socket().map(Self)
     }
 
-    /// Every socket of a protocol that `take` holds for: connected ones, and those that listen.
+    /// Every socket of a protocol that `take` holds for: connected ones, those that listen, and of UDP all.
     pub(super) fn list(
         &self,
         protocol: Protocol,
@@ -159,10 +168,9 @@ impl Diag {
         let mut found = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let family = u8::try_from(family).unwrap_or_default();
-            // Of UDP only those that are connected have this state.
             let states = match protocol {
                 Protocol::Tcp => CONNECTED,
-                Protocol::Udp => 1 << 1,
+                Protocol::Udp => DATAGRAMS,
             };
             self.ask(
                 BY_FAMILY,
@@ -253,7 +261,7 @@ pub(super) fn can_destroy() -> io::Result<()> {
 fn ends(protocol: Protocol, local: SocketAddr) -> io::Result<()> {
     let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", protocol.name()));
     let diag = Diag::open()?;
-    let own = |socket: &Socket| socket.local() == local && !socket.listens();
+    let own = |socket: &Socket| socket.local() == local && !socket.has_no_peer();
     let found = diag.list(protocol, own).map_err(named)?;
     let one = found.first().ok_or(io::ErrorKind::NotFound)?;
     diag.destroy(one).map_err(named)?;

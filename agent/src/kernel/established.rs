@@ -1,58 +1,23 @@
-//! Connections that processes had before they were governed: no hook saw them made. They are ended, or go on where policy
-//! says so.
+//! What processes had open before they were governed: no hook saw it made. Connections are ended, or go on where policy says
+//! so; what has no peer becomes the workload's.
+use super::claim::{Claimed, Unheld};
 use super::diag::{Diag, Protocol, Socket};
-use super::namespaces::{self, Network};
+use super::holders::Holders;
+use super::namespaces;
 use super::translate::ip;
-use super::{Before, Earlier, Fate, Fence, Governed, Outcome, Process, cgroup, processes};
+use super::{Before, Earlier, Fate, Fence, Outcome, Process, cgroup, processes};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 use tollgate_common::flow::Address;
 use tollgate_common::openings::Kept;
 use tollgate_common::settings::Ports;
 
-/// Threads of a process that are looked at: each may have its own descriptors, and be in a network namespace of its own.
-const THREADS: usize = 64;
-/// Descriptors that are looked at, of all processes together.
-const DESCRIPTORS: usize = 1 << 20;
-/// Network namespaces that are looked at.
-const NETWORKS: usize = 1024;
-
 /// What policy says of a workload's connections from before; `None`: there is no such workload.
 pub(super) type Says<'a> = &'a (dyn Fn(&str) -> Option<Before> + Sync);
-
-/// Whose sockets are: by the descriptors of processes, and by the cgroups that they were made in.
-#[derive(Debug, Default)]
-struct Holders {
-    /// Inode → process.
-    sockets: HashMap<u32, u32>,
-    /// Governed cgroups → workload.
-    cgroups: HashMap<u64, Arc<str>>,
-    /// By inode.
-    networks: BTreeMap<u64, Network>,
-}
-
-/// A listener that a process had before it was governed.
-struct Unheld {
-    workload: String,
-    pid: u32,
-    local: SocketAddr,
-}
-
-impl Unheld {
-    fn warn(&self) {
-        tracing::warn!(
-            workload = self.workload,
-            pid = self.pid,
-            "connections to {} are not refused: the process listened there before it was governed; restart it, or list the port under `listen`",
-            self.local
-        );
-    }
-}
 
 /// One look at one network namespace.
 struct Look<'a> {
@@ -61,6 +26,8 @@ struct Look<'a> {
     ports: Ports,
     /// Ports that somebody listens on.
     listening: HashSet<u16>,
+    /// Without a peer, and a workload's since this look.
+    claimed: Vec<Claimed>,
     holders: &'a Holders,
     /// What goes on already, and whether anything else is looked for.
     kept: &'a HashMap<u64, Kept>,
@@ -123,6 +90,7 @@ impl Fence {
                     diag: Diag::open()?,
                     ports: self.ports_here()?,
                     listening: HashSet::new(),
+                    claimed: Vec::new(),
                     holders,
                     kept,
                     only_kept,
@@ -163,11 +131,19 @@ impl Fence {
     ) -> io::Result<(Vec<Earlier>, Vec<u64>, Vec<Unheld>)> {
         let (mut changed, mut seen, mut unheld) = (Vec::new(), Vec::new(), Vec::new());
         for protocol in Protocol::ALL {
-            let found = look.diag.list(protocol, |s| look.concerns(s))?;
-            let listening = found.iter().filter(|s| s.listens());
-            look.listening = listening.clone().map(|s| s.local().port()).collect();
-            unheld.extend(listening.filter_map(|s| self.unheld(&look, s, says)));
-            for socket in found.iter().filter(|s| !s.listens()) {
+            let idle = look.diag.list(protocol, |s| {
+                s.listens() || s.has_no_peer() && look.concerns(s)
+            })?;
+            let listening = idle.iter().filter(|s| s.listens());
+            look.listening = listening.map(|s| s.local().port()).collect();
+            if !look.only_kept {
+                unheld.extend(idle.iter().filter_map(|s| self.take(&mut look, s, says)));
+            }
+            // Only now: what is accepted from here on is known by its listener.
+            let found = look
+                .diag
+                .list(protocol, |s| !s.has_no_peer() && look.concerns(s))?;
+            for socket in &found {
                 if look.kept.contains_key(&socket.cookie()) {
                     seen.push(socket.cookie());
                 }
@@ -177,25 +153,26 @@ impl Fence {
         Ok((changed, seen, unheld))
     }
 
-    /// What a process listens on that was not in a governed cgroup says nothing of whose it is: it is not held.
-    fn unheld(&self, look: &Look<'_>, socket: &Socket, says: Says<'_>) -> Option<Unheld> {
-        let pid = look.holders.sockets.get(&socket.inode).copied()?;
-        if look.only_kept || look.holders.cgroups.contains_key(&socket.cgroup) {
-            return None;
-        }
-        let workload = self.workload_of_process(pid)?;
-        let is_open = says(&workload)?.listen.contains(&socket.local().port());
-        (!is_open).then(|| Unheld {
-            workload,
-            pid,
-            local: socket.local(),
-        })
+    /// Makes a socket without a peer its holder's workload's. Returns it where that cannot be, and nothing else holds it.
+    fn take(&self, look: &mut Look<'_>, socket: &Socket, says: Says<'_>) -> Option<Unheld> {
+        let unheld = match self.claim(look.holders, socket)? {
+            Ok(claimed) => {
+                look.claimed.push(claimed);
+                return None;
+            }
+            Err(unheld) => unheld,
+        };
+        let is_open = says(&unheld.workload)?
+            .listen
+            .contains(&socket.local().port());
+        let is_held = is_open || look.holders.cgroups.contains_key(&socket.cgroup);
+        (socket.listens() && !is_held).then_some(unheld)
     }
 
     /// Does with one socket what policy says; `None` where nothing changes.
     fn settle(&self, look: &Look<'_>, socket: &Socket, says: Says<'_>) -> Option<Earlier> {
         let cookie = socket.cookie();
-        let holder = look.holders.sockets.get(&socket.inode).copied();
+        let holder = look.holders.of_socket(socket.inode).map(|by| by.process);
         let kept = look.kept.get(&cookie);
         let workload = match kept {
             Some(kept) => self.names.workload(kept.workload),
@@ -283,92 +260,30 @@ impl Fence {
 impl Look<'_> {
     /// Is this one to be looked at?
     fn concerns(&self, socket: &Socket) -> bool {
-        socket.listens()
-            || self.kept.contains_key(&socket.cookie())
+        self.kept.contains_key(&socket.cookie())
             || (!self.only_kept
-                && (self.holders.sockets.contains_key(&socket.inode)
-                    || self.holders.cgroups.contains_key(&socket.cgroup)))
+                && (self.holders.of_socket(socket.inode).is_some()
+                    || self.holders.cgroups.contains_key(&socket.cgroup)
+                    || self.claimed.iter().any(|own| own.has_accepted(socket))))
     }
 
     /// Whose a socket is that nobody has looked at yet.
     fn whose(&self, fence: &Fence, socket: &Socket, holder: Option<u32>) -> Option<Arc<str>> {
         let of_process = holder.and_then(|process| fence.workload_of_process(process));
         let of_cgroup = || self.holders.cgroups.get(&socket.cgroup).cloned();
-        of_process.map(Arc::from).or_else(of_cgroup)
+        let of_listener = || {
+            let own = self.claimed.iter().find(|own| own.has_accepted(socket));
+            own.map(|own| Arc::from(own.workload.as_str()))
+        };
+        of_process
+            .map(Arc::from)
+            .or_else(of_cgroup)
+            .or_else(of_listener)
     }
 
     /// Was this one made since, through the hooks? Then it leads to the agent.
     fn is_steered(&self, socket: &Socket) -> bool {
         let (peer, port) = (socket.peer().ip(), socket.peer().port());
         port != 0 && peer.is_loopback() && [self.ports.port4, self.ports.port6].contains(&port)
-    }
-}
-
-impl Holders {
-    fn of(fence: &Fence, processes: &[u32]) -> Self {
-        let mut found = Self::default();
-        let governed = fence.all_governed();
-        for &process in processes {
-            found.add_cgroup(fence, &governed, process);
-            let threads = std::fs::read_dir(format!("/proc/{process}/task"));
-            let threads = threads.into_iter().flatten().filter_map(Result::ok);
-            for thread in threads.take(THREADS) {
-                let name = thread.file_name();
-                if let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) {
-                    found.add_network(process, thread);
-                }
-                found.add_sockets(process, &thread.path());
-            }
-        }
-        found
-    }
-
-    fn add_sockets(&mut self, process: u32, thread: &Path) {
-        let all = std::fs::read_dir(thread.join("fd"));
-        for entry in all.into_iter().flatten().filter_map(Result::ok) {
-            if self.sockets.len() >= DESCRIPTORS {
-                tracing::error!("too many descriptors to look at all of them");
-                return;
-            }
-            let inode = std::fs::read_link(entry.path()).ok().and_then(|link| {
-                let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
-                inode.parse().ok()
-            });
-            if let Some(inode) = inode {
-                self.sockets.entry(inode).or_insert(process);
-            }
-        }
-    }
-
-    fn add_network(&mut self, process: u32, thread: u32) {
-        let Ok(network) = Network::of(process, thread) else {
-            return;
-        };
-        if let Ok(inode) = network.inode()
-            && self.networks.len() < NETWORKS
-        {
-            self.networks.entry(inode).or_insert(network);
-        }
-    }
-
-    /// Sockets are a governed cgroup's as well if nobody has them open any more.
-    fn add_cgroup(&mut self, fence: &Fence, governed: &[Governed], process: u32) {
-        let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
-        let Some(own) = text.lines().find_map(|line| line.strip_prefix("0::")) else {
-            return;
-        };
-        let above = |of: &&Governed| {
-            let root = of.cgroup.as_deref();
-            root.is_some_and(|root| Path::new(own).starts_with(root))
-        };
-        let deepest = governed
-            .iter()
-            .filter(above)
-            .max_by_key(|of| of.cgroup.as_ref().map_or(0, String::len));
-        let directory = fence.root.path.join(own.trim_start_matches('/'));
-        if let (Some(deepest), Ok(meta)) = (deepest, std::fs::metadata(directory)) {
-            self.cgroups
-                .insert(meta.ino(), Arc::from(deepest.workload.as_str()));
-        }
     }
 }

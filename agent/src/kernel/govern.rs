@@ -7,7 +7,7 @@ use super::{
 };
 use aya::maps::MapError;
 use rustix::net::{SocketType, sockopt::socket_type};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -177,8 +177,11 @@ impl Fence {
         let mut last = writers.ids.values().max().copied().unwrap_or(0);
         let (mut new, mut asked) = (Vec::new(), HashMap::new());
         for workload in names {
-            let id = match writers.ids.get(workload) {
-                Some(id) => *id,
+            let id = match writers.ids.get(workload).copied() {
+                Some(id) => {
+                    set_released(writers, id, false)?;
+                    id
+                }
                 None => {
                     last += 1;
                     name_workload(writers, workload, last)?;
@@ -196,6 +199,26 @@ impl Fence {
             self.names.workloads.store(Arc::new(all));
         }
         Ok(asked)
+    }
+
+    /// Lets go of every process of workloads for which `stays` does not hold, and of what they made. A workload that has a
+    /// cgroup still keeps its sockets.
+    pub(super) fn let_go(&self, stays: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let names = self.names.workloads.load();
+        let gone = names.iter().filter(|(_, name)| !stays(name));
+        let gone: HashSet<u32> = gone.map(|(id, _)| *id).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.marks
+            .clear(|mark| mark.is_governed() && gone.contains(&u32::from(mark.workload())));
+        let entries = self.maps.governed.iter().filter_map(Result::ok);
+        let entered: HashSet<u32> = entries.map(|(_, subtree)| subtree.workload).collect();
+        let mut writers = self.maps.write();
+        for id in gone.difference(&entered).filter(|id| **id <= MAX_WORKLOADS) {
+            set_released(&mut writers, *id, true)?;
+        }
+        Ok(())
     }
 
     pub(super) fn all_fulfilled(&self) -> Vec<(String, u64)> {
@@ -254,6 +277,15 @@ impl Fence {
         self.names.workloads.store(Arc::new(names));
         Ok(())
     }
+}
+
+/// Says whether what a workload's tasks made is nobody's.
+fn set_released(writers: &mut Writers, id: u32, is_released: bool) -> Result<(), Error> {
+    if writers.is_released(id)? == is_released {
+        return Ok(());
+    }
+    let set = writers.released.set(id, u32::from(is_released), 0);
+    set.map_err(write("RELEASED"))
 }
 
 /// What is not there need not be removed.

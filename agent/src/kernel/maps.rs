@@ -46,9 +46,11 @@ pub(super) struct Writers {
     pub(super) queries: HashMap<MapData, Query, Asker>,
     pub(super) orphans: HashMap<MapData, Port, Steered>,
     pub(super) namespaces: HashMap<MapData, u64, Ports>,
+    pub(super) released: Array<MapData, u32>,
     pub(super) quotas: Array<MapData, Quota>,
     pub(super) spent: Array<MapData, Spent>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
+    pub(super) origin: SkStorage<MapData, u64>,
     pub(super) names: HashMap<MapData, [u8; CGROUP_NAME], u32>,
     pub(super) steps: HashMap<MapData, Step, Arrival>,
     pub(super) executables: HashMap<MapData, File, Executable>,
@@ -91,9 +93,11 @@ impl Maps {
                 queries: open(pins, "QUERIES")?,
                 orphans: open(pins, "ORPHANS")?,
                 namespaces: open(pins, "NAMESPACES")?,
+                released: open(pins, "RELEASED")?,
                 quotas: open(pins, "QUOTAS")?,
                 spent: open(pins, "SPENT")?,
                 agent_sockets: open(pins, "AGENT_SOCKETS")?,
+                origin: open(pins, "ORIGIN")?,
                 names: open(pins, "NAMES")?,
                 steps: open(pins, "STEPS")?,
                 executables: open(pins, "EXECUTABLES")?,
@@ -114,6 +118,12 @@ impl Maps {
 }
 
 impl Writers {
+    /// Has policy let go of a workload?
+    pub(super) fn is_released(&self, id: u32) -> Result<bool, Error> {
+        let released = self.released.get(&id, 0).map_err(read("RELEASED"))?;
+        Ok(released != 0)
+    }
+
     /// Changes the settings.
     pub(super) fn set(&mut self, settings: Settings) -> Result<(), Error> {
         self.settings.set(0, settings, 0).map_err(write("SETTINGS"))

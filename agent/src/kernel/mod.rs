@@ -4,6 +4,7 @@
 mod askers;
 mod btf;
 mod cgroup;
+mod claim;
 pub mod descriptors;
 mod diag;
 mod error;
@@ -12,6 +13,7 @@ mod events;
 mod exceptions;
 mod flows;
 mod govern;
+mod holders;
 mod hooks;
 mod layers;
 mod left;
@@ -488,18 +490,12 @@ impl Fence {
         self.forget_files();
     }
 
-    /// Lets go of every process of workloads for which `stays` does not hold.
-    pub fn forget_workloads(&self, stays: impl Fn(&str) -> bool) {
-        let names = self.names.workloads.load();
-        let gone: Vec<u32> = names
-            .iter()
-            .filter(|(_, name)| !stays(name))
-            .map(|(id, _)| *id)
-            .collect();
-        if !gone.is_empty() {
-            self.marks
-                .clear(|mark| mark.is_governed() && gone.contains(&u32::from(mark.workload())));
-        }
+    /// Lets go of every process of workloads for which `stays` does not hold, and of the sockets that they made.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn forget_workloads(&self, stays: impl Fn(&str) -> bool) -> Result<(), Error> {
+        self.let_go(stays)
     }
 
     /// All subtrees governed, also those pinned by an earlier agent.

@@ -57,6 +57,7 @@ const MAPS: &[Shape] = &[
     shape::<flow::Query, flow::Asker>("QUERIES", limits::MAX_QUERIES),
     shape::<u32, flow::Account>("ACCOUNTS", limits::MAX_WORKLOADS + 1),
     shape::<event::RefusalKey, u64>("REFUSALS", limits::MAX_WORKLOADS * 8),
+    shape::<u32, u32>("RELEASED", limits::MAX_WORKLOADS + 1),
     shape::<u32, quota::Quota>("QUOTAS", limits::MAX_WORKLOADS + 1),
     shape::<u32, quota::Spent>("SPENT", limits::MAX_WORKLOADS + 1),
     shape::<(), ()>("EVENTS", limits::EVENT_BYTES),

@@ -10,7 +10,7 @@ use tollgate::kernel::{Event, Refusal};
 const ANSWER: Duration = Duration::from_millis(400);
 
 /// Serves each connection, one after the other: says `hello`, then echoes lines until its input closes.
-const SERVE: &str = "
+pub const SERVE: &str = "
 import select, threading
 def serve(server):
     while True:
@@ -30,14 +30,14 @@ def start(ip):
     return server.getsockname()[1]
 ";
 
-fn dial(ip: &str, port: u16) -> Option<TcpStream> {
+pub fn dial(ip: &str, port: u16) -> Option<TcpStream> {
     let ip: IpAddr = ip.parse().unwrap();
     let stream = TcpStream::connect_timeout(&SocketAddr::new(ip, port), ANSWER).ok()?;
     stream.set_read_timeout(Some(ANSWER)).unwrap();
     Some(stream)
 }
 
-fn hears(stream: &mut TcpStream) -> bool {
+pub fn hears(stream: &mut TcpStream) -> bool {
     let mut said = [0; 5];
     stream.read_exact(&mut said).is_ok()
 }

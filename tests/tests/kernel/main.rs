@@ -11,6 +11,7 @@
 
 mod account;
 mod adopt;
+mod before;
 mod birth;
 mod established;
 mod exit;

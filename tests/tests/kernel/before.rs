@@ -1,0 +1,212 @@
+//! Sockets without a peer, from before their process was governed, and from when it was: whose they are.
+use crate::exit::{heard, receiver};
+use crate::listen::{SERVE, dial, hears};
+use crate::support::*;
+use std::io::{ErrorKind, Read};
+use std::net::TcpStream;
+use tollgate::kernel::{Before, Fate, Fence, Openings, Outcome, Recognition};
+
+const IPS: [&str; 2] = ["127.0.0.1", "::1"];
+
+/// Serves on one listener of each family, and has another of each from which it takes nobody.
+const SERVES: &str = "
+idle = [socket.create_server((ip, 0), family=family(ip)) for ip in ('127.0.0.1', '::1')]
+say(start('127.0.0.1'), start('::1'), *[s.getsockname()[1] for s in idle], *[s.fileno() for s in idle])
+sys.stdin.read()";
+
+/// A server that nobody governs, and the numbers that it says.
+fn server() -> (Running, Vec<u16>) {
+    let mut server = Running::start_outside(&format!("{SERVE}{SERVES}"));
+    let said = server.line();
+    let numbers = said.split(' ').map(|number| number.parse().unwrap());
+    (server, numbers.collect())
+}
+
+fn is_served(ip: &str, port: u16) -> bool {
+    dial(ip, port).is_some_and(|mut open| hears(&mut open))
+}
+
+/// Looks at what the process has from before; returns what the agent logs of it, and what came of connections.
+fn look(fence: &Fence, processes: &[u32], listen: &[u16]) -> (String, Vec<Outcome>) {
+    let mut outcomes = Vec::new();
+    let log = crate::refuse::logged(|| {
+        let found = fence.end_earlier(processes, &|name: &str| {
+            (name == "late").then(|| Before {
+                fate: Fate::Destroy,
+                listen: listen.to_vec(),
+            })
+        });
+        outcomes.extend(found.into_iter().map(|earlier| earlier.outcome));
+    });
+    (log, outcomes)
+}
+
+fn lets_listen(fence: &Fence, listen: &[u16]) {
+    let openings = Openings {
+        workload: "late".to_owned(),
+        listen: listen.to_vec(),
+        unix: Vec::new(),
+    };
+    fence.permit(&[openings]).unwrap();
+}
+
+/// Of a process in no governed cgroup nothing tells whose its listeners are, until the agent has looked.
+#[test]
+fn a_listener_from_before_is_held() {
+    let mut stand = Stand::new();
+    let (server, said) = server();
+    let served = [(IPS[0], said[0]), (IPS[1], said[1])];
+    let mut waiting = [(IPS[0], said[2]), (IPS[1], said[3])].map(|(ip, port)| {
+        let stream = TcpStream::connect((ip, port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    });
+    let fence = stand.fence();
+    let processes = fence.enrol(server.pid(), "late", 3).unwrap();
+    assert_eq!(processes, [server.pid()]);
+    let mut open = served.map(|(ip, port)| dial(ip, port).unwrap());
+    assert!(open.iter_mut().all(hears), "held before anybody looked");
+
+    let (log, outcomes) = look(fence, &processes, &[]);
+    assert_eq!(outcomes, [const { Outcome::Destroyed }; 4], "{log}");
+    assert!(!log.contains("not refused"), "{log}");
+    for stream in open.iter_mut().chain(&mut waiting) {
+        let ended = stream.read(&mut [0]).unwrap_err().kind();
+        assert_eq!(ended, ErrorKind::ConnectionReset);
+    }
+    for (ip, port) in served {
+        assert!(dial(ip, port).is_none(), "{ip}: it is not held");
+        lets_listen(fence, &[port]);
+        assert!(is_served(ip, port), "{ip}: its policy lets it");
+        lets_listen(fence, &[]);
+        assert!(dial(ip, port).is_none(), "{ip}: it is not held again");
+    }
+    // Of who is let go it is no longer, and it is another workload's as soon as that one has its process.
+    fence.forget_workloads(|name| name != "late").unwrap();
+    assert!(served.iter().all(|(ip, port)| is_served(ip, *port)));
+    let processes = fence.enrol(server.pid(), "other", 3).unwrap();
+    assert_eq!(processes, [server.pid()]);
+    look(fence, &processes, &[]);
+    assert!(served.iter().all(|(ip, port)| dial(ip, *port).is_none()));
+    stand.lift();
+    for (ip, port) in served {
+        eventually("it is the fence that holds it", || is_served(ip, port));
+    }
+    server.finish();
+}
+
+/// What somebody else serves as well is not taken from them: that is said.
+#[test]
+fn a_listener_that_another_has_open_is_warned_of() {
+    let stand = Stand::new();
+    let fence = stand.fence();
+    let (server, said) = server();
+    let ports = &said[2..4];
+    let other = format!(
+        "import ctypes
+call = ctypes.CDLL(None).syscall
+process = call(434, {}, 0)
+taken = [call(438, process, n, 0) for n in ({}, {})]
+say(min(taken) > 0); sys.stdin.read()",
+        server.pid(),
+        said[4],
+        said[5]
+    );
+    let mut other = Running::start_outside(&other);
+    assert_eq!(other.line(), "True");
+    let processes = fence.enrol(server.pid(), "late", 3).unwrap();
+    let (log, _) = look(fence, &processes, &ports[..1]);
+    let line = |ip: &str, port: u16| format!("connections to {ip}:{port} are not refused");
+    assert!(!log.contains(&line(IPS[0], ports[0])), "{log}");
+    assert!(log.contains(&line("[::1]", ports[1])), "{log}");
+    let why = format!("process {}, which is not governed", other.pid());
+    assert!(log.contains(&why), "{log}");
+    assert!(dial(IPS[1], ports[1]).is_some());
+    // Its own are held all the same, and these are too once they are.
+    assert!(dial(IPS[1], said[1]).is_none());
+    other.finish();
+    let (log, _) = look(fence, &processes, &[]);
+    assert!(!log.contains("not refused"), "{log}");
+    assert!(dial(IPS[0], ports[0]).is_none() && dial(IPS[1], ports[1]).is_none());
+    server.finish();
+}
+
+/// Says whether datagrams leave and ports, and again whenever it is told to.
+const USES: &str = "
+sys.stdin.readline()
+u = [socket.socket(family(ip), socket.SOCK_DGRAM) for ip in ('127.0.0.9', '::1')]
+t = [socket.socket(family(ip)) for ip in ('127.0.0.1', '::1')]
+l = [start(ip) for ip in ('127.0.0.1', '::1')]
+say(*l)
+for line in sys.stdin:
+    sent = [name(lambda: s.sendto(b'x', a)) for s, a in zip(u, RECEIVERS)]
+    say(*sent)
+    if line == 'connect\\n': say(*[name(lambda: s.connect(a)) for s, a in zip(t, SERVERS)])
+";
+
+/// A socket says for ever whose it was; policy does not.
+#[test]
+fn what_was_made_while_governed_is_free_once_policy_lets_it_go() {
+    let stand = Stand::new();
+    let fence = stand.fence();
+    fence.recognise(&Recognition::default()).unwrap();
+    let receivers = [receiver("127.0.0.9"), receiver("::1")];
+    let servers = IPS.map(Elsewhere::new);
+    let [four, six] = receivers
+        .each_ref()
+        .map(|receiver| receiver.local_addr().unwrap().port());
+    let script = format!(
+        "{SERVE}
+RECEIVERS = ('127.0.0.9', {four}), ('::1', {six})
+SERVERS = ('127.0.0.1', {}), ('::1', {}){USES}",
+        servers[0].address.port(),
+        servers[1].address.port()
+    );
+    let later = Cgroup::new(fence.cgroup_root(), unique());
+    for by_cgroup in [true, false] {
+        let mut client = match by_cgroup {
+            true => Running::start(&later, &script),
+            false => Running::start_outside(&script),
+        };
+        let govern = |pid: u32| match by_cgroup {
+            true => Some(fence.govern(&later.name, "late").unwrap().cgroup_id),
+            false => {
+                assert_eq!(fence.enrol(pid, "late", 3).unwrap(), [pid]);
+                None
+            }
+        };
+        let id = govern(client.pid());
+        client.send("\n");
+        let said = client.line();
+        let ports: Vec<u16> = said.split(' ').map(|port| port.parse().unwrap()).collect();
+        client.send("\n");
+        assert_eq!(client.line(), "EPERM EPERM");
+        for (ip, port) in IPS.iter().zip(&ports) {
+            assert!(dial(ip, *port).is_none(), "{ip} {by_cgroup}");
+        }
+
+        id.into_iter().for_each(|id| fence.release(id).unwrap());
+        fence.forget_workloads(|name| name != "late").unwrap();
+        client.send("connect\n");
+        assert_eq!(client.line(), "ok ok", "by cgroup: {by_cgroup}");
+        assert_eq!(client.line(), "ok ok", "by cgroup: {by_cgroup}");
+        for server in &servers {
+            accept(&server.listener);
+        }
+        assert!(receivers.iter().all(|receiver| heard(receiver) == 1));
+        for (ip, port) in IPS.iter().zip(&ports) {
+            assert!(is_served(ip, *port), "{ip} {by_cgroup}");
+        }
+        // Again its policy's, it is held again.
+        let id = govern(client.pid());
+        client.send("\n");
+        assert_eq!(client.line(), "EPERM EPERM");
+        for (ip, port) in IPS.iter().zip(&ports) {
+            assert!(dial(ip, *port).is_none(), "{ip} {by_cgroup}");
+        }
+        assert!(receivers.iter().all(|receiver| heard(receiver) == 0));
+        id.into_iter().for_each(|id| fence.release(id).unwrap());
+        fence.forget_workloads(|name| name != "late").unwrap();
+        client.finish();
+    }
+}
