@@ -24,7 +24,8 @@ done
 ";
 
 const CONFIG: &str = "dns_servers: [127.0.0.1]\nlimits: { drain: 100ms }\n";
-const POLICY: &str = "version: 1
+/// What the service is installed with.
+pub(crate) const POLICY: &str = "version: 1
 workloads:
   report-builder: { match: { unit: report-builder.service } }
   nightly: { match: { unit: nightly.service } }
@@ -136,6 +137,24 @@ impl Host {
         fs::write(path, text).unwrap();
         self.systemctl(&["daemon-reload"]);
         self.systemctl(&["restart", unit]);
+    }
+
+    /// Starts a unit of this name, which serves over both families as `user`.
+    pub(crate) fn start_serving(&self, unit: &str, user: &str, port: u16) {
+        let path = Path::new("/etc/systemd/system").join(unit);
+        let command = format!("/usr/bin/python3 -IS -m http.server --bind :: {port}");
+        let text =
+            format!("[Service]\nUser={user}\nWorkingDirectory=/run/systemd\nExecStart={command}\n");
+        fs::write(path, text).unwrap();
+        self.systemctl(&["daemon-reload"]);
+        self.systemctl(&["start", unit]);
+    }
+
+    /// Has the agent take up another policy.
+    pub(crate) fn reload(&self, policy: &str) {
+        fs::write("/etc/tollgate/policy.d/policy.yaml", policy).unwrap();
+        let reloaded = self.output("tollgate", &["reload"]);
+        assert!(reloaded.status.success(), "{}", text(&reloaded.stderr));
     }
 
     /// Runs a command as a unit of this name, once, and waits for its end; its exit code.

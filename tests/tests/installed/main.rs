@@ -202,6 +202,40 @@ fn an_agent_that_runs_out_of_memory_leaves_nothing_open() {
     assert_eq!(host.report(&host.allowed), "0 200");
 }
 
+/// A daemon runs before a rule on its user does. The agent in its sandbox may say whose the listener is, and let it go again.
+#[test]
+fn a_daemon_from_before_its_rule_is_held_and_let_go() {
+    let host = Host::new();
+    let served = |ip: &str| {
+        let url = format!("http://{ip}:8099/");
+        let answer = host.output("curl", &["-sSg", "-m", "3", "-o", "/dev/null", &url]);
+        answer.status.success()
+    };
+    let both = |are: bool| ["127.0.0.1", "[::1]"].iter().all(|ip| served(ip) == are);
+    let patience = Duration::from_secs(60);
+    host.start_serving("earlier.service", "games", 8099);
+    assert!(eventually(patience, || both(true).then_some(())).is_some());
+    host.reload(&format!(
+        "{}\n",
+        host::POLICY.replace(
+            "  nightly:",
+            "  earlier: { match: { user: games } }\n  nightly:"
+        )
+    ));
+    let held = eventually(patience, || both(false).then_some(()));
+    assert!(
+        held.is_some(),
+        "{}",
+        host.journal("tollgate", &["-n", "20"])
+    );
+    let said = host.journal("tollgate", &["-b"]);
+    assert!(!said.contains("are not refused"), "{said}");
+    host.reload(host::POLICY);
+    let free = eventually(patience, || both(true).then_some(()));
+    assert!(free.is_some(), "policy has let go of it");
+    host.systemctl(&["stop", "earlier.service"]);
+}
+
 /// What a unit did before it was governed does not go on, and lifting the fence by hand is seen.
 #[test]
 fn without_the_fence_the_unit_is_free_and_status_says_so() {
