@@ -29,13 +29,13 @@ pub(crate) fn is_the_agent() -> bool {
     mark(current()).is_some_and(|mark| mark.workload() == EXEMPT)
 }
 
-/// Marks a process, unless somebody else has marked it meanwhile.
+/// Marks a process, unless somebody else has marked it meanwhile; whether it did.
 #[inline(always)]
-pub(crate) fn replace(process: u32, old: Mark, new: Mark) {
-    if let Some(mark) = PROCESSES.get_ptr_mut(process) {
+pub(crate) fn replace(process: u32, old: Mark, new: Mark) -> bool {
+    PROCESSES.get_ptr_mut(process).is_some_and(|mark| {
         // SAFETY: a live map value of one word, aligned to 8.
-        unsafe { atomic::replace(mark.cast(), old.0, new.0) };
-    }
+        unsafe { atomic::replace(mark.cast(), old.0, new.0) }
+    })
 }
 
 /// Marks a process.
@@ -64,9 +64,14 @@ pub(crate) fn forked(parent: u64, child: u64) {
     if parent == id {
         return; // A thread.
     }
+    // Before its maker's: whoever is marked by the agent meanwhile, as a child of one who is, stays so.
+    let old = mark(id).unwrap_or_default();
     let parent = mark(parent).unwrap_or_default();
     // It may have been made in another cgroup than its parent's.
-    set(id, within(child, parent).unwrap_or(parent.inherited(now())));
+    let new = within(child, parent).unwrap_or(parent.inherited(now()));
+    if !replace(id, old, new) && new.is_governed() {
+        set(id, new);
+    }
 }
 
 /// The current process became another program. What governs it stays; being the agent does not. Otherwise
@@ -82,7 +87,8 @@ pub(crate) fn executed(task: u64) {
     }
     let rules = select::scope().map_or(0, select::rules);
     let new = Mark::running(rules::class_at_exec(rules, process, task));
-    set(process, new);
+    // The agent may have marked it since: that stays.
+    replace(process, old, new);
     if rules & ANY_RULE != 0 {
         select::task(); // Its answer is marked.
         let new = mark(process).unwrap_or_default();
@@ -109,7 +115,9 @@ pub(crate) fn moved(task: u64) {
             attribute::learn(task);
         }
         // Other conditions may hold there.
-        None if !old.is_governed() => replace(process, old, Mark::running(old.class())),
+        None if !old.is_governed() => {
+            replace(process, old, Mark::running(old.class()));
+        }
         None => (),
     }
 }
