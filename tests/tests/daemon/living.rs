@@ -1,7 +1,7 @@
 //! What a running agent holds, and goes on holding when it is stopped or killed.
 use crate::support::*;
 use harness::eventually;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -184,4 +184,38 @@ fn a_decision_outlives_the_agent_that_is_killed_right_after_the_answer() {
         place.end(Signal::KILL);
         assert_eq!(place.on_disk("unknown_host"), asked, "round {round}");
     }
+}
+
+/// Refusals while the agent does not read them: what it was not told, `status` says, and each is counted.
+#[test]
+fn events_that_are_lost_are_shown() {
+    const TRIES: u64 = 16_000;
+    let mut place = Place::new();
+    place.start();
+    assert!(eventually(START, || place.governed().then_some(())).is_some());
+    let lines = || text(&place.output(&["status"]).stdout);
+    assert!(lines().contains(" 0 lost; 0 refusals"), "{}", lines());
+    let agent = Pid::from_child(place.agent.as_ref().unwrap());
+    kill_process(agent, Signal::STOP).unwrap();
+    let tries = format!(
+        "import socket
+told = set()
+for n in range({TRIES}):
+    try: socket.socket((socket.AF_INET, socket.AF_INET6)[n % 2], socket.SOCK_RAW, 255)
+    except PermissionError as e: told.add(e.errno)
+print(*told)"
+    );
+    let tried = place.in_job("python3", &["-c", &tries]);
+    kill_process(agent, Signal::CONT).unwrap();
+    assert_eq!(text(&tried.stdout), "1\n", "{}", text(&tried.stderr));
+    let status = place.status();
+    let lost = status["lost_events"].as_u64().unwrap();
+    assert!(lost > 0 && lost < TRIES, "{lost}");
+    let said = lines();
+    assert!(said.contains(&format!(" {lost} lost; ")), "{said}");
+    // Each is counted, whether it was told or not.
+    let usage = place.output(&["workloads", "-o", "json"]);
+    let usage: Value = serde_json::from_slice(&usage.stdout).unwrap();
+    let counted = usage.to_string();
+    assert!(counted.contains(&format!("\"raw\":{TRIES}")), "{counted}");
 }
