@@ -8,7 +8,7 @@ pub const FILTER_WORDS: usize = 64;
 
 /// What is known of one process: a value of `PROCESSES`, at its thread-group id.
 ///
-/// Governed: the workload, 16 bits; how it came to be, 16 bits; when, 32 bits, in seconds since boot. Otherwise 16 bits of
+/// Governed: the workload, 16 bits; how it came to be, 16 bits; when, 30 bits, in seconds since boot; two bits of what it has open. Otherwise 16 bits of
 /// zero, 16 bits of what executable it runs, and 32 bits that say for what the rules were last asked in vain.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,12 +32,16 @@ pub const BY_CGROUP: u16 = 0;
 pub const INHERITED: u16 = 1 << 15;
 /// In a governed process's seconds, which do not reach it: it has become no other program since it was first governed.
 const EARLIER: u64 = 1 << 63;
+/// Likewise: the agent governed it, or who made it, while that one ran, and what it has open is still to be looked at.
+const UNSEEN_OPEN: u64 = 1 << 62;
+/// What is left of the upper half for seconds since boot: 34 years.
+const SECONDS: u32 = (1 << 30) - 1;
 
 impl Mark {
     /// Of a governed process; `seconds` since boot.
     #[inline(always)]
     pub const fn governed(workload: u16, how: u16, seconds: u32) -> Self {
-        Self(workload as u64 | (how as u64) << 16 | (seconds as u64) << 32)
+        Self(workload as u64 | (how as u64) << 16 | ((seconds & SECONDS) as u64) << 32)
     }
 
     /// Of a process that is not governed and runs an executable of this class.
@@ -79,7 +83,7 @@ impl Mark {
     /// When, in seconds since boot.
     #[inline(always)]
     pub const fn seconds(self) -> u32 {
-        ((self.0 & !EARLIER) >> 32) as u32
+        (self.0 >> 32) as u32 & SECONDS
     }
 
     /// Is it a workload's?
@@ -92,10 +96,28 @@ impl Mark {
     /// from before, unless that one was governed already, and its program had begun so.
     #[inline(always)]
     pub const fn after(self, before: Self) -> Self {
-        match before.is_governed() && !before.has_earlier() {
-            true => self,
-            false => Self(self.0 | EARLIER),
+        if !before.is_governed() {
+            return Self(self.0 | EARLIER);
         }
+        Self(self.0 | before.0 & (EARLIER | UNSEEN_OPEN))
+    }
+
+    /// The same of a process whose sockets, and those of what it makes, are to be looked at.
+    #[inline(always)]
+    pub const fn to_be_looked_at(self) -> Self {
+        Self(self.0 | UNSEEN_OPEN)
+    }
+
+    /// The same once they were.
+    #[inline(always)]
+    pub const fn looked_at(self) -> Self {
+        Self(self.0 & !UNSEEN_OPEN)
+    }
+
+    /// Is what a governed process has open still to be looked at?
+    #[inline(always)]
+    pub const fn is_to_be_looked_at(self) -> bool {
+        self.is_governed() && self.0 & UNSEEN_OPEN != 0
     }
 
     /// May a governed process have open what it had before it was governed?
@@ -404,6 +426,20 @@ mod tests {
         let anew = first.as_another_program();
         assert_eq!(anew, Mark::governed(7, 9, 100));
         assert!(!anew.inherited(101).has_earlier());
+        // To be looked at is a process through all that it becomes, and what it makes, until it was.
+        let unseen = first.to_be_looked_at();
+        assert!(!first.is_to_be_looked_at() && unseen.is_to_be_looked_at());
+        assert!(unseen.as_another_program().is_to_be_looked_at());
+        assert!(
+            unseen
+                .as_another_program()
+                .inherited(101)
+                .is_to_be_looked_at()
+        );
+        assert!(Mark::governed(8, 9, 100).after(unseen).is_to_be_looked_at());
+        assert_eq!(unseen.inherited(101).seconds(), 101);
+        assert_eq!(unseen.looked_at(), first);
+        assert!(!Mark::running(3).to_be_looked_at().is_to_be_looked_at());
         assert!(!Mark::governed(8, 9, 100).after(anew).has_earlier());
         assert!(Mark::governed(8, 9, 100).after(first).has_earlier());
         assert!(

@@ -133,8 +133,11 @@ pub(crate) fn governed(
     if let Some(governed) = select::socket(ctx) {
         return Some(governed);
     }
-    if client.is_marked != 0 {
-        return by_what_it_carries(client.workload);
+    // Of a workload that is no more that says nothing; it may be another's by now.
+    if client.is_marked != 0
+        && let Some(governed) = by_what_it_carries(client.workload)
+    {
+        return Some(governed);
     }
     by_its_user(socket).or_else(|| made(socket))
 }

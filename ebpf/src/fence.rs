@@ -249,7 +249,8 @@ pub(crate) fn made(ctx: &SockContext, attempt: &Attempt) -> i32 {
             None => attempt.refuse(Reason::Unrecorded, Errno::Eperm),
         };
     }
-    let Some(client) = CLIENTS.of_or_new(ctx.as_ptr()) else {
+    let client = CLIENTS.of_or_new(ctx.as_ptr());
+    let (Some(client), Some(())) = (client, maps::make(ctx, attempt.workload)) else {
         return attempt.refuse(Reason::Unrecorded, Errno::Eperm);
     };
     client.workload = attempt.workload;

@@ -182,6 +182,7 @@ impl Agent {
         let snapshot = self.shared.live.load_full();
         let directories = lock(&self.enrolments).settle(&snapshot.policy);
         self.look_at_earlier();
+        lock(&self.enrolments).let_go_of_others(&snapshot.policy);
         directories
     }
 

@@ -4,7 +4,7 @@ use super::agent::{Agent, lock};
 use super::events;
 use crate::audit::{Allowance, Verdict};
 use crate::kernel::{Before, Earlier, Fate, Outcome, Refusal};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant, SystemTime};
 use tollgate_policy::{Established, Mode, Policy};
 
@@ -15,35 +15,31 @@ const REVIEW: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Looks {
     /// Looked at once. A connection that was being made at that moment is found by the second look.
-    again: Vec<u32>,
+    once: HashSet<u32>,
     /// When what goes on was looked at last, and by which policy.
     reviewed: Option<(Instant, String)>,
     /// Connections ended since the agent started, by workload.
     destroyed: BTreeMap<String, u64>,
 }
 
-impl Looks {
-    /// Has the next look include these.
-    pub(super) fn look_again(&mut self, processes: impl Iterator<Item = u32>) {
-        self.again.extend(processes);
-    }
-}
-
 impl Agent {
     /// Looks at what processes have open that became governed while they ran, at once and once more with the next call.
     pub(super) fn look_at_earlier(&self) {
         let mut looks = lock(&self.earlier);
-        let mut processes = std::mem::take(&mut looks.again);
-        let newly = lock(&self.enrolments).take_newly();
-        processes.extend(&newly);
-        looks.again = newly;
         let snapshot = self.shared.live.load_full();
         let says = |workload: &str| before(&snapshot.policy, workload, self.config.mode);
         let fence = &self.shared.fence;
-        let mut found = match processes.is_empty() {
+        // The kernel's side remembers them: an agent that ends before it has looked leaves them to the next.
+        let unseen = fence.unseen();
+        let mut found = match unseen.is_empty() {
             true => Vec::new(),
-            false => fence.end_earlier(&processes, &says),
+            false => fence.end_earlier(&[], &says),
         };
+        let (twice, once): (Vec<u32>, Vec<u32>) = unseen
+            .iter()
+            .partition(|process| looks.once.contains(process));
+        fence.has_seen(&twice);
+        looks.once = once.into_iter().collect();
         let hash = snapshot.policy.hash();
         let is_due = looks
             .reviewed

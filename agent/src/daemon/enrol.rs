@@ -33,8 +33,6 @@ pub(super) struct Enrolments {
     settled: Option<String>,
     rules: Rules,
     containers: Arc<Containers>,
-    /// Processes that became governed while they ran, and what they have open is not looked at yet.
-    newly: Vec<u32>,
     /// What the kernel was told last.
     permitted: Option<Vec<Openings>>,
     /// There were more cgroups than are looked at.
@@ -102,7 +100,6 @@ impl Enrolments {
             settled: None,
             rules: Rules::default(),
             containers,
-            newly: Vec::new(),
             permitted: None,
             unseen: false,
         }
@@ -130,10 +127,8 @@ impl Enrolments {
         for wanted in found.matches.iter().filter(|m| !is_run(&m.cgroup)) {
             self.govern(wanted);
         }
-        self.newly.extend(
-            self.rules
-                .settle(&self.fence, &found.directories, &contained.known),
-        );
+        self.rules
+            .settle(&self.fence, &found.directories, &contained.known);
         Containers::let_go(&self.fence, &contained, &found.directories);
         // What was not looked at may well be there.
         let stays =
@@ -150,19 +145,35 @@ impl Enrolments {
                 release(&self.fence, old.cgroup_id);
             }
         }
-        // Not while the hooks still recognise by an earlier policy, which may name who is to be let go.
-        if self.settled.as_deref() != Some(policy.hash()) && self.rules.are_told() {
-            let names: HashSet<&str> = policy.workloads().iter().map(|w| &*w.name).collect();
-            match self.fence.forget_workloads(|name| names.contains(name)) {
-                Ok(()) => self.settled = Some(policy.hash().to_owned()),
-                Err(e) => tracing::error!("what is no workload's any more stays held: {e}"),
-            }
-        }
+        self.part_with_others(policy);
+        self.rules.enrol_running(&self.fence);
         self.sweep_runs();
         if !self.unseen {
             self.fence.let_in(&beyond);
         }
         found.directories
+    }
+
+    /// Begins to let go of workloads that `policy` has no more: whom another workload has now becomes that one's. Not while the
+    /// hooks still recognise by an earlier policy, which may name them.
+    fn part_with_others(&mut self, policy: &Policy) {
+        if self.settled.as_deref() != Some(policy.hash()) && self.rules.are_told() {
+            let names = names(policy);
+            self.fence.part_with(|name| names.contains(name));
+            self.rules.scan();
+        }
+    }
+
+    /// Lets go of those: after what their processes have open was looked at.
+    pub(super) fn let_go_of_others(&mut self, policy: &Policy) {
+        if self.settled.as_deref() == Some(policy.hash()) || !self.rules.are_told() {
+            return;
+        }
+        let names = names(policy);
+        match self.fence.forget_workloads(|name| names.contains(name)) {
+            Ok(()) => self.settled = Some(policy.hash().to_owned()),
+            Err(e) => tracing::error!("what is no workload's any more stays held: {e}"),
+        }
     }
 
     /// Why not all of the host is known to be held to its policy.
@@ -172,13 +183,7 @@ impl Enrolments {
 
     /// Looks at a file that `process` runs.
     pub(super) fn meet(&mut self, process: u32, file: FileState) {
-        let newly = self.rules.meet(&self.fence, process, file);
-        self.newly.extend(newly);
-    }
-
-    /// Processes that became governed while they ran, each once.
-    pub(super) fn take_newly(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.newly)
+        self.rules.meet(&self.fence, process, file);
     }
 
     /// A governed process, with why it is governed.
@@ -228,8 +233,7 @@ impl Enrolments {
             .fence
             .govern(Path::new(&wanted.cgroup), &wanted.workload)
         {
-            Ok(kernel::Enrolled { cgroup_id, newly }) => {
-                self.newly.extend(newly);
+            Ok(kernel::Enrolled { cgroup_id, .. }) => {
                 tracing::info!(
                     cgroup = wanted.cgroup,
                     workload = wanted.workload,
@@ -262,9 +266,8 @@ impl Enrolments {
             let Some(cgroup) = governed.cgroup else {
                 continue;
             };
-            match self.fence.govern(Path::new(&cgroup), &governed.workload) {
-                Ok(kernel::Enrolled { newly, .. }) => self.newly.extend(newly),
-                Err(e) => tracing::error!(cgroup, "not enrolled again: {e}"),
+            if let Err(e) = self.fence.govern(Path::new(&cgroup), &governed.workload) {
+                tracing::error!(cgroup, "not enrolled again: {e}");
             }
         }
     }
@@ -373,6 +376,8 @@ impl Enrolments {
                 }
                 self.runs.remove(&cgroup_id);
                 release(&self.fence, cgroup_id);
+                // Its workload may have been kept for it alone.
+                self.settled = None;
             }
             Err(e) => tracing::debug!("{}: {e}: kept and governed", run.directory.display()),
         }
@@ -389,6 +394,10 @@ fn hidden(policy: &Policy, workload: &str, config: &Config) -> Vec<PathBuf> {
         .map_or(&[][..], |w| &w.unix);
     hidden.extend(super::sockets::closed(allowed));
     hidden
+}
+
+fn names(policy: &Policy) -> HashSet<&str> {
+    policy.workloads().iter().map(|w| &*w.name).collect()
 }
 
 /// A workload's, as the kernel half has it.

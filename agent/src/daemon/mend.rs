@@ -36,7 +36,7 @@ impl Agent {
             lock(&self.enrolments).again();
             let governed = self.shared.fence.governed_processes();
             let processes = governed.iter().map(|process| process.pid);
-            lock(&self.earlier).look_again(processes);
+            self.shared.fence.look_again_at(processes);
             self.settle();
         }
     }

@@ -9,8 +9,10 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use tollgate_policy::Policy;
 
-/// Passes over the processes before the rest is left to the hooks.
-const PASSES: usize = 8;
+/// Passes over the processes before the rest is left to the next walk.
+const PASSES: usize = 16;
+/// Walks at which they are asked for before the rest is left to the hooks.
+const SCANS: usize = 3;
 
 /// What the policy recognises processes by, and what is known for that.
 #[derive(Debug, Default)]
@@ -26,8 +28,8 @@ pub(super) struct Rules {
     fulfilled: Option<HashMap<String, u64>>,
     /// What the hooks are told is to be made again.
     stale: bool,
-    /// The hooks were told something else than before: who runs already is to be asked for.
-    scan: bool,
+    /// How often who runs already is to be asked for still: the hooks were told something else than before.
+    scans: usize,
 }
 
 impl Rules {
@@ -71,7 +73,7 @@ impl Rules {
         match fence.recognise(&next) {
             Ok(()) => {
                 self.told = Some(next);
-                self.scan = true;
+                self.scan();
             }
             Err(e) => {
                 self.stale = true;
@@ -80,17 +82,16 @@ impl Rules {
         }
     }
 
-    /// Says which conditions each cgroup fulfils, and enrols the processes that a rule recognises. Returns who became
-    /// governed by that.
+    /// Says which conditions each cgroup fulfils.
     pub(super) fn settle(
         &mut self,
         fence: &Fence,
         directories: &[PathBuf],
         contained: &HashMap<String, Container>,
-    ) -> Vec<u32> {
+    ) {
         if self.contained != *contained {
             self.contained.clone_from(contained);
-            self.scan = true;
+            self.scan();
         }
         let root = fence.cgroup_root();
         // What an earlier agent said by another policy must not stay.
@@ -117,10 +118,6 @@ impl Rules {
             }
         }
         self.fulfilled = Some(next);
-        match std::mem::take(&mut self.scan) && self.selectors.has_rules() {
-            true => self.enrol_running(fence),
-            false => Vec::new(),
-        }
     }
 
     /// Makes known what every process runs.
@@ -157,50 +154,71 @@ impl Rules {
             .is_some_and(|told| told.cases.iter().any(of))
     }
 
-    /// Looks at a file that a hook has not seen before, which `process` runs. Returns who became governed by that.
-    pub(super) fn meet(&mut self, fence: &Fence, process: u32, seen: FileState) -> Vec<u32> {
+    /// Looks at a file that a hook has not seen before, which `process` runs.
+    pub(super) fn meet(&mut self, fence: &Fence, process: u32, seen: FileState) {
         let Some((mut file, mut state)) = executables::running(process) else {
-            return Vec::new(); // Gone: who runs it next tells again.
+            return; // Gone: who runs it next tells again.
         };
         if (state.inode, state.changed) != (seen.inode, seen.changed) {
-            return Vec::new();
+            return;
         }
         state.device = seen.device;
         self.executables.look_at_paths();
         let fulfilled = self.executables.fulfils(&mut file, &state);
         // Who runs it was refused until now, but may have made sockets: those are looked at, whether a hook or this
         // says first whose it is.
-        let is_governed = |process: &u32| fence.workload_of(*process).is_some();
         let all = executables::sharers(process);
-        let unsettled: Vec<u32> = all.filter(|process| !is_governed(process)).collect();
+        let unsettled: Vec<u32> = all.filter(|process| fence.is_free(*process)).collect();
         self.know(fence, &state, &fulfilled);
-        let mut newly = HashSet::new();
-        for process in unsettled {
-            newly.extend(self.enrol(fence, process).unwrap_or_default());
-            newly.extend(Some(process).filter(is_governed));
+        for process in &unsettled {
+            self.enrol(fence, *process);
         }
-        newly.into_iter().collect()
+        fence.look_again_at(unsettled.into_iter());
     }
 
-    /// Enrols who ran before the rule that recognises it.
-    fn enrol_running(&mut self, fence: &Fence) -> Vec<u32> {
-        let mut found = Vec::new();
+    /// Has all who run asked for again.
+    pub(super) fn scan(&mut self) {
+        self.scans = SCANS;
+    }
+
+    /// Enrols who ran before the rule that recognises it, those first that were made last: who forks and ends is found before
+    /// it has.
+    pub(super) fn enrol_running(&mut self, fence: &Fence) {
+        if self.scans == 0 || !self.selectors.has_rules() {
+            return;
+        }
+        self.scans -= 1;
         for _ in 0..PASSES {
-            let before = found.len();
-            for process in crate::kernel::processes() {
-                if fence.workload_of(process).is_none() {
-                    found.extend(self.enrol(fence, process).unwrap_or_default());
-                }
+            let mut all = crate::kernel::processes();
+            all.sort_unstable_by(|a, b| b.cmp(a));
+            let mut is_settled = true;
+            for process in all.into_iter().filter(|process| fence.is_free(*process)) {
+                let found = self.enrol(fence, process);
+                let is_gone = || !Path::new(&format!("/proc/{process}")).exists();
+                is_settled &= !found && !is_gone();
             }
-            if found.len() == before {
+            if is_settled {
                 break;
             }
         }
-        found
+    }
+
+    /// Whether a rule recognises it, and it is governed by that from now on.
+    fn enrol(&mut self, fence: &Fence, process: u32) -> bool {
+        let Some((rule, workload)) = self.recognise(process) else {
+            return false;
+        };
+        match fence.enrol(process, workload, rule) {
+            Ok(newly) => !newly.is_empty(),
+            Err(e) => {
+                tracing::error!(process, "not governed: {e}");
+                false
+            }
+        }
     }
 
     /// `None`: no rule recognises it, or it is gone.
-    fn enrol(&mut self, fence: &Fence, process: u32) -> Option<Vec<u32>> {
+    fn recognise(&mut self, process: u32) -> Option<(u16, &str)> {
         if process <= 1 {
             return None; // The system's own manager: what it starts is looked at by itself.
         }
@@ -213,13 +231,7 @@ impl Rules {
             }
         };
         let conditions = self.conditions(process);
-        let (rule, workload) = self
-            .selectors
-            .process(uid, &runs, conditions, &self.users)?;
-        let enrolled = fence.enrol(process, workload, rule);
-        enrolled
-            .inspect_err(|e| tracing::error!(process, "not governed: {e}"))
-            .ok()
+        self.selectors.process(uid, &runs, conditions, &self.users)
     }
 
     /// What holds for the cgroup that a process is in: for it or for one above it.

@@ -1,32 +1,50 @@
-//! Sockets that processes had before they were governed and that have no peer yet: no hook saw them made, so the agent says
-//! whose they are.
+//! Sockets that processes had before they were governed: no hook saw them made, so the agent says on each whose it is.
+//! What the hooks of packets then make of it is the same as of any other: nothing leaves but where policy lets it go on.
 use super::diag::Socket;
 use super::holders::{Holder, Holders};
+use super::namespaces::{self, Network};
 use super::{Fence, maps};
 use aya::maps::MapError;
-use rustix::net::sockopt::socket_cookie;
+use rustix::fs::fstat;
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::{socket_cookie, socket_domain};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use tollgate_common::flow::MADE;
 
-/// A socket that is known to be a workload's from now on.
+/// What came of it, by inode.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    /// Known to be a workload's from now on, with their holders', by their cookies.
+    own: HashMap<u64, String>,
+    /// Why not.
+    not: HashMap<u32, String>,
+}
+
+/// A listener that is a workload's since this look.
 #[derive(Debug)]
 pub(super) struct Claimed {
     pub(super) workload: String,
     local: SocketAddr,
-    listens: bool,
+    family: u8,
 }
 
 impl Claimed {
+    pub(super) fn port(&self) -> u16 {
+        self.local.port()
+    }
+
     /// Is this one that it accepted before, and that nobody has taken yet?
     pub(super) fn has_accepted(&self, socket: &Socket) -> bool {
         let (own, its) = (self.local, socket.local());
-        self.listens
-            && socket.inode == 0
+        socket.inode == 0
             && own.port() == its.port()
             && (own.ip().is_unspecified() || own.ip() == its.ip())
+            // Of IPv4 over a socket of IPv6 the kernel says IPv6.
+            && self.family == socket.family()
     }
 }
 
@@ -51,77 +69,149 @@ impl Unheld {
     }
 }
 
-impl Fence {
-    /// Makes a socket its holder's workload's. `None`: nobody's who is governed.
-    pub(super) fn claim(
+impl Claims {
+    /// A listener, if it is a workload's since; or why it is not.
+    pub(super) fn of_listener(
         &self,
+        fence: &Fence,
         holders: &Holders,
         socket: &Socket,
     ) -> Option<Result<Claimed, Unheld>> {
-        let holder = holders.of_socket(socket.inode)?;
-        let workload = self.workload_of_process(holder.process)?;
         let local = socket.local();
-        let why = if let Some(other) = holders.others(self).get(&socket.inode) {
-            format!(
-                "process {other}, which is not governed, has it open too: end that one, or list the port under `listen`"
-            )
-        } else {
-            match self.enter_origin(holder, socket, &workload) {
-                Ok(()) => {
-                    return Some(Ok(Claimed {
-                        workload,
-                        local,
-                        listens: socket.listens(),
-                    }));
-                }
-                Err(error) => {
-                    format!("it cannot be said whose it is ({error}): restart the process")
-                }
-            }
-        };
+        if let Some(workload) = self.own.get(&socket.cookie()) {
+            return Some(Ok(Claimed {
+                workload: workload.clone(),
+                local,
+                family: socket.family(),
+            }));
+        }
+        let (process, workload) = holders.of_socket(fence, socket.inode)?;
+        let why = self.not.get(&socket.inode).cloned();
         Some(Err(Unheld {
             workload,
-            process: holder.process,
+            process,
             local,
-            why,
+            why: why.unwrap_or_else(|| "it was not there any more: restart it".to_owned()),
         }))
-    }
-
-    /// What was said of it before stays, unless that was of a workload that is no more.
-    fn enter_origin(
-        &self,
-        holder: Holder,
-        socket: &Socket,
-        workload: &str,
-    ) -> Result<(), Box<dyn std::error::Error>> {
-        let copy = copy_of(holder, socket)?;
-        let mut writers = self.maps.write();
-        let ids = self.workload_ids(&mut writers, std::iter::once(workload))?;
-        let id = ids.get(workload).copied().unwrap_or_default();
-        let was = match writers.origin.get(&copy.as_raw_fd(), 0) {
-            Err(MapError::KeyNotFound) => MADE,
-            was => was.map_err(maps::read("ORIGIN"))?,
-        };
-        let owner = u32::try_from(was & !MADE).unwrap_or_default();
-        if owner != 0 && !writers.is_released(owner)? {
-            return Ok(());
-        }
-        let entered = writers
-            .origin
-            .insert(&copy.as_raw_fd(), was & MADE | u64::from(id), 0);
-        Ok(entered.map_err(maps::write("ORIGIN"))?)
     }
 }
 
+impl Holders {
+    /// Makes each socket its holder's workload's that is not another's, or one's that is no more. Namespaces in which there are such
+    /// are found by them.
+    pub(super) fn claim(&mut self, fence: &Fence) -> Claims {
+        let mut claims = Claims::default();
+        let mut seen = HashSet::new();
+        let mut elsewhere = Vec::new();
+        for (inode, holders) in &self.sockets {
+            if let Some(other) = self.others(fence).get(inode) {
+                let why = format!(
+                    "process {other}, which is not governed, has it open too: end that one, or list the port under `listen`"
+                );
+                claims.not.insert(*inode, why);
+                continue;
+            }
+            match claim(fence, (*inode, holders), |_| false) {
+                Ok(Some((copy, workload))) => {
+                    if let Ok(cookie) = socket_cookie(&copy) {
+                        claims.own.insert(cookie, workload);
+                    }
+                    if namespaces::cookie(copy.as_fd()).is_ok_and(|cookie| seen.insert(cookie)) {
+                        elsewhere.push(Network::of_socket(copy.as_fd()));
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let why = format!("it cannot be said whose it is ({error}): restart it");
+                    claims.not.insert(*inode, why);
+                }
+            }
+        }
+        elsewhere
+            .into_iter()
+            .for_each(|network| self.add_network(network));
+        claims
+    }
+
+    /// Makes what was made as one of the workloads that policy is letting go of its holder's workload's.
+    pub(super) fn hand_over(&self, fence: &Fence) {
+        let leaving = fence.leaving.load();
+        for (inode, holders) in &self.sockets {
+            if let Err(error) = claim(fence, (*inode, holders), |owner| !leaving.contains(&owner)) {
+                tracing::debug!("a socket stays what it was: {error}");
+            }
+        }
+    }
+}
+
+/// Enters whose a socket is: of the first holder of which it can be had. What was said of it before stays, unless that was of a
+/// workload that is no more, or is being let go of. `None`: it is not IP's, or nobody governed has it; or `stays`.
+fn claim(
+    fence: &Fence,
+    (inode, holders): (u32, &[Holder]),
+    stays: impl Fn(u32) -> bool,
+) -> Result<Option<(OwnedFd, String)>, Box<dyn std::error::Error>> {
+    let mut failed = None;
+    for holder in holders {
+        if fence.is_free(holder.process) {
+            continue;
+        }
+        let Some(workload) = fence.workload_of_process(holder.process) else {
+            continue;
+        };
+        let copy = match copy_of(*holder, inode) {
+            Ok(copy) => copy,
+            Err(error) => {
+                failed = Some(error);
+                continue;
+            }
+        };
+        let domain = socket_domain(&copy)?;
+        if domain != AddressFamily::INET && domain != AddressFamily::INET6 {
+            return Ok(None);
+        }
+        return Ok(enter(fence, &copy, &workload, stays)?.then_some((copy, workload)));
+    }
+    failed.map_or(Ok(None), |error| Err(error.into()))
+}
+
+/// Whether it is somebody's who is governed by now.
+fn enter(
+    fence: &Fence,
+    copy: &OwnedFd,
+    workload: &str,
+    stays: impl Fn(u32) -> bool,
+) -> Result<bool, super::Error> {
+    let leaving = fence.leaving.load();
+    let mut writers = fence.maps.write();
+    let ids = fence.workload_ids(&mut writers, std::iter::once(workload))?;
+    let id = ids.get(workload).copied().unwrap_or_default();
+    let was = match writers.origin.get(&copy.as_raw_fd(), 0) {
+        Err(MapError::KeyNotFound) => MADE,
+        was => was.map_err(maps::read("ORIGIN"))?,
+    };
+    let owner = u32::try_from(was & !MADE).unwrap_or_default();
+    if stays(owner) {
+        return Ok(false);
+    }
+    if owner != 0 && !leaving.contains(&owner) && !writers.is_released(owner)? {
+        return Ok(true);
+    }
+    let new = was & MADE | u64::from(id);
+    let entered = writers.origin.insert(&copy.as_raw_fd(), new, 0);
+    entered.map_err(maps::write("ORIGIN"))?;
+    Ok(true)
+}
+
 /// A descriptor of this process's own, for as long as it takes.
-fn copy_of(holder: Holder, socket: &Socket) -> io::Result<OwnedFd> {
+fn copy_of(holder: Holder, inode: u32) -> io::Result<OwnedFd> {
     // Of a thread that has a table of its own, it cannot be had before Linux 6.9.
     let number = holder.descriptor.ok_or(io::ErrorKind::Unsupported)?;
     let pid = i32::try_from(holder.process).ok().and_then(Pid::from_raw);
     let process = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
     let copy = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())?;
     // Closed since, and its number given to another?
-    match socket_cookie(&copy)? == socket.cookie() {
+    match fstat(&copy)?.st_ino == u64::from(inode) {
         true => Ok(copy),
         false => Err(io::ErrorKind::NotFound.into()),
     }

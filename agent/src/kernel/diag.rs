@@ -31,9 +31,8 @@ pub(super) const CONNECTED: u32 =
     1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | LISTENING | 1 << 11;
 /// `TCP_LISTEN`
 pub(super) const LISTENING: u32 = 1 << 10;
-/// `TCP_ESTABLISHED` and `TCP_CLOSE`: of UDP those with a peer, and those without.
-const DATAGRAMS: u32 = 1 << 1 | UNCONNECTED;
-const UNCONNECTED: u32 = 1 << 7;
+/// `TCP_ESTABLISHED`: of UDP those with a peer.
+const DATAGRAMS: u32 = 1 << 1;
 
 /// TCP or UDP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,13 +75,13 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn listens(&self) -> bool {
-        self.state == LISTENING
+    /// `AF_INET` or `AF_INET6`.
+    pub(super) fn family(&self) -> u8 {
+        self.family
     }
 
-    /// It listens, or is a datagram socket that is not connected.
-    pub(super) fn has_no_peer(&self) -> bool {
-        self.state & (LISTENING | UNCONNECTED) != 0
+    pub(super) fn listens(&self) -> bool {
+        self.state == LISTENING
     }
 
     pub(super) fn cookie(&self) -> u64 {
@@ -159,7 +158,7 @@ impl Diag {
         socket().map(Self)
     }
 
-    /// Every socket of a protocol that `take` holds for: connected ones, those that listen, and of UDP all.
+    /// Every socket of a protocol that `take` holds for: connected ones, and those that listen.
     pub(super) fn list(
         &self,
         protocol: Protocol,
@@ -261,7 +260,7 @@ pub(super) fn can_destroy() -> io::Result<()> {
 fn ends(protocol: Protocol, local: SocketAddr) -> io::Result<()> {
     let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", protocol.name()));
     let diag = Diag::open()?;
-    let own = |socket: &Socket| socket.local() == local && !socket.has_no_peer();
+    let own = |socket: &Socket| socket.local() == local && !socket.listens();
     let found = diag.list(protocol, own).map_err(named)?;
     let one = found.first().ok_or(io::ErrorKind::NotFound)?;
     diag.destroy(one).map_err(named)?;

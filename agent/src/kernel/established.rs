@@ -1,6 +1,6 @@
 //! What processes had open before they were governed: no hook saw it made. Connections are ended, or go on where policy says
 //! so; what has no peer becomes the workload's.
-use super::claim::{Claimed, Unheld};
+use super::claim::{Claimed, Claims, Unheld};
 use super::diag::{Diag, Protocol, Socket};
 use super::holders::Holders;
 use super::namespaces;
@@ -16,6 +16,9 @@ use tollgate_common::flow::Address;
 use tollgate_common::openings::Kept;
 use tollgate_common::settings::Ports;
 
+/// Looks at whom others have made meanwhile, before that is left to the next.
+const PASSES: usize = 32;
+
 /// What policy says of a workload's connections from before; `None`: there is no such workload.
 pub(super) type Says<'a> = &'a (dyn Fn(&str) -> Option<Before> + Sync);
 
@@ -26,19 +29,32 @@ struct Look<'a> {
     ports: Ports,
     /// Ports that somebody listens on.
     listening: HashSet<u16>,
-    /// Without a peer, and a workload's since this look.
+    /// Listeners that nobody else serves beside, and that are a workload's since this look.
     claimed: Vec<Claimed>,
     holders: &'a Holders,
+    claims: &'a Claims,
     /// What goes on already, and whether anything else is looked for.
     kept: &'a HashMap<u64, Kept>,
     only_kept: bool,
 }
 
 impl Fence {
-    /// Ends, or keeps, what these processes had open before.
+    /// Ends, or keeps, what these processes had open before, all that nobody has looked at, and whom those make meanwhile.
     pub(super) fn look_for_earlier(&self, processes: &[u32], says: Says<'_>) -> Vec<Earlier> {
-        let holders = Holders::of(self, processes);
-        self.look_through(&holders, &self.all_kept(), false, says).0
+        let (mut found, mut seen) = (Vec::new(), HashSet::new());
+        for _ in 0..PASSES {
+            let all = self.unseen().into_iter().chain(processes.iter().copied());
+            let new: Vec<u32> = all.filter(|process| seen.insert(*process)).collect();
+            if new.is_empty() {
+                return found;
+            }
+            let mut holders = Holders::of(self, &new);
+            let claims = holders.claim(self);
+            let of = (&holders, &claims);
+            found.extend(self.look_through(of, &self.all_kept(), false, says).0);
+        }
+        tracing::warn!("processes that are governed since fork faster than they can be looked at");
+        found
     }
 
     /// Looks at what goes on: forgets what has ended, and ends what policy lets go on no longer.
@@ -49,7 +65,7 @@ impl Fence {
         }
         let governed = self.processes().into_iter().map(|process| process.pid);
         let holders = Holders::of(self, &governed.collect::<Vec<_>>());
-        let (changed, seen) = self.look_through(&holders, &kept, true, says);
+        let (changed, seen) = self.look_through((&holders, &Claims::default()), &kept, true, says);
         for cookie in kept.keys().filter(|cookie| !seen.contains(cookie)) {
             self.forget_kept(*cookie);
         }
@@ -78,7 +94,7 @@ impl Fence {
     /// What changed, and the cookies that were seen of what goes on.
     fn look_through(
         &self,
-        holders: &Holders,
+        (holders, claims): (&Holders, &Claims),
         kept: &HashMap<u64, Kept>,
         only_kept: bool,
         says: Says<'_>,
@@ -92,6 +108,7 @@ impl Fence {
                     listening: HashSet::new(),
                     claimed: Vec::new(),
                     holders,
+                    claims,
                     kept,
                     only_kept,
                 };
@@ -131,18 +148,15 @@ impl Fence {
     ) -> io::Result<(Vec<Earlier>, Vec<u64>, Vec<Unheld>)> {
         let (mut changed, mut seen, mut unheld) = (Vec::new(), Vec::new(), Vec::new());
         for protocol in Protocol::ALL {
-            let idle = look.diag.list(protocol, |s| {
-                s.listens() || s.has_no_peer() && look.concerns(s)
-            })?;
-            let listening = idle.iter().filter(|s| s.listens());
-            look.listening = listening.map(|s| s.local().port()).collect();
+            let listening = look.diag.list(protocol, Socket::listens)?;
+            look.listening = listening.iter().map(|s| s.local().port()).collect();
             if !look.only_kept {
-                unheld.extend(idle.iter().filter_map(|s| self.take(&mut look, s, says)));
+                unheld.extend(self.take(&mut look, &listening, says));
             }
             // Only now: what is accepted from here on is known by its listener.
             let found = look
                 .diag
-                .list(protocol, |s| !s.has_no_peer() && look.concerns(s))?;
+                .list(protocol, |s| !s.listens() && look.concerns(s))?;
             for socket in &found {
                 if look.kept.contains_key(&socket.cookie()) {
                     seen.push(socket.cookie());
@@ -153,26 +167,36 @@ impl Fence {
         Ok((changed, seen, unheld))
     }
 
-    /// Makes a socket without a peer its holder's workload's. Returns it where that cannot be, and nothing else holds it.
-    fn take(&self, look: &mut Look<'_>, socket: &Socket, says: Says<'_>) -> Option<Unheld> {
-        let unheld = match self.claim(look.holders, socket)? {
-            Ok(claimed) => {
-                look.claimed.push(claimed);
-                return None;
+    /// Tells the listeners that are workloads' since this look. Returns those that could not become so, where nothing else
+    /// holds them.
+    fn take(&self, look: &mut Look<'_>, listening: &[Socket], says: Says<'_>) -> Vec<Unheld> {
+        let (mut unheld, mut others) = (Vec::new(), HashSet::new());
+        for socket in listening {
+            match look.claims.of_listener(self, look.holders, socket) {
+                Some(Ok(claimed)) => look.claimed.push(claimed),
+                Some(Err(error)) => {
+                    let open = says(&error.workload).map(|says| says.listen);
+                    let port = socket.local().port();
+                    let is_open = open.is_none_or(|open| open.contains(&port));
+                    if !is_open && !look.holders.cgroups.contains_key(&socket.cgroup) {
+                        unheld.push(error);
+                    }
+                    others.insert(port);
+                }
+                None => drop(others.insert(socket.local().port())),
             }
-            Err(unheld) => unheld,
-        };
-        let is_open = says(&unheld.workload)?
-            .listen
-            .contains(&socket.local().port());
-        let is_held = is_open || look.holders.cgroups.contains_key(&socket.cgroup);
-        (socket.listens() && !is_held).then_some(unheld)
+        }
+        // Whose listener accepted what is in no process yet cannot be told where others serve beside.
+        let is_alone = |own: &Claimed| !others.contains(&own.port());
+        look.claimed.retain(is_alone);
+        unheld
     }
 
     /// Does with one socket what policy says; `None` where nothing changes.
     fn settle(&self, look: &Look<'_>, socket: &Socket, says: Says<'_>) -> Option<Earlier> {
         let cookie = socket.cookie();
-        let holder = look.holders.of_socket(socket.inode).map(|by| by.process);
+        let holder = look.holders.of_socket(self, socket.inode);
+        let holder = holder.map(|(process, _)| process);
         let kept = look.kept.get(&cookie);
         let workload = match kept {
             Some(kept) => self.names.workload(kept.workload),
@@ -262,7 +286,7 @@ impl Look<'_> {
     fn concerns(&self, socket: &Socket) -> bool {
         self.kept.contains_key(&socket.cookie())
             || (!self.only_kept
-                && (self.holders.of_socket(socket.inode).is_some()
+                && (self.holders.has(socket.inode)
                     || self.holders.cgroups.contains_key(&socket.cgroup)
                     || self.claimed.iter().any(|own| own.has_accepted(socket))))
     }

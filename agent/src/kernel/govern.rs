@@ -1,6 +1,7 @@
 //! What is governed and where it is steered: what the agent tells the hooks.
 use super::{
     Beyond, Enrolled, Error, Fence, Governed, cgroup,
+    holders::Holders,
     maps::{Maps, Writers, read, write},
     namespaces, syn,
     translate::text,
@@ -201,23 +202,36 @@ impl Fence {
         Ok(asked)
     }
 
-    /// Lets go of every process of workloads for which `stays` does not hold, and of what they made. A workload that has a
-    /// cgroup still keeps its sockets.
-    pub(super) fn let_go(&self, stays: impl Fn(&str) -> bool) -> Result<(), Error> {
-        let names = self.names.workloads.load();
-        let gone = names.iter().filter(|(_, name)| !stays(name));
-        let gone: HashSet<u32> = gone.map(|(id, _)| *id).collect();
-        if gone.is_empty() {
-            return Ok(());
-        }
-        self.marks
-            .clear(|mark| mark.is_governed() && gone.contains(&u32::from(mark.workload())));
+    /// Begins to let go of workloads for which `stays` does not hold: whoever is another's now becomes that one's. A workload
+    /// that has a cgroup still stays. Ended by [`Fence::forget_workloads`].
+    pub fn part_with(&self, stays: impl Fn(&str) -> bool) {
         let entries = self.maps.governed.iter().filter_map(Result::ok);
         let entered: HashSet<u32> = entries.map(|(_, subtree)| subtree.workload).collect();
+        let names = self.names.workloads.load();
+        let leaving = names
+            .iter()
+            .filter(|(id, name)| **id <= MAX_WORKLOADS && !entered.contains(*id) && !stays(name));
+        let leaving = leaving.map(|(id, _)| *id).collect();
+        self.leaving.store(Arc::new(leaving));
+    }
+
+    /// Lets go of every process that is still of such a workload, and of what was made as one.
+    pub(super) fn let_go(&self, stays: impl Fn(&str) -> bool) -> Result<(), Error> {
+        self.part_with(stays);
+        let leaving = self.leaving.load_full();
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        // What others have of theirs becomes those others'.
+        let governed: Vec<u32> = self.processes().into_iter().map(|of| of.pid).collect();
+        Holders::of(self, &governed).hand_over(self);
+        self.marks
+            .clear(|mark| mark.is_governed() && leaving.contains(&u32::from(mark.workload())));
         let mut writers = self.maps.write();
-        for id in gone.difference(&entered).filter(|id| **id <= MAX_WORKLOADS) {
+        for id in leaving.iter() {
             set_released(&mut writers, *id, true)?;
         }
+        self.leaving.store(Arc::default());
         Ok(())
     }
 

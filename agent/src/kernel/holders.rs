@@ -2,6 +2,7 @@
 use super::namespaces::Network;
 use super::{Fence, Governed, processes};
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -15,18 +16,21 @@ const DESCRIPTORS: usize = 1 << 20;
 const NETWORKS: usize = 1024;
 
 /// Who has a socket open.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Holder {
     pub(super) process: u32,
     /// Its number there; `None`: in a table of descriptors that a thread may have for itself.
     pub(super) descriptor: Option<RawFd>,
 }
 
+/// Holders of one socket that are remembered: some may end meanwhile.
+const HOLDERS: usize = 4;
+
 /// What some processes have.
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     /// By inode.
-    sockets: HashMap<u32, Holder>,
+    pub(super) sockets: HashMap<u32, Vec<Holder>>,
     /// The same sockets where processes have them open that are not governed: inode → process.
     others: OnceLock<HashMap<u32, u32>>,
     /// Governed cgroups → workload.
@@ -38,6 +42,9 @@ pub(super) struct Holders {
 impl Holders {
     pub(super) fn of(fence: &Fence, processes: &[u32]) -> Self {
         let mut found = Self::default();
+        // A socket stays where it was made, and its process may have gone elsewhere.
+        let own = std::process::id();
+        found.add_network(Network::of(own, own));
         let governed = fence.all_governed();
         for &process in processes {
             found.add_cgroup(fence, &governed, process);
@@ -46,7 +53,7 @@ impl Holders {
             for thread in threads.take(THREADS) {
                 let name = thread.file_name();
                 if let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) {
-                    found.add_network(process, thread);
+                    found.add_network(Network::of(process, thread));
                     found.add_sockets(process, thread);
                 }
             }
@@ -54,9 +61,17 @@ impl Holders {
         found
     }
 
-    /// Who has this one open.
-    pub(super) fn of_socket(&self, inode: u32) -> Option<Holder> {
-        self.sockets.get(&inode).copied()
+    /// Who has this one open: the first who is governed still.
+    pub(super) fn of_socket(&self, fence: &Fence, inode: u32) -> Option<(u32, String)> {
+        let mut holders = self.sockets.get(&inode)?.iter();
+        holders.find_map(|holder| {
+            let workload = fence.workload_of_process(holder.process)?;
+            Some((holder.process, workload))
+        })
+    }
+
+    pub(super) fn has(&self, inode: u32) -> bool {
+        self.sockets.contains_key(&inode)
     }
 
     /// Which of these sockets processes have open besides that are not governed: inode → process.
@@ -64,8 +79,7 @@ impl Holders {
         let own = std::process::id();
         let is_other = |pid: &u32| *pid != own && fence.workload_of_process(*pid).is_none();
         self.others.get_or_init(|| {
-            let all = processes::seen().into_iter().map(|seen| seen.process);
-            let each = all.filter(is_other).flat_map(|process| {
+            let each = processes::ids().filter(is_other).flat_map(|process| {
                 let open = sockets(Path::new(&format!("/proc/{process}/fd")));
                 open.map(move |(_, inode)| (inode, process))
             });
@@ -85,21 +99,20 @@ impl Holders {
                 process,
                 descriptor: (thread == process).then_some(number),
             };
-            let known = self.sockets.entry(inode).or_insert(holder);
-            if known.descriptor.is_none() {
-                *known = holder;
+            let known = self.sockets.entry(inode).or_default();
+            if known.len() < HOLDERS {
+                known.push(holder);
             }
         }
     }
 
-    fn add_network(&mut self, process: u32, thread: u32) {
-        let Ok(network) = Network::of(process, thread) else {
-            return;
-        };
-        if let Ok(inode) = network.inode()
-            && self.networks.len() < NETWORKS
-        {
+    pub(super) fn add_network(&mut self, network: io::Result<Network>) {
+        let Ok(network) = network else { return };
+        let Ok(inode) = network.inode() else { return };
+        if self.networks.len() < NETWORKS {
             self.networks.entry(inode).or_insert(network);
+        } else if !self.networks.contains_key(&inode) {
+            tracing::error!("too many network namespaces to look at all of them");
         }
     }
 

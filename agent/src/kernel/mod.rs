@@ -74,6 +74,8 @@ pub struct Fence {
     names: translate::Names,
     listeners: layers::Admitted,
     hook_log: log::HookLog,
+    /// Workloads that policy is letting go of.
+    leaving: arc_swap::ArcSwap<std::collections::HashSet<u32>>,
 }
 
 /// A program as the kernel recorded it when it connected.
@@ -301,7 +303,7 @@ pub struct Layer {
 
 /// Ids of every process that there is.
 pub fn processes() -> Vec<u32> {
-    processes::seen().iter().map(|one| one.process).collect()
+    processes::ids().collect()
 }
 
 impl Fence {
@@ -336,6 +338,7 @@ impl Fence {
                     names: translate::Names::new(),
                     listeners: layers::Admitted::default(),
                     hook_log,
+                    leaving: Default::default(),
                 };
                 fence.read_workloads()?;
                 fence.exempt_self();

@@ -2,7 +2,7 @@
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::fs::MetadataExt;
 
 /// Gives the calling thread its own mount namespace, and makes the cgroup that it is in the root of all cgroups it can
@@ -28,6 +28,21 @@ impl Network {
     /// The thread is gone, or may not be looked at.
     pub fn of(pid: u32, thread: u32) -> io::Result<Self> {
         File::open(format!("/proc/{pid}/task/{thread}/ns/net")).map(Self)
+    }
+
+    /// The one that a socket is in: `SIOCGSKNS`, Linux 4.10.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_NET_ADMIN` there.
+    pub(super) fn of_socket(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        const SIOCGSKNS: libc::c_ulong = 0x894c;
+        // SAFETY: needed because nobody wraps this call. It takes no argument.
+        let made = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS as _) };
+        if made < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel made the descriptor for this call, and nobody else has it.
+        Ok(Self(unsafe { File::from_raw_fd(made) }))
     }
 
     /// Tells it from others for as long as it lives.

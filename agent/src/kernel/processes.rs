@@ -66,7 +66,8 @@ impl Fence {
             for one in &all {
                 let parent = self.marks.get(one.parent);
                 if parent.is_governed()
-                    && !self.marks.get(one.process).is_governed()
+                    && !self.leaves(parent)
+                    && self.is_free(one.process)
                     && self.mark(one.process, parent.workload(), parent.how() | INHERITED)
                 {
                     found.push(one.process);
@@ -86,11 +87,16 @@ impl Fence {
         };
         loop {
             let old = self.marks.get(process);
-            let stays = old.workload() == EXEMPT || (old.is_governed() && how != BY_CGROUP);
+            let is_held = old.is_governed() && !self.leaves(old);
+            let stays = old.workload() == EXEMPT || (is_held && how != BY_CGROUP);
             if stays || old.workload() == workload {
                 return false;
             }
             let new = Mark::governed(workload, how, seconds_since_boot()).after(old);
+            let new = match is_held {
+                true => new,
+                false => new.to_be_looked_at(),
+            };
             if !self.marks.replace(process, old, new) {
                 continue;
             }
@@ -99,7 +105,39 @@ impl Fence {
                 self.marks.replace(process, new, Mark(0));
                 return false;
             }
-            return !old.is_governed();
+            return !is_held;
+        }
+    }
+
+    /// Does no workload of the policy have it, and no rule?
+    pub fn is_free(&self, process: u32) -> bool {
+        let mark = self.marks.get(process);
+        !mark.is_governed() || self.leaves(mark)
+    }
+
+    /// Is it of a workload that policy lets go of at this moment?
+    fn leaves(&self, mark: Mark) -> bool {
+        self.leaving.load().contains(&u32::from(mark.workload()))
+    }
+
+    /// Processes that the agent has governed while they ran, and what those have made since, of which nobody has looked at what
+    /// they have open.
+    pub fn unseen(&self) -> Vec<u32> {
+        let is_unseen = |process: &u32| self.marks.get(*process).is_to_be_looked_at();
+        ids().filter(is_unseen).collect()
+    }
+
+    /// Has these processes looked at, if they are governed.
+    pub fn look_again_at(&self, processes: impl Iterator<Item = u32>) {
+        let governed = |mark: Mark| mark.is_governed().then(|| mark.to_be_looked_at());
+        processes.for_each(|process| self.marks.change(process, governed));
+    }
+
+    /// They were looked at.
+    pub fn has_seen(&self, processes: &[u32]) {
+        for process in processes {
+            let seen = |mark: Mark| mark.is_to_be_looked_at().then(|| mark.looked_at());
+            self.marks.change(*process, seen);
         }
     }
 
@@ -147,13 +185,15 @@ impl Fence {
     }
 }
 
+/// The ids of every process that `/proc` shows.
+pub(super) fn ids() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
 /// Every process that `/proc` shows.
 pub(super) fn seen() -> Vec<Seen> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten();
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(look)
-        .collect()
+    ids().filter_map(look).collect()
 }
 
 /// One process, if it is there.

@@ -256,6 +256,17 @@ impl Marks {
         self.0.get(process as usize).is_some_and(swap)
     }
 
+    /// Makes a mark what `to` makes of it; `None`: it stays.
+    pub(super) fn change(&self, process: u32, to: impl Fn(Mark) -> Option<Mark>) {
+        loop {
+            let old = self.get(process);
+            let Some(new) = to(old) else { return };
+            if self.replace(process, old, new) || process >= MAX_PROCESSES {
+                return;
+            }
+        }
+    }
+
     /// Takes every mark away that `of` holds for.
     pub(super) fn clear(&self, of: impl Fn(Mark) -> bool) {
         for process in 0..MAX_PROCESSES {
