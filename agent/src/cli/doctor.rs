@@ -3,7 +3,7 @@ use super::output::{self, Colour, Form, Format, Paint};
 use super::{Context, Outcome};
 use crate::config::Config;
 use crate::daemon::admin::client;
-use crate::kernel::{Fence, Layer, Options};
+use crate::kernel::{self, Fence, Layer, Left, Options};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
@@ -40,8 +40,9 @@ enum State {
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
     let config = context.config()?;
-    let mut findings = vec![root(), kernel(), btf(), cgroup2(&config), bpffs()];
+    let mut findings = vec![root(), release(), btf(), cgroup2(&config), bpffs()];
     findings.extend(hooks(&config));
+    findings.push(fence(&config));
     findings.extend([ipv6(), port(&config)]);
     findings.extend(agent_user_io(&config));
     match args.form.format {
@@ -113,7 +114,7 @@ fn root() -> Finding {
 /// The oldest kernel whose hooks were tried.
 const OLDEST: (u32, u32) = (6, 1);
 
-fn kernel() -> Finding {
+fn release() -> Finding {
     let release = rustix::system::uname()
         .release()
         .to_string_lossy()
@@ -206,7 +207,7 @@ fn hooks(config: &Config) -> Vec<Finding> {
     };
     let layers = fence.layers();
     let mut findings = vec![match fence.lift() {
-        Ok(()) => good("hooks", format!("in force: {}", in_force(&layers))),
+        Ok(()) => good("hooks", format!("this kernel takes: {}", in_force(&layers))),
         Err(e) => bad(
             "hooks",
             format!("loaded, and not removed: {e}"),
@@ -215,6 +216,29 @@ fn hooks(config: &Config) -> Vec<Finding> {
     }];
     findings.extend(missing(&layers));
     findings
+}
+
+/// What stands now: not what this kernel would take.
+fn fence(config: &Config) -> Finding {
+    let pins = config.pin_dir.display();
+    match kernel::left(&config.pin_dir) {
+        Left::Whole => good("fence", format!("stands: every hook is in force ({pins})")),
+        Left::Nothing => note(
+            "fence",
+            format!("none ({pins} has no pins): nothing is governed"),
+            "start the agent",
+        ),
+        Left::Without(names) => bad(
+            "fence",
+            format!("INCOMPLETE ({pins}): {} not in force", names.join(", ")),
+            "start the agent, which puts back what is missing; `tollgate status` says what is open",
+        ),
+        Left::Unknown(error) => note(
+            "fence",
+            format!("not known ({pins}: {error})"),
+            "run with sudo to have the kernel asked",
+        ),
+    }
 }
 
 /// What the text of a layer begins with without which nothing passes.

@@ -193,7 +193,7 @@ fn earlier_layer() -> Layer {
         name: "established".to_owned(),
         enforcing: why.is_none(),
         needed: false,
-        leaves_open: "connections that a process had before it was governed: those of a governed cgroup's stall, those of a process that is recognised by its user or executable go on".to_owned(),
+        leaves_open: "connections that a process had before it was governed stall instead of ending; those go on that a process which is not governed has open too".to_owned(),
         why,
     }
 }

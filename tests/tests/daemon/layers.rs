@@ -19,6 +19,15 @@ fn links(place: &Place) -> PathBuf {
     Path::new("/sys/fs/bpf").join(&place.name).join("links")
 }
 
+/// What `doctor` says of the fence that stands, whatever this kernel would take.
+fn diagnosis(place: &Place) -> String {
+    let output = place.output(&["doctor", "-o", "json"]);
+    let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut findings = findings.as_array().unwrap().iter();
+    let fence = findings.find(|finding| finding["check"] == "fence");
+    fence.unwrap()["found"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn status_says_enforcing_only_while_every_layer_that_holds_is_there() {
     let mut place = Place::new();
@@ -42,6 +51,8 @@ fn status_says_enforcing_only_while_every_layer_that_holds_is_there() {
         assert_eq!(status["verdict"]["state"], "enforcing", "{name}: {status}");
     }
     assert!(needed.len() >= 10, "{needed:?}");
+    let whole = diagnosis(&place);
+    assert!(whole.starts_with("stands: "), "{whole}");
     for (count, name) in needed.iter().enumerate() {
         std::fs::remove_file(links.join(name)).unwrap();
         let output = place.output(&["status", "-o", "json"]);
@@ -57,7 +68,14 @@ fn status_says_enforcing_only_while_every_layer_that_holds_is_there() {
                     && why.as_str().unwrap().contains("leaves open")),
             "{name}: {why:?}"
         );
+        if name == "connect4" {
+            let part = diagnosis(&place);
+            let said = part.starts_with("INCOMPLETE") && part.contains("connect4");
+            assert!(said, "{part}");
+        }
     }
+    let none = diagnosis(&place);
+    assert!(none.starts_with("none "), "{none}");
     let told = text(&place.output(&["status"]).stdout);
     assert!(told.starts_with("NOT ENFORCING"), "{told}");
 }

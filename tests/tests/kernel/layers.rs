@@ -137,7 +137,7 @@ fn doctor_tells_which_layers_this_kernel_takes() {
     let in_force: BTreeSet<&str> = in_force.map(|layer| &*layer.name).collect();
     let (state, found) = told[0];
     assert_eq!(state, "good", "{found}");
-    let found = found.strip_prefix("in force: ").unwrap();
+    let found = found.strip_prefix("this kernel takes: ").unwrap();
     let found: BTreeSet<&str> = found.split(", ").chain(["listener", "names"]).collect();
     assert_eq!(found, in_force);
     for layer in layers.iter().filter(|layer| !layer.enforcing) {
