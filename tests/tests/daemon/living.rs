@@ -4,6 +4,10 @@ use harness::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -218,4 +222,90 @@ print(*told)"
     let usage: Value = serde_json::from_slice(&usage.stdout).unwrap();
     let counted = usage.to_string();
     assert!(counted.contains(&format!("\"raw\":{TRIES}")), "{counted}");
+}
+
+/// Somebody else's server, and a governed client that asks it.
+struct Asked {
+    server: TcpListener,
+    client: Child,
+}
+
+impl Asked {
+    fn new(place: &Place, ip: &str) -> Self {
+        let server = TcpListener::bind((ip, 0)).unwrap();
+        server.set_nonblocking(true).unwrap();
+        let url = format!("http://{}/", server.local_addr().unwrap());
+        let curl = "exec curl -sSg -m 20 -o /dev/null -w '%{http_code}'";
+        let script = format!(
+            "echo $$ > {}/cgroup.procs && {curl} {url}",
+            place.cgroup.display()
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).stdout(Stdio::piped());
+        let client = command.spawn().unwrap();
+        Self { server, client }
+    }
+
+    fn is_waiting(&mut self) -> bool {
+        self.client.try_wait().unwrap().is_none() && self.server.accept().is_err()
+    }
+}
+
+/// Stopped, it holds what is asked, and nothing goes past it; when it goes on, so does that.
+#[test]
+fn a_stopped_agent_holds_and_lets_nothing_past() {
+    let mut place = Place::new();
+    place.start();
+    assert!(eventually(START, || place.governed().then_some(())).is_some());
+    let agent = Pid::from_child(place.agent.as_ref().unwrap());
+    kill_process(agent, Signal::STOP).unwrap();
+    let mut asked = ["127.0.0.9", "::1"].map(|ip| Asked::new(&place, ip));
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert!(asked.iter_mut().all(Asked::is_waiting), "it is not held");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill_process(agent, Signal::CONT).unwrap();
+    for Asked { server, client } in asked {
+        let said = client.wait_with_output().unwrap();
+        assert_eq!(text(&said.stdout), "403");
+        assert!(server.accept().is_err(), "somebody got past the agent");
+    }
+    // It is the fence: without it they are reached.
+    place.end(Signal::TERM);
+    fs::remove_dir_all(Path::new("/sys/fs/bpf").join(&place.name)).unwrap();
+    for ip in ["127.0.0.9", "::1"] {
+        let asked = Asked::new(&place, ip);
+        let reached = eventually(START, || asked.server.accept().ok());
+        assert!(reached.is_some(), "{ip}");
+        drop((reached, asked.server));
+        asked.client.wait_with_output().unwrap();
+    }
+}
+
+/// Nobody is taken for a workload by what they say, or for having found the port.
+#[test]
+fn who_connects_straight_to_the_agent_is_reset_and_on_record() {
+    let mut place = Place::new();
+    place.start();
+    let forwarded = ["127.0.0.1", "::1"].map(|ip| TcpListener::bind((ip, 0)).unwrap());
+    for server in &forwarded {
+        server.set_nonblocking(true).unwrap();
+        let to = server.local_addr().unwrap();
+        let (kind, ip) = (if to.is_ipv4() { "TCP4" } else { "TCP6" }, to.ip());
+        let mut stream = TcpStream::connect((ip, place.port)).unwrap();
+        stream.set_read_timeout(Some(START)).unwrap();
+        let said = format!(
+            "PROXY {kind} {ip} {ip} 40000 {}\r\nGET / HTTP/1.1\r\nhost: {to}\r\n\r\n",
+            to.port()
+        );
+        let answer = stream.write_all(said.as_bytes()).and_then(|()| {
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).map(|_| answer)
+        });
+        assert!(answer.is_err(), "{kind}: {answer:?}");
+    }
+    let recorded = eventually(START, || (place.on_disk("\"direct\"") == 2).then_some(()));
+    assert!(recorded.is_some(), "{}", place.on_disk("\"direct\""));
+    assert!(forwarded.iter().all(|server| server.accept().is_err()));
 }
