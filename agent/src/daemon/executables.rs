@@ -57,6 +57,15 @@ impl Executables {
         changed
     }
 
+    /// The files at the named paths as they were looked at last.
+    pub(super) fn named(&self) -> Vec<(File, FileState)> {
+        let at = |(path, known): (&PathBuf, &FileState)| {
+            let file = File::open(path).ok()?;
+            (state(&file, None)? == *known).then_some((file, *known))
+        };
+        self.paths.iter().filter_map(at).collect()
+    }
+
     /// Which of the named executables this file is, as the indices of what names it.
     pub(super) fn fulfils(&mut self, file: &mut File, state: &FileState) -> Vec<usize> {
         let by_digest = |wants: &Wants| wants.sha256.is_some() && self.is_at(wants, state);

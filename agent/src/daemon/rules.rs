@@ -120,16 +120,16 @@ impl Rules {
         self.fulfilled = Some(next);
     }
 
-    /// Makes known what every process runs.
+    /// Makes known what is at the paths that are named, and what every process runs.
     fn look_at_running(&mut self, fence: &Fence) {
         if self.selectors.wants.is_empty() {
             return;
         }
         let mut seen = HashSet::new();
-        for process in crate::kernel::processes() {
-            if let Some((mut file, state)) = executables::running(process)
-                && seen.insert(state)
-            {
+        let running = crate::kernel::processes().into_iter();
+        let running = running.filter_map(executables::running);
+        for (mut file, state) in self.executables.named().into_iter().chain(running) {
+            if seen.insert(state) {
                 let fulfilled = self.executables.fulfils(&mut file, &state);
                 self.know(fence, &state, &fulfilled);
             }
@@ -167,9 +167,11 @@ impl Rules {
         let fulfilled = self.executables.fulfils(&mut file, &state);
         // Who runs it was refused until now, but may have made sockets: those are looked at, whether a hook or this
         // says first whose it is.
-        let all = executables::sharers(process);
-        let unsettled: Vec<u32> = all.filter(|process| fence.is_free(*process)).collect();
+        let all = crate::kernel::processes().into_iter();
+        let free: HashSet<u32> = all.filter(|process| fence.is_free(*process)).collect();
         self.know(fence, &state, &fulfilled);
+        let all = executables::sharers(process);
+        let unsettled: Vec<u32> = all.filter(|process| free.contains(process)).collect();
         for process in &unsettled {
             self.enrol(fence, *process);
         }

@@ -112,6 +112,31 @@ fn users_and_executables_are_recognised_as_the_policy_names_them() {
     let child = interns.iter().find(|p| p["parent"] == own["pid"]);
     assert!(child.is_some(), "its child is not enrolled: {interns:?}");
 
+    // By which evidence each is.
+    for (workload, uid, program, by) in [
+        ("named", 5, &named, format!("exe {named}")),
+        (
+            "content",
+            54_323,
+            &content,
+            format!("user 54323, sha256 {}", digest(Path::new(&content))),
+        ),
+    ] {
+        let mut waits = Command::new("setpriv");
+        waits.args(["--reuid", &uid.to_string(), "--clear-groups", program]);
+        waits.args(["-K", "-"]).stdin(Stdio::piped());
+        let waits = waits.spawn().unwrap();
+        let told = eventually(START, || {
+            let all = processes(&place, workload);
+            let own = all
+                .iter()
+                .find(|of| of["pid"].as_u64() == Some(waits.id().into()));
+            own.map(|of| of["by"].as_str().unwrap().to_owned())
+        });
+        assert_eq!(told, Some(by));
+        waits.wait_with_output().unwrap();
+    }
+
     // Without the workload, its processes are nobody's.
     place.write_policy(POLICY);
     assert_eq!(place.output(&["reload"]).status.code(), Some(0));
@@ -184,9 +209,12 @@ fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
             .replace("workloads:\n", &more),
     );
     place.start();
-    let canary = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    canary.set_nonblocking(true).unwrap();
-    let to = format!("http://{}/", canary.local_addr().unwrap());
+    let canaries = ["127.0.0.1:0", "[::1]:0"].map(|at| std::net::TcpListener::bind(at).unwrap());
+    let quiet = || canaries.iter().all(|canary| canary.accept().is_err());
+    let to = canaries.each_ref().map(|canary| {
+        canary.set_nonblocking(true).unwrap();
+        format!("http://{}/", canary.local_addr().unwrap())
+    });
     fs::create_dir(&slice).unwrap();
     let mut took = Vec::new();
     for n in 0..10 {
@@ -194,12 +222,16 @@ fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
             0 => place.cgroup.join(format!("new-{n}")),
             _ => slice.join(&unit),
         };
+        // It is there before the cgroup is, and enters as soon as that can be.
         let script = format!(
-            "echo $$ > {}/cgroup.procs && exec curl -s -m 5 -o /dev/null -w '%{{http_code}}' {to}",
-            cgroup.display()
+            "until echo $$ > {}/cgroup.procs; do :; done 2>/dev/null
+            for url in {}; do curl -sg -m 5 -o /dev/null -w '%{{http_code}} ' $url; done",
+            cgroup.display(),
+            to.join(" ")
         );
         let mut command = Command::new("sh");
         command.args(["-c", &script]).stdin(Stdio::null());
+        let client = command.stdout(Stdio::piped()).spawn().unwrap();
         let name = cgroup
             .strip_prefix(cgroup_root())
             .unwrap()
@@ -210,23 +242,28 @@ fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
         let seen = eventually(START, || listed(&place).contains(&name).then_some(()));
         assert!(seen.is_some(), "{name} is not listed");
         took.push(begun.elapsed());
-        let output = command.output().unwrap();
+        // Refused, where its network namespace is not known yet.
+        let said = text(&client.wait_with_output().unwrap().stdout);
         assert!(
-            answered(&output) || output.status.code() == Some(REFUSED.0),
-            "{output:?}"
+            said.split_whitespace()
+                .all(|code| ["403", "000"].contains(&code)),
+            "{said}"
         );
-        assert!(canary.accept().is_err(), "it got out");
+        assert!(quiet(), "it got out");
         fs::remove_dir(&cgroup).unwrap();
     }
     fs::remove_dir(&slice).unwrap();
-    // Not in it: the canary hears.
-    let free = Command::new("curl").args(["-s", "-m", "1", &to]).output();
-    assert!(free.is_ok() && canary.accept().is_ok(), "nobody reaches it");
+    // Not in it: the canaries hear.
+    for (url, canary) in to.iter().zip(&canaries) {
+        let free = Command::new("curl").args(["-sg", "-m", "1", url]).output();
+        assert!(
+            free.is_ok() && canary.accept().is_ok(),
+            "nobody reaches {url}"
+        );
+    }
     took.sort_unstable();
-    let median = took[took.len() / 2];
-    eprintln!("listed after {median:?}, at most {:?}", took.last());
-    assert!(
-        median < harness::at_most(std::time::Duration::from_millis(100)),
-        "{took:?}"
-    );
+    eprintln!("listed after {took:?}");
+    // All but one, that a busy machine may have held up.
+    let limit = harness::at_most(std::time::Duration::from_millis(100));
+    assert!(took[took.len() - 2] < limit, "{took:?}");
 }

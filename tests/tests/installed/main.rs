@@ -142,6 +142,39 @@ fn a_refused_units_own_log_says_which_rule_was_missing() {
     assert_eq!(status["audit"]["untold"], 0);
 }
 
+/// A unit that may speak to the system's manager, or to its bus, has whatever it likes run outside of the fence.
+#[test]
+fn a_governed_unit_does_not_have_others_run_what_it_may_not() {
+    let host = Host::new();
+    let call = format!(
+        "/usr/bin/systemd-run --quiet --wait --collect /usr/bin/curl -sS -m 20 -o /dev/null {}",
+        host.allowed
+    );
+    let bus = "/usr/bin/busctl --system call org.freedesktop.DBus / org.freedesktop.DBus GetId";
+    for asks in [&*call, bus] {
+        assert_ne!(host.run_once("nightly.service", asks), "0", "{asks}");
+    }
+    assert_eq!(host.nginx_requests(), 0);
+    let refused = host.decisions();
+    for socket in ["/run/systemd/private", "system_bus_socket"] {
+        let told = |one: &&serde_json::Value| {
+            let name = one["request"]["host"].as_str().unwrap_or_default();
+            one["workload"] == "nightly"
+                && one["reason"]["code"] == "unix"
+                && name.ends_with(socket)
+        };
+        assert!(
+            refused.iter().any(|one| told(&one)),
+            "{socket}: {refused:#?}"
+        );
+    }
+    // Nobody's unit does.
+    for asks in [&*call, bus] {
+        assert_eq!(host.run_once("other.service", asks), "0", "{asks}");
+    }
+    assert_eq!(host.nginx_requests(), 1);
+}
+
 #[test]
 fn stopped_killed_and_restarted_it_never_opens() {
     let host = Host::new();
