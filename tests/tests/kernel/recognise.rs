@@ -247,6 +247,13 @@ os.wait()",
         assert!(scene.stand.fence().flow_of(&accept(listener)).is_some());
     }
     client.finish();
+    for server in &scene.servers {
+        assert_quiet(&server.listener);
+    }
+    scene.stand.lift();
+    for server in &scene.servers {
+        reaches(server, || python_outside(&body));
+    }
 }
 
 /// An id is another process's once its own has ended: the next one with it is not taken for the governed one.
