@@ -57,26 +57,65 @@ impl Fence {
         Ok(found)
     }
 
-    /// Marks the children of who is governed; those that the hooks saw being made have theirs.
+    /// Marks what who is governed has made, and that in turn; what the hooks saw being made has its mark. Whoever is looked
+    /// at may have a child and end before it is marked, so this goes on until nobody is found.
     fn enrol_descendants(&self) -> Vec<u32> {
-        let all = seen();
         let mut found = Vec::new();
-        loop {
+        for _ in 0..PASSES {
+            let mut known = listed();
             let before = found.len();
-            for one in &all {
-                let parent = self.marks.get(one.parent);
-                if parent.is_governed()
-                    && !self.leaves(parent)
-                    && self.is_free(one.process)
-                    && self.mark(one.process, parent.workload(), parent.how() | INHERITED)
-                {
-                    found.push(one.process);
+            self.enrol_children(&known, &mut found);
+            // Only who has come since is looked at: to look at all takes longer than one lives that forks all the time.
+            for _ in 0..PASSES {
+                let now = listed();
+                let is_new = |process: &u32| known.binary_search(process).is_err();
+                let new: Vec<u32> = now.iter().copied().filter(is_new).collect();
+                if self.enrol_children(&new, &mut found) {
+                    break;
                 }
+                known = now;
             }
             if found.len() == before {
-                return found;
+                break;
             }
         }
+        found
+    }
+
+    /// Marks those of `processes` whose parents are governed, each as soon as it is looked at. Whether there was none, and
+    /// none that ended before.
+    fn enrol_children(&self, processes: &[u32], found: &mut Vec<u32>) -> bool {
+        let before = found.len();
+        let mut rest = Vec::new();
+        let mut all_there = true;
+        for process in processes {
+            match look(*process) {
+                Some(one) if self.inherits(one) => found.push(*process),
+                Some(one) => rest.push(one),
+                None => all_there = false,
+            }
+        }
+        // Whose parent has a higher number.
+        loop {
+            let others = rest.len();
+            rest.retain(|one| {
+                let inherits = self.inherits(*one);
+                found.extend(inherits.then_some(one.process));
+                !inherits
+            });
+            if rest.len() == others {
+                return all_there && found.len() == before;
+            }
+        }
+    }
+
+    /// Marks a process as its parent is; whether it was nobody's before.
+    fn inherits(&self, one: Seen) -> bool {
+        let parent = self.marks.get(one.parent);
+        parent.is_governed()
+            && !self.leaves(parent)
+            && self.is_free(one.process)
+            && self.mark(one.process, parent.workload(), parent.how() | INHERITED)
     }
 
     /// Marks a process as a workload's; whether it was nobody's before. Another workload's takes the new mark
@@ -194,6 +233,13 @@ pub(super) fn ids() -> impl Iterator<Item = u32> {
 /// Every process that `/proc` shows.
 pub(super) fn seen() -> Vec<Seen> {
     ids().filter_map(look).collect()
+}
+
+/// The ids, in order.
+fn listed() -> Vec<u32> {
+    let mut ids: Vec<u32> = ids().collect();
+    ids.sort_unstable();
+    ids
 }
 
 /// One process, if it is there.

@@ -112,20 +112,25 @@ sys.stdin.read()";
 /// and one whose data never comes ends with its socket.
 #[test]
 fn a_deferred_connect_is_steered_and_ends() {
-    let stand = Stand::new();
-    for ip in ["198.51.100.7", "2001:db8::7"] {
-        is_deferred(&stand, ip);
+    let mut stand = Stand::new();
+    let ways = ["127.0.0.1", "::1"].map(|ip| is_deferred(&stand, ip));
+    stand.lift();
+    for (server, script) in &ways {
+        reaches(server, || stand.run(script));
     }
 }
 
-fn is_deferred(stand: &Stand, ip: &str) {
+/// Returns where it would come to, and how.
+fn is_deferred(stand: &Stand, ip: &str) -> (Elsewhere, String) {
+    let server = Elsewhere::new(ip);
+    let port = server.address.port();
     let script = format!(
         "
 def deferred():
     s = socket.socket(family('{ip}'), socket.SOCK_STREAM)
     s.setsockopt(socket.IPPROTO_TCP, 30, 1) # TCP_FASTOPEN_CONNECT
     s.setsockopt(socket.IPPROTO_TCP, 34, 1) # TCP_FASTOPEN_NO_COOKIE
-    s.connect(('{ip}', 443))
+    s.connect(('{ip}', {port}))
     return s
 never = deferred()
 say(int.from_bytes(never.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1), 'little'))
@@ -137,8 +142,7 @@ sys.stdin.read()"
     assert_eq!(client.line(), "2", "SYN_SENT, with no SYN sent");
     let mut accepted = stand.accept(stand.agent(ip));
     let flow = stand.fence().flow_of(&accepted).expect("steered");
-    let asked: std::net::IpAddr = ip.parse().unwrap();
-    assert_eq!(flow.destination, (asked, 443).into());
+    assert_eq!(flow.destination, server.address);
     let mut early = [0; 5];
     accepted.read_exact(&mut early).unwrap();
     assert_eq!(&early, b"early");
@@ -149,17 +153,21 @@ sys.stdin.read()"
     );
     client.finish();
     eventually("none is live", || stand.fence().flows().is_empty());
+    assert_quiet(&server.listener);
+    (server, script)
 }
 
 /// A host may have every listener take data with the SYN: the agent's do not, since whose it is would not be known yet.
 #[test]
 fn data_with_the_syn_is_not_taken() {
     let _all = Setting::to("/proc/sys/net/ipv4/tcp_fastopen", "1543"); // Whether they ask for it, and without a cookie.
-    let stand = Stand::new();
-    for ip in ["198.51.100.7", "2001:db8::7"] {
+    let mut stand = Stand::new();
+    let ways = ["127.0.0.1", "::1"].map(|ip| {
+        let server = Elsewhere::new(ip);
         let script = format!(
             "s = socket.socket(family('{ip}')); s.settimeout(5)
-say(name(lambda: s.sendto(b'early', socket.MSG_FASTOPEN, ('{ip}', 443)))); s.close()"
+say(name(lambda: s.sendto(b'early', socket.MSG_FASTOPEN, ('{ip}', {})))); s.close()",
+            server.address.port()
         );
         assert_eq!(stand.run(&script), "ok");
         let mut accepted = stand.accept(stand.agent(ip));
@@ -168,8 +176,14 @@ say(name(lambda: s.sendto(b'early', socket.MSG_FASTOPEN, ('{ip}', 443)))); s.clo
         let mut said = String::new();
         accepted.read_to_string(&mut said).unwrap();
         assert_eq!(said, "early");
-    }
+        assert_quiet(&server.listener);
+        (server, script)
+    });
     assert!(counted(&stand).is_empty());
+    stand.lift();
+    for (server, script) in &ways {
+        reaches(server, || stand.run(script));
+    }
 }
 
 /// Against somebody else's count: in a network namespace of its own, everything that a workload sends and receives goes
@@ -247,9 +261,15 @@ fn bytes_are_those_of_the_interface() {
 fn events_that_do_not_fit_are_counted() {
     const TRIES: u64 = 20_000;
     let stand = Stand::new();
-    stand.run(&format!(
-        "for _ in range({TRIES}): name(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))"
-    ));
+    let script = |tries: u64| {
+        format!(
+            "both = (socket.AF_INET, 1), (socket.AF_INET6, 58)
+def make(family, icmp): socket.socket(family, socket.SOCK_RAW, icmp).close()
+say({{name(lambda: make(*both[n % 2])) for n in range({tries})}})"
+        )
+    };
+    assert_eq!(stand.run(&script(TRIES)), "{'EPERM'}");
+    assert_eq!(python_outside(&script(2)), "{'ok'}");
     assert_eq!(counted(&stand)["raw"], TRIES);
     let lost = stand.fence().lost_events();
     assert!(lost > 0 && lost < TRIES, "{lost}");

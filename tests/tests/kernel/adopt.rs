@@ -43,14 +43,10 @@ fn a_next_agent_takes_over_in_place() {
     // The agent dies: its descriptors close, its listeners too.
     drop(stand.fence.take());
     (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
-    let elsewhere = Elsewhere::new("127.0.0.1");
-    let connect = format!("say(tcp('127.0.0.1', {})[1])", elsewhere.address.port());
-    assert_eq!(
-        stand.run(&connect),
-        "ECONNREFUSED",
-        "still enforcing with no agent"
-    );
-    assert_eq!(stand.run("say(tcp('2001:db8::1', 1)[1])"), "ECONNREFUSED");
+    let servers = servers();
+    let both = |stand: &Stand| servers.each_ref().map(|(_, connect)| stand.run(connect));
+    let refused = ["ECONNREFUSED"; 2];
+    assert_eq!(both(&stand), refused, "still enforcing with no agent");
 
     // The next one finds what is governed, and the refusals in between; nothing is entered again.
     stand.fence = Some(open(&stand.options));
@@ -68,11 +64,7 @@ fn a_next_agent_takes_over_in_place() {
         );
         assert_ne!(*program, program_now, "{name}: another program");
     }
-    assert_eq!(
-        stand.run(&connect),
-        "ECONNREFUSED",
-        "until listeners are admitted"
-    );
+    assert_eq!(both(&stand), refused, "until listeners are admitted");
     let governed = stand.fence().governed();
     assert_eq!(governed.len(), 1);
     assert_eq!(governed[0].cgroup_id, stand.cgroup.id());
@@ -81,7 +73,7 @@ fn a_next_agent_takes_over_in_place() {
         Some(&*format!("/{}", stand.workload()))
     );
     assert_eq!(governed[0].workload, stand.workload());
-    let missed = events(stand.fence(), |events| events.len() >= 3);
+    let missed = events(stand.fence(), |events| events.len() >= 4);
     for event in &missed {
         let Event::Refused(refusal) = event else {
             panic!("{event:?}")
@@ -93,15 +85,21 @@ fn a_next_agent_takes_over_in_place() {
     }
     stand.admit();
     stand.fence().forget_namespaces().unwrap();
-    assert_eq!(stand.run(&connect), "ok");
-    let flow = stand.fence().flow_of(&stand.accept(&stand.agent4)).unwrap();
-    assert_eq!(&*flow.workload, stand.workload());
-    assert_quiet(&elsewhere.listener);
+    assert_eq!(both(&stand), ["ok"; 2]);
+    for (listener, (server, _)) in [&stand.agent4, &stand.agent6].into_iter().zip(&servers) {
+        let flow = stand.fence().flow_of(&stand.accept(listener)).unwrap();
+        assert_eq!(&*flow.workload, stand.workload());
+        assert_quiet(&server.listener);
+    }
     assert_eq!(
         stand.fence().accounts()[0].refusals["agent_down"],
-        3,
+        4,
         "counters go on"
     );
+    stand.lift();
+    for (server, connect) in &servers {
+        reaches(server, || stand.run(connect));
+    }
 }
 
 /// A client connects all the time while agents come and go: no connection ever gets out.

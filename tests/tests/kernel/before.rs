@@ -98,7 +98,7 @@ fn a_listener_from_before_is_held() {
 /// What somebody else serves as well is not taken from them: that is said.
 #[test]
 fn a_listener_that_another_has_open_is_warned_of() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let fence = stand.fence();
     let (server, said) = server();
     let ports = &said[2..4];
@@ -128,6 +128,11 @@ say(min(taken) > 0); sys.stdin.read()",
     let (log, _) = look(fence, &processes, &[]);
     assert!(!log.contains("not refused"), "{log}");
     assert!(dial(IPS[0], ports[0]).is_none() && dial(IPS[1], ports[1]).is_none());
+    stand.lift();
+    for (ip, port) in IPS.iter().zip(ports) {
+        let is_there = || dial(ip, *port).is_some();
+        eventually("it is the fence that holds it", is_there);
+    }
     server.finish();
 }
 

@@ -295,6 +295,10 @@ for line in sys.stdin:
     say('sent')"
             ),
         );
+        let told = |process: &mut Running| {
+            process.send("\n");
+            assert_eq!(process.line(), "sent");
+        };
         let ports = process.line();
         let ports: Vec<u16> = ports.split(' ').map(|p| p.parse().unwrap()).collect();
         let mut clients: Vec<TcpStream> = ports
@@ -306,6 +310,10 @@ for line in sys.stdin:
             })
             .collect();
         assert_eq!(process.line(), "accepted");
+        told(&mut process);
+        for client in &mut clients {
+            assert_eq!(received(client).unwrap(), b"x", "nobody governs it yet");
+        }
         let openings = tollgate::kernel::Openings {
             workload: "later".to_owned(),
             listen: vec![ports[0]],
@@ -322,8 +330,7 @@ for line in sys.stdin:
         });
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].local.port(), ports[1]);
-        process.send("\n");
-        assert_eq!(process.line(), "sent");
+        told(&mut process);
         assert_eq!(received(&mut clients[0]).unwrap(), b"x");
         assert_eq!(received(&mut clients[1]), Err(ErrorKind::ConnectionReset));
     }
@@ -343,11 +350,12 @@ assert os.system('ip link set lo up') == 0
 l = socket.socket(family('{ip}'), socket.SOCK_STREAM); l.bind(('{ip}', 0)); l.listen()
 s, r = tcp('{ip}', l.getsockname()[1]); a = l.accept()[0]
 say(r)
-sys.stdin.readline()
-say(name(lambda: s.send(b'x')), name(lambda: a.recv(1)))"
+for line in sys.stdin: say(name(lambda: s.send(b'x')), name(lambda: a.recv(1)))"
             ),
         );
         assert_eq!(process.line(), "ok");
+        process.send("\n");
+        assert_eq!(process.line(), "ok ok", "nobody governs it yet");
         let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
         let found = stand.fence().end_earlier(&newly, &says(Fate::Destroy));
         // Both ends are its own, and it may listen on no port. Ending one may end the other.

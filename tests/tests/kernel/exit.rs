@@ -122,12 +122,22 @@ fn datagrams_of_connected_sockets_do_not_leave() {
 #[test]
 fn a_socket_that_asks_for_names_again_may_send() {
     let mut stand = Stand::new();
-    asks_for_names_again(&stand, "127.0.0.9", "127.77.7.9");
-    stand.renew();
-    asks_for_names_again(&stand, "::1", "::1");
+    let ways = [("127.0.0.9", "127.77.7.9"), ("::1", "::1")].map(|(ip, resolver)| {
+        stand.renew();
+        asks_for_names_again(&stand, ip, resolver)
+    });
+    stand.lift();
+    for (peers, script) in &ways {
+        eventually("it is the fence that keeps them", || {
+            let said = stand.run(script);
+            let heard = peers.each_ref().map(heard);
+            said == "ok ok ok ok ok\nEDESTADDRREQ ok ok\nok" && heard == [3, 1, 4]
+        });
+    }
 }
 
-fn asks_for_names_again(stand: &Stand, ip: &str, resolver_ip: &str) {
+/// Returns whom it sends to, the resolver last, and how.
+fn asks_for_names_again(stand: &Stand, ip: &str, resolver_ip: &str) -> ([UdpSocket; 3], String) {
     let resolver = UdpSocket::bind((resolver_ip, 53)).unwrap();
     resolver.set_nonblocking(true).unwrap();
     let (first, second) = (receiver(ip), receiver(ip));
@@ -160,13 +170,11 @@ say(name(lambda: s.sendmsg([b'yy'], [(*tos, (16).to_bytes(4, 'little'))])))",
         .iter()
         .map(|refusal| refusal.destination.unwrap().port())
         .collect();
-    let (first, second) = (
-        first.local_addr().unwrap().port(),
-        second.local_addr().unwrap().port(),
-    );
     // Connected, told once for each that follows another; sent with a destination, told each time.
-    assert_eq!(told, [first, second, first]);
+    let [to_first, to_second] = [&first, &second].map(|one| one.local_addr().unwrap().port());
+    assert_eq!(told, [to_first, to_second, to_first]);
     assert_eq!(counted(stand)["udp"], 4);
+    ([first, second, resolver], script)
 }
 
 /// The socket is not the cgroup's; it was connected there, and that holds until somebody ungoverned

@@ -248,6 +248,8 @@ say(bind('127.0.0.77', {port4}), bind('::ffff:127.0.0.77', {port4}))"
     assert_eq!(stand.run(&own), ["EPERM ECONNREFUSED"; 2].join("\n"));
     stand.lift();
     assert_eq!(stand.run(&script), "ok ok ok\nok ok ok\nok ok");
+    let alone = ["ok EISCONN"; 2].join("\n");
+    eventually("it is the fence that keeps it", || stand.run(&own) == alone);
 }
 
 /// Connects at once and sends its SYN with the first byte, as the kernel's fast open does.

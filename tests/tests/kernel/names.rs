@@ -5,7 +5,9 @@ use crate::refuse::counted;
 use crate::support::*;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::time::Instant;
+use tollgate::kernel::namespaces::Network;
 use tollgate::kernel::{Flow, Namespace, since_boot};
 
 /// The next query that the agent reads.
@@ -22,6 +24,13 @@ fn query(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+/// The server that is asked where nobody steers.
+fn receiver_at(ip: &str) -> UdpSocket {
+    let real = UdpSocket::bind((ip, 53)).unwrap();
+    real.set_nonblocking(true).unwrap();
+    real
 }
 
 fn asker(stand: &Stand, socket: &UdpSocket, message: &[u8], from: SocketAddr) -> Option<Flow> {
@@ -93,8 +102,7 @@ fn names_are_asked_of_the_agent() {
         ("::ffff:127.77.8.5", "127.77.8.5"),
     ];
     let ways = ways.map(|(server, ip)| {
-        let real = UdpSocket::bind((ip, 53)).unwrap();
-        real.set_nonblocking(true).unwrap();
+        let real = receiver_at(ip);
         (server, real)
     });
     let mut stand = Stand::new();
@@ -176,11 +184,13 @@ for ip in '127.77.8.6', '::1', '::ffff:127.77.8.6':
 /// Whoever has a port when the agent gets to reading is not whoever asked from it.
 #[test]
 fn a_port_that_changes_hands_changes_nobodys_query() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let other = Cgroup::new(stand.fence().cgroup_root(), unique());
     stand.fence().govern(&other.name, "other").unwrap();
     let (ours, others) = (stand.cgroup.path(), other.path());
-    for (ip, agent) in [("127.77.8.7", &stand.dns4), ("::1", &stand.dns6)] {
+    let ways = ["127.77.8.7", "::1"].map(|ip| {
+        let agent = agents(&stand, ip);
+        let real = receiver_at(ip);
         let script = format!(
             "{DATAGRAM}
 ours, others = {ours:?}, {others:?}
@@ -213,12 +223,19 @@ say(ask(others, b'1 theirs', port)[0])"
         assert_eq!(client.line(), "ok");
         assert_eq!(read(), ("1 theirs".into(), "other".into()));
         client.finish();
-        assert_eq!(heard(agent), 0);
-    }
+        assert_eq!((heard(agent), heard(&real)), (0, 0));
+        (real, script)
+    });
     let told = told(&stand);
     assert!(told.iter().all(|refusal| refusal.reason == "unrecorded"
         && &*refusal.workload == "other"
         && refusal.destination.unwrap().port() == 53));
+    stand.lift();
+    for (real, script) in &ways {
+        eventually("it is the fence that steers", || {
+            python_outside(script).ends_with("ok\nok\nok\nok") && heard(real) == 5
+        });
+    }
 }
 
 /// Of several queries in one packet only one would be entered; a datagram too short has no id.
@@ -226,8 +243,7 @@ say(ask(others, b'1 theirs', port)[0])"
 fn what_is_no_single_query_is_refused() {
     let mut stand = Stand::new();
     let ways = ["127.77.8.8", "::1"].map(|ip| {
-        let real = UdpSocket::bind((ip, 53)).unwrap();
-        real.set_nonblocking(true).unwrap();
+        let real = receiver_at(ip);
         let script = format!(
             "{DATAGRAM}
 s = datagram('{ip}'); s.connect(('{ip}', 53))
@@ -295,8 +311,7 @@ except TimeoutError: say('nothing more')"
 fn a_socket_made_outside_asks_the_agent() {
     let stand = Stand::new();
     for ip in ["127.77.8.10", "::1"] {
-        let real = UdpSocket::bind((ip, 53)).unwrap();
-        real.set_nonblocking(true).unwrap();
+        let real = receiver_at(ip);
         let script = format!(
             "{DATAGRAM}
 server = ('{ip}', 53); s = datagram('{ip}'); c = datagram('{ip}')
@@ -328,8 +343,7 @@ fn the_ungoverned_ask_whom_they_like() {
     let stand = Stand::new();
     let other = Cgroup::new(stand.fence().cgroup_root(), unique());
     for ip in ["127.77.8.11", "::1"] {
-        let real = UdpSocket::bind((ip, 53)).unwrap();
-        real.set_nonblocking(true).unwrap();
+        let real = receiver_at(ip);
         let script = format!(
             "{DATAGRAM}
 server = ('{ip}', 53)
@@ -398,19 +412,52 @@ say(name(lambda: datagram('::1').sendto(b'xx', ('::1', 53))))"
     assert_eq!(kept(&stand), 0, "a new agent starts with none");
 }
 
-/// A bound address of the client's own is kept, and is what the agent answers to.
+/// A bound address of the client's own is kept, and is what the agent answers to. In a network namespace that has one of
+/// each family.
 #[test]
 fn a_client_with_an_address_of_its_own_is_answered() {
-    let stand = Stand::new();
-    let script = format!(
-        "{DATAGRAM}
-s = datagram('127.77.8.13'); s.bind(('127.9.9.9', 0)); s.settimeout(5)
-s.sendto(b'q1', ('127.77.8.13', 53)); say(*s.recvfrom(64)[1])"
-    );
-    let client = Running::start(&stand.cgroup, &script);
-    let (message, from) = query(&stand.dns4);
-    assert_eq!(from.ip().to_string(), "127.9.9.9");
-    assert!(asker(&stand, &stand.dns4, &message, from).is_some());
-    stand.dns4.send_to(b"yes", from).unwrap();
-    assert_eq!(client.finish(), "127.77.8.13 53");
+    for (server, at, own, prefix) in [
+        ("127.77.8.13", "127.0.0.1:0", "127.9.9.9", "127.9.9.9/8"),
+        ("::1", "[::1]:0", "fd00::9", "fd00::9/128"),
+    ] {
+        let mut stand = Stand::new();
+        let script = format!(
+            "{DATAGRAM}import ctypes
+assert ctypes.CDLL(None).unshare(0x40000000) == 0
+assert os.system('ip link set lo up && ip address add {prefix} dev lo') == 0
+say('in')
+for line in sys.stdin:
+    with datagram('{server}') as s:
+        s.bind(('{own}', 0)); s.settimeout(0.5); s.sendto(b'q1', ('{server}', 53))
+        try:
+            answer, sender = s.recvfrom(64); say(answer.decode(), *sender[:2])
+        except TimeoutError: say('nothing')"
+        );
+        let mut client = Running::start(&stand.cgroup, &script);
+        assert_eq!(client.line(), "in");
+        let network = Network::of(client.pid(), client.pid()).unwrap();
+        let (real, (listener, agent)) = network
+            .within(|| Ok((receiver_at(server), both(at))))
+            .unwrap();
+        let (four, six) = match server.contains(':') {
+            true => (0, Some(port(&listener))),
+            false => (port(&listener), None),
+        };
+        let sockets = [listener.as_fd(), agent.as_fd()];
+        stand.fence().admit(&sockets, four, six).unwrap();
+        client.send("\n");
+        let (message, from) = query(&agent);
+        assert_eq!(from.ip().to_string(), own);
+        assert!(asker(&stand, &agent, &message, from).is_some());
+        agent.send_to(b"yes", from).unwrap();
+        assert_eq!(client.line(), format!("yes {server} 53"));
+        assert_eq!(heard(&real), 0);
+        stand.lift();
+        eventually("it is the fence that steers", || {
+            client.send("\n");
+            client.line();
+            heard(&real) == 1
+        });
+        client.finish();
+    }
 }

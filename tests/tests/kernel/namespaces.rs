@@ -172,4 +172,10 @@ fn a_next_agent_is_told_of_namespaces_again() {
             .iter()
             .any(|event| matches!(event, Event::Stranger { pid, .. } if *pid == client.pid()))
     });
+    stand.lift();
+    for ip in ["198.51.100.7", "2001:db8::7"] {
+        eventually("nobody refuses it", || {
+            connects(&mut client, ip) == "ENETUNREACH"
+        });
+    }
 }

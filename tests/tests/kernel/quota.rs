@@ -112,18 +112,16 @@ fn stops_sending(stand: &Stand, ip: &str) {
 
 fn stops_receiving(stand: &Stand, ip: &str) {
     stand.allow(LIMIT, DAY);
-    let mut client = Running::start(
-        &stand.cgroup,
-        &format!(
-            "s, r = tcp('{ip}', 443); say(r)
+    let script = format!(
+        "s, r = tcp('{ip}', 443); say(r)
 n = 0
 def take():
     global n
     while d := s.recv(65536): n += len(d)
 s.settimeout(1); say(name(take), n)
 s.settimeout(10); say(name(take), n)"
-        ),
     );
+    let mut client = Running::start(&stand.cgroup, &script);
     assert_eq!(client.line(), "ok");
     let mut agent = stand.accept(stand.agent(ip));
     agent
@@ -142,6 +140,16 @@ s.settimeout(10); say(name(take), n)"
     drop(agent);
     assert_eq!(client.line(), format!("ECONNRESET {received}"));
     client.finish();
+
+    // Without a quota all of it comes.
+    stand.fence().set_quotas(&[]).unwrap();
+    let mut client = Running::start(&stand.cgroup, &script);
+    assert_eq!(client.line(), "ok");
+    let mut agent = stand.accept(stand.agent(ip));
+    agent.set_write_timeout(Some(PATIENCE)).unwrap();
+    agent.write_all(&vec![0; 2 << 20]).unwrap();
+    drop(agent);
+    assert!(client.finish().ends_with("ok 2097152"));
 }
 
 #[test]
@@ -160,16 +168,20 @@ fn what_is_beyond_stops_both_ways() {
 fn a_new_window_begins_with_nothing_spent() {
     let stand = Stand::new();
     stand.allow(4_000, 3);
-    let seen = stand.run(
-        "seen = []; end = time.monotonic() + 20; n = 0
+    let seen = |seconds: f32| {
+        stand.run(&format!(
+            "seen = []; end = time.monotonic() + {seconds}; n = 0
 while time.monotonic() < end and seen[-2:] != ['EDQUOT', 'ok']:
     n += 1; s, r = tcp(('198.51.100.7', '2001:db8::7')[n % 2], 443)
     if seen[-1:] != [r]: seen.append(r)
     if r == 'ok': s.sendall(bytes(3000)); time.sleep(0.01); s.sendall(bytes(3000))
     time.sleep(0.05)
-say(*seen)",
-    );
-    assert_eq!(seen, "ok EDQUOT ok");
+say(*seen)"
+        ))
+    };
+    assert_eq!(seen(20.0), "ok EDQUOT ok");
+    stand.fence().set_quotas(&[]).unwrap();
+    assert_eq!(seen(0.5), "ok", "it is the quota that stops it");
 }
 
 /// What is spent is in the kernel's keeping: a next agent finds it, with nobody counting for it in between.
@@ -197,19 +209,20 @@ for s in all: s.sendall(bytes(150000)); s.shutdown(1); s.recv(1)",
     // The same allowance again, with an older account of it: the kernel knows better.
     stand.allow_after(LIMIT, DAY, Some((first.window, 1)));
     assert_eq!(stand.usage(), first);
+    let both = "say(tcp('198.51.100.7', 443)[1], tcp('2001:db8::7', 443)[1])";
     // Spent before the kernel was booted: what is left of the window is less.
     let stand = Stand::new();
     stand.allow_after(LIMIT, DAY, Some((first.window, LIMIT)));
     let usage = stand.usage();
     if usage.window == first.window {
         assert_eq!(usage.spent, LIMIT);
-        assert_eq!(stand.run("say(tcp('198.51.100.7', 443)[1])"), "EDQUOT");
+        assert_eq!(stand.run(both), "EDQUOT EDQUOT");
     }
     // Of another window it says nothing.
     let stand = Stand::new();
     stand.allow_after(LIMIT, DAY, Some((first.window - 1, LIMIT)));
     assert_eq!(stand.usage().spent, 0);
-    assert_eq!(stand.run("say(tcp('198.51.100.7', 443)[1])"), "ok");
+    assert_eq!(stand.run(both), "ok ok");
 }
 
 #[test]

@@ -221,6 +221,65 @@ os.close(w); os.read(r, 1); os.wait()",
     tree.finish();
 }
 
+/// Goes on in children of its children, each of which ends once it has the next, outside of the cgroup; whoever lost its
+/// parent is its child, as in a container. It and the last ones try both families when it is told.
+const RESTLESS: &str = "
+import ctypes, mmap, signal
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0 # PR_SET_CHILD_SUBREAPER
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+told = mmap.mmap(-1, 4096)
+for _ in range(3):
+    if os.fork() == 0:
+        outside()
+        while not told[0]:
+            if os.fork(): os._exit(0)
+            told[8] = (told[8] + 1) % 256
+        both(); os._exit(0)
+while told[8] < 50: time.sleep(0.001)
+say('there'); sys.stdin.readline(); told[0] = 1
+name(os.wait); both()";
+
+/// However it forks while it is enrolled, all that is left of it is governed.
+#[test]
+fn a_tree_that_forks_all_the_time_is_enrolled_with_all_of_it() {
+    let mut scene = Scene::new();
+    let body = scene.script(RESTLESS);
+    let late = Cgroup::new(scene.stand.fence().cgroup_root(), unique());
+    for round in 0..6 {
+        let by_cgroup = round % 2 == 0;
+        let fence = scene.stand.fence();
+        let mut tree = match by_cgroup {
+            true => Running::start(&late, &body),
+            false => Running::start_outside(&body),
+        };
+        assert_eq!(tree.line(), "there");
+        let newly = match by_cgroup {
+            true => fence.govern(&late.name, "late").unwrap().newly,
+            false => fence.enrol(tree.pid(), "late", 3).unwrap(),
+        };
+        assert!(newly.contains(&tree.pid()), "{newly:?}");
+        tree.send("\n");
+        assert_eq!(tree.finish(), ["ok ok"; 4].join("\n"));
+        for server in &scene.servers {
+            let free = std::iter::from_fn(|| server.listener.accept().ok()).count();
+            assert_eq!(free, 0, "{round}: of {newly:?}");
+        }
+        for listener in [&scene.stand.agent4, &scene.stand.agent6] {
+            for _ in 0..4 {
+                let flow = fence.flow_of(&accept(listener)).unwrap();
+                assert_eq!(&*flow.workload, "late");
+            }
+        }
+        if by_cgroup {
+            fence.release(late.id()).unwrap();
+        }
+    }
+    scene.stand.lift();
+    for server in &scene.servers {
+        reaches(server, || python_outside(&body));
+    }
+}
+
 /// The hooks need no agent for it, nor does the next one have to be told.
 #[test]
 fn recognition_goes_on_while_there_is_no_agent() {
@@ -247,6 +306,13 @@ os.wait()",
         assert!(scene.stand.fence().flow_of(&accept(listener)).is_some());
     }
     client.finish();
+    for server in &scene.servers {
+        assert_quiet(&server.listener);
+    }
+    scene.stand.lift();
+    for server in &scene.servers {
+        reaches(server, || python_outside(&body));
+    }
 }
 
 /// An id is another process's once its own has ended: the next one with it is not taken for the governed one.

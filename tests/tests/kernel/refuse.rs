@@ -296,14 +296,18 @@ fn udp_asks_for_names_only() {
     let others = [
         std::net::UdpSocket::bind("127.77.7.7:54").unwrap(),
         std::net::UdpSocket::bind("[::1]:5353").unwrap(),
+        // Where QUIC goes.
+        std::net::UdpSocket::bind("127.77.7.7:443").unwrap(),
+        std::net::UdpSocket::bind("[::1]:443").unwrap(),
     ];
     let refused = format!(
         "{DATAGRAMS}
-for ip, port in ('127.77.7.7', 54), ('::1', 5353), ('::ffff:127.77.7.7', 54), ('2001:db8::1', 52): say(udp(ip, port))"
+for ip, port in ('127.77.7.7', 54), ('::1', 5353), ('::ffff:127.77.7.7', 54), ('2001:db8::1', 52): say(udp(ip, port))
+for ip, port in ('127.77.7.7', 443), ('::1', 443): say(udp(ip, port))"
     );
-    assert_eq!(stand.run(&refused), ["EPERM EPERM"; 4].join("\n"));
-    assert_eq!(counted(&stand), BTreeMap::from([("udp".to_owned(), 8)]));
-    let refusals = refusals(stand.fence(), 8);
+    assert_eq!(stand.run(&refused), ["EPERM EPERM"; 6].join("\n"));
+    assert_eq!(counted(&stand), BTreeMap::from([("udp".to_owned(), 12)]));
+    let refusals = refusals(stand.fence(), 12);
     assert!(
         refusals
             .iter()

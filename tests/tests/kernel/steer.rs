@@ -126,32 +126,38 @@ fn a_released_cgroup_is_not_steered() {
 
 #[test]
 fn the_wildcard_address_is_steered() {
-    let stand = Stand::new();
-    for (any, ip) in [("0.0.0.0", "127.0.0.1"), ("::", "::1")] {
+    let mut stand = Stand::new();
+    let ways = [("0.0.0.0", "127.0.0.1"), ("::", "::1")].map(|(any, ip)| {
         let elsewhere = Elsewhere::new(ip);
         let port = elsewhere.address.port();
-        stand.run(&format!("say(tcp('{any}', {port})[1])"));
+        let script = format!("say(tcp('{any}', {port})[1])");
+        assert_eq!(stand.run(&script), "ok");
         let accepted = stand.accept(stand.agent(ip));
         let flow = stand.fence().flow_of(&accepted).unwrap();
         let asked: std::net::IpAddr = any.parse().unwrap();
         assert_eq!(flow.destination, (asked, port).into());
         assert_quiet(&elsewhere.listener);
+        (elsewhere, script)
+    });
+    stand.lift();
+    for (elsewhere, script) in &ways {
+        reaches(elsewhere, || stand.run(script));
     }
 }
 
 #[test]
 fn nested_cgroups_belong_to_the_deepest_governed() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let child = stand.cgroup.child("child");
     let grandchild = child.child("x.service");
-    let flow = |ip: &str| {
-        let script = format!("s, r = tcp('{ip}', 80); say(r)");
-        assert_eq!(python(&grandchild, &script), "ok");
-        let accepted = stand.accept(stand.agent(ip));
+    let servers = servers();
+    let flow = |(server, script): &(Elsewhere, String)| {
+        assert_eq!(python(&grandchild, script), "ok");
+        let accepted = stand.accept(stand.agent(&server.address.ip().to_string()));
+        assert_quiet(&server.listener);
         stand.fence().flow_of(&accepted).unwrap()
     };
-    let both = ["198.51.100.7", "2001:db8::7"];
-    for flow in both.map(flow) {
+    for flow in servers.each_ref().map(flow) {
         assert_eq!(&*flow.workload, stand.workload());
         assert_eq!(
             flow.process.cgroup,
@@ -160,28 +166,38 @@ fn nested_cgroups_belong_to_the_deepest_governed() {
         assert_eq!(flow.process.unit.as_deref(), Some("x.service"));
     }
     stand.fence().govern(&child.name, "inner").unwrap();
-    for flow in both.map(flow) {
+    for flow in servers.each_ref().map(flow) {
         assert_eq!(&*flow.workload, "inner");
+    }
+    stand.lift();
+    for (server, script) in &servers {
+        reaches(server, || python(&grandchild, script));
     }
     drop(grandchild);
 }
 
 #[test]
 fn a_socket_made_outside_is_steered_when_connected_inside() {
-    let stand = Stand::new();
-    for (ip, listener) in [
-        ("198.51.100.7", &stand.agent4),
-        ("2001:db8::7", &stand.agent6),
-    ] {
+    let mut stand = Stand::new();
+    let ways = ["127.0.0.1", "::1"].map(|ip| {
+        let server = Elsewhere::new(ip);
         let script = format!(
             "s = socket.socket(family('{ip}'), socket.SOCK_STREAM)
 enter({:?})
-say(name(lambda: s.connect(('{ip}', 80))))",
-            stand.cgroup.path().to_str().unwrap()
+say(name(lambda: s.connect(('{ip}', {}))))",
+            stand.cgroup.path().to_str().unwrap(),
+            server.address.port()
         );
         assert_eq!(python_outside(&script), "ok");
-        let flow = stand.fence().flow_of(&stand.accept(listener)).unwrap();
+        let accepted = stand.accept(stand.agent(ip));
+        let flow = stand.fence().flow_of(&accepted).unwrap();
         assert_eq!(&*flow.workload, stand.workload());
+        assert_quiet(&server.listener);
+        (server, script)
+    });
+    stand.lift();
+    for (server, script) in &ways {
+        reaches(server, || python_outside(script));
     }
 }
 

@@ -1,5 +1,5 @@
 # Hears what arrives at its port, whatever the protocol, and tells each name once when its input closes.
-import select, socket, sys
+import ctypes, select, socket, struct, sys
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 heard = set()
@@ -26,6 +26,16 @@ def ping(s):
         note(packet)
 
 
+def sniffer(kind, protocol, source):
+    """Hears what is no socket's: UDP from the port that only frames made by hand come from, and nothing else, however much
+    others send. Where in a frame its protocol and its port are is told."""
+    s = bound(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind), ("lo", kind))
+    code = [(0x30, 0, 0, protocol), (0x15, 0, 3, 17), (0x28, 0, 0, source), (0x15, 0, 1, 4242), (6, 0, 0, 65535), (6, 0, 0, 0)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
+    s.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxQ", 6, ctypes.addressof(code)))  # SO_ATTACH_FILTER
+    return s
+
+
 pings = []
 
 
@@ -47,8 +57,8 @@ def open_all():
             for family, ip, icmp in (V4, "127.0.0.1", 1), (V6, "::1", 58):
                 datagrams.append(bound(family, socket.SOCK_RAW, 253, (ip, 0)))
                 pings.append(bound(family, socket.SOCK_RAW, icmp, (ip, 0)))
-            sniffer = bound(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800), ("lo", 0x0800))
-            return port, [first, listener(V6, "::1", port)], datagrams, sniffer
+            sniffers = [sniffer(0x0800, 23, 34), sniffer(0x86DD, 20, 54)]
+            return port, [first, listener(V6, "::1", port)], datagrams, sniffers
         except OSError:
             continue
 
@@ -60,19 +70,12 @@ def note(data):
         heard.add(data[begin + 1 : end].decode("ascii", "replace"))
 
 
-def sniff(frame):
-    """What is no socket's: UDP from the port that only frames made by hand come from."""
-    if frame[23:24] == b"\x11" and frame[34:36] == MADE:
-        note(frame)
-
-
-MADE = (4242).to_bytes(2, "big")
-port, listeners, datagrams, sniffer = open_all()
+port, listeners, datagrams, sniffers = open_all()
 streams = []
 print(port, flush=True)
 ending = False
 while True:
-    ready, _, _ = select.select([sys.stdin] * (not ending) + listeners + datagrams + streams + pings + [sniffer], [], [], 0.3)
+    ready, _, _ = select.select([sys.stdin] * (not ending) + listeners + datagrams + streams + pings + sniffers, [], [], 0.3)
     if ending and not ready:
         break
     for s in ready:
@@ -82,9 +85,7 @@ while True:
             streams.append(s.accept()[0])
         elif s in pings:
             ping(s)
-        elif s is sniffer:
-            sniff(s.recv(2048))
-        elif s in datagrams:
+        elif s in datagrams or s in sniffers:
             note(s.recv(2048))
         else:
             try:

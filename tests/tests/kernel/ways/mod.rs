@@ -75,12 +75,13 @@ fn tried(cgroup: &str, canary: &Canary) -> BTreeMap<String, String> {
 
 /// What the second fence refuses, by its layer; where that is missing, those that no cgroup hook sees are open, and `status`
 /// says so.
-const BESIDE: [(&str, &str, bool); 11] = [
+const BESIDE: [(&str, &str, bool); 12] = [
     ("inherited-connected4", "socket_sendmsg", true),
     ("inherited-connected6", "socket_sendmsg", true),
     ("inherited-and-asked-with4", "socket_sendmsg", true),
     ("inherited-and-asked-with6", "socket_sendmsg", true),
     ("packet4", "socket_create", true),
+    ("packet6", "socket_create", true),
     ("passed-connected4", "file_receive", true),
     ("passed-connected6", "file_receive", true),
     ("taken-by-pidfd4", "ptrace_access_check", false),
@@ -90,7 +91,7 @@ const BESIDE: [(&str, &str, bool); 11] = [
 ];
 
 /// Ways whose socket cannot even be made.
-const NO_SOCKET: [&str; 9] = [
+const NO_SOCKET: [&str; 10] = [
     "mptcp4",
     "mptcp6",
     "udp-lite4",
@@ -100,6 +101,7 @@ const NO_SOCKET: [&str; 9] = [
     "icmp4",
     "icmp6",
     "raw-udp4",
+    "raw-udp6",
 ];
 
 #[test]
@@ -203,25 +205,119 @@ fn who_flips_between_destinations_reaches_the_agent() {
     flipping("::1");
 }
 
+/// Connects to an address that another thread writes to all the time, now of this server and now of that one: it lets go of
+/// Python's lock while it does. Says how often it connected,
+/// and which it asked for.
+const CHANGING: &str = "
+import ctypes, struct, threading
+libc = ctypes.CDLL(None)
+def address(port):
+    if family(IP) == socket.AF_INET: return struct.pack('=HH4s8x', 2, socket.htons(port), socket.inet_pton(2, IP))
+    return struct.pack('=HHI16sI', 10, socket.htons(port), 0, socket.inet_pton(10, IP), 0)
+both = b''.join(map(address, PORTS)); size = len(both) // 2
+shared = ctypes.create_string_buffer(both[:size], size)
+source = os.memfd_create('addresses'); os.write(source, both * 512)
+vector = ctypes.create_string_buffer(struct.pack('QQ', ctypes.addressof(shared), size) * 1023)
+going = True
+def change():
+    at = 0
+    while going: libc.preadv(source, vector, 1023, ctypes.c_long(at)); at = size - at # Ends with the other one next time.
+thread = threading.Thread(target=change); thread.start()
+n, connected, asked, end = 0, 0, set(), time.monotonic() + 4
+while n < TIMES and time.monotonic() < end:
+    with socket.socket(family(IP), socket.SOCK_STREAM) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)) # Its port is free at once.
+        n += 1
+        if libc.connect(s.fileno(), shared, size) == 0: connected += 1; asked.add(s.getpeername()[1])
+going = False; thread.join()
+say(n, connected, asked.issuperset(PORTS))";
+
+/// Takes the connections of the script's until it ends; returns what it says, and `of` each.
+fn taken<T>(
+    listeners: &[&std::net::TcpListener],
+    script: Running,
+    mut of: impl FnMut(usize, std::net::TcpStream) -> T,
+) -> (String, Vec<T>) {
+    let mut all = Vec::new();
+    let client = std::thread::spawn(move || script.finish());
+    loop {
+        let over = client.is_finished();
+        let before = all.len();
+        for (at, listener) in listeners.iter().enumerate() {
+            while let Ok((stream, _)) = listener.accept() {
+                all.push(of(at, stream));
+            }
+        }
+        if over && all.len() == before {
+            break;
+        }
+        if all.len() == before {
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+    }
+    let said = client.join().unwrap();
+    (said, all)
+}
+
+/// The address that is steered is the one that the hook saw, whatever is where it came from by then.
+fn changing(ip: &str) {
+    let mut stand = Stand::new();
+    let servers = [Elsewhere::new(ip), Elsewhere::new(ip)];
+    let ports = servers.each_ref().map(|server| server.address.port());
+    let script = |times: usize| format!("IP, PORTS, TIMES = '{ip}', {ports:?}, {times}{CHANGING}");
+    let agent = [stand.agent(ip)];
+    let client = Running::start(&stand.cgroup, &script(10_000));
+    let (said, _) = taken(&agent, client, |_, _| ());
+    let said: Vec<&str> = said.split(' ').collect();
+    let [tried, connected, "True"] = said[..] else {
+        panic!("{ip}: {said:?}")
+    };
+    assert_eq!(tried, connected, "{ip}: each of them is connected");
+    let least = 500;
+    assert!(tried.parse::<usize>().unwrap() >= least, "{ip}: {tried}");
+    servers.iter().for_each(|one| assert_quiet(&one.listener));
+
+    stand.lift();
+    eventually("it is the fence that steers", || {
+        let listeners = servers.each_ref().map(|server| &server.listener);
+        let client = Running::start(&stand.cgroup, &script(200));
+        let (_, reached) = taken(&listeners, client, |at, _| at);
+        reached.contains(&0) && reached.contains(&1)
+    });
+}
+
+#[test]
+fn an_address_that_changes_while_it_is_read_leads_to_the_agent() {
+    changing("127.0.0.1");
+    changing("::1");
+}
+
 /// Full maps and rings lose accounts of refusals, never a refusal.
 #[test]
 fn lost_events_open_nothing() {
-    let stand = Stand::new();
-    let receiver = std::net::UdpSocket::bind("127.0.0.9:0").unwrap();
-    receiver.set_nonblocking(true).unwrap();
-    let script = format!(
-        "told = set()
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-    for n in range(12000): told.add(name(lambda: s.sendto(b'x', ('127.0.0.9', {}))))
-say(told, tcp('198.51.100.7', 80)[1])",
-        receiver.local_addr().unwrap().port()
-    );
-    assert_eq!(stand.run(&script), "{'EPERM'} ok");
-    assert!(receiver.recv(&mut [0; 8]).is_err());
-    assert_eq!(counted(&stand)["udp"], 12_000, "each is counted");
-    let lost = stand.fence().lost_events();
-    assert!(
-        (1..12_000).contains(&lost),
-        "{lost} were not told, and that is known"
-    );
+    for (ip, far) in [("127.0.0.9", "198.51.100.7"), ("::1", "2001:db8::7")] {
+        let mut stand = Stand::new();
+        let receiver = std::net::UdpSocket::bind((ip, 0)).unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        let script = format!(
+            "told = set()
+with socket.socket(family('{ip}'), socket.SOCK_DGRAM) as s:
+    for n in range(12000): told.add(name(lambda: s.sendto(b'x', ('{ip}', {}))))
+say(told, tcp('{far}', 80)[1])",
+            receiver.local_addr().unwrap().port()
+        );
+        assert_eq!(stand.run(&script), "{'EPERM'} ok", "{ip}");
+        assert!(receiver.recv(&mut [0; 8]).is_err());
+        assert_eq!(counted(&stand)["udp"], 12_000, "each is counted");
+        let lost = stand.fence().lost_events();
+        assert!(
+            (1..12_000).contains(&lost),
+            "{lost} were not told, and that is known"
+        );
+        stand.lift();
+        eventually("it is the fence that keeps them", || {
+            stand.run(&script.replace("12000", "1"));
+            receiver.recv(&mut [0; 8]).is_ok()
+        });
+    }
 }
