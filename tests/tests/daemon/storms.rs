@@ -350,8 +350,8 @@ fn hold_times(tried: &Value, back: Vec<f64>, took: Duration) {
         assert!(most < limits[0], "refusals took {most} ms");
         assert!(worst < limits[1], "one refusal took {worst} ms");
     }
-    // What a start takes is work, and beside other work on two processors one of a hundred has taken half as long again as
-    // a second; the greatest is held to what no work explains.
+    // What a start takes is work: beside other work on two processors one or two of the 200 have taken a fifth more than a
+    // second. So 95 of 100 are held to the second, and the greatest to three.
     let limits = [1, 3].map(|limit| at_most(Duration::from_secs(limit)).as_secs_f64());
     let [_, most, _, worst] = back;
     assert!(most < limits[0], "service was back only after {most} s");
