@@ -1,14 +1,15 @@
 //! Two hundred ends and starts of every kind, under load: nothing opens meanwhile, and service is back at once.
+use crate::load::*;
 use crate::support::*;
 use harness::{at_most, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fs;
+use std::io::Read;
+use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Ends and starts.
@@ -18,205 +19,58 @@ const TRIES: u64 = 2 * ROUNDS as u64;
 /// How long the service is left to serve between a start and the next end.
 const SERVING: Duration = Duration::from_millis(60);
 
-/// What every client starts with: it goes on until its input closes, then prints one line of JSON.
-const PRELUDE: &str = r#"
-import collections, errno, json, select, socket, sys, time
-def ended(pause): return bool(select.select([sys.stdin], [], [], pause)[0])
-def family(ip): return socket.AF_INET6 if ":" in ip else socket.AF_INET
-def name(e): return errno.errorcode.get(e.errno, type(e).__name__)
-"#;
-
-/// Connects to where nobody may, again and again: what came of it, how long refusals took, and when service was back.
-const CONNECTOR: &str = r#"
-counts, datagrams, refused, up, was_up = collections.Counter(), collections.Counter(), [], [], False
-while not ended(0.004):
-    for ip, port in TARGETS:
-        with socket.socket(family(ip), socket.SOCK_STREAM) as s:
-            s.settimeout(20)
-            begun = time.monotonic()
-            try:
-                s.connect((ip, port)); what = "steered"
-            except OSError as e:
-                what = name(e)
-            now = time.monotonic()
-            counts[what] += 1
-            if what == "ECONNREFUSED": refused.append((now - begun) * 1000)
-            if what == "steered" and not was_up: up.append(now)
-            was_up = what == "steered"
-            try: s.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-            except OSError: pass
-        with socket.socket(family(ip), socket.SOCK_DGRAM) as s:
-            try: s.sendto(b"x", (ip, port)); datagrams["sent"] += 1
-            except OSError as e: datagrams[name(e)] += 1
-print(json.dumps({"counts": counts, "datagrams": datagrams, "refused": refused, "up": up}))
-"#;
-
-/// Downloads without end from where it may, from an address of its own by which an unsteered byte would show.
-const DOWNLOADER: &str = r#"
-got = 0
-while not ended(0.005):
-    with socket.socket() as s:
-        s.settimeout(20)
-        s.bind(("127.0.0.77", 0))
-        try:
-            s.connect(TARGET)
-            while not ended(0):
-                chunk = s.recv(1 << 16)
-                if not chunk: break
-                got += len(chunk)
-        except OSError: pass
-print(json.dumps({"got": got}))
-"#;
-
-/// Nobody governs this one: a connection that stays and new ones all the time, and not one error.
-const BYSTANDER: &str = r#"
-kept = [socket.create_connection(target) for target in TARGETS]
-rounds = 0
-def echo(s):
-    s.sendall(b"y" * 4096)
-    left = 4096
-    while left:
-        got = len(s.recv(left))
-        assert got, "the connection ended"
-        left -= got
-while not ended(0.004):
-    for s in kept: echo(s)
-    for target in TARGETS:
-        try:
-            with socket.create_connection(target, 20) as s: echo(s)
-        except OSError as e:
-            sys.exit("nobody's connection %d to %s failed: %r" % (rounds, target, e))
-    rounds += 1
-print(json.dumps({"rounds": rounds}))
-"#;
-
-/// A client while it runs; killed if the test ends first.
-struct Client(Child);
-
-impl Client {
-    fn start(cgroup: Option<&Path>, script: &str) -> Self {
-        let mut command = Command::new("sh");
-        let enter = cgroup.map(|path| format!("echo $$ > {}/cgroup.procs && ", path.display()));
-        let line = format!("{}exec python3 -c \"$0\"", enter.unwrap_or_default());
-        command.args(["-c", &line, &format!("{PRELUDE}{script}")]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        Self(command.spawn().unwrap())
-    }
-
-    /// Lets it come to its end, and reads what it has to say.
-    fn finish(mut self) -> Value {
-        drop(self.0.stdin.take());
-        let mut said = String::new();
-        let mut output = self.0.stdout.take().unwrap();
-        output.read_to_string(&mut said).unwrap();
-        assert!(self.0.wait().unwrap().success(), "a client failed: {said}");
-        serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"))
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Counts whoever gets through to it, over TCP and UDP, on the same port.
-struct Canary {
-    address: (String, u16),
-    hits: Arc<AtomicU64>,
-}
-
-impl Canary {
-    fn new(ip: &str) -> Self {
-        let tcp = TcpListener::bind((ip, 0)).unwrap();
-        let port = tcp.local_addr().unwrap().port();
-        let udp = UdpSocket::bind((ip, port)).unwrap();
-        let hits = Arc::new(AtomicU64::new(0));
-        let (streams, datagrams) = (Arc::clone(&hits), Arc::clone(&hits));
-        std::thread::spawn(move || {
-            for stream in tcp.incoming() {
-                let _ = stream.unwrap();
-                streams.fetch_add(1, Ordering::SeqCst);
-            }
-        });
-        std::thread::spawn(move || {
-            while udp.recv(&mut [0; 64]).is_ok() {
-                datagrams.fetch_add(1, Ordering::SeqCst);
-            }
-        });
-        Self {
-            address: (ip.to_owned(), port),
-            hits,
-        }
-    }
-
-    fn hits(&self) -> u64 {
-        self.hits.load(Ordering::SeqCst)
-    }
-}
-
-/// Sends without end to whoever connects; tells the agent's connections from a client's own.
-struct Source {
-    port: u16,
-    served: Arc<AtomicU64>,
-    unsteered: Arc<AtomicU64>,
-}
-
-impl Source {
-    fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.8:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (served, unsteered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let (a, b) = (Arc::clone(&served), Arc::clone(&unsteered));
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let own = stream
-                    .peer_addr()
-                    .is_ok_and(|peer| peer.ip().to_string() == "127.0.0.77");
-                if own { &b } else { &a }.fetch_add(1, Ordering::SeqCst);
-                std::thread::spawn(move || {
-                    while stream.write_all(&[b'z'; 1 << 15]).is_ok() {
-                        std::thread::sleep(Duration::from_millis(5));
-                    }
-                });
-            }
-        });
-        Self {
-            port,
-            served,
-            unsteered,
-        }
-    }
-}
-
-/// Sends back what it gets.
-fn echo(ip: &str) -> (String, u16) {
-    let listener = TcpListener::bind((ip, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || {
-                let _ = std::io::copy(&mut &stream, &mut &stream);
-            });
-        }
-    });
-    (ip.to_owned(), port)
-}
-
-fn targets(addresses: &[&(String, u16)]) -> String {
-    let all: Vec<_> = addresses
-        .iter()
-        .map(|(ip, port)| format!("({ip:?}, {port})"))
-        .collect();
-    format!("TARGETS = [{}]\n", all.join(", "))
-}
-
 /// Seconds of the clock that the clients read.
 fn now() -> f64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
+/// A cgroup with no memory to give: whoever is put into it is killed by the kernel when next it needs some.
+struct Scarce {
+    path: PathBuf,
+    events: PathBuf,
+}
+
+impl Scarce {
+    /// Of cgroup v2 where that has the memory, else of v1.
+    fn new(name: &str) -> Self {
+        let unified = cgroup_root();
+        let controllers = fs::read_to_string(unified.join("cgroup.controllers")).unwrap();
+        let (root, limit, events) = if controllers.split_whitespace().any(|one| one == "memory") {
+            fs::write(unified.join("cgroup.subtree_control"), "+memory").unwrap();
+            (unified, "memory.max", "memory.events")
+        } else {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let is_memory = |line: &&str| {
+                let (_, kind) = line.split_once(" - ").unwrap();
+                kind.starts_with("cgroup ") && kind.ends_with("memory")
+            };
+            let line = mounts.lines().find(is_memory);
+            let line = line.expect("no cgroup hierarchy has the memory controller");
+            let root = line.split(' ').nth(4).unwrap().into();
+            (root, "memory.limit_in_bytes", "memory.oom_control")
+        };
+        let path = root.join(format!("{name}-scarce"));
+        fs::create_dir(&path).unwrap();
+        let events = path.join(events);
+        let scarce = Self { path, events };
+        fs::write(scarce.path.join(limit), "0").unwrap();
+        scarce
+    }
+
+    fn kills(&self) -> u64 {
+        let events = fs::read_to_string(&self.events).unwrap();
+        let kills = events
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "));
+        kills.unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Scarce {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.path);
+    }
 }
 
 /// An agent, the program that it is started from next, and when each start was.
@@ -224,6 +78,7 @@ struct Storm {
     place: Place,
     programs: [PathBuf; 2],
     starts: Vec<f64>,
+    scarce: Scarce,
 }
 
 impl Storm {
@@ -239,14 +94,14 @@ impl Storm {
             .arg("agent")
             .env("TOLLGATE_CONFIG", self.place.path("config.yaml"))
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stdout(Stdio::null());
         command
     }
 
     fn start(&mut self) {
         self.starts.push(now());
-        let child = self.command(&[]).spawn().unwrap();
+        let said = fs::File::create(self.place.path("said")).unwrap();
+        let child = self.command(&[]).stderr(said).spawn().unwrap();
         let child = self.place.agent.insert(child);
         let socket = self.place.directory.join("run/admin.sock");
         let up = eventually(START, || {
@@ -256,33 +111,61 @@ impl Storm {
         assert!(up.is_some(), "the agent is not up");
     }
 
-    /// A start that something keeps from succeeding; if it does not, what came up is killed.
-    fn start_in_vain(&mut self, launcher: &[&str]) {
-        let mut child = self.command(launcher).spawn().unwrap();
-        let ended = eventually(Duration::from_secs(1), || child.try_wait().unwrap());
-        if ended.is_none() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    /// A start that something keeps from succeeding, which is what it says.
+    fn start_in_vain(&mut self, launcher: &[&str], why: &str) {
+        let mut child = self
+            .command(launcher)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let ended = eventually(START, || child.try_wait().unwrap());
+        let _ = child.kill();
+        let status = ended.unwrap_or_else(|| panic!("an agent started in spite of: {why}"));
+        let mut said = String::new();
+        let mut stderr = child.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        assert_eq!(status.code(), Some(2), "{said}");
+        assert!(said.contains(why), "{why}: {said}");
     }
 
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(self.place.agent.as_ref().unwrap()), signal).unwrap();
     }
 
-    /// The agent may open no more files: it can accept nothing.
+    /// The agent may open no more files: it can accept nothing, which it says.
     fn exhaust(&self) {
         let pid = self.place.agent.as_ref().unwrap().id().to_string();
         let status = Command::new("prlimit")
             .args(["--pid", &pid, "--nofile=3:3"])
             .status();
         assert!(status.unwrap().success());
+        // One that comes for certain: the clients may all be waiting for something else.
+        let _knock = TcpStream::connect(("127.0.0.1", self.place.port)).unwrap();
+        let word = "accept error=Too many open files";
+        let said = || fs::read_to_string(self.place.path("said")).unwrap();
+        let noticed = eventually(START, || said().contains(word).then_some(()));
+        let first: String = said().chars().take(4000).collect();
+        assert!(noticed.is_some(), "it accepts without a file: {first}");
+    }
+
+    /// The agent gets no more memory: the kernel kills it, not we.
+    fn starve(&mut self) {
+        let mut child = self.place.agent.take().unwrap();
+        let before = self.scarce.kills();
+        let procs = self.scarce.path.join("cgroup.procs");
+        fs::write(procs, child.id().to_string()).unwrap();
+        let ended = eventually(START, || child.try_wait().unwrap());
+        let _ = child.kill();
+        let status = ended.expect("it needs no memory");
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{status}");
+        assert!(self.scarce.kills() > before, "not for want of memory");
     }
 
     fn round(&mut self, number: usize) {
         std::thread::sleep(SERVING);
         match number % 10 {
-            0..4 => drop(self.place.end(Signal::KILL)),
+            0..3 => drop(self.place.end(Signal::KILL)),
+            3 => self.starve(),
             4..6 => drop(self.place.end(Signal::TERM)),
             6 => {
                 // Held, not open; then it goes on where it was.
@@ -301,12 +184,14 @@ impl Storm {
                 self.exhaust();
                 std::thread::sleep(Duration::from_millis(100));
                 self.place.end(Signal::KILL);
-                self.start_in_vain(&["prlimit", "--nofile=8:8"]);
+                self.start_in_vain(&["prlimit", "--nofile=8:8"], "Too many open files");
             }
             _ => {
                 self.place.end(Signal::KILL);
+                // A bpffs has no quota and is never full; one that is read-only takes no pin either.
                 let read_only = "mount -o remount,bind,ro /sys/fs/bpf && exec \"$@\"";
-                self.start_in_vain(&["unshare", "--mount", "sh", "-c", read_only, "sh"]);
+                let launcher = ["unshare", "--mount", "sh", "-c", read_only, "sh"];
+                self.start_in_vain(&launcher, "ead-only");
             }
         }
         self.start();
@@ -321,12 +206,10 @@ fn percentile(mut values: Vec<f64>, part: usize) -> f64 {
 
 #[test]
 fn two_hundred_restarts_let_nothing_out_and_disturb_nobody_else() {
-    let source = Source::new();
+    let sources = ["127.0.0.8", "::1"].map(Source::new);
     let mut place = Place::new();
-    let download = format!(
-        "apis:\n  stream: {{ tcp: [\"127.0.0.8:{}\"] }}",
-        source.port
-    );
+    let [four, six] = [0, 1].map(|at: usize| sources[at].address);
+    let download = format!("apis:\n  stream: {{ tcp: [\"{four}\", \"{six}\"] }}");
     let grant = "roles:\n  watcher: [{ api: stream }]";
     let granted = "grants:\n  - { role: watcher, to: { workload: job } }";
     let policy = POLICY.replace("apis:", &download).replace("roles:", grant);
@@ -335,101 +218,88 @@ fn two_hundred_restarts_let_nothing_out_and_disturb_nobody_else() {
     place.start();
     place.end(Signal::KILL);
     let copy = place.path("upgraded");
-    std::fs::copy(harness::agent::program().unwrap(), &copy).unwrap();
-    let canaries = [Canary::new("127.0.0.9"), Canary::new("::1")];
+    fs::copy(harness::agent::program().unwrap(), &copy).unwrap();
+    // Queries for names go to the same addresses' port 53; this one is this run's, since others may run beside it.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let own = format!("127.{high}.{low}.9");
+    let canaries = [Canary::new(&own), Canary::new("::1"), Canary::at(&own, 53)];
     let bystanders = [echo("127.0.0.8"), echo("::1")];
     let mut storm = Storm {
         programs: [harness::agent::program().unwrap(), copy],
+        scarce: Scarce::new(&place.name),
         place,
         starts: Vec::new(),
     };
 
-    let addresses = targets(&[&canaries[0].address, &canaries[1].address]);
-    let connector = format!("{addresses}{CONNECTOR}");
-    let downloader = format!("TARGET = ('127.0.0.8', {})\n{DOWNLOADER}", source.port);
+    let connector = targets(&[&canaries[0].address, &canaries[1].address]) + CONNECTOR;
     let bystander = format!("{}{BYSTANDER}", targets(&[&bystanders[0], &bystanders[1]]));
 
-    // Where nobody is governed, the same client gets through: the canaries do count.
+    // Where nobody is governed, the same clients get through: the canaries do count, and the sources tell whose it is.
     let free = Client::start(None, &connector);
     let heard = eventually(START, || {
         canaries.iter().all(|c| c.hits() > 3).then_some(())
     });
     assert!(heard.is_some(), "the canaries hear nothing");
     free.finish();
-    let before: Vec<u64> = canaries.iter().map(Canary::hits).collect();
+    sources.iter().for_each(Source::tells_whose);
 
     storm.start();
     let governed = eventually(START, || storm.place.governed().then_some(()));
     assert!(governed.is_some(), "the job is not governed");
+    let counted = || -> (Vec<u64>, Vec<u64>) {
+        let hits = canaries.iter().map(Canary::hits).collect();
+        (hits, sources.iter().map(Source::unsteered).collect())
+    };
+    let before = counted();
     let cgroup = storm.place.cgroup.clone();
     let connector = Client::start(Some(&cgroup), &connector);
-    let downloader = Client::start(Some(&cgroup), &downloader);
+    let downloaders = sources
+        .each_ref()
+        .map(|source| Client::start(Some(&cgroup), &source.downloader()));
     let bystander = Client::start(None, &bystander);
     let begun = Instant::now();
     for number in 0..ROUNDS {
         storm.round(number);
     }
-    std::thread::sleep(SERVING * 3);
+    // The last start has as long to be back as the others.
+    std::thread::sleep(at_most(Duration::from_secs(1)));
     let took = begun.elapsed();
-    let (tried, got, others) = (connector.finish(), downloader.finish(), bystander.finish());
+    let tried = connector.finish();
+    let got = downloaders.map(Client::finish);
+    let others = bystander.finish();
 
-    let after: Vec<u64> = canaries.iter().map(Canary::hits).collect();
-    assert_eq!(before, after, "somebody got through unsteered: {tried}");
-    assert_eq!(
-        source.unsteered.load(Ordering::SeqCst),
-        0,
-        "an unsteered download"
+    assert_eq!(before, counted(), "somebody got through unsteered");
+    assert!(storm.scarce.kills() >= ROUNDS as u64 / 10);
+    // Reset: accepted for the agent, which ended before the client had looked.
+    let connects = of(
+        &tried,
+        "connects",
+        &["steered", "ECONNREFUSED", "ECONNRESET"],
     );
-    let counts = tried["counts"].as_object().unwrap();
-    for what in counts.keys() {
-        // Reset: accepted for the agent, which ended before the client had looked.
-        let known = ["steered", "ECONNREFUSED", "ECONNRESET"].contains(&what.as_str());
-        assert!(known, "a connect ended with {what}: {counts:?}");
+    assert!(connects[0] > TRIES && connects[1] > TRIES, "{connects:?}");
+    assert!(connects[2] <= ROUNDS as u64, "{connects:?}");
+    // What was not answered had come to an agent that ended: one connection at a time is on its way.
+    let answered = "HTTP/1.1 403";
+    let answers = of(
+        &tried,
+        "answers",
+        &[answered, "ended", "ECONNRESET", "EPIPE"],
+    );
+    let unanswered: u64 = answers[1..].iter().sum();
+    assert!(answers[0] > TRIES, "{answers:?}");
+    assert!(unanswered <= ROUNDS as u64, "{answers:?}");
+    let datagrams = of(&tried, "datagrams", &["EPERM"]);
+    assert!(datagrams[0] > TRIES, "{datagrams:?}");
+    let queries = of(&tried, "queries", &["sent", "ECONNREFUSED"]);
+    assert!(queries.iter().all(|count| *count > TRIES), "{queries:?}");
+    for (source, got) in sources.iter().zip(got) {
+        let least = ROUNDS as u64 * (1 << 15);
+        assert!(got["got"].as_u64() > Some(least), "{got}");
+        assert!(source.served() > ROUNDS as u64 / 2, "downloads");
     }
-    assert!(
-        counts.get("ECONNRESET").and_then(Value::as_u64) <= Some(ROUNDS as u64),
-        "{counts:?}"
-    );
-    assert_eq!(tried["datagrams"].as_object().unwrap().len(), 1, "{tried}");
-    assert!(
-        tried["datagrams"]["EPERM"].as_u64() > Some(TRIES),
-        "{tried}"
-    );
-    assert!(
-        counts["steered"].as_u64() > Some(TRIES) && counts["ECONNREFUSED"].as_u64() > Some(TRIES),
-        "{counts:?}"
-    );
-    assert!(
-        got["got"].as_u64() > Some(ROUNDS as u64 * (1 << 15)),
-        "{got}"
-    );
-    assert!(
-        source.served.load(Ordering::SeqCst) > ROUNDS as u64 / 2,
-        "downloads"
-    );
     assert!(others["rounds"].as_u64() > Some(TRIES), "{others}");
-
-    let numbers = |key: &str| -> Vec<f64> {
-        let list = tried[key].as_array().unwrap().iter();
-        list.filter_map(Value::as_f64).collect()
-    };
-    let refused = percentile(numbers("refused"), 99);
-    let up = numbers("up");
-    let back: Vec<f64> = storm
-        .starts
-        .iter()
-        .skip(1)
-        .filter_map(|start| up.iter().find(|at| *at > start).map(|at| at - start))
-        .collect();
-    let (usual, worst) = (percentile(back.clone(), 50), percentile(back, 95));
-    println!(
-        "{ROUNDS} restarts in {:.0} s; refused within {refused:.2} ms (99 of 100); back after {usual:.2} s, {worst:.2} s (95 of 100)",
-        took.as_secs_f64()
-    );
-    let milliseconds = at_most(Duration::from_millis(10)).as_secs_f64() * 1000.0;
-    assert!(refused < milliseconds, "refusals took {refused} ms");
-    let limit = at_most(Duration::from_secs(1)).as_secs_f64();
-    assert!(worst < limit, "service was back only after {worst} s");
+    let back = times_back(&storm, &numbers(&tried, "up"));
+    hold_times(&tried, back, took);
     let status = storm.place.output(&["status"]);
     assert!(
         text(&status.stdout).starts_with("enforcing\n"),
@@ -438,25 +308,75 @@ fn two_hundred_restarts_let_nothing_out_and_disturb_nobody_else() {
     );
 }
 
+/// How often each of these outcomes came; there may be no other.
+fn of(told: &Value, kind: &str, known: &[&str]) -> Vec<u64> {
+    let all = told[kind].as_object().unwrap();
+    for what in all.keys() {
+        let is_known = known.contains(&what.as_str());
+        assert!(is_known, "one of the {kind} ended with {what}: {all:?}");
+    }
+    let count = |what: &&str| all.get(*what).and_then(Value::as_u64).unwrap_or(0);
+    known.iter().map(count).collect()
+}
+
+fn numbers(told: &Value, key: &str) -> Vec<f64> {
+    let list = told[key].as_array().unwrap().iter();
+    list.filter_map(Value::as_f64).collect()
+}
+
+/// How long it took from each start until the first bytes of an answer were read.
+fn times_back(storm: &Storm, up: &[f64]) -> Vec<f64> {
+    let starts = storm.starts.iter().skip(1);
+    let back = |start: &f64| up.iter().find(|at| *at > start).map(|at| at - start);
+    let back: Vec<f64> = starts.filter_map(back).collect();
+    assert_eq!(back.len(), ROUNDS, "service did not come back");
+    back
+}
+
+fn hold_times(tried: &Value, back: Vec<f64>, took: Duration) {
+    let (refused, denied) = (numbers(tried, "refused"), numbers(tried, "denied"));
+    let of = |values: &[f64]| [50, 95, 99, 100].map(|part| percentile(values.to_vec(), part));
+    let (refused, denied, back) = (of(&refused), of(&denied), of(&back));
+    println!(
+        "{ROUNDS} restarts in {:.0} s; parts 50, 95, 99 and 100 of 100: connects refused within {refused:.2?} ms, \
+         datagrams within {denied:.2?} ms; back after {back:.2?} s",
+        took.as_secs_f64()
+    );
+    // The clock also counts when the client waits for a processor, which on a machine that does other things may be long
+    // for one in thousands; but whatever waits for an answer, or for a lost segment to be sent again, takes a second.
+    let limits = [10, 500].map(|limit| at_most(Duration::from_millis(limit)));
+    let limits = limits.map(|limit| limit.as_secs_f64() * 1000.0);
+    for [.., most, worst] in [refused, denied] {
+        assert!(most < limits[0], "refusals took {most} ms");
+        assert!(worst < limits[1], "one refusal took {worst} ms");
+    }
+    // What a start takes is work: beside other work on two processors one or two of the 200 have taken a fifth more than a
+    // second. So 95 of 100 are held to the second, and the greatest to three.
+    let limits = [1, 3].map(|limit| at_most(Duration::from_secs(limit)).as_secs_f64());
+    let [_, most, _, worst] = back;
+    assert!(most < limits[0], "service was back only after {most} s");
+    assert!(worst < limits[1], "service was back once after {worst} s");
+}
+
 /// Open connections and new ones see one policy or the other, whole, and none in between.
 #[test]
 fn a_policy_is_swapped_whole_under_load() {
-    let (one, two) = (Source::new(), Source::new());
+    let [one, two] = [0; 2].map(|_| Source::new("127.0.0.8"));
     let mut place = Place::new();
     // Each allows one of the two, under the same names.
     let policy = |source: &Source| {
         format!(
-            "version: 1\nworkloads: {{ job: {{ match: {{ cgroup: \"CGROUP/**\" }} }} }}\napis: {{ stream: {{ tcp: [\"127.0.0.8:{}\"] }} }}\n\
+            "version: 1\nworkloads: {{ job: {{ match: {{ cgroup: \"CGROUP/**\" }} }} }}\napis: {{ stream: {{ tcp: [\"{}\"] }} }}\n\
              roles: {{ watcher: [{{ api: stream }}] }}\ngrants: [{{ role: watcher, to: {{ workload: job }} }}]\n",
-            source.port
+            source.address
         )
     };
     place.write_policy(&policy(&one));
     place.start();
     assert!(eventually(START, || place.governed().then_some(())).is_some());
-    let script = |source: &Source| format!("TARGET = ('127.0.0.8', {})\n{DOWNLOADER}", source.port);
-    let clients = [&one, &two].map(|source| Client::start(Some(&place.cgroup), &script(source)));
-    let served = |source: &Source| source.served.load(Ordering::SeqCst);
+    let clients =
+        [&one, &two].map(|source| Client::start(Some(&place.cgroup), &source.downloader()));
+    let served = Source::served;
     for round in 1..=20 {
         let (now, other) = if round % 2 == 0 {
             (&one, &two)
@@ -483,8 +403,5 @@ fn a_policy_is_swapped_whole_under_load() {
     for client in clients {
         assert!(client.finish()["got"].as_u64() > Some(0));
     }
-    assert_eq!(
-        one.unsteered.load(Ordering::SeqCst) + two.unsteered.load(Ordering::SeqCst),
-        0
-    );
+    assert_eq!(one.unsteered() + two.unsteered(), 0);
 }

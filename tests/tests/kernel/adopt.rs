@@ -102,7 +102,24 @@ fn a_next_agent_takes_over_in_place() {
     }
 }
 
-/// A client connects all the time while agents come and go: no connection ever gets out.
+/// Link name → size of its program as the kernel holds it, which tells programs apart that do different things.
+fn sizes(pin_dir: &Path) -> BTreeMap<String, u64> {
+    let size = |id: u64| {
+        let output = Command::new("bpftool")
+            .args(["-j", "prog", "show", "id", &id.to_string()])
+            .output()
+            .unwrap();
+        let program: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        program["bytes_xlated"].as_u64().unwrap()
+    };
+    let programs = links(pin_dir).into_iter();
+    programs
+        .map(|(name, (_, program))| (name, size(program)))
+        .collect()
+}
+
+/// A client connects all the time, over both families, while agents come and go that load other programs than the one
+/// before (an upgrade): no connection ever gets out.
 #[test]
 fn no_connection_gets_out_during_handovers() {
     let mut stand = Stand::new();
@@ -112,28 +129,55 @@ fn no_connection_gets_out_during_handovers() {
         &stand.cgroup,
         &format!(
             "import select
-say('go'); n = 0
+say('go'); came = {{}}
 while not select.select([sys.stdin], [], [], 0)[0]:
-    for to in ('127.0.0.1', {v4}), ('::1', {v6}): tcp(*to)[0].close(); n += 1
-say(n)"
+    for to in ('127.0.0.1', {v4}), ('::1', {v6}):
+        s, what = tcp(*to); s.close()
+        came[to[0], what] = came.get((to[0], what), 0) + 1
+say(*(f'{{ip}}={{what}}={{count}}' for (ip, what), count in came.items()))"
         ),
     );
     assert_eq!(client.line(), "go");
-    for _ in 0..3 {
+    let mut before = sizes(&stand.options.pin_dir);
+    let listeners = || (listen("127.0.0.1:0"), listen("[::1]:0"));
+    for round in 0..6 {
         drop(stand.fence.take());
+        // The agent before ends first, or serves until the next one does.
+        let is_down = round < 3;
+        if is_down {
+            (stand.agent4, stand.agent6) = listeners();
+        }
+        // Whether traffic is counted is decided when the programs are loaded.
+        stand.options.counts = round % 2 == 1;
         stand.fence = Some(open(&stand.options));
-        (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+        let now = sizes(&stand.options.pin_dir);
+        assert!(now.keys().eq(before.keys()), "{before:?}, then {now:?}");
+        assert_ne!(now, before, "the same programs as before");
+        before = now;
+        if !is_down {
+            (stand.agent4, stand.agent6) = listeners();
+        }
         stand.admit();
         for listener in [&stand.agent4, &stand.agent6] {
             let accepted = stand.accept(listener);
             assert!(stand.fence().flow_of(&accepted).is_some());
         }
     }
-    let count: u64 = client.finish().parse().unwrap();
-    assert!(count > 10, "connected {count} times");
+    let came = client.finish();
+    let came: BTreeMap<&str, u64> = came
+        .split(' ')
+        .map(|one| one.rsplit_once('=').unwrap())
+        .map(|(what, count)| (what, count.parse().unwrap()))
+        .collect();
+    let known = ["127.0.0.1", "::1"].map(|ip| ["ok", "ECONNREFUSED"].map(|w| format!("{ip}={w}")));
+    for what in known.as_flattened() {
+        assert!(came.get(&**what) > Some(&10), "{what}: {came:?}");
+    }
+    assert_eq!(came.len(), 4, "{came:?}");
     for (server, _) in &servers {
         assert_quiet(&server.listener);
     }
+    // Nobody governs it any more: the same client gets there.
     stand.lift();
     for (server, script) in &servers {
         assert_eq!(stand.run(script), "ok");
