@@ -14,6 +14,7 @@ mod containers;
 mod established;
 mod layers;
 mod living;
+mod looks;
 mod namespaces;
 mod pods;
 mod recognising;
