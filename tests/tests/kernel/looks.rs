@@ -343,21 +343,24 @@ sys.stdin.read()"
     parent.finish();
 }
 
-/// What a hook or an earlier look said of a socket is not changed by who has it besides.
+/// What an earlier look or a hook said of a socket is not changed by who has it besides.
 #[test]
-fn a_listener_stays_whose_it_was_made_as() {
+fn a_listener_stays_whose_it_was_said_to_be() {
     let stand = Stand::new();
     let fence = stand.fence();
     let script = format!(
-        "{SERVE}sys.stdin.readline(){LISTENS}say(*[s.fileno() for s in l])
-for s in l: threading.Thread(target=serve, args=(s,), daemon=True).start()
-sys.stdin.read()"
+        "{SERVE}{LISTENS}before = l
+sys.stdin.readline(){LISTENS}all = before + l
+for s in all: threading.Thread(target=serve, args=(s,), daemon=True).start()
+say(*[s.fileno() for s in all]); sys.stdin.read()"
     );
     let mut maker = Running::start_outside(&script);
+    let mut all = ports(&mut maker);
     enrol(fence, &maker, "maker");
+    looks(fence, &[]);
     fence.has_seen(&[maker.pid()]);
     maker.send("\n");
-    let all = ports(&mut maker);
+    all.extend(ports(&mut maker));
     let copies = format!(
         "import ctypes
 call = ctypes.CDLL(None).syscall
