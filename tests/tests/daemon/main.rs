@@ -15,6 +15,7 @@ mod established;
 mod layers;
 mod living;
 mod load;
+mod looks;
 mod namespaces;
 mod pods;
 mod recognising;

@@ -1,12 +1,13 @@
 //! Sockets without a peer, from before their process was governed, and from when it was: whose they are.
 use crate::exit::{heard, receiver};
 use crate::listen::{SERVE, dial, hears};
+use crate::looks::{enrol, looks};
 use crate::support::*;
 use std::io::{ErrorKind, Read};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use tollgate::kernel::{Before, Fate, Fence, Openings, Outcome, Recognition};
 
-const IPS: [&str; 2] = ["127.0.0.1", "::1"];
+pub const IPS: [&str; 2] = ["127.0.0.1", "::1"];
 
 /// Serves on one listener of each family, and has another of each from which it takes nobody.
 const SERVES: &str = "
@@ -22,12 +23,12 @@ fn server() -> (Running, Vec<u16>) {
     (server, numbers.collect())
 }
 
-fn is_served(ip: &str, port: u16) -> bool {
+pub fn is_served(ip: &str, port: u16) -> bool {
     dial(ip, port).is_some_and(|mut open| hears(&mut open))
 }
 
 /// Looks at what the process has from before; returns what the agent logs of it, and what came of connections.
-fn look(fence: &Fence, processes: &[u32], listen: &[u16]) -> (String, Vec<Outcome>) {
+pub fn look(fence: &Fence, processes: &[u32], listen: &[u16]) -> (String, Vec<Outcome>) {
     let mut outcomes = Vec::new();
     let log = crate::refuse::logged(|| {
         let found = fence.end_earlier(processes, &|name: &str| {
@@ -213,5 +214,96 @@ SERVERS = ('127.0.0.1', {}), ('::1', {}){USES}",
         id.into_iter().for_each(|id| fence.release(id).unwrap());
         fence.forget_workloads(|name| name != "late").unwrap();
         client.finish();
+    }
+}
+
+/// Sends what it is told to over each that there is, and says how that went.
+const OTHERS: &str = "
+def make(*kind):
+    try: return socket.socket(family(IP), *kind)
+    except OSError: return None
+lite, ping, raw = make(socket.SOCK_DGRAM, 136), make(socket.SOCK_DGRAM, ICMP), make(socket.SOCK_RAW, 253)
+if lite: lite.connect((IP, PORT))
+for line in sys.stdin:
+    mark = line.strip().encode()
+    echo = bytes([8 if ICMP == 1 else 128, 0, 0, 0, 0, 0, 0, 1]) + mark
+    say(name(lambda: lite.send(mark)) if lite else 'none',
+        name(lambda: ping.sendto(echo, (IP, 0))), name(lambda: raw.sendto(mark, (IP, 0))))
+";
+
+/// A process that sends over other protocols, and what listens to each.
+struct Others {
+    sender: Running,
+    at: Vec<socket2::Socket>,
+}
+
+impl Others {
+    fn new(ip: &str) -> Self {
+        let any = SocketAddr::new(ip.parse().unwrap(), 0);
+        let icmp = if any.is_ipv4() { 1 } else { 58 };
+        let made = |kind, protocol: i32| {
+            let domain = socket2::Domain::for_address(any);
+            let socket = socket2::Socket::new(domain, kind, Some(protocol.into())).ok()?;
+            socket.bind(&any.into()).unwrap();
+            socket.set_read_timeout(Some(PATIENCE / 200)).unwrap();
+            Some(socket)
+        };
+        let (datagram, raw) = (socket2::Type::DGRAM, socket2::Type::RAW);
+        // Newer kernels have no UDP-Lite.
+        let lite = made(datagram, 136);
+        let at = lite
+            .as_ref()
+            .and_then(|s| s.local_addr().unwrap().as_socket());
+        let port = at.map_or(0, |at| at.port());
+        let known = format!("IP, ICMP, PORT = '{ip}', {icmp}, {port}");
+        let all = [lite, made(raw, icmp), made(raw, 253)];
+        Self {
+            sender: Running::start_outside(&format!("{known}{OTHERS}")),
+            at: all.into_iter().flatten().collect(),
+        }
+    }
+
+    /// How sending went, and whether it arrived, for each.
+    fn send(&mut self) -> (String, Vec<bool>) {
+        let mark = unique();
+        self.sender.send(&format!("{mark}\n"));
+        let said = self.sender.line();
+        let has = |bytes: &[u8]| {
+            bytes
+                .windows(mark.len())
+                .any(|part| part == mark.as_bytes())
+        };
+        let arrived = self.at.iter().map(|at| {
+            let mut bytes = [0; 256];
+            // What was sent before is there too.
+            let mut next =
+                std::iter::from_fn(|| (&*at).read(&mut bytes).ok().map(|n| has(&bytes[..n])));
+            next.any(|is_it| is_it)
+        });
+        (said, arrived.collect())
+    }
+}
+
+#[test]
+fn sockets_of_other_protocols_are_held() {
+    let _groups = Setting::to("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    let mut stand = Stand::new();
+    let fence = stand.fence();
+    let mut all = IPS.map(Others::new);
+    for others in &mut all {
+        let (said, arrived) = others.send();
+        assert!(!arrived.contains(&false), "{said}: {arrived:?}");
+        enrol(fence, &others.sender, "late");
+    }
+    looks(fence, &[]);
+    for others in &mut all {
+        let (said, arrived) = others.send();
+        assert!(!arrived.contains(&true), "{said}: {arrived:?}");
+    }
+    stand.lift();
+    for mut others in all {
+        let are_free = || !others.send().1.contains(&false);
+        eventually("it is the fence that holds them", are_free);
+        others.sender.finish();
     }
 }

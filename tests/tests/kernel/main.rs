@@ -17,6 +17,7 @@ mod established;
 mod exit;
 mod layers;
 mod listen;
+mod looks;
 mod lsm;
 mod names;
 mod namespaces;

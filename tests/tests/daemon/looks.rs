@@ -1,0 +1,245 @@
+//! What processes recognised by their user had before, however policy, the agent and they themselves go on meanwhile.
+use crate::support::*;
+use harness::eventually;
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Long enough for an answer on loopback, on a busy machine too.
+const ANSWER: Duration = Duration::from_millis(400);
+
+/// Is connected over both families, and says where it listens.
+const MADE: &str = "
+import os, socket, sys, threading, time
+IPS = '127.0.0.1', '::1'
+s = [socket.create_connection(to) for to in zip(IPS, map(int, sys.argv[1:]))]
+l = [socket.create_server((ip, 0), family=socket.AF_INET6 if ':' in ip else socket.AF_INET) for ip in IPS]
+print(*[x.getsockname()[1] for x in l], flush=True)
+def send():
+    for x in list(s):
+        try: x.send(b'x')
+        except OSError: s.remove(x)
+";
+
+/// Serves, and sends without end.
+const SERVES: &str = "
+def serve(l):
+    while True: l.accept()[0].sendall(b'hello')
+for x in l: threading.Thread(target=serve, args=(x,), daemon=True).start()
+while True: send(); time.sleep(0.01)
+";
+
+/// Forks and ends, over and over, until none of its connections is left.
+const CHAIN: &str = "
+for x in l: x.close()
+while s:
+    if os.fork(): os._exit(0)
+    send(); time.sleep(PAUSE)
+";
+
+/// A user's process, with what it had before anybody governed it.
+struct Theirs {
+    process: Child,
+    _output: BufReader<ChildStdout>,
+    peers: Vec<TcpStream>,
+    listens: Vec<(IpAddr, u16)>,
+}
+
+impl Theirs {
+    /// Connected to listeners over both families.
+    fn new(user: u32, script: &str) -> Self {
+        let listeners = ["127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).unwrap());
+        Self::with(user, script, &listeners)
+    }
+
+    fn with(user: u32, script: &str, listeners: &[TcpListener]) -> Self {
+        let ports = listeners
+            .iter()
+            .map(|l| l.local_addr().unwrap().port().to_string());
+        let mut process = Command::new("setpriv")
+            .args(["--reuid", &user.to_string(), "--clear-groups"])
+            .args(["/usr/bin/python3", "-ISc", &format!("{MADE}{script}")])
+            .args(ports)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .current_dir("/")
+            .spawn()
+            .unwrap();
+        let accepted = listeners.iter().map(|listener| {
+            let peer = listener.accept().unwrap().0;
+            peer.set_read_timeout(Some(ANSWER)).unwrap();
+            peer
+        });
+        let peers = accepted.collect();
+        let mut output = BufReader::new(process.stdout.take().unwrap());
+        let mut said = String::new();
+        output.read_line(&mut said).unwrap();
+        let ports = said.split_whitespace().map(|port| port.parse().unwrap());
+        let ips = ["127.0.0.1", "::1"].map(|ip| ip.parse().unwrap());
+        Self {
+            process,
+            _output: output,
+            peers,
+            listens: ips.into_iter().zip(ports).collect(),
+        }
+    }
+
+    /// Does something come over each connection?
+    fn sends(&mut self) -> bool {
+        let mut peers = self.peers.iter_mut();
+        peers.all(|peer| peer.read(&mut [0]).is_ok_and(|read| read == 1))
+    }
+
+    /// Is each connection ended? Not by the process itself.
+    fn is_ended(&mut self) -> bool {
+        let mut came = vec![0; 1 << 16];
+        self.peers.retain_mut(|peer| {
+            peer.set_nonblocking(true).unwrap();
+            loop {
+                match peer.read(&mut came).map_err(|error| error.kind()) {
+                    Ok(0) => panic!("the process has closed it"),
+                    Ok(_) => {}
+                    Err(error) => break error != ErrorKind::ConnectionReset,
+                }
+            }
+        });
+        self.peers.is_empty()
+    }
+
+    fn is_served(&self) -> bool {
+        let mut all = self.listens.iter();
+        all.all(|(ip, port)| is_served(*ip, *port, ANSWER))
+    }
+
+    fn is_held(&self) -> bool {
+        let mut all = self.listens.iter();
+        !all.any(|(ip, port)| is_served(*ip, *port, ANSWER))
+    }
+}
+
+impl Drop for Theirs {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn is_served(ip: IpAddr, port: u16, patience: Duration) -> bool {
+    let Ok(mut stream) = TcpStream::connect_timeout(&(ip, port).into(), patience) else {
+        return false;
+    };
+    stream.set_read_timeout(Some(ANSWER)).unwrap();
+    stream.read_exact(&mut [0; 5]).is_ok()
+}
+
+fn by_user(place: &Place, workload: &str, user: u32) {
+    let one = format!("workloads:\n  {workload}: {{ match: {{ user: {user} }} }}\n");
+    place.write_policy(&POLICY.replace("workloads:\n", &one));
+}
+
+fn reload(place: &Place) {
+    assert_eq!(place.output(&["reload"]).status.code(), Some(0));
+}
+
+/// The workloads that have a process.
+fn whose(place: &Place, process: u32) -> Vec<String> {
+    let output = place.output(&["workloads", "-o", "json"]);
+    let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let has = |workload: &&Value| {
+        let processes = workload["processes"].as_array().unwrap();
+        processes
+            .iter()
+            .any(|of| of["pid"].as_u64() == Some(process.into()))
+    };
+    let names = all.iter().filter(has);
+    names
+        .map(|of| of["workload"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn who_is_governed_under_another_name_is_held_throughout() {
+    const USER: u32 = 54_401;
+    let mut place = Place::new();
+    by_user(&place, "old", USER);
+    let before = Theirs::new(USER, SERVES);
+    assert!(before.is_served(), "before there is an agent");
+    place.start();
+    let held = eventually(START, || before.is_held().then_some(()));
+    assert!(held.is_some(), "it is not held");
+    let made = Theirs::with(USER, SERVES, &[]);
+    assert!(made.is_held());
+    let listens = [&*before.listens, &made.listens].concat();
+
+    let is_over = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for (ip, port) in listens {
+            scope.spawn(move || {
+                // A try that is dropped is made again after a second, which is too late to find a gap.
+                while !is_over.load(Ordering::Relaxed) {
+                    let is_served = is_served(ip, port, ANSWER / 80);
+                    assert!(!is_served, "{ip}: it was free");
+                }
+            });
+        }
+        by_user(&place, "new", USER);
+        let reloaded = place.output(&["reload"]).status.code();
+        let ids = [&before, &made].map(|theirs| theirs.process.id());
+        let are_new = || ids.iter().all(|id| whose(&place, *id) == ["new"]);
+        let new = eventually(START, || are_new().then_some(()));
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(reloaded, Some(0));
+        assert!(new.is_some(), "they are not listed under the new name");
+    });
+    assert!(before.is_held() && made.is_held());
+    place.write_policy(POLICY);
+    reload(&place);
+    let are_free = || before.is_served() && made.is_served();
+    let free = eventually(START, || are_free().then_some(()));
+    assert!(free.is_some(), "nobody has them, and they are held");
+}
+
+#[test]
+fn what_a_start_that_failed_did_not_look_at_is_for_the_next() {
+    const USER: u32 = 54_402;
+    let mut place = Place::new();
+    by_user(&place, "user", USER);
+    let mut before = Theirs::new(USER, SERVES);
+    assert!(before.sends() && before.is_served());
+    // Enrolled is first, then it is answered at this socket, and looked at is last.
+    fs::create_dir_all(place.path("run/admin.sock/x")).unwrap();
+    let (code, said) = place.refused();
+    assert!(code != Some(0) && said.contains("admin.sock"), "{said}");
+    fs::remove_dir_all(place.path("run/admin.sock")).unwrap();
+    place.start();
+    assert_eq!(whose(&place, before.process.id()), ["user"]);
+    let ended = eventually(START, || before.is_ended().then_some(()));
+    assert!(ended.is_some(), "it sends still");
+    assert!(before.is_held());
+}
+
+/// The one who is looked at has ended by then; in the end, none of those whom they made has anything from before.
+fn what_a_chain_of_forks_has_is_ended(user: u32, pause: &str) {
+    let mut place = Place::new();
+    place.start();
+    let mut chain = Theirs::new(user, &CHAIN.replace("PAUSE", pause));
+    assert!(chain.sends() && chain.sends(), "nobody governs it");
+    by_user(&place, "user", user);
+    reload(&place);
+    let ended = eventually(START, || chain.is_ended().then_some(()));
+    assert!(ended.is_some(), "one of them sends still");
+}
+
+#[test]
+fn what_forks_without_a_pause_has_is_ended() {
+    what_a_chain_of_forks_has_is_ended(54_403, "0");
+}
+
+#[test]
+fn what_forks_slowly_has_is_ended() {
+    what_a_chain_of_forks_has_is_ended(54_404, "0.02");
+}
