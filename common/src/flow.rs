@@ -184,6 +184,8 @@ pub struct AgentSocket {
 
 /// In `ORIGIN`, above the workload: the socket was not seen to listen.
 pub const MADE: u64 = 1 << 63;
+/// Likewise: it is from before its process was governed, and says nothing for sending over it.
+pub const CLAIMED: u64 = 1 << 62;
 
 /// [`AgentSocket::tag`] of a listener that the agent opened.
 pub const LISTENER_TAG: u64 = 0x746f_6c6c_6761_7465;

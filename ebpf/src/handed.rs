@@ -23,7 +23,7 @@ use aya_ebpf::{
 };
 use tollgate_common::{
     event::{Reason, TOLD_PASSED},
-    flow::{Address, Client},
+    flow::{Address, Client, MADE},
     recognise::UNSETTLED,
     rules::{CARRIES_A_DISK, address4, address6, is_ip, is_ip4, is_unconnected},
 };
@@ -104,7 +104,7 @@ impl Socket {
             })
             || ORIGIN
                 .of(self.sk)
-                .is_some_and(|origin| *origin as u32 == governed.workload)
+                .is_some_and(|origin| *origin & !MADE == u64::from(governed.workload))
             || self.is_served(governed.workload)
             || self.is_kept(governed.workload)
     }

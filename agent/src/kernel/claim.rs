@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use tollgate_common::flow::MADE;
+use tollgate_common::flow::{CLAIMED, MADE};
 
 /// What came of it, by inode.
 #[derive(Debug, Default)]
@@ -190,14 +190,16 @@ fn enter(
         Err(MapError::KeyNotFound) => MADE,
         was => was.map_err(maps::read("ORIGIN"))?,
     };
-    let owner = u32::try_from(was & !MADE).unwrap_or_default();
+    let owner = u32::try_from(was & !(MADE | CLAIMED)).unwrap_or_default();
     if stays(owner) {
         return Ok(false);
     }
     if owner != 0 && !leaving.contains(&owner) && !writers.is_released(owner)? {
         return Ok(true);
     }
-    let new = was & MADE | u64::from(id);
+    // What a hook saw made stays one's own to send over.
+    let claimed = if owner == 0 { CLAIMED } else { was & CLAIMED };
+    let new = was & MADE | claimed | u64::from(id);
     let entered = writers.origin.insert(&copy.as_raw_fd(), new, 0);
     entered.map_err(maps::write("ORIGIN"))?;
     Ok(true)

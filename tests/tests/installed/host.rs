@@ -29,6 +29,7 @@ pub(crate) const POLICY: &str = "version: 1
 workloads:
   report-builder: { match: { unit: report-builder.service } }
   nightly: { match: { unit: nightly.service } }
+  errand: { match: { unit: errand.service } }
 apis:
   reports: { tcp: [\"127.0.0.8:8081\"] }
   catalog: { hosts: [catalog.example.test] }

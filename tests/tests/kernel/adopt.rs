@@ -140,10 +140,12 @@ say(*(f'{{ip}}={{what}}={{count}}' for (ip, what), count in came.items()))"
     assert_eq!(client.line(), "go");
     let mut before = sizes(&stand.options.pin_dir);
     let listeners = || (listen("127.0.0.1:0"), listen("[::1]:0"));
-    for round in 0..6 {
+    // Each takes long where the machine is emulated.
+    let rounds = if harness::slower() > 1 { 2 } else { 6 };
+    for round in 0..rounds {
         drop(stand.fence.take());
         // The agent before ends first, or serves until the next one does.
-        let is_down = round < 3;
+        let is_down = round < rounds / 2;
         if is_down {
             (stand.agent4, stand.agent6) = listeners();
         }
@@ -169,11 +171,11 @@ say(*(f'{{ip}}={{what}}={{count}}' for (ip, what), count in came.items()))"
         .map(|one| one.rsplit_once('=').unwrap())
         .map(|(what, count)| (what, count.parse().unwrap()))
         .collect();
+    // Nor is it anything else than an error where it is none of these: a listener may go, or be full, just then.
     let known = ["127.0.0.1", "::1"].map(|ip| ["ok", "ECONNREFUSED"].map(|w| format!("{ip}={w}")));
     for what in known.as_flattened() {
         assert!(came.get(&**what) > Some(&10), "{what}: {came:?}");
     }
-    assert_eq!(came.len(), 4, "{came:?}");
     for (server, _) in &servers {
         assert_quiet(&server.listener);
     }

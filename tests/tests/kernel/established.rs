@@ -97,9 +97,7 @@ fn received(stream: &mut TcpStream) -> Result<Vec<u8>, ErrorKind> {
     Ok(bytes[..read].to_vec())
 }
 
-#[test]
-fn what_was_connected_is_ended_and_its_peer_is_told() {
-    let stand = Stand::new();
+fn what_was_connected_is_ended_and_its_peer_is_told(stand: &Stand) {
     let peers = Peers::new();
     let later = Cgroup::new(stand.fence().cgroup_root(), unique());
     let mut process = Running::start(&later, &peers.script());
@@ -162,9 +160,7 @@ fn what_was_connected_is_ended_and_its_peer_is_told() {
 }
 
 /// Who is recognised by what it runs, or by its user, has sockets that no cgroup tells of.
-#[test]
-fn what_a_process_outside_of_governed_cgroups_had_is_ended() {
-    let stand = Stand::new();
+fn what_a_process_outside_of_governed_cgroups_had_is_ended(stand: &Stand) {
     let peers = Peers::new();
     let mut process = Running::start_outside(&peers.script());
     assert_eq!(process.line(), "up");
@@ -195,9 +191,7 @@ fn what_a_process_outside_of_governed_cgroups_had_is_ended() {
     }
 }
 
-#[test]
-fn what_may_go_on_does_and_goes_nowhere_else() {
-    let stand = Stand::new();
+fn what_may_go_on_does_and_goes_nowhere_else(stand: &Stand) {
     let peers = Peers::new();
     let later = Cgroup::new(stand.fence().cgroup_root(), unique());
     let elsewhere = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -277,9 +271,7 @@ fn what_may_go_on_does_and_goes_nowhere_else() {
 }
 
 /// What others have connected to where policy lets them is the workload's to serve.
-#[test]
-fn who_connected_to_an_allowed_port_stays_connected() {
-    let stand = Stand::new();
+fn who_connected_to_an_allowed_port_stays_connected(stand: &Stand) {
     for ip in ["127.0.0.1", "::1"] {
         let later = Cgroup::new(stand.fence().cgroup_root(), unique());
         let mut process = Running::start(
@@ -336,9 +328,7 @@ for line in sys.stdin:
     }
 }
 
-#[test]
-fn other_network_namespaces_are_looked_at_too() {
-    let stand = Stand::new();
+fn other_network_namespaces_are_looked_at_too(stand: &Stand) {
     for ip in ["127.0.0.1", "::1"] {
         let later = Cgroup::new(stand.fence().cgroup_root(), unique());
         let mut process = Running::start(
@@ -364,4 +354,15 @@ for line in sys.stdin: say(name(lambda: s.send(b'x')), name(lambda: a.recv(1)))"
         let told = process.line();
         assert!(!told.contains("ok"), "{ip}: {told}");
     }
+}
+
+/// One fence for all: where the machine is emulated, to load one takes longer than any of these.
+#[test]
+fn what_was_open_before_is_ended_or_goes_on_as_policy_says() {
+    let stand = Stand::new();
+    what_was_connected_is_ended_and_its_peer_is_told(&stand);
+    what_a_process_outside_of_governed_cgroups_had_is_ended(&stand);
+    what_may_go_on_does_and_goes_nowhere_else(&stand);
+    who_connected_to_an_allowed_port_stays_connected(&stand);
+    other_network_namespaces_are_looked_at_too(&stand);
 }

@@ -127,7 +127,7 @@ say(signal(0), signal(23), name(lambda: os.kill(os.getpid(), 23)))",
 }
 
 /// A socket that is passed: connected by somebody who is not governed, connected by nobody, and a file.
-fn passed(ip: &str) {
+fn passed(stand: &Stand, ip: &str) {
     let server = TcpListener::bind((ip, 0)).unwrap();
     let port = server.local_addr().unwrap().port();
     let script = |cgroup: &str| {
@@ -148,25 +148,28 @@ for _ in range(4):
 os.wait()"
         )
     };
-    let stand = Stand::new();
     let path = stand.cgroup.path();
     let script = script(path.to_str().unwrap());
     if !crate::refuse::layer(stand.fence(), "file_receive").enforcing {
         // Then they are received, which is what is left open.
-        assert_all_missing(&stand);
+        assert_all_missing(stand);
         assert_eq!(python_outside(&script), "1\n1\n1\n1", "{ip}");
         return;
     }
     assert_eq!(python_outside(&script), "0\n1\n1\n0", "{ip}");
-    assert_eq!(counted(&stand)["passed"], 2);
+    assert_eq!(counted(stand)["passed"], 2);
     std::fs::remove_file(stand.options.pin_dir.join("links/file_receive")).unwrap();
     assert_eq!(python_outside(&script), "1\n1\n1\n1", "{ip}");
 }
 
 #[test]
 fn connected_sockets_of_others_are_not_received() {
-    passed("127.0.0.1");
-    passed("::1");
+    let mut stand = Stand::new();
+    for ip in ["127.0.0.1", "::1"] {
+        stand.renew();
+        stand.fence().mend();
+        passed(&stand, ip);
+    }
 }
 
 /// What `script`, which starts outside, says at first, and once the program that looks at what is sent is gone; whether it
@@ -201,11 +204,13 @@ if 'BECOME' in os.environ:
 /// A connection, a datagram socket and a raw one, which a parent had that is not governed.
 #[test]
 fn nothing_is_sent_over_inherited_sockets() {
+    let mut stand = Stand::new();
     for ip in ["127.0.0.1", "::1"] {
+        stand.renew();
+        stand.fence().mend();
         let server = Elsewhere::new(ip);
         let datagrams = std::net::UdpSocket::bind((ip, 0)).unwrap();
         datagrams.set_nonblocking(true).unwrap();
-        let stand = Stand::new();
         let script = format!(
             "{SENDS}
 others = [socket.create_connection(('{ip}', {})), socket.socket(family('{ip}'), socket.SOCK_DGRAM), socket.socket(family('{ip}'), socket.SOCK_RAW, 253)]
@@ -247,9 +252,11 @@ os.wait()",
 /// Told once for each socket, and counted each time.
 #[test]
 fn what_is_sent_again_is_not_told_again() {
+    let mut stand = Stand::new();
     for ip in ["127.0.0.1", "::1"] {
+        stand.renew();
+        stand.fence().mend();
         let server = TcpListener::bind((ip, 0)).unwrap();
-        let stand = Stand::new();
         if !crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing {
             return assert_all_missing(&stand);
         }
@@ -319,8 +326,10 @@ os.wait()",
 /// Connections that the workload accepts are its own to serve where its policy has it listen, whoever made the listener.
 #[test]
 fn what_is_accepted_is_sent_over_where_policy_has_the_workload_listen() {
+    let mut stand = Stand::new();
     for ip in ["127.0.0.1", "::1"] {
-        let stand = Stand::new();
+        stand.renew();
+        stand.fence().mend();
         let there = crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing;
         let outside = Cgroup::new(stand.fence().cgroup_root(), unique());
         let script = format!(
@@ -368,9 +377,11 @@ for line in sys.stdin: say(*tried())''')",
 /// What ran before it was governed goes on with what it has, if policy lets it; as another program, only with that.
 #[test]
 fn what_goes_on_from_before_is_sent_over() {
+    let mut stand = Stand::new();
     for ip in ["127.0.0.1", "::1"] {
+        stand.renew();
+        stand.fence().mend();
         let server = Elsewhere::new(ip);
-        let stand = Stand::new();
         let there = crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing;
         let later = Cgroup::new(stand.fence().cgroup_root(), unique());
         let mut process = Running::start_outside(&format!(
@@ -414,9 +425,11 @@ sys.stdin.readline(); become(others, 'say(*tried())\\nfor line in sys.stdin: say
 /// Who was governed, and has become another program since, is not as if from before for entering a cgroup again.
 #[test]
 fn entering_again_changes_nothing() {
+    let mut stand = Stand::new();
     for ip in ["127.0.0.1", "::1"] {
+        stand.renew();
+        stand.fence().mend();
         let server = TcpListener::bind((ip, 0)).unwrap();
-        let stand = Stand::new();
         if !crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing {
             return assert_all_missing(&stand);
         }

@@ -26,11 +26,12 @@ pub(super) struct Hand {
 }
 
 impl Deck {
-    /// The tests of `programs` whose names contain `filter`, as the programs themselves list them; `built`: where they are.
+    /// The tests of `programs` whose names contain `filter` and begin with nothing that is `left_out`, as the programs themselves list them; `built`: where they are.
     pub(super) fn of(
         built: &[(String, PathBuf)],
         programs: &[&'static str],
         filter: Option<&str>,
+        left_out: &[&str],
     ) -> Result<Self> {
         let mut left = Vec::new();
         for program in programs {
@@ -42,7 +43,8 @@ impl Deck {
             let listed = answer(list)?;
             let names = listed
                 .lines()
-                .filter_map(|line| line.strip_suffix(": test"));
+                .filter_map(|line| line.strip_suffix(": test"))
+                .filter(|name| !left_out.iter().any(|module| name.starts_with(module)));
             left.extend(names.map(|name| Test {
                 program,
                 name: name.to_owned(),
