@@ -156,12 +156,10 @@ fn local_daemons_are_not_spoken_to() {
     assert_eq!(stand.run(&script), ["ok"; 5].join(" "));
 }
 
-#[test]
-fn sockets_that_policy_names_are_spoken_to() {
-    let stand = Stand::new();
+fn sockets_that_policy_names_are_spoken_to(stand: &Stand) {
     let daemon = Daemon::new();
     let script = format!("{}say(ways())", daemon.tried());
-    if !is_held(&stand) {
+    if !is_held(stand) {
         return;
     }
     let (stream, datagram) = (daemon.path("stream"), daemon.path("datagram"));
@@ -188,11 +186,9 @@ fn sockets_that_policy_names_are_spoken_to() {
 }
 
 /// The name counts as the host's administrator meant it.
-#[test]
-fn names_that_lead_elsewhere_are_refused() {
-    let stand = Stand::new();
+fn names_that_lead_elsewhere_are_refused(stand: &Stand) {
     let daemon = Daemon::new();
-    if !is_held(&stand) {
+    if !is_held(stand) {
         return;
     }
     let directory = daemon.directory.display();
@@ -211,7 +207,7 @@ say(to('{directory}/inner/mine'))",
         daemon.tried()
     );
     // What is judged by the name that it was bound to has been looked up, and leads nowhere.
-    let expected = match judged(&stand) {
+    let expected = match judged(stand) {
         Some(Judged::Bound) => "EPERM ECONNREFUSED ENOENT\nEPERM EPERM\nEPERM\nEPERM",
         _ => "EPERM EPERM EPERM\nEPERM EPERM\nok\nEPERM",
     };
@@ -257,12 +253,10 @@ say(*[name(lambda: call(place)) for place in {places}])"
 }
 
 /// Each of the two holds what it is there for, and once it is gone nothing else does.
-#[test]
-fn each_hook_holds_its_own() {
-    let stand = Stand::new();
+fn each_hook_holds_its_own(stand: &Stand) {
     let daemon = Daemon::new();
     let script = format!("{}say(ways())", daemon.tried());
-    let Some(judged) = judged(&stand) else { return };
+    let Some(judged) = judged(stand) else { return };
     let [streams, datagrams] = match judged {
         Judged::Asked => LAYERS,
         Judged::Bound => crate::lsm::UNIX_LAYERS,
@@ -284,9 +278,7 @@ fn each_hook_holds_its_own() {
 }
 
 /// What was connected before, or by others, is none of the hooks' business, also where they see each datagram.
-#[test]
-fn what_is_connected_stays_connected() {
-    let stand = Stand::new();
+fn what_is_connected_stays_connected(stand: &Stand) {
     let daemon = Daemon::new();
     let script = format!(
         "{}
@@ -301,16 +293,14 @@ say(name(lambda: s.send(b'x')), name(lambda: d.send(b'x')))",
 }
 
 /// Pairs and inherited sockets have no name to be asked for.
-#[test]
-fn sockets_without_a_name_work() {
-    let stand = Stand::new();
+fn sockets_without_a_name_work(stand: &Stand) {
     let script = "
 a, b = socket.socketpair(); a.send(b'x'); say(b.recv(1))
 c, d = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); c.send(b'y'); say(d.recv(1))
 r, w = os.pipe(); socket.send_fds(a, [b'f'], [r]); _, (got,), _, _ = socket.recv_fds(b, 1, 1)
 os.write(w, b'z'); say(os.read(got, 1))";
     assert_eq!(stand.run(script), "b'x'\nb'y'\nb'z'");
-    assert!(counted(&stand).is_empty());
+    assert!(counted(stand).is_empty());
 }
 
 /// Resolvers that answer over Unix sockets would look up any name: what the C library asks, and systemd's, on files of the
@@ -362,4 +352,21 @@ say(asked(True))",
     stand.lift();
     process.send("\n");
     assert_eq!(process.line(), "True", "the cause is gone");
+}
+
+/// Each in a workload of its own, and all under one fence: where the machine is emulated, to load one takes longer than any of these.
+#[test]
+fn sockets_are_spoken_to_as_policy_says() {
+    let mut stand = Stand::new();
+    let all: &[fn(&Stand)] = &[
+        sockets_that_policy_names_are_spoken_to,
+        names_that_lead_elsewhere_are_refused,
+        each_hook_holds_its_own,
+        what_is_connected_stays_connected,
+        sockets_without_a_name_work,
+    ];
+    for one in all {
+        stand.renew();
+        one(&stand);
+    }
 }
