@@ -52,8 +52,15 @@ const SAME_EVERYWHERE: &[&str] = &[
     "looks::",
     "account::events_that_do_not_fit_are_counted",
     "before::a_listener_that_another_has_open_is_warned_of",
+    "birth::a_cgroup_that_there_is_no_room_for_is_refused",
+    "listen::nobody_meets_who_asks_the_agent",
+    "names::queries_that_are_not_read_are_bounded",
+    "quota::what_is_spent_survives_the_agent",
     "recognise::a_tree_that_forks_all_the_time_is_enrolled_with_all_of_it",
+    "refuse::what_cannot_be_recorded_is_refused",
     "stress::",
+    "ways::an_address_that_changes_while_it_is_read_leads_to_the_agent",
+    "ways::lost_events_open_nothing",
 ];
 
 /// Minutes that the tests may take as a part of `cargo xtask test`.
