@@ -8,8 +8,9 @@ pub const FILTER_WORDS: usize = 64;
 
 /// What is known of one process: a value of `PROCESSES`, at its thread-group id.
 ///
-/// Governed: the workload, 16 bits; how it came to be, 16 bits; when, 30 bits, in seconds since boot; two bits of what it has open. Otherwise 16 bits of
-/// zero, 16 bits of what executable it runs, and 32 bits that say for what the rules were last asked in vain.
+/// Governed: the workload, 16 bits; how it came to be, 16 bits; when, 30 bits, in seconds since boot; two bits of what it
+/// has open. Otherwise 16 bits of zero, 16 bits of what executable it runs, and 32 bits that say for what the rules were
+/// last asked in vain.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark(pub u64);

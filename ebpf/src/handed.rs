@@ -102,6 +102,7 @@ impl Socket {
                 let is_its = client.workload == governed.workload;
                 is_its && (is_held(client) || self.asks_the_agent()) || is_of_this_process(client)
             })
+            // What the agent claimed is from before, and goes on only where policy lets it.
             || ORIGIN
                 .of(self.sk)
                 .is_some_and(|origin| *origin & !MADE == u64::from(governed.workload))

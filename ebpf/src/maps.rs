@@ -95,8 +95,9 @@ pub(crate) static AGENT_SOCKETS: SocketStorage<AgentSocket, LAZY> = SocketStorag
 /// any socket of which a packet was dropped.
 #[btf_map]
 pub(crate) static PENDING: SocketStorage<Pending, LAZY> = SocketStorage::new();
-/// Whose a socket was made as, or bound: the workload, with [`MADE`]; without, where it listens or was accepted by
-/// one that does, to which the kernel clones it. A listener's that is its cgroup's may be 0.
+/// Whose a socket was made as, or bound, or is since the agent found it with a process that it governed: the workload, with
+/// [`MADE`], and `CLAIMED` where the agent said so; without, where it listens or was accepted by one that does, to which the
+/// kernel clones it. A listener's that is its cgroup's may be 0.
 #[btf_map]
 pub(crate) static ORIGIN: SocketStorage<u64, CLONED> = SocketStorage::new();
 /// What a socket carries that the agent accepted and has asked for.

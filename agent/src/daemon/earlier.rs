@@ -35,11 +35,10 @@ impl Agent {
             true => Vec::new(),
             false => fence.end_earlier(&[], &says),
         };
-        let (twice, once): (Vec<u32>, Vec<u32>) = unseen
-            .iter()
-            .partition(|process| looks.once.contains(process));
-        fence.has_seen(&twice);
-        looks.once = once.into_iter().collect();
+        let unseen = unseen.into_iter();
+        let (twice, once) = unseen.partition::<HashSet<u32>, _>(|one| looks.once.contains(one));
+        fence.has_seen(twice);
+        looks.once = once;
         let hash = snapshot.policy.hash();
         let is_due = looks
             .reviewed

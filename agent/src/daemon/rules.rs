@@ -175,7 +175,7 @@ impl Rules {
         for process in &unsettled {
             self.enrol(fence, *process);
         }
-        fence.look_again_at(unsettled.into_iter());
+        fence.look_again_at(unsettled);
     }
 
     /// Has all who run asked for again.

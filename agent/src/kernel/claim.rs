@@ -7,7 +7,7 @@ use super::{Fence, maps};
 use aya::maps::MapError;
 use rustix::fs::fstat;
 use rustix::net::AddressFamily;
-use rustix::net::sockopt::{socket_cookie, socket_domain};
+use rustix::net::sockopt::socket_domain;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -15,14 +15,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use tollgate_common::flow::{CLAIMED, MADE};
 
-/// What came of it, by inode.
+/// By inode: the holder's workload of each socket that is known to be somebody's from now on, or why it is not.
 #[derive(Debug, Default)]
-pub(super) struct Claims {
-    /// Known to be a workload's from now on, with their holders', by their cookies.
-    own: HashMap<u64, String>,
-    /// Why not.
-    not: HashMap<u32, String>,
-}
+pub(super) struct Claims(HashMap<u32, Result<String, String>>);
 
 /// A listener that is a workload's since this look.
 #[derive(Debug)]
@@ -78,20 +73,23 @@ impl Claims {
         socket: &Socket,
     ) -> Option<Result<Claimed, Unheld>> {
         let local = socket.local();
-        if let Some(workload) = self.own.get(&socket.cookie()) {
-            return Some(Ok(Claimed {
-                workload: workload.clone(),
-                local,
-                family: socket.family(),
-            }));
-        }
+        let why = match self.0.get(&socket.inode) {
+            Some(Ok(workload)) => {
+                return Some(Ok(Claimed {
+                    workload: workload.clone(),
+                    local,
+                    family: socket.family(),
+                }));
+            }
+            Some(Err(why)) => why.clone(),
+            None => "it was not there any more: restart it".to_owned(),
+        };
         let (process, workload) = holders.of_socket(fence, socket.inode)?;
-        let why = self.not.get(&socket.inode).cloned();
         Some(Err(Unheld {
             workload,
             process,
             local,
-            why: why.unwrap_or_else(|| "it was not there any more: restart it".to_owned()),
+            why,
         }))
     }
 }
@@ -104,28 +102,25 @@ impl Holders {
         let mut seen = HashSet::new();
         let mut elsewhere = Vec::new();
         for (inode, holders) in &self.sockets {
-            if let Some(other) = self.others(fence).get(inode) {
-                let why = format!(
+            let claimed = match self.others(fence).get(inode) {
+                Some(other) => Err(format!(
                     "process {other}, which is not governed, has it open too: end that one, or list the port under `listen`"
-                );
-                claims.not.insert(*inode, why);
-                continue;
-            }
-            match claim(fence, (*inode, holders), |_| false) {
-                Ok(Some((copy, workload))) => {
-                    if let Ok(cookie) = socket_cookie(&copy) {
-                        claims.own.insert(cookie, workload);
+                )),
+                None => match claim(fence, (*inode, holders), true) {
+                    Ok(None) => continue,
+                    Ok(Some((copy, workload))) => {
+                        if namespaces::cookie(copy.as_fd()).is_ok_and(|cookie| seen.insert(cookie))
+                        {
+                            elsewhere.push(Network::of_socket(copy.as_fd()));
+                        }
+                        Ok(workload)
                     }
-                    if namespaces::cookie(copy.as_fd()).is_ok_and(|cookie| seen.insert(cookie)) {
-                        elsewhere.push(Network::of_socket(copy.as_fd()));
-                    }
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    let why = format!("it cannot be said whose it is ({error}): restart it");
-                    claims.not.insert(*inode, why);
-                }
-            }
+                    Err(error) => Err(format!(
+                        "it cannot be said whose it is ({error}): restart it"
+                    )),
+                },
+            };
+            claims.0.insert(*inode, claimed);
         }
         elsewhere
             .into_iter()
@@ -135,9 +130,8 @@ impl Holders {
 
     /// Makes what was made as one of the workloads that policy is letting go of its holder's workload's.
     pub(super) fn hand_over(&self, fence: &Fence) {
-        let leaving = fence.leaving.load();
         for (inode, holders) in &self.sockets {
-            if let Err(error) = claim(fence, (*inode, holders), |owner| !leaving.contains(&owner)) {
+            if let Err(error) = claim(fence, (*inode, holders), false) {
                 tracing::debug!("a socket stays what it was: {error}");
             }
         }
@@ -145,18 +139,17 @@ impl Holders {
 }
 
 /// Enters whose a socket is: of the first holder of which it can be had. What was said of it before stays, unless that was of a
-/// workload that is no more, or is being let go of. `None`: it is not IP's, or nobody governed has it; or `stays`.
+/// workload that is no more, or is being let go of; of what nothing was said of, it is said if `from_before`. `None`: it is not IP's,
+/// or nobody governed has it, or nothing is said.
 fn claim(
     fence: &Fence,
     (inode, holders): (u32, &[Holder]),
-    stays: impl Fn(u32) -> bool,
+    from_before: bool,
 ) -> Result<Option<(OwnedFd, String)>, Box<dyn std::error::Error>> {
     let mut failed = None;
     for holder in holders {
-        if fence.is_free(holder.process) {
-            continue;
-        }
-        let Some(workload) = fence.workload_of_process(holder.process) else {
+        let workload = fence.workload_of_process(holder.process);
+        let Some(workload) = workload.filter(|_| !fence.is_free(holder.process)) else {
             continue;
         };
         let copy = match copy_of(*holder, inode) {
@@ -170,7 +163,7 @@ fn claim(
         if domain != AddressFamily::INET && domain != AddressFamily::INET6 {
             return Ok(None);
         }
-        return Ok(enter(fence, &copy, &workload, stays)?.then_some((copy, workload)));
+        return Ok(enter(fence, &copy, &workload, from_before)?.then_some((copy, workload)));
     }
     failed.map_or(Ok(None), |error| Err(error.into()))
 }
@@ -180,23 +173,23 @@ fn enter(
     fence: &Fence,
     copy: &OwnedFd,
     workload: &str,
-    stays: impl Fn(u32) -> bool,
+    from_before: bool,
 ) -> Result<bool, super::Error> {
     let leaving = fence.leaving.load();
     let mut writers = fence.maps.write();
-    let ids = fence.workload_ids(&mut writers, std::iter::once(workload))?;
-    let id = ids.get(workload).copied().unwrap_or_default();
     let was = match writers.origin.get(&copy.as_raw_fd(), 0) {
         Err(MapError::KeyNotFound) => MADE,
         was => was.map_err(maps::read("ORIGIN"))?,
     };
     let owner = u32::try_from(was & !(MADE | CLAIMED)).unwrap_or_default();
-    if stays(owner) {
+    if owner == 0 && !from_before {
         return Ok(false);
     }
     if owner != 0 && !leaving.contains(&owner) && !writers.is_released(owner)? {
         return Ok(true);
     }
+    let ids = fence.workload_ids(&mut writers, std::iter::once(workload))?;
+    let id = ids.get(workload).copied().unwrap_or_default();
     // What a hook saw made stays one's own to send over.
     let claimed = if owner == 0 { CLAIMED } else { was & CLAIMED };
     let new = was & MADE | claimed | u64::from(id);

@@ -222,9 +222,15 @@ impl Fence {
         if leaving.is_empty() {
             return Ok(());
         }
-        // What others have of theirs becomes those others'.
-        let governed: Vec<u32> = self.processes().into_iter().map(|of| of.pid).collect();
-        Holders::of(self, &governed).hand_over(self);
+        let is_released = |id: &u32| self.maps.write().is_released(*id);
+        if leaving
+            .iter()
+            .any(|id| !is_released(id).unwrap_or_default())
+        {
+            // What others have of theirs becomes those others'.
+            let governed: Vec<u32> = self.processes().into_iter().map(|of| of.pid).collect();
+            Holders::of(self, &governed).hand_over(self);
+        }
         self.marks
             .clear(|mark| mark.is_governed() && leaving.contains(&u32::from(mark.workload())));
         let mut writers = self.maps.write();

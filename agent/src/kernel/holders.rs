@@ -16,7 +16,7 @@ const DESCRIPTORS: usize = 1 << 20;
 const NETWORKS: usize = 1024;
 
 /// Who has a socket open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Holder {
     pub(super) process: u32,
     /// Its number there; `None`: in a table of descriptors that a thread may have for itself.

@@ -167,16 +167,18 @@ impl Fence {
     }
 
     /// Has these processes looked at, if they are governed.
-    pub fn look_again_at(&self, processes: impl Iterator<Item = u32>) {
+    pub fn look_again_at(&self, processes: impl IntoIterator<Item = u32>) {
         let governed = |mark: Mark| mark.is_governed().then(|| mark.to_be_looked_at());
-        processes.for_each(|process| self.marks.change(process, governed));
+        for process in processes {
+            self.marks.change(process, governed);
+        }
     }
 
     /// They were looked at.
-    pub fn has_seen(&self, processes: &[u32]) {
+    pub fn has_seen(&self, processes: impl IntoIterator<Item = u32>) {
+        let seen = |mark: Mark| mark.is_to_be_looked_at().then(|| mark.looked_at());
         for process in processes {
-            let seen = |mark: Mark| mark.is_to_be_looked_at().then(|| mark.looked_at());
-            self.marks.change(*process, seen);
+            self.marks.change(process, seen);
         }
     }
 

@@ -26,7 +26,8 @@ pub(super) struct Hand {
 }
 
 impl Deck {
-    /// The tests of `programs` whose names contain `filter` and begin with nothing that is `left_out`, as the programs themselves list them; `built`: where they are.
+    /// The tests of `programs` whose names contain `filter` and begin with nothing that is `left_out`, as the programs
+    /// themselves list them; `built`: where they are.
     pub(super) fn of(
         built: &[(String, PathBuf)],
         programs: &[&'static str],
