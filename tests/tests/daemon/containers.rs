@@ -146,8 +146,7 @@ impl Boxes {
     }
 
     fn workload(&self, of: char) -> Option<String> {
-        let output = self.place.output(&["workloads", "-o", "json"]);
-        let all: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let all = self.place.workloads();
         let has = |workload: &&serde_json::Value| {
             let cgroups = workload["cgroups"].as_array().unwrap();
             cgroups

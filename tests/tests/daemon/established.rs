@@ -71,8 +71,7 @@ impl Drop for Talker {
 }
 
 fn earlier(place: &Place) -> (u64, u64) {
-    let output = place.output(&["workloads", "-o", "json"]);
-    let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let all = place.workloads();
     let job = all.iter().find(|workload| workload["workload"] == "job");
     let earlier = job.map_or(&Value::Null, |job| &job["earlier"]);
     let count = |key: &str| earlier[key].as_u64().unwrap_or(0);

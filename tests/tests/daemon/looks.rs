@@ -147,8 +147,7 @@ fn reload(place: &Place) {
 
 /// The workloads that have a process.
 fn whose(place: &Place, process: u32) -> Vec<String> {
-    let output = place.output(&["workloads", "-o", "json"]);
-    let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let all = place.workloads();
     let has = |workload: &&Value| {
         let processes = workload["processes"].as_array().unwrap();
         processes

@@ -179,8 +179,7 @@ impl Pods {
 
     /// The workload of a pod's processes, and by what they are recognised.
     fn recognised(&self, container: &str) -> Option<(String, String)> {
-        let output = self.place.output(&["workloads", "-o", "json"]);
-        let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let all = self.place.workloads();
         let processes = all
             .iter()
             .flat_map(|workload| workload["processes"].as_array().unwrap());

@@ -43,8 +43,7 @@ fn digest(path: &Path) -> String {
 }
 
 fn processes(place: &Place, workload: &str) -> Vec<Value> {
-    let output = place.output(&["workloads", "-o", "json"]);
-    let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let all = place.workloads();
     let ours = all.into_iter().find(|w| w["workload"] == workload);
     ours.map_or(Vec::new(), |w| w["processes"].as_array().unwrap().clone())
 }

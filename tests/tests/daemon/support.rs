@@ -168,6 +168,12 @@ impl Place {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
     }
 
+    /// What is governed, as the agent lists it.
+    pub(crate) fn workloads(&self) -> Vec<Value> {
+        let output = self.output(&["workloads", "-o", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
+    }
+
     /// A program in the cgroup that the policy's `job` is recognised by.
     pub(crate) fn in_job(&self, program: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new("sh");

@@ -47,8 +47,7 @@ fn load(place: &Place, workloads: &str) {
 
 /// Workloads that have processes.
 fn owners(place: &Place) -> Vec<String> {
-    let output = place.output(&["workloads", "-o", "json"]);
-    let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let all = place.workloads();
     let held = |one: &&Value| !one["processes"].as_array().unwrap().is_empty();
     let names = all.iter().filter(held);
     names

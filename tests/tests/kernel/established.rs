@@ -356,13 +356,13 @@ for line in sys.stdin: say(name(lambda: s.send(b'x')), name(lambda: a.recv(1)))"
     }
 }
 
-/// One fence for all: where the machine is emulated, to load one takes longer than any of these.
 #[test]
 fn what_was_open_before_is_ended_or_goes_on_as_policy_says() {
-    let stand = Stand::new();
-    what_was_connected_is_ended_and_its_peer_is_told(&stand);
-    what_a_process_outside_of_governed_cgroups_had_is_ended(&stand);
-    what_may_go_on_does_and_goes_nowhere_else(&stand);
-    who_connected_to_an_allowed_port_stays_connected(&stand);
-    other_network_namespaces_are_looked_at_too(&stand);
+    under_one_fence(&[
+        what_was_connected_is_ended_and_its_peer_is_told,
+        what_a_process_outside_of_governed_cgroups_had_is_ended,
+        what_may_go_on_does_and_goes_nowhere_else,
+        who_connected_to_an_allowed_port_stays_connected,
+        other_network_namespaces_are_looked_at_too,
+    ]);
 }

@@ -358,7 +358,7 @@ say(*[s.fileno() for s in all]); sys.stdin.read()"
     let mut all = ports(&mut maker);
     enrol(fence, &maker, "maker");
     looks(fence, &[]);
-    fence.has_seen(&[maker.pid()]);
+    fence.has_seen([maker.pid()]);
     maker.send("\n");
     all.extend(ports(&mut maker));
     let copies = format!(

@@ -48,6 +48,16 @@ fn assert_all_missing(stand: &Stand) {
     }
 }
 
+/// Over each family, as a workload of its own, with all programs there.
+fn over_both(test: impl Fn(&Stand, &str)) {
+    let mut stand = Stand::new();
+    for ip in ["127.0.0.1", "::1"] {
+        stand.renew();
+        stand.fence().mend();
+        test(&stand, ip);
+    }
+}
+
 #[test]
 fn other_families_are_not_made() {
     let script = "
@@ -164,12 +174,7 @@ os.wait()"
 
 #[test]
 fn connected_sockets_of_others_are_not_received() {
-    let mut stand = Stand::new();
-    for ip in ["127.0.0.1", "::1"] {
-        stand.renew();
-        stand.fence().mend();
-        passed(&stand, ip);
-    }
+    over_both(passed);
 }
 
 /// What `script`, which starts outside, says at first, and once the program that looks at what is sent is gone; whether it
@@ -204,10 +209,7 @@ if 'BECOME' in os.environ:
 /// A connection, a datagram socket and a raw one, which a parent had that is not governed.
 #[test]
 fn nothing_is_sent_over_inherited_sockets() {
-    let mut stand = Stand::new();
-    for ip in ["127.0.0.1", "::1"] {
-        stand.renew();
-        stand.fence().mend();
+    over_both(|stand, ip| {
         let server = Elsewhere::new(ip);
         let datagrams = std::net::UdpSocket::bind((ip, 0)).unwrap();
         datagrams.set_nonblocking(true).unwrap();
@@ -224,10 +226,10 @@ os.wait()",
             datagrams.local_addr().unwrap().port(),
             stand.cgroup.path()
         );
-        let (there, [with, without]) = sends(&stand, &script);
+        let (there, [with, without]) = sends(stand, &script);
         if there {
             assert_eq!(with, "EPERM EPERM EPERM", "{ip}");
-            assert_eq!(counted(&stand)["passed"], 3);
+            assert_eq!(counted(stand)["passed"], 3);
             let told = crate::refuse::refusals(stand.fence(), 3);
             assert_eq!(told[0].destination, Some(server.address));
             let protocols: Vec<&str> = told.iter().map(|one| &*one.protocol).collect();
@@ -246,19 +248,16 @@ os.wait()",
         );
         let datagrams = std::iter::from_fn(|| datagrams.recv(&mut heard).ok());
         assert_eq!(datagrams.count(), arrived);
-    }
+    });
 }
 
 /// Told once for each socket, and counted each time.
 #[test]
 fn what_is_sent_again_is_not_told_again() {
-    let mut stand = Stand::new();
-    for ip in ["127.0.0.1", "::1"] {
-        stand.renew();
-        stand.fence().mend();
+    over_both(|stand, ip| {
         let server = TcpListener::bind((ip, 0)).unwrap();
         if !crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing {
-            return assert_all_missing(&stand);
+            return assert_all_missing(stand);
         }
         let script = format!(
             "{SENDS}
@@ -269,14 +268,14 @@ say({{x for _ in range(50) for x in tried()}}, name(lambda: os.write(s.fileno(),
             stand.cgroup.path()
         );
         assert_eq!(python_outside(&script), "{'EPERM'} EPERM EPERM", "{ip}");
-        assert_eq!(counted(&stand)["passed"], 52);
+        assert_eq!(counted(stand)["passed"], 52);
         let told = crate::refuse::events(stand.fence(), |events| !events.is_empty());
         assert_eq!(told.len(), 1, "{told:?}");
-        nobody_looks_at_what_is_sent(&stand);
+        nobody_looks_at_what_is_sent(stand);
         eventually("it is the program that keeps it", || {
             python_outside(&script) == "{'ok'} ok ok"
         });
-    }
+    });
 }
 
 /// The program that looks at what is sent goes; the kernel takes a moment.
@@ -326,10 +325,7 @@ os.wait()",
 /// Connections that the workload accepts are its own to serve where its policy has it listen, whoever made the listener.
 #[test]
 fn what_is_accepted_is_sent_over_where_policy_has_the_workload_listen() {
-    let mut stand = Stand::new();
-    for ip in ["127.0.0.1", "::1"] {
-        stand.renew();
-        stand.fence().mend();
+    over_both(|stand, ip| {
         let there = crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing;
         let outside = Cgroup::new(stand.fence().cgroup_root(), unique());
         let script = format!(
@@ -361,22 +357,19 @@ for line in sys.stdin: say(*tried())''')",
         let other = if there { "EPERM" } else { "ok" };
         assert_eq!(process.line(), format!("ok ok ok {other}"), "{ip}");
         if there {
-            nobody_looks_at_what_is_sent(&stand);
+            nobody_looks_at_what_is_sent(stand);
             eventually("it is the program that keeps it", || {
                 process.send("\n");
                 process.line() == "ok ok ok ok"
             });
         }
-    }
+    });
 }
 
 /// What ran before it was governed goes on with what it has, if policy lets it; as another program, only with that.
 #[test]
 fn what_goes_on_from_before_is_sent_over() {
-    let mut stand = Stand::new();
-    for ip in ["127.0.0.1", "::1"] {
-        stand.renew();
-        stand.fence().mend();
+    over_both(|stand, ip| {
         let server = Elsewhere::new(ip);
         let there = crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing;
         let later = Cgroup::new(stand.fence().cgroup_root(), unique());
@@ -410,24 +403,21 @@ sys.stdin.readline(); become(others, 'say(*tried())\\nfor line in sys.stdin: say
         let expected = if there { "EPERM" } else { "ok" };
         assert_eq!(fares(&mut process), expected, "{ip}: nothing lets it");
         if there {
-            nobody_looks_at_what_is_sent(&stand);
+            nobody_looks_at_what_is_sent(stand);
             eventually("it is the program that keeps it", || {
                 fares(&mut process) == "ok"
             });
         }
-    }
+    });
 }
 
 /// Who was governed, and has become another program since, is not as if from before for entering a cgroup again.
 #[test]
 fn entering_again_changes_nothing() {
-    let mut stand = Stand::new();
-    for ip in ["127.0.0.1", "::1"] {
-        stand.renew();
-        stand.fence().mend();
+    over_both(|stand, ip| {
         let server = TcpListener::bind((ip, 0)).unwrap();
         if !crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing {
-            return assert_all_missing(&stand);
+            return assert_all_missing(stand);
         }
         let nested = stand.cgroup.child("nested");
         let outside = Cgroup::new(stand.fence().cgroup_root(), unique());
@@ -445,11 +435,11 @@ enter({:?}); say(*tried())''')",
             outside.path(),
         );
         assert_eq!(python_outside(&script), "EPERM\nEPERM\nEPERM", "{ip}");
-        nobody_looks_at_what_is_sent(&stand);
+        nobody_looks_at_what_is_sent(stand);
         eventually("it is the program that keeps it", || {
             python_outside(&script) == "ok\nok\nok"
         });
-    }
+    });
 }
 
 /// Of a disk behind a network the kernel asks in the name of whoever reads a file, over a socket that somebody else made.

@@ -442,11 +442,9 @@ fn a_program_of_a_cgroup_within_decides_nothing() {
     }
 }
 
-/// Each in a workload of its own, and all under one fence: where the machine is emulated, to load one takes longer than any of these.
 #[test]
 fn each_connection_goes_where_it_should() {
-    let mut stand = Stand::new();
-    let all: &[fn(&Stand)] = &[
+    under_one_fence(&[
         connections_are_steered,
         a_released_cgroup_is_not_steered,
         ungoverned_processes_are_unaffected,
@@ -454,9 +452,5 @@ fn each_connection_goes_where_it_should() {
         an_end_that_changes_hands_is_not_taken_for_anothers,
         who_is_connected_is_known_by_both_ends,
         a_socket_that_connects_again_is_two_flows,
-    ];
-    for one in all {
-        stand.renew();
-        one(&stand);
-    }
+    ]);
 }

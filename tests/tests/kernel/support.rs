@@ -197,6 +197,16 @@ impl Drop for Stand {
     }
 }
 
+/// Runs tests each as a workload of its own, all under one fence: where the machine is emulated, to load one takes longer than
+/// any of these.
+pub fn under_one_fence(tests: &[fn(&Stand)]) {
+    let mut stand = Stand::new();
+    for test in tests {
+        stand.renew();
+        test(&stand);
+    }
+}
+
 /// Opens a fence; says plainly that these tests need root.
 pub fn open(options: &Options) -> Fence {
     // Probed once: its types are many, and to read them takes as long as half of the programs.

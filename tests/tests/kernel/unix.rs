@@ -354,19 +354,13 @@ say(asked(True))",
     assert_eq!(process.line(), "True", "the cause is gone");
 }
 
-/// Each in a workload of its own, and all under one fence: where the machine is emulated, to load one takes longer than any of these.
 #[test]
 fn sockets_are_spoken_to_as_policy_says() {
-    let mut stand = Stand::new();
-    let all: &[fn(&Stand)] = &[
+    under_one_fence(&[
         sockets_that_policy_names_are_spoken_to,
         names_that_lead_elsewhere_are_refused,
         each_hook_holds_its_own,
         what_is_connected_stays_connected,
         sockets_without_a_name_work,
-    ];
-    for one in all {
-        stand.renew();
-        one(&stand);
-    }
+    ]);
 }
