@@ -93,8 +93,8 @@ const RULES: &[Rule] = &[
         holds: tools::clippy_host,
     },
     Rule {
-        name: "clippy, fuzz targets and policy bench",
-        holds: tools::clippy_apart,
+        name: "clippy, fuzz targets",
+        holds: tools::clippy_fuzz,
     },
     Rule {
         name: "clippy, BPF",

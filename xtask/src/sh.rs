@@ -52,9 +52,8 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// Members that most work leaves out: the programs for BPF, and what only fuzzing and the policy's bench build.
-pub(crate) const APART: &[&str] = &[
+const APART: &[&str] = &[
     "tollgate-ebpf",
-    "tollgate-policy-bench",
     "tollgate-policy-bench",
     "tollgate-policy-fuzz",
 ];

@@ -7,6 +7,16 @@ pub enum Error {
     /// A process could not harden itself.
     #[error("cannot harden the process: {0}: run outside the sandbox that forbids it")]
     Harden(std::io::Error),
+    /// It would run out of descriptors.
+    #[error(
+        "the agent may open {files} files and needs {fewest}: too many open files would keep it from serving; raise LimitNOFILE= of its unit, or `ulimit -Hn`"
+    )]
+    FewFiles {
+        /// What it may open.
+        files: u64,
+        /// What it needs.
+        fewest: u64,
+    },
     /// Not root.
     #[error("the agent needs root: start it with `systemctl start tollgate` or with sudo")]
     NotRoot,

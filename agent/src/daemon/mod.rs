@@ -71,7 +71,7 @@ pub enum Lifetime {
 /// # Errors
 /// It could not start.
 pub fn run(config: Config, lifetime: Lifetime) -> Result<(), Error> {
-    harden::harden().map_err(Error::Harden)?;
+    harden::harden()?;
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
     }

@@ -1,7 +1,7 @@
 //! Where the running kernel keeps the fields that the hooks read, from its own description of its
 //! types (BTF). Reads only what is needed of it, every index checked.
 use super::{Error, probe};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use tollgate_common::settings::Offsets;
 
@@ -47,9 +47,16 @@ impl Kernel {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    let failed = |source| Error::NoBtf {
-        path: path.to_owned(),
-        source,
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => Error::NoBtf {
+            path: path.to_owned(),
+            source,
+        },
+        _ => Error::Pin {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        },
     };
     let mut bytes = Vec::new();
     std::fs::File::open(path)

@@ -66,7 +66,7 @@ pub enum Error {
         /// Where.
         path: PathBuf,
     },
-    /// A pin could not be made, read or removed.
+    /// A pin, or a file of the kernel, could not be made, read or removed.
     #[error("cannot {action} {path}: {source}")]
     Pin {
         /// `pin`, `open`, `remove`, …

@@ -71,7 +71,7 @@ impl Fence {
             _ => {}
         }
         match sys::attached(&self.root.fd, hook.attach) {
-            Err(error) => return Some(format!("cannot ask the kernel: {error}")),
+            Err(error) => return Some(cannot_ask(&error)),
             Ok(attached) if !attached.contains(&ours) => {
                 return Some(format!(
                     "the agent's program (id {ours}) is not attached to the cgroup root: restart the agent"
@@ -80,6 +80,7 @@ impl Fence {
             Ok(_) => {}
         }
         match sys::open_pin(&self.pins.link(hook.name)).and_then(sys::link_info) {
+            Err(error) if sys::is_shortage(&error) => Some(cannot_ask(&error)),
             Err(error) => Some(format!(
                 "attached, but its pin is gone ({error}): it will not outlive the agent; restart the agent"
             )),
@@ -99,6 +100,7 @@ impl Fence {
     /// The same for a tracepoint or a security hook, where the pinned link is all that holds the program.
     fn why_not_traced(&self, hook: &Hook, ours: u32, kind: u32) -> Option<String> {
         match sys::open_pin(&self.pins.link(hook.name)).and_then(sys::link_info) {
+            Err(error) if sys::is_shortage(&error) => Some(cannot_ask(&error)),
             Err(error) => Some(format!(
                 "its pin is gone ({error}): nothing holds it; restart the agent"
             )),
@@ -182,6 +184,11 @@ impl Fence {
             at.port() != 0 && !set.listeners.iter().any(there)
         })
     }
+}
+
+/// The kernel gave no answer for want of something else than the layer.
+fn cannot_ask(error: &std::io::Error) -> String {
+    format!("cannot ask the kernel: {error}")
 }
 
 /// Can connections from before their process was governed be ended?

@@ -51,6 +51,7 @@ fn holds(hook: &Hook, pin: &Path) -> io::Result<bool> {
                 false => Err(error),
             };
         }
+        Err(error) if sys::is_shortage(&error) => return Err(error),
         Err(_) => return Ok(false),
     };
     Ok(match hook.attach {

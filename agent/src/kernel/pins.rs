@@ -2,7 +2,7 @@
 //! there fits this agent.
 use super::{Error, hooks::HOOKS, probe, sys};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, Map, MapData, MapInfo};
+use aya::maps::{Array, Map, MapData, MapError, MapInfo};
 use rustix::fs::{self, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
@@ -138,8 +138,10 @@ impl Pins {
             if !path.exists() {
                 continue;
             }
-            let found = MapInfo::from_pin(&path)
-                .map_err(|_| incompatible(format!("{} is not a map", map.name)))?;
+            let found = MapInfo::from_pin(&path).map_err(|error| match shortage(error) {
+                Some(source) => unread(path, source),
+                None => incompatible(format!("{} is not a map", map.name)),
+            })?;
             let sizes = (
                 found.key_size() as usize,
                 found.value_size() as usize,
@@ -152,16 +154,18 @@ impl Pins {
                 )));
             }
         }
-        match self.pinned_abi() {
-            None | Some(0 | ABI) => Ok(()),
-            Some(other) => Err(incompatible(format!("ABI {other} instead of {ABI}"))),
+        let path = self.map("SETTINGS");
+        if !path.exists() {
+            return Ok(());
         }
-    }
-
-    fn pinned_abi(&self) -> Option<u32> {
-        let map = Map::from_map_data(MapData::from_pin(self.map("SETTINGS")).ok()?).ok()?;
-        let settings: Array<MapData, settings::Settings> = map.try_into().ok()?;
-        settings.get(&0, 0).ok().map(|settings| settings.abi)
+        match pinned_abi(&path) {
+            Ok(0 | ABI) => Ok(()),
+            Ok(other) => Err(incompatible(format!("ABI {other} instead of {ABI}"))),
+            Err(error) => Err(match shortage(error) {
+                Some(source) => unread(path, source),
+                None => incompatible("SETTINGS tells no ABI".to_owned()),
+            }),
+        }
     }
 
     /// Removes every pin and the directory. What steers goes first: while the rest goes, a governed
@@ -187,6 +191,29 @@ impl Pins {
             )?;
         }
         remove_dir(&self.dir)
+    }
+}
+
+fn pinned_abi(path: &Path) -> Result<u32, MapError> {
+    let map = Map::from_map_data(MapData::from_pin(path)?)?;
+    let settings: Array<MapData, settings::Settings> = map.try_into()?;
+    Ok(settings.get(&0, 0)?.abi)
+}
+
+/// Was it for want of descriptors or memory? That tells nothing of what is pinned.
+fn shortage(error: MapError) -> Option<io::Error> {
+    match error {
+        MapError::SyscallError(error) => Some(error.io_error).filter(sys::is_shortage),
+        MapError::IoError(error) => Some(error).filter(sys::is_shortage),
+        _ => None,
+    }
+}
+
+fn unread(path: PathBuf, source: io::Error) -> Error {
+    Error::Pin {
+        action: "open",
+        path,
+        source,
     }
 }
 

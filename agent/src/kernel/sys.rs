@@ -282,6 +282,14 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     bpf_fd(BPF_OBJ_GET, &mut attributes)
 }
 
+/// Did a call fail for want of descriptors or memory, whatever it asked about?
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    let codes = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    error
+        .raw_os_error()
+        .is_some_and(|code| codes.contains(&code))
+}
+
 /// What the kernel says of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LinkInfo {

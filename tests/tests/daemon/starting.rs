@@ -20,6 +20,19 @@ fn what_keeps_it_from_starting_is_said_in_a_sentence() {
     );
     drop(taken);
 
+    let mut few = Command::new("prlimit");
+    few.arg("--nofile=1023:1023")
+        .arg(harness::agent::program().unwrap())
+        .arg("agent")
+        .env("TOLLGATE_CONFIG", place.path("config.yaml"));
+    let output = few.output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(
+        told.contains("1023 files and needs 1024") && told.contains("LimitNOFILE"),
+        "{told}"
+    );
+
     let key = place.path("state/ca-key.pem");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let (code, told) = place.refused();

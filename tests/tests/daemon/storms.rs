@@ -184,7 +184,7 @@ impl Storm {
                 self.exhaust();
                 std::thread::sleep(Duration::from_millis(100));
                 self.place.end(Signal::KILL);
-                self.start_in_vain(&["prlimit", "--nofile=8:8"], "Too many open files");
+                self.start_in_vain(&["prlimit", "--nofile=8:8"], "may open 8 files");
             }
             _ => {
                 self.place.end(Signal::KILL);
@@ -290,8 +290,10 @@ fn two_hundred_restarts_let_nothing_out_and_disturb_nobody_else() {
     assert!(unanswered <= ROUNDS as u64, "{answers:?}");
     let datagrams = of(&tried, "datagrams", &["EPERM"]);
     assert!(datagrams[0] > TRIES, "{datagrams:?}");
-    let queries = of(&tried, "queries", &["sent", "ECONNREFUSED"]);
-    assert!(queries.iter().all(|count| *count > TRIES), "{queries:?}");
+    // EPERM: steered to an agent that had ended when the packet was about to leave.
+    let queries = of(&tried, "queries", &["sent", "ECONNREFUSED", "EPERM"]);
+    assert!(queries[0] > TRIES && queries[1] > TRIES, "{queries:?}");
+    assert!(queries[2] <= ROUNDS as u64, "{queries:?}");
     for (source, got) in sources.iter().zip(got) {
         let least = ROUNDS as u64 * (1 << 15);
         assert!(got["got"].as_u64() > Some(least), "{got}");

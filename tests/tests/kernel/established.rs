@@ -366,3 +366,32 @@ fn what_was_open_before_is_ended_or_goes_on_as_policy_says() {
         other_network_namespaces_are_looked_at_too,
     ]);
 }
+
+/// What there is no room to remember does not go on.
+#[test]
+fn connections_that_there_is_no_room_to_keep_are_ended() {
+    let stand = Stand::new();
+    let peers = Peers::new();
+    let later = Cgroup::new(stand.fence().cgroup_root(), unique());
+    let mut process = Running::start(&later, &peers.script());
+    assert_eq!(process.line(), "up");
+    let accepted = peers.listeners.iter().map(|l| accept(&l.listener));
+    let mut accepted: Vec<_> = accepted.collect();
+    fill(&stand, "KEPT");
+    let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
+    let found = stand.fence().end_earlier(&newly, &says(Fate::Keep));
+    assert_eq!(found.len(), 6, "{found:?}");
+    let ended = |earlier: &tollgate::kernel::Earlier| earlier.outcome == Outcome::Destroyed;
+    assert!(found.iter().all(ended), "{found:?}");
+    process.send("\n");
+    let fares = process.line();
+    assert!(!fares.contains("sent"), "{fares}");
+    // Its peer is not told either: that, too, would have to be let through.
+    for stream in &mut accepted {
+        stream.set_read_timeout(Some(PATIENCE / 100)).unwrap();
+        assert_eq!(received(stream), Err(ErrorKind::WouldBlock));
+    }
+    for socket in &peers.datagrams {
+        assert!(socket.recv(&mut [0]).is_err(), "a datagram got out");
+    }
+}

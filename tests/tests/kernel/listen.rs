@@ -217,7 +217,9 @@ fn the_agents_port_is_the_agents() {
     (stand.dns4, stand.dns6) = (datagrams("127.0.0.1:0"), datagrams("[::1]:0"));
     let script = format!(
         "def bind(ip, port, kind=socket.SOCK_STREAM):
-    with socket.socket(family(ip), kind) as s: return name(lambda: s.bind((ip, port)))
+    with socket.socket(family(ip), kind) as s:
+        # Or a connection of somebody's that is over may still have the number.
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); return name(lambda: s.bind((ip, port)))
 say(bind('127.0.0.1', {port4}), bind('0.0.0.0', {port4}), bind('::ffff:127.0.0.1', {port4}))
 say(bind('::1', {port6}), bind('::', {port6}), bind('127.0.0.1', {port4}, socket.SOCK_DGRAM))
 say(bind('127.0.0.77', {port4}), bind('::ffff:127.0.0.77', {port4}))"

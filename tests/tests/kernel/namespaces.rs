@@ -179,3 +179,30 @@ fn a_next_agent_is_told_of_namespaces_again() {
         });
     }
 }
+
+/// Where there is no room for one more namespace, its connections are refused, and others are served.
+#[test]
+fn a_namespace_that_there_is_no_room_for_stays_refused() {
+    let stand = Stand::new();
+    let mut client = stranger(&stand);
+    fill(&stand, "NAMESPACES");
+    let network = network(&client);
+    let (four, six) = listeners(&network);
+    let admitted = stand
+        .fence()
+        .admit(&[&four, &six], port(&four), Some(port(&six)));
+    let error = admitted.unwrap_err().to_string();
+    assert!(error.contains("NAMESPACES"), "{error}");
+    for ip in ["198.51.100.7", "2001:db8::7"] {
+        assert_eq!(connects(&mut client, ip), "ECONNREFUSED");
+    }
+    assert_quiet(&four);
+    assert_quiet(&six);
+    for (ip, agent) in [
+        ("198.51.100.7", &stand.agent4),
+        ("2001:db8::7", &stand.agent6),
+    ] {
+        assert_eq!(stand.run(&format!("say(tcp('{ip}', 443)[1])")), "ok");
+        stand.accept(agent);
+    }
+}

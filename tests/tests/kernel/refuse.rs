@@ -112,6 +112,21 @@ fn without_a_listener_connections_are_refused_at_once() {
     }
 }
 
+/// Where there is no room to count a refusal, it is told of as lost, and refused all the same.
+#[test]
+fn a_refusal_that_there_is_no_room_to_count_is_lost_and_refused() {
+    let mut stand = Stand::new();
+    (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+    fill(&stand, "REFUSALS");
+    let before = stand.fence().lost_events();
+    for (server, script) in &servers() {
+        assert_eq!(stand.run(script), "ECONNREFUSED");
+        assert_quiet(&server.listener);
+    }
+    assert!(counted(&stand).is_empty());
+    assert_eq!(stand.fence().lost_events(), before + 2);
+}
+
 pub fn layer(fence: &Fence, name: &str) -> tollgate::kernel::Layer {
     let all = fence.layers();
     all.into_iter().find(|layer| layer.name == name).unwrap()

@@ -377,3 +377,44 @@ fn what_runs_already_is_enrolled_by_a_rule_and_let_go_with_its_workload() {
     assert_eq!(scene.who(), None);
     client.finish();
 }
+
+/// Whoever may run programs may fill the list of those that were looked at: the next look empties it.
+#[test]
+fn a_list_of_executables_that_is_full_hides_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tool, new) = (copy(folder.path(), "tool"), copy(folder.path(), "new"));
+    let by = Recognition {
+        by_digest: true,
+        ..by_tool()
+    };
+    let scene = Scene::new(&by);
+    let fence = scene.stand.fence();
+    let within = Cgroup::new(fence.cgroup_root(), unique());
+    fence.fulfils(&within.name, 1).unwrap();
+    let exec = |program: &Path| {
+        let enter = format!("enter('{}')", within.path().display());
+        format!("{enter}\n{}", exec_by(program, &scene))
+    };
+    fence.know(&state(&tool), Some(3)).unwrap();
+    fill(&scene.stand, "EXECUTABLES");
+    assert_eq!(
+        scene.whose(&exec(&tool)).as_deref(),
+        Some("tools"),
+        "as before"
+    );
+    assert_eq!(
+        python_outside(&scene.script(&exec(&new))),
+        REFUSED,
+        "it waits for a look"
+    );
+    let new = state(&new);
+    let is_told = |event: &Event| matches!(event, Event::Unseen { file, .. } if *file == new);
+    crate::refuse::events(fence, |events| events.iter().any(is_told));
+    fence.know(&new, Some(3)).unwrap();
+    let new = folder.path().join("new");
+    assert_eq!(scene.whose(&exec(&new)).as_deref(), Some("tools"));
+    // The first one was forgotten with the rest.
+    assert_eq!(python_outside(&scene.script(&exec(&tool))), REFUSED);
+    fence.know(&state(&tool), None).unwrap();
+    assert_eq!(scene.whose(&exec(&tool)), None);
+}

@@ -422,6 +422,37 @@ impl Elsewhere {
     }
 }
 
+/// Fills one of the fence's maps with entries of nobody's until the kernel takes no more. By one call
+/// (BPF_MAP_UPDATE_BATCH): by bpftool it takes ten seconds.
+pub fn fill(stand: &Stand, map: &str) {
+    let pin = stand.options.pin_dir.join("maps").join(map);
+    let mut show = Command::new("bpftool");
+    show.args(["-j", "map", "show", "pinned"]).arg(&pin);
+    let shown = show.output().expect("bpftool").stdout;
+    let shown: serde_json::Value = serde_json::from_slice(&shown).expect("JSON");
+    let said = python_outside(&format!(
+        "import ctypes, struct
+libc = ctypes.CDLL(None, use_errno=True)
+def bpf(command, *attributes):
+    attributes = ctypes.create_string_buffer(struct.pack(*attributes))
+    return libc.syscall(321, command, attributes, len(attributes))
+pin = ctypes.create_string_buffer({:?}.encode())
+fd = bpf(7, '=QII', ctypes.addressof(pin), 0, 0)
+count = {max} + 1
+# The last byte keeps them apart from what is there.
+keys = b''.join(struct.pack('=I', n) + b'\\xff' * ({key} - 4) for n in range(count))
+values = bytes({value} * count)
+address = lambda of: ctypes.cast(of, ctypes.c_void_p).value
+done = bpf(26, '=QQQQIIQQ', 0, 0, address(keys), address(values), count, fd, 0, 0)
+say(done, errno.errorcode.get(ctypes.get_errno()))",
+        pin.to_str().expect("UTF-8"),
+        max = shown["max_entries"],
+        key = shown["bytes_key"],
+        value = shown["bytes_value"],
+    ));
+    assert_eq!(said, "-1 E2BIG", "{map} is not full");
+}
+
 /// What `run` connects comes to the server, now that nothing steers it: a lift is over a moment later on newer kernels.
 pub fn reaches(server: &Elsewhere, mut run: impl FnMut() -> String) {
     eventually("it is the fence that steers", || {
