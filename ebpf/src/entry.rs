@@ -78,7 +78,6 @@ fn is_from_the_agent(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<
         return false;
     };
     if exit::is_on_loopback(ctx)
-        && listener::is_the_agents(ctx.as_ptr(), &packet.source)
         && listener::answers(ctx.as_ptr(), &packet.destination, &packet.source)
         || ctx
             .skb

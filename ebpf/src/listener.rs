@@ -2,8 +2,8 @@
 use crate::maps::AGENT_SOCKETS;
 use aya_ebpf::{
     bindings::{
-        BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, BPF_TCP_NEW_SYN_RECV, BPF_TCP_SYN_SENT, bpf_sock,
-        bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+        BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, BPF_TCP_SYN_SENT, bpf_sock, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
     },
     cty::c_void,
@@ -58,20 +58,19 @@ pub(crate) fn any(
     }
 }
 
-/// Would what `from` sends reach a listener of the agent's, or a connection that a listener is about to make? Not a socket that
-/// itself connects from the agent's port: it could have been bound there before the agent listened.
+/// Would what `from` sends reach a listener of the agent's, or a connection that one is about to make, of which the kernel gives the
+/// listener? Not a socket that itself connects from the agent's port: it could have been bound there before the agent listened.
 #[inline(always)]
 pub(crate) fn answers(ctx: *mut c_void, from: &Address, to: &Address) -> bool {
     let (mut tuple, size) = tuple(from, to);
     // SAFETY: as in `any`.
     unsafe {
         let current = BPF_F_CURRENT_NETNS as u64;
-        let socket = bpf_skc_lookup_tcp(ctx, &raw mut tuple, size, current, 0);
+        let socket = bpf_sk_lookup_tcp(ctx, &raw mut tuple, size, current, 0);
         if socket.is_null() {
             return false;
         }
-        let state = (*socket).state;
-        let answers = state == BPF_TCP_NEW_SYN_RECV || state == BPF_TCP_LISTEN && is_tagged(socket);
+        let answers = (*socket).state == BPF_TCP_LISTEN && is_tagged(socket);
         bpf_sk_release(socket.cast());
         answers
     }

@@ -18,7 +18,7 @@ use std::process::{Child, Command, Stdio};
 use tollgate::kernel::{Fence, Options};
 
 /// Where nobody listens: a governed connection to it is steered.
-const ELSEWHERE: &str = "198.51.100.7:80";
+const ELSEWHERE: [&str; 2] = ["198.51.100.7:80", "[2001:db8::7]:80"];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -37,9 +37,38 @@ fn main() {
 
 /// Listeners that stay, and a fence that comes and goes.
 struct Bench {
-    /// The agent's, and one of somebody else's.
-    listeners: [TcpListener; 2],
+    /// Of both families.
+    ends: [Ends; 2],
     name: String,
+}
+
+/// Listeners of one family, and where there is none.
+struct Ends {
+    agents: TcpListener,
+    others: TcpListener,
+    elsewhere: SocketAddr,
+}
+
+impl Ends {
+    fn new(listen: &str, elsewhere: &str) -> Self {
+        let listener = || TcpListener::bind(listen).expect("bind");
+        Self {
+            agents: listener(),
+            others: listener(),
+            elsewhere: elsewhere.parse().expect("an address"),
+        }
+    }
+
+    /// Of who is governed.
+    fn governed(&self, cgroup: &Path) -> Costs {
+        Costs::of(Some(cgroup), &self.agents, self.elsewhere)
+    }
+
+    /// Of who is not.
+    fn free(&self) -> Costs {
+        let own = self.others.local_addr().expect("bound");
+        Costs::of(None, &self.others, own)
+    }
 }
 
 /// Costs of one round, by name.
@@ -48,9 +77,9 @@ type Round = Vec<(&'static str, f64)>;
 impl Bench {
     fn new() -> Self {
         let name = format!("tollgate-bench-{}", std::process::id());
-        let listener = || TcpListener::bind("127.0.0.1:0").expect("bind");
+        let [four, six] = ELSEWHERE;
         Self {
-            listeners: [listener(), listener()],
+            ends: [Ends::new("127.0.0.1:0", four), Ends::new("[::1]:0", six)],
             name,
         }
     }
@@ -70,27 +99,25 @@ impl Bench {
     }
 
     fn round(&self, bulk: &mut Bulk) -> Round {
-        let [agents, others] = &self.listeners;
-        let own = others.local_addr().expect("bound");
-        let elsewhere: SocketAddr = ELSEWHERE.parse().expect("an address");
-        let without = Costs::of(None, others, own);
+        let [four, six] = &self.ends;
+        let (without, without6) = (four.free(), six.free());
         let bulk_without = bulk.cost();
         let (fence, cgroup) = self.fence(true);
         let root = fence.cgroup_root().to_owned();
-        let with = Costs::of(None, others, own);
+        let (with, with6) = (four.free(), six.free());
         let bulk_with = bulk.cost();
-        let governed = Costs::of(Some(&cgroup), agents, elsewhere);
+        let (governed, governed6) = (four.governed(&cgroup), six.governed(&cgroup));
         fence.lift().expect("lift");
         let bulk_after = bulk.cost();
         let uncounted = {
             let (fence, cgroup) = self.fence(false);
-            let costs = Costs::of(Some(&cgroup), agents, elsewhere);
+            let costs = four.governed(&cgroup);
             fence.lift().expect("lift");
             costs
         };
         let (empty, bulk_empty) = {
             let _programs = Empty::attach(&root);
-            (Costs::of(None, others, own), bulk.cost())
+            (four.free(), bulk.cost())
         };
         // Before and after: whatever drifts does so for both.
         let bulk_without = f64::midpoint(bulk_without, bulk_after);
@@ -107,6 +134,22 @@ impl Bench {
             ),
             more("connect_stream_ungoverned", with.connect, without.connect),
             more("connect_stream_governed", governed.connect, without.connect),
+            more(
+                "connect_datagram_ungoverned6",
+                with6.datagram,
+                without6.datagram,
+            ),
+            more(
+                "connect_stream_ungoverned6",
+                with6.connect,
+                without6.connect,
+            ),
+            more(
+                "connect_stream_governed6",
+                governed6.connect,
+                without6.connect,
+            ),
+            more("send_governed6", governed6.send, without6.send),
             more("connect_datagram_empty", empty.datagram, without.datagram),
             more("connect_stream_empty", empty.connect, without.connect),
             more("socket_governed", governed.socket, without.socket),
@@ -120,7 +163,8 @@ impl Bench {
             ("connect_datagram_itself", without.datagram),
             ("connect_stream_itself", without.connect),
             ("send_itself", without.send),
-            ("bulk_itself", (1e6 / bulk_without).round()),
+            ("bulk_without", (1e6 / bulk_without).round()),
+            ("bulk_with", (1e6 / bulk_with).round()),
         ]
     }
 }
@@ -139,9 +183,9 @@ impl Bench {
         fence
             .govern(Path::new(&self.name), "bench")
             .expect("govern");
-        let [agents, _] = &self.listeners;
-        let port = agents.local_addr().expect("bound").port();
-        fence.admit(&[agents], port, None).expect("admit");
+        let agents = self.ends.each_ref().map(|ends| &ends.agents);
+        let [four, six] = agents.map(|agent| agent.local_addr().expect("bound").port());
+        fence.admit(&agents, four, Some(six)).expect("admit");
         (fence, cgroup)
     }
 }

@@ -4,7 +4,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &[String]) {
     let listener = TcpListener::from(listener);
     let [socket, connect, close] = connections(&listener, target);
     let mut pair = Pair::new(&listener, target);
-    let costs = [datagrams(), socket, connect, close, pair.sends()];
+    let costs = [datagrams(target), socket, connect, close, pair.sends()];
     println!("{}", serde_json::to_string(&costs).expect("numbers"));
 }
 
@@ -74,12 +74,14 @@ fn usual(mut each: Vec<f64>) -> f64 {
     each[each.len() / 4]
 }
 
-fn datagrams() -> f64 {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).expect("a socket");
-    let to: SockAddr = "127.0.0.1:9"
-        .parse::<SocketAddr>()
-        .expect("an address")
-        .into();
+/// To loopback, of the same family as `target`.
+fn datagrams(target: SocketAddr) -> f64 {
+    let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None).expect("a socket");
+    let loopback: IpAddr = match target.is_ipv4() {
+        true => Ipv4Addr::LOCALHOST.into(),
+        false => Ipv6Addr::LOCALHOST.into(),
+    };
+    let to: SockAddr = SocketAddr::new(loopback, 9).into();
     let (count, batches) = DATAGRAMS;
     let batch = || {
         let all = timed(|| (0..count).for_each(|_| socket.connect(&to).expect("connect")));
@@ -96,7 +98,8 @@ fn connections(listener: &TcpListener, target: SocketAddr) -> [f64; 3] {
     for _ in 0..batches {
         let mut sockets = Vec::with_capacity(count);
         let made = timed(|| {
-            let new = || Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            let new =
+                || Socket::new(Domain::for_address(target), Type::STREAM, None).expect("a socket");
             sockets.extend((0..count).map(|_| new()));
         });
         for socket in &sockets {

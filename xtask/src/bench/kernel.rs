@@ -33,6 +33,30 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
         Goal::Below(2e3),
     ),
     (
+        "connect(), nobody's, datagram socket, IPv6",
+        "connect_datagram_ungoverned6",
+        Unit::Nanoseconds,
+        Goal::Below(300.0),
+    ),
+    (
+        "connect(), nobody's, with its handshake, IPv6",
+        "connect_stream_ungoverned6",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
+        "connect(), governed, with its handshake, IPv6",
+        "connect_stream_governed6",
+        Unit::Nanoseconds,
+        Goal::Below(2e3),
+    ),
+    (
+        "send(), governed, by all there is, IPv6",
+        "send_governed6",
+        Unit::Nanoseconds,
+        Goal::None,
+    ),
+    (
         "the same of programs that do nothing, datagram",
         "connect_datagram_empty",
         Unit::Nanoseconds,
@@ -111,8 +135,14 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
         Goal::None,
     ),
     (
-        "bulk transfer itself, MB for a second of CPU",
-        "bulk_itself",
+        "bulk transfer without, MB for a second of CPU",
+        "bulk_without",
+        Unit::Count,
+        Goal::None,
+    ),
+    (
+        "bulk transfer with, MB for a second of CPU",
+        "bulk_with",
         Unit::Count,
         Goal::None,
     ),

@@ -405,6 +405,35 @@ def nested_cgroup(family, text):
 
 
 @both
+def cgroup_left_by_a_file_opened_before(family, text):
+    # Whoever opened it had the right; who writes to it needs none.
+    if cgroup:
+        os.setresuid(65534, 65534, 65534)
+        way_back.write("0")
+        way_back.flush()
+    stream(family, LOCAL[family], text)
+
+
+@both
+def born_outside_the_cgroup(family, text):
+    # struct clone_args: flags (CLONE_INTO_CGROUP), exit_signal fifth, cgroup last.
+    if not cgroup:
+        return stream(family, LOCAL[family], text)
+    directory = os.open(os.path.dirname(cgroup), os.O_RDONLY)
+    arguments = struct.pack("11Q", 1 << 33, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, directory)
+    pid = check(libc.syscall(435, arguments, len(arguments)))
+    if pid == 0:
+        try:
+            stream(family, LOCAL[family], text)
+            os._exit(0)
+        except OSError as error:
+            os._exit(error.errno)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status:
+        raise OSError(status, "")
+
+
+@both
 def user_namespace(family, text):
     check(libc.unshare(0x10000000))
     stream(family, LOCAL[family], text)
@@ -538,6 +567,7 @@ connected_to_send = {family: socket.socket(family, UDP) for family in (V4, V6)}
 for family, s in connected_to_send.items():
     s.connect((LOCAL[family], port))
 if cgroup:
+    way_back = open(os.path.dirname(cgroup) + "/cgroup.procs", "w")
     with open(cgroup + "/cgroup.procs", "w") as file:
         file.write("0")
 for each in ways:
