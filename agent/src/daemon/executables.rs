@@ -1,6 +1,7 @@
 //! Which of the executables that a policy names a file is: by its device and inode, and by its content, which is read
 //! once and again when the file was changed.
 use crate::kernel::FileState;
+use rustix::fs::{FileType, Mode, OFlags};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -49,7 +50,7 @@ impl Executables {
     pub(super) fn look_at_paths(&mut self) -> bool {
         let named = self.wants.iter().filter_map(|wants| wants.exe.as_ref());
         let found: HashMap<PathBuf, FileState> = named
-            .filter_map(|path| Some((path.clone(), state(&File::open(path).ok()?, None)?)))
+            .filter_map(|path| Some((path.clone(), state(&found(path)?, None)?)))
             .collect();
         let changed = found != self.paths;
         self.paths = found;
@@ -60,7 +61,7 @@ impl Executables {
     /// The files at the named paths as they were looked at last.
     pub(super) fn named(&self) -> Vec<(File, FileState)> {
         let at = |(path, known): (&PathBuf, &FileState)| {
-            let file = File::open(path).ok()?;
+            let file = read(&found(path)?)?;
             (state(&file, None)? == *known).then_some((file, *known))
         };
         self.paths.iter().filter_map(at).collect()
@@ -158,22 +159,33 @@ impl Executables {
     }
 }
 
+/// The file at a path, not to read it. Who may write there may put a pipe there, on which to open it would wait, or a device, which
+/// may act on that: neither is one that runs.
+fn found(path: &Path) -> Option<File> {
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file).ok()?.st_mode);
+    kind.is_file().then(|| file.into())
+}
+
+/// The same file to read. Nor does it wait for somebody's lease of it to end.
+fn read(found: &File) -> Option<File> {
+    let at = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Some(rustix::fs::open(at, flags, Mode::empty()).ok()?.into())
+}
+
 /// What a process runs, and how that file is now.
 pub(super) fn running(process: u32) -> Option<(File, FileState)> {
-    let file = File::open(format!("/proc/{process}/exe")).ok()?;
+    let file = read(&found(Path::new(&format!("/proc/{process}/exe")))?)?;
     let state = state(&file, Some(process))?;
     Some((file, state))
 }
 
 /// The processes that run the same file as this one, itself among them.
 pub(super) fn sharers(process: u32) -> impl Iterator<Item = u32> {
-    let file = |of: u32| {
-        let found = std::fs::metadata(format!("/proc/{of}/exe")).ok()?;
-        Some((found.dev(), found.ino()))
-    };
-    let wanted = file(process);
+    let wanted = crate::kernel::executable(process);
     let all = crate::kernel::processes().into_iter();
-    all.filter(move |other| wanted.is_some() && file(*other) == wanted)
+    all.filter(move |other| wanted.is_some() && crate::kernel::executable(*other) == wanted)
 }
 
 /// How a file is now. `of`: whose view of the mounts it was opened through.
@@ -257,5 +269,11 @@ mod tests {
         assert!(known.look_at_paths());
         assert_eq!(look(&mut known, &named), [0], "replaced");
         assert!(!known.look_at_paths());
+
+        // Nobody writes to it: to open it would never end.
+        std::fs::remove_file(&named).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &named, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(known.look_at_paths());
+        assert!(known.named().is_empty());
     }
 }

@@ -48,6 +48,13 @@ impl Rules {
         let users = Database::open();
         let moved = !self.selectors.wants.is_empty() && self.executables.look_at_paths();
         if is_new || moved || users != self.users {
+            for (user, workload) in self.selectors.unknown_users(&users) {
+                tracing::warn!(
+                    user,
+                    workload,
+                    "nobody is recognised by a user that is not in /etc/passwd: mend the name, or give the number of one that only other sources (LDAP, sssd) know"
+                );
+            }
             self.users = users;
             self.stale = true;
         }

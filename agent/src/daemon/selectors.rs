@@ -156,6 +156,18 @@ impl Selectors {
         Some((number, &one.workload))
     }
 
+    /// Users that are named and that the host does not know, with the workload that names them.
+    pub(super) fn unknown_users<'a>(
+        &'a self,
+        users: &'a Database,
+    ) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let unknown = |one: &'a Numbered| {
+            let user = one.selector.user.as_deref()?;
+            users.uid(user).is_none().then_some((user, &*one.workload))
+        };
+        self.all.iter().filter_map(unknown)
+    }
+
     /// Does any selector look at processes themselves?
     pub(super) fn has_rules(&self) -> bool {
         self.all.iter().any(|one| has_process(&one.selector))
@@ -327,6 +339,8 @@ mod tests {
         let policy = tollgate_policy::compile(&[source]).unwrap().policy;
         let selectors = Selectors::of(&policy);
         let users = Database::of("root:x:0:0::/:/bin/sh\n", "");
+        let unknown: Vec<_> = selectors.unknown_users(&users).collect();
+        assert_eq!(unknown, [("nobody-there", "d")]);
         let classes = BTreeMap::from([(9, vec![0])]);
         let told = selectors.recognition(&users, &classes);
         assert!(told.by_executable && !told.by_digest && told.exe_names.contains("sh"));

@@ -263,7 +263,7 @@ impl Fence {
         let pid = holder.unwrap_or(0);
         let seen = processes::look(pid);
         let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
-        let file = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
+        let (exe_dev, exe_inode) = processes::executable(pid).unwrap_or_default();
         let cgroup = self.names.cgroup(&self.root, socket.cgroup);
         Process {
             pid,
@@ -271,8 +271,8 @@ impl Fence {
             exe: exe.map_or("unknown".to_owned(), |exe| {
                 exe.to_string_lossy().into_owned()
             }),
-            exe_dev: file.as_ref().map_or(0, MetadataExt::dev),
-            exe_inode: file.as_ref().map_or(0, MetadataExt::ino),
+            exe_dev,
+            exe_inode,
             sha256: None,
             uid: std::fs::metadata(format!("/proc/{pid}")).map_or(0, |of| of.uid()),
             unit: cgroup::unit(&cgroup),

@@ -42,6 +42,7 @@ pub use govern::UNSETTLED_NAME;
 pub use left::{Left, left};
 pub use mend::Mended;
 pub use model::{Before, Case, CgroupPath, Earlier, Fate, FileState, Outcome, Recognition, Runs};
+pub use processes::executable;
 pub use quota::{Allowance, Usage};
 pub use shared::Beyond;
 use std::net::SocketAddr;

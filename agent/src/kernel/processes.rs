@@ -1,6 +1,7 @@
 //! Processes that were there before what governs them: their marks are the agent's to write, once; from then on
 //! the hooks keep them.
 use super::{Error, Evidence, Fence, GovernedProcess, cgroup};
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use std::path::Path;
 use tollgate_common::recognise::{BY_CGROUP, EXEMPT, INHERITED, Mark};
 
@@ -17,6 +18,16 @@ pub(super) struct Seen {
     pub(super) parent: u32,
     /// In clock ticks since boot: tells a reused id.
     pub(super) start: u64,
+}
+
+/// The file that a process runs: device and inode. Its filesystem is not asked how the file is by now: one that the process
+/// itself serves (FUSE) might never answer.
+#[must_use]
+pub fn executable(process: u32) -> Option<(u64, u64)> {
+    let at = format!("/proc/{process}/exe");
+    let found = rustix::fs::statx(CWD, at, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
+    let device = rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor);
+    Some((device, found.stx_ino))
 }
 
 impl Fence {

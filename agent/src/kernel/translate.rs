@@ -1,10 +1,9 @@
 //! From the ABI to the domain: names for ids, paths for cgroups, wall-clock for boot time.
-use super::{Counters, Process, cgroup, probe::CgroupRoot};
+use super::{Counters, Process, cgroup, probe::CgroupRoot, processes};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tollgate_common::flow::{Address, Inode, Owner, Path, Traffic};
@@ -129,10 +128,9 @@ fn label(owner: &Owner, paths: &Paths) -> String {
     if owner.tgid == 0 {
         return "unknown".to_owned(); // No hook saw who: a packet's socket tells its cgroup only.
     }
-    let link = format!("/proc/{}/exe", owner.tgid);
-    let is_same = std::fs::metadata(&link)
-        .is_ok_and(|found| (found.dev(), found.ino()) == (device(owner.exe_dev), owner.exe_inode));
-    match std::fs::read_link(&link) {
+    let is_same =
+        processes::executable(owner.tgid) == Some((device(owner.exe_dev), owner.exe_inode));
+    match std::fs::read_link(format!("/proc/{}/exe", owner.tgid)) {
         Ok(path) if is_same => path.to_string_lossy().into_owned(),
         _ => recorded_path(owner, paths),
     }

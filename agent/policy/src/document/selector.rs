@@ -129,7 +129,15 @@ fn user_name(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
         "a user's name or number",
         "as in `/etc/passwd`, e.g. `intern` or `1001`",
     ];
-    checked(reading, node, good, what)
+    // The greatest number is nobody's: it says that a call has failed.
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let exists = |text: &str| text.parse::<u32>().is_ok_and(|uid| uid != u32::MAX);
+    checked(
+        reading,
+        node,
+        |text| good(text) && (!is_number(text) || exists(text)),
+        what,
+    )
 }
 
 fn exe_path(reading: &mut Reading<'_>, node: &Node) -> Option<String> {

@@ -155,6 +155,16 @@ fn one_fault_at_a_time() {
         ),
         (
             "unit: w.service",
+            "user: 4294967295",
+            "2:34: `4294967295` is not a user's name or number",
+        ),
+        (
+            "unit: w.service",
+            "user: 99999999999",
+            "2:34: `99999999999` is not a user's name or number",
+        ),
+        (
+            "unit: w.service",
             "labels: {}",
             "2:36: a selector has 1 to 32 labels",
         ),
