@@ -11,8 +11,12 @@ use tollgate_policy::Policy;
 
 /// Passes over the processes before the rest is left to the next walk.
 const PASSES: usize = 16;
-/// Walks at which they are asked for before the rest is left to the hooks.
+/// Walks at which they are asked for in any case.
 const SCANS: usize = 3;
+/// More walks at which they are, with fewer passes, while some fork and end too fast to be asked for; then they are left to the
+/// hooks. On a host where programs come and go all the time that is a minute.
+const MORE_SCANS: usize = 60;
+const MORE_PASSES: usize = 4;
 
 /// What the policy recognises processes by, and what is known for that.
 #[derive(Debug, Default)]
@@ -30,6 +34,8 @@ pub(super) struct Rules {
     stale: bool,
     /// How often who runs already is to be asked for still: the hooks were told something else than before.
     scans: usize,
+    /// And how often beyond that, unless all were.
+    more_scans: usize,
 }
 
 impl Rules {
@@ -187,26 +193,32 @@ impl Rules {
 
     /// Has all who run asked for again.
     pub(super) fn scan(&mut self) {
-        self.scans = SCANS;
+        (self.scans, self.more_scans) = (SCANS, MORE_SCANS);
     }
 
     /// Enrols who ran before the rule that recognises it, those first that were made last: who forks and ends is found before
     /// it has.
     pub(super) fn enrol_running(&mut self, fence: &Fence) {
-        if self.scans == 0 || !self.selectors.has_rules() {
+        if self.scans + self.more_scans == 0 || !self.selectors.has_rules() {
             return;
         }
-        self.scans -= 1;
-        for _ in 0..PASSES {
+        let is_more = self.scans == 0;
+        match is_more {
+            false => self.scans -= 1,
+            true => self.more_scans -= 1,
+        }
+        for _ in 0..if is_more { MORE_PASSES } else { PASSES } {
             let mut all = crate::kernel::processes();
             all.sort_unstable_by(|a, b| b.cmp(a));
             let mut is_settled = true;
             for process in all.into_iter().filter(|process| fence.is_free(*process)) {
                 let found = self.enrol(fence, process);
-                let is_gone = || !Path::new(&format!("/proc/{process}")).exists();
-                is_settled &= !found && !is_gone();
+                is_settled &= !found && !has_ended(process);
             }
             if is_settled {
+                if is_more {
+                    self.more_scans = 0;
+                }
                 break;
             }
         }
@@ -265,6 +277,14 @@ impl Rules {
     pub(super) fn describe(&self, rule: u16) -> Option<String> {
         self.selectors.describe(rule)
     }
+}
+
+/// Has a process ended, be it that nobody has waited for it yet? What it made before that was not asked for by it.
+fn has_ended(process: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"));
+    status.map_or(true, |text| {
+        text.contains("\nState:\tZ") || text.contains("\nState:\tX")
+    })
 }
 
 /// The real user of a process; kernel threads, which run no program, have none.
