@@ -50,13 +50,17 @@ const PROGRAMS: &[&str] = &["kernel", "installed"];
 /// part in either. What the hooks make of what the agent then enters is tried by `before::`.
 const SAME_EVERYWHERE: &[&str] = &[
     "looks::",
+    "account::bytes_are_those_of_the_interface",
     "account::events_that_do_not_fit_are_counted",
     "before::a_listener_that_another_has_open_is_warned_of",
+    "before::what_was_made_while_governed_is_free_once_policy_lets_it_go",
     "birth::a_cgroup_that_there_is_no_room_for_is_refused",
     "established::connections_that_there_is_no_room_to_keep_are_ended",
     "listen::nobody_meets_who_asks_the_agent",
     "namespaces::a_namespace_that_there_is_no_room_for_stays_refused",
     "names::queries_that_are_not_read_are_bounded",
+    "quota::a_new_window_begins_with_nothing_spent",
+    "quota::another_workload_is_not_stopped",
     "quota::what_is_spent_survives_the_agent",
     "recognise::a_tree_that_forks_all_the_time_is_enrolled_with_all_of_it",
     "refuse::a_refusal_that_there_is_no_room_to_count_is_lost_and_refused",
