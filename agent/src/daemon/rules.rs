@@ -32,10 +32,9 @@ pub(super) struct Rules {
     fulfilled: Option<HashMap<String, u64>>,
     /// What the hooks are told is to be made again.
     stale: bool,
-    /// How often who runs already is to be asked for still: the hooks were told something else than before.
+    /// How often who runs already is to be asked for still: the hooks were told something else than before. The last
+    /// [`MORE_SCANS`] of them only while not all were.
     scans: usize,
-    /// And how often beyond that, unless all were.
-    more_scans: usize,
 }
 
 impl Rules {
@@ -53,7 +52,8 @@ impl Rules {
         }
         let users = Database::open();
         let moved = !self.selectors.wants.is_empty() && self.executables.look_at_paths();
-        if is_new || moved || users != self.users {
+        let are_others = users != self.users;
+        if is_new || are_others {
             for (user, workload) in self.selectors.unknown_users(&users) {
                 tracing::warn!(
                     user,
@@ -61,6 +61,8 @@ impl Rules {
                     "nobody is recognised by a user that is not in /etc/passwd: mend the name, or give the number of one that only other sources (LDAP, sssd) know"
                 );
             }
+        }
+        if is_new || moved || are_others {
             self.users = users;
             self.stale = true;
         }
@@ -193,31 +195,28 @@ impl Rules {
 
     /// Has all who run asked for again.
     pub(super) fn scan(&mut self) {
-        (self.scans, self.more_scans) = (SCANS, MORE_SCANS);
+        self.scans = SCANS + MORE_SCANS;
     }
 
     /// Enrols who ran before the rule that recognises it, those first that were made last: who forks and ends is found before
     /// it has.
     pub(super) fn enrol_running(&mut self, fence: &Fence) {
-        if self.scans + self.more_scans == 0 || !self.selectors.has_rules() {
+        if self.scans == 0 || !self.selectors.has_rules() {
             return;
         }
-        let is_more = self.scans == 0;
-        match is_more {
-            false => self.scans -= 1,
-            true => self.more_scans -= 1,
-        }
+        let is_more = self.scans <= MORE_SCANS;
+        self.scans -= 1;
         for _ in 0..if is_more { MORE_PASSES } else { PASSES } {
             let mut all = crate::kernel::processes();
             all.sort_unstable_by(|a, b| b.cmp(a));
             let mut is_settled = true;
             for process in all.into_iter().filter(|process| fence.is_free(*process)) {
                 let found = self.enrol(fence, process);
-                is_settled &= !found && !has_ended(process);
+                is_settled = is_settled && !found && !has_ended(process);
             }
             if is_settled {
                 if is_more {
-                    self.more_scans = 0;
+                    self.scans = 0;
                 }
                 break;
             }

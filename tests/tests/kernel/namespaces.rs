@@ -183,7 +183,7 @@ fn a_next_agent_is_told_of_namespaces_again() {
 /// Where there is no room for one more namespace, its connections are refused, and others are served.
 #[test]
 fn a_namespace_that_there_is_no_room_for_stays_refused() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let mut client = stranger(&stand);
     fill(&stand, "NAMESPACES");
     let network = network(&client);
@@ -204,5 +204,11 @@ fn a_namespace_that_there_is_no_room_for_stays_refused() {
     ] {
         assert_eq!(stand.run(&format!("say(tcp('{ip}', 443)[1])")), "ok");
         stand.accept(agent);
+    }
+    stand.lift();
+    for ip in ["198.51.100.7", "2001:db8::7"] {
+        eventually("nobody refuses it", || {
+            connects(&mut client, ip) == "ENETUNREACH"
+        });
     }
 }

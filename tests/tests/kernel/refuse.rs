@@ -119,12 +119,17 @@ fn a_refusal_that_there_is_no_room_to_count_is_lost_and_refused() {
     (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
     fill(&stand, "REFUSALS");
     let before = stand.fence().lost_events();
-    for (server, script) in &servers() {
+    let servers = servers();
+    for (server, script) in &servers {
         assert_eq!(stand.run(script), "ECONNREFUSED");
         assert_quiet(&server.listener);
     }
     assert!(counted(&stand).is_empty());
     assert_eq!(stand.fence().lost_events(), before + 2);
+    stand.lift();
+    for (server, script) in &servers {
+        reaches(server, || stand.run(script));
+    }
 }
 
 pub fn layer(fence: &Fence, name: &str) -> tollgate::kernel::Layer {

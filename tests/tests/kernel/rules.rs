@@ -42,6 +42,14 @@ def both(): say(tcp('127.0.0.1', PORTS[0])[1], tcp('::1', PORTS[1])[1])
         )
     }
 
+    /// A cgroup in which the rules of [`by_tool`] hold.
+    fn of_tools(&self) -> Cgroup {
+        let fence = self.stand.fence();
+        let cgroup = Cgroup::new(fence.cgroup_root(), unique());
+        fence.fulfils(&cgroup.name, 1).unwrap();
+        cgroup
+    }
+
     /// Runs the script; whose both connections were, and nobody's where they were free.
     fn whose(&self, body: &str) -> Option<String> {
         assert_eq!(python_outside(&self.script(body)), "ok ok", "{body}");
@@ -185,6 +193,12 @@ fn exec_by(program: &Path, scene: &Scene) -> String {
     )
 }
 
+/// The same, in a cgroup.
+fn exec_within(cgroup: &Cgroup, program: &Path, scene: &Scene) -> String {
+    let enter = format!("enter('{}')", cgroup.path().display());
+    format!("{enter}\n{}", exec_by(program, scene))
+}
+
 /// Becomes a copy of this program that has no name in any directory.
 fn exec_from_memory(program: &Path, scene: &Scene) -> String {
     format!(
@@ -226,12 +240,8 @@ fn an_executable_is_its_file_and_not_its_path() {
     std::fs::hard_link(&tool, &link).unwrap();
     let scene = Scene::new(&by_tool());
     let fence = scene.stand.fence();
-    let within = Cgroup::new(fence.cgroup_root(), unique());
-    fence.fulfils(&within.name, 1).unwrap();
-    let exec = |program: &Path| {
-        let enter = format!("enter('{}')", within.path().display());
-        format!("{enter}\n{}", exec_by(program, &scene))
-    };
+    let within = scene.of_tools();
+    let exec = |program: &Path| exec_within(&within, program, &scene);
     fence.know(&state(&tool), Some(3)).unwrap();
     assert_eq!(scene.whose(&exec(&tool)).as_deref(), Some("tools"));
     assert_eq!(scene.whose(&exec(&link)).as_deref(), Some("tools"));
@@ -278,10 +288,9 @@ fn an_executable_is_what_the_kernel_runs() {
     let (tool, same) = (copy(folder.path(), "tool"), copy(folder.path(), "same"));
     let scene = Scene::new(&by_tool());
     let fence = scene.stand.fence();
-    let within = Cgroup::new(fence.cgroup_root(), unique());
-    fence.fulfils(&within.name, 1).unwrap();
+    let within = scene.of_tools();
     let entered = |body: &str| format!("enter('{}')\n{body}", within.path().display());
-    let exec = |program: &Path| entered(&exec_by(program, &scene));
+    let exec = |program: &Path| exec_within(&within, program, &scene);
     fence.know(&state(&tool), Some(3)).unwrap();
     assert_eq!(scene.whose(&exec(&tool)).as_deref(), Some("tools"));
 
@@ -387,14 +396,10 @@ fn a_list_of_executables_that_is_full_hides_nobody() {
         by_digest: true,
         ..by_tool()
     };
-    let scene = Scene::new(&by);
+    let mut scene = Scene::new(&by);
     let fence = scene.stand.fence();
-    let within = Cgroup::new(fence.cgroup_root(), unique());
-    fence.fulfils(&within.name, 1).unwrap();
-    let exec = |program: &Path| {
-        let enter = format!("enter('{}')", within.path().display());
-        format!("{enter}\n{}", exec_by(program, &scene))
-    };
+    let within = scene.of_tools();
+    let exec = |program: &Path| exec_within(&within, program, &scene);
     fence.know(&state(&tool), Some(3)).unwrap();
     fill(&scene.stand, "EXECUTABLES");
     assert_eq!(
@@ -417,4 +422,7 @@ fn a_list_of_executables_that_is_full_hides_nobody() {
     assert_eq!(python_outside(&scene.script(&exec(&tool))), REFUSED);
     fence.know(&state(&tool), None).unwrap();
     assert_eq!(scene.whose(&exec(&tool)), None);
+    let body = exec(&new);
+    scene.stand.lift();
+    eventually("nobody steers it", || scene.whose(&body).is_none());
 }

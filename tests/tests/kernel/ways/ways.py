@@ -372,8 +372,8 @@ def taken_by_pidfd_connected(family, text):
 # Other processes and namespaces.
 
 
-def child(work):
-    pid = os.fork()
+def child(work, fork=os.fork):
+    pid = fork()
     if pid == 0:
         try:
             work()
@@ -421,16 +421,8 @@ def born_outside_the_cgroup(family, text):
         return stream(family, LOCAL[family], text)
     directory = os.open(os.path.dirname(cgroup), os.O_RDONLY)
     arguments = struct.pack("11Q", 1 << 33, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, directory)
-    pid = check(libc.syscall(435, arguments, len(arguments)))
-    if pid == 0:
-        try:
-            stream(family, LOCAL[family], text)
-            os._exit(0)
-        except OSError as error:
-            os._exit(error.errno)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status:
-        raise OSError(status, "")
+    clone = lambda: check(libc.syscall(435, arguments, len(arguments)))
+    child(lambda: stream(family, LOCAL[family], text), clone)
 
 
 @both
