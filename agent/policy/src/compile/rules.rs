@@ -6,8 +6,10 @@ use crate::model::{self, Coverage, Rule};
 use crate::policy::{CredentialUse, Entry, HeaderSpec, RuleData};
 use crate::route::{Methods, Template};
 use crate::syntax::{Decoder, Span, quote};
+use std::cell::OnceCell;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::sync::Arc;
 
 /// Which apis a credential may be sent to, and which headers it sets; by its number.
@@ -189,11 +191,17 @@ pub(super) fn build(
     }
     drafts.sort_by(|one, other| one.order.cmp(&other.order));
     // What else they say is worked out once for each, and only where it decides.
+    let details: Vec<OnceCell<String>> = vec![OnceCell::new(); ruled.entries.len()];
     for same in drafts.chunk_by_mut(|one, other| one.order == other.order) {
         if same.len() > 1 {
             same.sort_by_cached_key(|draft| {
-                let detail = detail(&draft.data, &ruled.entries);
-                (detail, draft.data.public.at.clone())
+                let number = usize::try_from(draft.data.entry).ok();
+                let entry = number.and_then(|number| {
+                    let entry = ruled.entries.get(number)?;
+                    let of_entry = || format!("{entry:?}");
+                    Some(details.get(number)?.get_or_init(of_entry).as_str())
+                });
+                (entry, detail(&draft.data), draft.data.public.at.clone())
             });
         }
     }
@@ -432,13 +440,15 @@ fn order(rule: &RuleData) -> Order {
     )
 }
 
-/// Everything else that a rule says.
-fn detail(rule: &RuleData, entries: &[Entry]) -> String {
-    let entry = usize::try_from(rule.entry)
-        .ok()
-        .and_then(|number| entries.get(number));
-    format!(
-        "{entry:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+/// Everything else that a rule says, but for what its entry does.
+fn detail(rule: &RuleData) -> String {
+    // Of a rule that says nothing else: there are many of those, and growing to it is what costs.
+    let mut text = String::with_capacity(128);
+    // Never fails: it is memory.
+    let _ = write!(
+        text,
+        "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
         rule.query, rule.headers, rule.body, rule.payload, rule.grpc, rule.websocket, rule.when
-    )
+    );
+    text
 }

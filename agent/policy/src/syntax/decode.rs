@@ -3,6 +3,7 @@ use super::fault::{Fault, Faults, Severity};
 use super::text::{File, Location, Source, Span, first_forbidden};
 use super::tree::{Builder, Entry, MAX_LINE, MAX_TEXT, MAX_TEXTS, Node, Scalar, Value};
 use super::{nearest, parse_byte_size, parse_duration, quote};
+use smallvec::SmallVec;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -227,8 +228,8 @@ impl Decoder {
         let entries = self.mapping(node)?;
         Some(Fields {
             entries,
-            taken: vec![false; entries.len()],
-            known: Vec::new(),
+            taken: SmallVec::from_elem(false, entries.len()),
+            known: SmallVec::new(),
             what,
             span: node.span,
         })
@@ -411,8 +412,8 @@ impl Decoder {
 #[must_use = "call `finish`, or unknown keys go unnoticed"]
 pub struct Fields<'n> {
     entries: &'n [Entry],
-    taken: Vec<bool>,
-    known: Vec<&'static str>,
+    taken: SmallVec<[bool; 16]>,
+    known: SmallVec<[&'static str; 16]>,
     what: &'static str,
     span: Span,
 }
@@ -457,6 +458,9 @@ impl<'n> Fields<'n> {
 
     /// Notes every key that was not taken, with the nearest known one.
     pub fn finish(mut self, decoder: &mut Decoder) {
+        if self.taken.iter().all(|taken| *taken) {
+            return;
+        }
         self.known.sort_unstable();
         self.known.dedup();
         for (entry, _) in self

@@ -16,6 +16,9 @@ pub const MAX_TEXTS: usize = 16 << 20;
 /// Nodes (keys and values) of all sources of one decoder at most.
 pub const MAX_NODES: usize = 1_000_000;
 
+/// Keys of a mapping up to which they are compared with each other.
+const FEW_KEYS: usize = 16;
+
 /// A value and where it stands.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -129,6 +132,7 @@ enum Open {
     Mapping {
         span: Span,
         entries: Vec<Entry>,
+        /// Where the keys of a large mapping stand; empty while it is small.
         seen: HashMap<Box<str>, Span>,
         key: Option<PendingKey>,
     },
@@ -344,7 +348,7 @@ impl<'d> Builder<'d> {
             Some(Open::Mapping {
                 entries, key, seen, ..
             }) => match key.take() {
-                None => *key = Some(read_key(self.decoder, node, seen)),
+                None => *key = Some(read_key(self.decoder, node, entries, seen)),
                 Some(None) => {}
                 Some(Some(key)) => entries.push(Entry { key, value: node }),
             },
@@ -364,7 +368,12 @@ fn null(span: Span) -> Node {
 }
 
 /// A key, if it is a string, not `<<`, and new to its mapping.
-fn read_key(decoder: &mut Decoder, node: Node, seen: &mut HashMap<Box<str>, Span>) -> Option<Key> {
+fn read_key(
+    decoder: &mut Decoder,
+    node: Node,
+    entries: &[Entry],
+    seen: &mut HashMap<Box<str>, Span>,
+) -> Option<Key> {
     let kind = node.kind();
     let Value::Scalar(scalar) = node.value else {
         decoder.error(node.span, format!("a key must be a string, not {kind}"));
@@ -385,8 +394,8 @@ fn read_key(decoder: &mut Decoder, node: Node, seen: &mut HashMap<Box<str>, Span
             .help("write the keys out where they are needed");
         return None;
     }
-    if let Some(first) = seen.get(&scalar.text) {
-        let first = decoder.location(*first);
+    if let Some(first) = first_of(&scalar.text, entries, seen) {
+        let first = decoder.location(first);
         decoder
             .error(
                 node.span,
@@ -395,9 +404,20 @@ fn read_key(decoder: &mut Decoder, node: Node, seen: &mut HashMap<Box<str>, Span
             .help(format!("first defined at {first}; keep one of them"));
         return None;
     }
-    seen.insert(scalar.text.clone(), node.span);
     Some(Key {
         text: scalar.text,
         span: node.span,
     })
+}
+
+/// Where a key stood before. Most mappings have few keys, and comparing those is cheaper than hashing them.
+fn first_of(text: &str, entries: &[Entry], seen: &mut HashMap<Box<str>, Span>) -> Option<Span> {
+    if entries.len() < FEW_KEYS {
+        let first = entries.iter().find(|entry| &*entry.key.text == text)?;
+        return Some(first.key.span);
+    }
+    for entry in entries.get(seen.len()..).unwrap_or_default() {
+        seen.insert(entry.key.text.clone(), entry.key.span);
+    }
+    seen.get(text).copied()
 }
