@@ -21,6 +21,7 @@ mod agent;
 mod ca;
 mod check;
 mod completions;
+mod content;
 mod decisions;
 mod diff;
 mod doctor;
@@ -89,6 +90,8 @@ enum Verb {
     Man(man::Args),
     #[command(hide = true)]
     Launch(launch::Args),
+    #[command(hide = true)]
+    Content(content::Args),
 }
 
 /// Where the caller's configuration and agent are.
@@ -187,6 +190,7 @@ fn dispatch(context: &Context, verb: Verb) -> anyhow::Result<Outcome> {
         Verb::Doctor(args) => doctor::run(context, &args),
         Verb::Completions(args) => completions::run(&args, Cli::command()),
         Verb::Man(args) => man::run(&args, Cli::command()),
+        Verb::Content(args) => Ok(content::run(&args)),
         Verb::Launch(args) => Ok(launch::run(&args)),
     }
 }

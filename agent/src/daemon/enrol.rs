@@ -186,6 +186,11 @@ impl Enrolments {
         self.rules.meet(&self.fence, process, file);
     }
 
+    /// Tells when [`Self::settle`] has more to take up.
+    pub(super) fn learned(&self) -> Arc<tokio::sync::Notify> {
+        self.rules.learned()
+    }
+
     /// A governed process, with why it is governed.
     pub(super) fn recognised(&self, process: GovernedProcess) -> Recognised {
         let by = match process.evidence {

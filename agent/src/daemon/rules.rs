@@ -1,12 +1,16 @@
 //! Rules for who is in no governed cgroup: kept true to the policy, to the host's users and to the files that
 //! executables are; processes that ran before a rule are enrolled.
 use super::containers::Container;
-use super::executables::{self, Executables};
+use super::digests::{At, running};
+use super::executables::{Executables, runners};
 use super::selectors::Selectors;
 use super::users::Database;
 use crate::kernel::{Fence, FileState, Recognition};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use tollgate_policy::Policy;
 
 /// Passes over the processes before the rest is left to the next walk.
@@ -17,6 +21,9 @@ const SCANS: usize = 3;
 /// hooks. On a host where programs come and go all the time that is a minute.
 const MORE_SCANS: usize = 60;
 const MORE_PASSES: usize = 4;
+
+/// How long a new policy waits for the content of what runs to be read. Who runs a file whose is not is refused until it is.
+const READING: Duration = Duration::from_secs(10);
 
 /// What the policy recognises processes by, and what is known for that.
 #[derive(Debug, Default)]
@@ -66,9 +73,16 @@ impl Rules {
             self.users = users;
             self.stale = true;
         }
+        let mut read = Vec::new();
         if std::mem::take(&mut self.stale) {
-            self.look_at_running(fence);
+            read = self.look_at_running(fence);
             self.tell(fence);
+        }
+        read.extend(self.executables.digests.take());
+        for (at, state) in read {
+            if let Some(fulfilled) = self.executables.fulfils(&at, &state) {
+                self.met(fence, &state, &fulfilled);
+            }
         }
     }
 
@@ -135,18 +149,34 @@ impl Rules {
         self.fulfilled = Some(next);
     }
 
-    /// Makes known what is at the paths that are named, and what every process runs.
-    fn look_at_running(&mut self, fence: &Fence) {
+    /// Tells when there is something to take up in between.
+    pub(super) fn learned(&self) -> Arc<Notify> {
+        Arc::clone(&self.executables.digests.learned)
+    }
+
+    /// Makes known what is at the paths that are named, and what every process runs. Returns what was read for that.
+    fn look_at_running(&mut self, fence: &Fence) -> Vec<(At, FileState)> {
         if self.selectors.wants.is_empty() {
-            return;
+            return Vec::new();
         }
+        let running = crate::kernel::processes()
+            .into_iter()
+            .filter_map(|process| Some((At::Process(process), running(process)?)));
         let mut seen = HashSet::new();
-        let running = crate::kernel::processes().into_iter();
-        let running = running.filter_map(executables::running);
-        for (mut file, state) in self.executables.named().into_iter().chain(running) {
-            if seen.insert(state) {
-                let fulfilled = self.executables.fulfils(&mut file, &state);
-                self.know(fence, &state, &fulfilled);
+        let mut all = self.executables.named();
+        all.extend(running);
+        all.retain(|(_, state)| seen.insert(*state));
+        let begun = Instant::now();
+        self.know_all(fence, &all);
+        let read = self.executables.digests.wait(begun, READING);
+        self.know_all(fence, &read);
+        read
+    }
+
+    fn know_all(&mut self, fence: &Fence, files: &[(At, FileState)]) {
+        for (at, state) in files {
+            if let Some(fulfilled) = self.executables.fulfils(at, state) {
+                self.know(fence, state, &fulfilled);
             }
         }
     }
@@ -171,22 +201,27 @@ impl Rules {
 
     /// Looks at a file that a hook has not seen before, which `process` runs.
     pub(super) fn meet(&mut self, fence: &Fence, process: u32, seen: FileState) {
-        let Some((mut file, mut state)) = executables::running(process) else {
+        let Some(state) = running(process) else {
             return; // Gone: who runs it next tells again.
         };
         if (state.inode, state.changed) != (seen.inode, seen.changed) {
             return;
         }
-        state.device = seen.device;
         self.executables.look_at_paths();
-        let fulfilled = self.executables.fulfils(&mut file, &state);
-        // Who runs it was refused until now, but may have made sockets: those are looked at, whether a hook or this
-        // says first whose it is.
+        if let Some(fulfilled) = self.executables.fulfils(&At::Process(process), &seen) {
+            self.met(fence, &seen, &fulfilled);
+        }
+    }
+
+    /// Makes a file known that was not. Who runs it was refused until now, but may have made sockets: those are looked at,
+    /// whether a hook or this says first whose it is.
+    fn met(&mut self, fence: &Fence, state: &FileState, fulfilled: &[usize]) {
         let all = crate::kernel::processes().into_iter();
         let free: HashSet<u32> = all.filter(|process| fence.is_free(*process)).collect();
-        self.know(fence, &state, &fulfilled);
-        let all = executables::sharers(process);
-        let unsettled: Vec<u32> = all.filter(|process| free.contains(process)).collect();
+        self.know(fence, state, fulfilled);
+        let unsettled: Vec<u32> = runners(state)
+            .filter(|process| free.contains(process))
+            .collect();
         for process in &unsettled {
             self.enrol(fence, *process);
         }
@@ -246,8 +281,9 @@ impl Rules {
         let runs = match self.selectors.wants.is_empty() {
             true => Vec::new(),
             false => {
-                let (mut file, state) = executables::running(process)?;
-                self.executables.fulfils(&mut file, &state)
+                let state = running(process)?;
+                // Where it is being read, who runs it is asked for again.
+                self.executables.fulfils(&At::Process(process), &state)?
             }
         };
         let conditions = self.conditions(process);
@@ -268,7 +304,7 @@ impl Rules {
 
     /// The digest of what a process runs, where it was taken.
     pub(super) fn digest_of(&self, process: u32) -> Option<String> {
-        let (_, state) = executables::running(process)?;
+        let state = running(process)?;
         self.executables.known_digest(&state).cloned()
     }
 

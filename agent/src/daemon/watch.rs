@@ -25,6 +25,7 @@ const SECRETS: Duration = Duration::from_millis(400);
 pub(super) async fn cgroups(agent: Arc<Agent>) -> io::Result<()> {
     let mut watch = Watch::new()?;
     let mut known = Vec::new();
+    let learned = lock(&agent.enrolments).learned();
     loop {
         let settling = Arc::clone(&agent);
         match tokio::task::spawn_blocking(move || settling.settle()).await {
@@ -42,6 +43,7 @@ pub(super) async fn cgroups(agent: Arc<Agent>) -> io::Result<()> {
         tokio::select! {
             _ = tokio::time::timeout(WALK, watch.changed()) => {}
             () = agent.containers.learned.notified() => {}
+            () = learned.notified() => {}
         }
         tokio::time::sleep(SETTLE).await;
         watch.drain();

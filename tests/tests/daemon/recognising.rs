@@ -4,9 +4,11 @@ use harness::eventually;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Instant;
 
 const INTERN: u32 = 54_322;
 
@@ -146,6 +148,101 @@ fn users_and_executables_are_recognised_as_the_policy_names_them() {
     let _ = sleeper.wait();
 }
 
+/// A filesystem that lets the agent wait for ever.
+struct Late {
+    server: Child,
+    said: BufReader<ChildStdout>,
+    mount: PathBuf,
+}
+
+impl Late {
+    fn serve(mount: PathBuf, program: &Path) -> Self {
+        fs::create_dir(&mount).unwrap();
+        let mut command = Command::new("python3");
+        command.args(["-c", include_str!("late.py")]);
+        command.arg(&mount).arg(program);
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut server = command.spawn().unwrap();
+        let said = BufReader::new(server.stdout.take().unwrap());
+        let mut late = Self {
+            server,
+            said,
+            mount,
+        };
+        assert_eq!(late.line(), "serves");
+        late
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        drop(self.server.stdin.take());
+        let _ = self.server.wait();
+        let _ = fs::remove_dir(&self.mount);
+    }
+}
+
+/// Who runs what a filesystem keeps from being read is refused; the agent goes on, and looks at what others run.
+#[test]
+fn a_filesystem_that_never_answers_holds_up_nobody_else() {
+    let mut place = Place::new();
+    fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut bytes = fs::read("/usr/bin/curl").unwrap();
+    bytes.push(0);
+    let [first, second] = ["first", "second"].map(|name| {
+        let to = place.path(name);
+        fs::write(&to, &bytes).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+        to
+    });
+    let policy = |workload: &str| {
+        let sum = digest(&first);
+        let more =
+            format!("workloads:\n  {workload}: {{ match: {{ user: 54323, sha256: {sum} }} }}\n");
+        POLICY.replace("workloads:\n", &more)
+    };
+    place.write_policy(&policy("content"));
+    place.start();
+    let recognised = |program: &Path| {
+        let ran = || answered(&as_user(54_323, &curl(&program.display().to_string())));
+        eventually(START, || ran().then_some(())).is_some()
+    };
+    assert!(recognised(&first));
+
+    let mut late = Late::serve(place.path("late"), &first);
+    let program = late.mount.join("program").display().to_string();
+    let refused = as_user(54_323, &curl(&program));
+    assert_eq!(refused.status.code(), Some(REFUSED.0), "{refused:?}");
+    assert_eq!(late.line(), "waits");
+    let refused = as_user(54_323, &curl(&program));
+    assert_eq!(refused.status.code(), Some(REFUSED.0), "{refused:?}");
+    // Whom no rule can mean runs it.
+    assert!(!answered(&as_user(5, &curl(&program))));
+
+    let begun = Instant::now();
+    assert!(processes(&place, "content").is_empty());
+    assert!(recognised(&second), "not looked at");
+    place.write_policy(&policy("renamed"));
+    assert_eq!(place.output(&["reload"]).status.code(), Some(0));
+    assert!(recognised(&first));
+    assert!(begun.elapsed() < START, "{:?}", begun.elapsed());
+    // The next agent finds it running. It waits, for a while, and then for nobody.
+    let mut waits = Command::new("setpriv");
+    waits.args(["--reuid", "54323", "--clear-groups", &program, "-K", "-"]);
+    let mut waits = waits.stdin(Stdio::piped()).spawn().unwrap();
+    place.end(Signal::KILL);
+    place.start();
+    assert!(recognised(&second));
+    waits.kill().unwrap();
+    waits.wait().unwrap();
+}
+
 /// What is made and entered at once is governed, also by nobody's hand while the agent is dead.
 #[test]
 fn a_new_cgroup_is_governed_from_its_birth_on() {
@@ -236,7 +333,7 @@ fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
             .unwrap()
             .display()
             .to_string();
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         fs::create_dir(&cgroup).unwrap();
         let seen = eventually(START, || listed(&place).contains(&name).then_some(()));
         assert!(seen.is_some(), "{name} is not listed");

@@ -1,0 +1,112 @@
+//! What is in a file, read by a process of its own: who waits for a filesystem that never answers cannot be killed, and would keep
+//! the agent's descriptors, its port among them, for ever.
+use crate::kernel::FileState;
+use rustix::fs::{FileType, Mode, OFlags};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+/// Bytes of a file that are read for its digest; a longer one is none that a policy names.
+const FILE_BYTES: u64 = 2 << 30;
+/// A file that was changed this short a while ago may be changed again within the same tick of the file system's clock.
+const TICK: Duration = Duration::from_millis(20);
+/// What the reader says of a file that is too long.
+const LONG: &str = "long";
+
+/// What was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// In hexadecimal digits.
+    Sha256(String),
+    /// More than a policy can name.
+    Long,
+}
+
+impl std::fmt::Display for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sha256(digest) => digest,
+            Self::Long => LONG,
+        })
+    }
+}
+
+/// Has this program read a file, as another process. `None`: it is not there in this state, or cannot be read.
+pub(super) fn read_beside(path: &Path, state: &FileState) -> Option<Content> {
+    let (seconds, nanoseconds) = state.changed;
+    let numbers = [
+        state.inode.to_string(),
+        seconds.to_string(),
+        nanoseconds.to_string(),
+    ];
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("content").arg(path).args(numbers).env_clear();
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    let said = command.output().ok()?.stdout;
+    match std::str::from_utf8(&said).ok()?.trim_end() {
+        "" => None,
+        LONG => Some(Content::Long),
+        digest => Some(Content::Sha256(digest.to_owned())),
+    }
+}
+
+/// Reads the file at a path, if it is in this state before and after.
+#[must_use]
+pub fn read(path: &Path, state: &FileState) -> Option<Content> {
+    let mut file = open(&found(path)?)?;
+    if !is_in(state, &file) {
+        return None;
+    }
+    if file.metadata().ok()?.len() > FILE_BYTES {
+        return Some(Content::Long);
+    }
+    let changed = Duration::new(state.changed.0.unsigned_abs(), state.changed.1);
+    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed);
+    if age.is_ok_and(|age| age < TICK) {
+        std::thread::sleep(TICK);
+    }
+    let mut sum = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    let mut left = FILE_BYTES;
+    loop {
+        let read = file.read(&mut buffer).ok()?;
+        if read == 0 {
+            break;
+        }
+        sum.update(buffer.get(..read)?);
+        left = left.checked_sub(read as u64)?;
+    }
+    // Written to meanwhile: it will be asked for again.
+    is_in(state, &file).then(|| {
+        let bytes = sum.finalize();
+        Content::Sha256(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    })
+}
+
+/// The device may be one that only a hook could tell.
+fn is_in(state: &FileState, file: &File) -> bool {
+    file.metadata().is_ok_and(|now| {
+        let changed = u32::try_from(now.ctime_nsec()).map(|nanos| (now.ctime(), nanos));
+        now.ino() == state.inode && changed == Ok(state.changed)
+    })
+}
+
+/// The file at a path, not to read it. Who may write there may put a pipe there, on which to open it would wait, or a device, which
+/// may act on that: neither is one that runs.
+fn found(path: &Path) -> Option<OwnedFd> {
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file).ok()?.st_mode);
+    kind.is_file().then_some(file)
+}
+
+/// The same file to read. Nor does it wait for somebody's lease of it to end.
+fn open(found: &OwnedFd) -> Option<File> {
+    let at = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Some(rustix::fs::open(at, flags, Mode::empty()).ok()?.into())
+}
