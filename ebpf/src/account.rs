@@ -41,27 +41,29 @@ pub(crate) fn passes(ctx: &SkBuffContext, client: &mut Client, direction: Direct
 #[inline(always)]
 fn packet(ctx: &SkBuffContext, client: &mut Client, direction: Direction) {
     let bytes = u64::from(ctx.len());
+    // One that the stack or the device cuts into several behind this hook counts as those.
+    let packets = u64::from(field!(ctx.skb.skb, gso_segs).max(1));
     if let Some(account) = ACCOUNTS.get_ptr_mut(client.workload) {
         // SAFETY: `account` points to this CPU's live value.
-        unsafe { traffic(&raw mut (*account).traffic, bytes, direction) };
+        unsafe { traffic(&raw mut (*account).traffic, (packets, bytes), direction) };
     }
     // SAFETY: `client` is the socket's own value.
-    unsafe { traffic(&raw mut client.record.traffic, bytes, direction) };
+    unsafe { traffic(&raw mut client.record.traffic, (packets, bytes), direction) };
 }
 
-/// Adds a packet.
+/// Adds packets and their bytes.
 #[inline(always)]
-unsafe fn traffic(to: *mut Traffic, bytes: u64, direction: Direction) {
+unsafe fn traffic(to: *mut Traffic, (packets, bytes): (u64, u64), direction: Direction) {
     // SAFETY: the caller's pointer is to a live map value.
     unsafe {
         match direction {
             Direction::Out => {
                 add(&raw mut (*to).bytes_out, bytes);
-                add(&raw mut (*to).packets_out, 1);
+                add(&raw mut (*to).packets_out, packets);
             }
             Direction::In => {
                 add(&raw mut (*to).bytes_in, bytes);
-                add(&raw mut (*to).packets_in, 1);
+                add(&raw mut (*to).packets_in, packets);
             }
         }
     }

@@ -50,7 +50,7 @@ const PROGRAMS: &[&str] = &["kernel", "installed"];
 /// part in either. What the hooks make of what the agent then enters is tried by `before::`.
 const SAME_EVERYWHERE: &[&str] = &[
     "looks::",
-    "account::bytes_are_those_of_the_interface",
+    "account::bytes_and_packets_are_those_of_the_interface",
     "account::events_that_do_not_fit_are_counted",
     "before::a_listener_that_another_has_open_is_warned_of",
     "before::what_was_made_while_governed_is_free_once_policy_lets_it_go",
