@@ -17,8 +17,8 @@ use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_probe_read_kernel_str}
 use tollgate_common::{
     limits::MAX_LEVEL,
     recognise::{
-        ANY_NAME, BEYOND_WORDS, BY_CONTAINER, Beyond, CGROUP_NAME, FILTER_WORDS, NODES, SHAPES,
-        Scope, Shape, Step, Subtree, UNSETTLED, place,
+        ANY_NAME, BEYOND_WORDS, BY_CONTAINER, Beyond, CGROUP_NAME, EXEMPT, FILTER_WORDS, NODES,
+        SHAPES, Scope, Shape, Step, Subtree, UNSETTLED, place,
     },
 };
 
@@ -315,7 +315,8 @@ fn beyond(id: u64) -> Option<(*mut u64, u64)> {
 fn govern(scope: *mut Scope, room: *const Room, cgroup: u64) -> Option<()> {
     // SAFETY: the room is a live map value.
     let found = unsafe { (*room).found };
-    if found.workload == 0 && found.conditions == 0 {
+    // The agent's own is made again with each start of its service.
+    if found.workload == u32::from(EXEMPT) || found.workload == 0 && found.conditions == 0 {
         return None;
     }
     if found.conditions == 0

@@ -10,6 +10,7 @@ pub(super) fn run(context: &Context) -> anyhow::Result<Outcome> {
             hash,
             changed,
             warnings,
+            unheld,
         } => {
             for warning in warnings {
                 tell!(
@@ -25,7 +26,14 @@ pub(super) fn run(context: &Context) -> anyhow::Result<Outcome> {
                 "policy unchanged, secrets read again:"
             };
             show!("{what} {short}");
-            Ok(Outcome::Done)
+            for why in &unheld {
+                let not = Paint::stderr().paint(Colour::Red, "not in force");
+                tell!("{not}: {}", output::escape(why));
+            }
+            Ok(match unheld.is_empty() {
+                true => Outcome::Done,
+                false => Outcome::No,
+            })
         }
         other => Err(client::Error::Broken(format!("unexpected reply {other:?}")).into()),
     }

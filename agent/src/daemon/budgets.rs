@@ -42,6 +42,8 @@ pub(super) struct Budgets {
     written: Mutex<Vec<Line>>,
     /// What the agent counts.
     accounts: Registry,
+    /// Why the kernel does not hold the quotas of the policy in force.
+    unheld: Mutex<Option<String>>,
 }
 
 /// The accounts that an earlier agent left.
@@ -54,6 +56,12 @@ fn now() -> u64 {
 }
 
 impl Budgets {
+    /// What `status` says of quotas that are not in force.
+    pub(super) fn unheld(&self) -> Option<String> {
+        let why = lock(&self.unheld).clone()?;
+        Some(format!("quotas of bytes: {why}"))
+    }
+
     /// Reads what an earlier agent kept. A file that cannot be read is nothing that was kept, and is said so.
     pub(super) fn read(state_dir: &Path, accounts: Registry) -> Self {
         let path = state_dir.join(FILE);
@@ -69,6 +77,7 @@ impl Budgets {
             }
         };
         Self {
+            unheld: Mutex::default(),
             path,
             before,
             written: Mutex::default(),
@@ -162,6 +171,9 @@ pub(super) async fn watch(agent: Arc<Agent>) {
             if count.is_multiple_of(CLOCK) {
                 agent.apply_budgets();
             }
+            if agent.budgets.unheld().is_some() {
+                agent.apply_budgets();
+            }
             let usage = agent.shared.fence.usage();
             publish(&agent.shared.overspent, &usage);
             if count.is_multiple_of(WRITE) {
@@ -179,9 +191,11 @@ impl Agent {
     /// Gives the kernel the budgets of the policy in force. Where it cannot, what it has stays in force.
     pub(super) fn apply_budgets(&self) {
         let snapshot = self.shared.live.load_full();
-        if let Err(error) = self.budgets.apply(&self.shared.fence, &snapshot.policy) {
+        let applied = self.budgets.apply(&self.shared.fence, &snapshot.policy);
+        if let Err(error) = &applied {
             tracing::error!("budgets: {error}");
         }
+        *lock(&self.budgets.unheld) = applied.err().map(|error| error.to_string());
         // Who had nothing left may have more now.
         publish(&self.shared.overspent, &self.shared.fence.usage());
     }

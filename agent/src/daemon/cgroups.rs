@@ -1,6 +1,8 @@
 //! Which cgroups of this host a policy's workloads are: selectors against the tree below the cgroup2 root.
 use super::selectors::has_process;
+use rustix::io::Errno;
 use std::collections::VecDeque;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tollgate_policy::{Policy, Selector};
@@ -32,19 +34,35 @@ pub(super) struct Found {
     pub(super) directories: Vec<PathBuf>,
     /// There are more than are looked at; those near the root were.
     pub(super) truncated: bool,
+    /// Why some that are there could not be looked at.
+    pub(super) unread: Option<String>,
+    /// Cgroups that a selector means and that the agent runs in, or below which it does: what is governed is all else below them.
+    pub(super) own: Vec<String>,
+}
+
+/// A cgroup to be looked at.
+#[derive(Default)]
+struct Due {
+    /// Below the root.
+    name: String,
+    /// The workload that already governs it.
+    inherited: Option<String>,
+    /// The one that would, if the agent were not in the same.
+    beside: Option<String>,
 }
 
 /// Walks the tree below `root`. Directories that vanish on the way are left out.
 pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
-    walk_at_most(DIRECTORIES, root, policy)
+    walk_at_most(DIRECTORIES, root, policy, &of_process(std::process::id()))
 }
 
-fn walk_at_most(most: usize, root: &Path, policy: &Policy) -> Found {
+/// `own`: the agent's cgroup and those above it.
+fn walk_at_most(most: usize, root: &Path, policy: &Policy, own: &[String]) -> Found {
     let mut found = Found::default();
-    // Name below the root, and the workload that already governs it.
-    let mut todo = VecDeque::from([(String::new(), None::<String>)]);
+    let mut todo = VecDeque::from([Due::default()]);
     // Level by level: who may make cgroups makes them below others, and hides none.
-    while let Some((name, inherited)) = todo.pop_front() {
+    while let Some(due) = todo.pop_front() {
+        let name = due.name;
         if found.directories.len() >= most {
             found.truncated = true;
             break;
@@ -53,27 +71,41 @@ fn walk_at_most(most: usize, root: &Path, policy: &Policy) -> Found {
             continue;
         }
         let directory = root.join(name.trim_start_matches('/'));
-        let Ok(meta) = std::fs::metadata(&directory) else {
-            continue;
+        let looked = std::fs::metadata(&directory)
+            .and_then(|meta| Ok((meta.ino(), subdirectories(&directory)?)));
+        let (inode, children) = match looked {
+            Ok(looked) => looked,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => {
+                let cannot = format!("cannot look at {}: {error}", directory.display());
+                found.unread = Some(cannot);
+                continue;
+            }
         };
-        let workload = if name.is_empty() {
-            None
+        let means = match name.is_empty() {
+            true => None,
+            false => workload_of(policy, &name).or(due.beside),
+        };
+        let (inherited, beside) = if own.contains(&name) {
+            if means.is_some() {
+                found.own.push(name.clone());
+            }
+            (None, means)
         } else {
-            workload_of(policy, &name)
-        };
-        let own = workload.filter(|w| inherited.as_ref() != Some(w));
-        if let Some(workload) = own.clone() {
-            found.matches.push(Match {
+            let other = means.filter(|workload| due.inherited.as_ref() != Some(workload));
+            found.matches.extend(other.clone().map(|workload| Match {
                 cgroup: name.clone(),
-                inode: meta.ino(),
+                inode,
                 workload,
                 by: None,
-            });
-        }
-        let governs = own.or(inherited);
-        for child in subdirectories(&directory) {
-            todo.push_back((format!("{name}/{child}"), governs.clone()));
-        }
+            }));
+            (other.or(due.inherited), None)
+        };
+        todo.extend(children.into_iter().map(|child| Due {
+            name: format!("{name}/{child}"),
+            inherited: inherited.clone(),
+            beside: beside.clone(),
+        }));
         found.directories.push(directory);
     }
     found.matches.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
@@ -90,15 +122,42 @@ pub(super) fn of_process(process: u32) -> Vec<String> {
         .collect()
 }
 
-fn subdirectories(directory: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return Vec::new();
+/// Processes that run where the agent does, of which a selector means all, and are not its own.
+pub(super) fn beside_the_agent(root: &Path, own: &[String]) -> Vec<u32> {
+    let agent = std::process::id();
+    let is_anothers = |process: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status"));
+        let of_agent = format!("\nPPid:\t{agent}\n");
+        *process != agent && status.is_ok_and(|text| !text.contains(&of_agent))
     };
-    entries
-        .filter_map(Result::ok)
-        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-        .filter_map(|e| e.file_name().into_string().ok())
+    let listed = own.iter().map(|cgroup| {
+        let directory = root.join(cgroup.trim_start_matches('/'));
+        std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default()
+    });
+    listed
+        .flat_map(|text| {
+            text.lines()
+                .filter_map(|line| line.parse().ok())
+                .collect::<Vec<u32>>()
+        })
+        .filter(is_anothers)
         .collect()
+}
+
+fn subdirectories(directory: &Path) -> io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(entry.file_name().into_string().ok());
+        }
+    }
+    Ok(found)
+}
+
+/// Is it none any more? All else that fails says nothing of what is there.
+fn is_gone(error: &io::Error) -> bool {
+    [Errno::NOENT, Errno::NODEV].contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
 /// The first workload, by name, that has a selector for this cgroup.
@@ -175,6 +234,7 @@ pub(super) fn segment_matches(pattern: &str, segment: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tollgate_policy::syntax::Source;
 
     #[test]
     fn units_are_the_system_managers_only() {
@@ -224,7 +284,7 @@ mod tests {
             std::fs::create_dir_all(root.path().join(name)).expect("made");
         }
         let text = "version: 1\nworkloads: { near: { match: { cgroup: /b } }, far: { match: { cgroup: /a/1/deep } } }\n";
-        let source = tollgate_policy::syntax::Source {
+        let source = Source {
             name: "p".into(),
             text: text.into(),
         };
@@ -232,13 +292,51 @@ mod tests {
             .expect("a policy")
             .policy;
         let seen = |most| {
-            let found = walk_at_most(most, root.path(), &policy);
+            let found = walk_at_most(most, root.path(), &policy, &[]);
             let workloads = found.matches.into_iter().map(|m| m.workload);
             (workloads.collect::<Vec<_>>(), found.truncated)
         };
         assert_eq!(seen(7), (vec!["far".to_owned(), "near".to_owned()], false));
         assert_eq!(seen(6), (vec!["near".to_owned()], true));
         assert_eq!(seen(3), (vec!["near".to_owned()], true));
+    }
+
+    /// The agent cannot hold itself: where a selector means its cgroup as well, all else is governed one by one.
+    #[test]
+    fn what_is_beside_the_agent_is_governed() {
+        let root = tempfile::tempdir().expect("a directory");
+        for name in ["s/agent/own", "s/one/below", "s/two", "t"] {
+            std::fs::create_dir_all(root.path().join(name)).expect("made");
+        }
+        let own = ["/s/agent", "/s", "/"].map(str::to_owned);
+        for glob in ["/s/**", "/s", "/**"] {
+            let text =
+                format!("version: 1\nworkloads: {{ w: {{ match: {{ cgroup: \"{glob}\" }} }} }}\n");
+            let name = "p".into();
+            let policy = tollgate_policy::compile(&[Source { name, text }])
+                .expect("a policy")
+                .policy;
+            let found = walk_at_most(100, root.path(), &policy, &own);
+            let cgroups: Vec<_> = found.matches.into_iter().map(|m| m.cgroup).collect();
+            let others: &[&str] = match glob {
+                "/**" => &["/s/agent/own", "/s/one", "/s/two", "/t"],
+                _ => &["/s/agent/own", "/s/one", "/s/two"],
+            };
+            assert_eq!(cgroups, others, "{glob}");
+            assert_eq!(found.own, ["/s", "/s/agent"], "{glob}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_told_from_what_is_gone() {
+        for (errno, gone) in [
+            (Errno::NOENT, true),
+            (Errno::NODEV, true),
+            (Errno::MFILE, false),
+            (Errno::NOMEM, false),
+        ] {
+            assert_eq!(is_gone(&errno.into()), gone, "{errno}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::content::{self, Content};
 use crate::kernel::FileState;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -165,10 +166,11 @@ pub(super) fn is_running(process: u32, state: &FileState) -> bool {
 
 /// What lies at a path. A link into another process's view of the files is not followed: who may write there could have one lead to
 /// files that it serves itself.
-pub(super) fn lying_at(path: &Path) -> Option<FileState> {
+pub(super) fn lying_at(path: &Path) -> io::Result<FileState> {
     let (flags, links) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_MAGICLINKS);
-    let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), links).ok()?;
-    Some(state(&seen(found, "")?, None))
+    let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), links)?;
+    let seen = seen(found, "").ok_or(io::ErrorKind::NotFound)?;
+    Ok(state(&seen, None))
 }
 
 /// How the kernel last knew a regular file to be: its filesystem is not asked, which might never answer.

@@ -3,6 +3,7 @@ use super::admin::wire::{Enrolled, Fault, FaultKind, Recognised};
 use super::cgroups::{self, Match};
 use super::containers::Containers;
 use super::rules::Rules;
+use super::troubles::Troubles;
 use crate::config::Config;
 use crate::kernel::{self, Evidence, Fence, FileState, GovernedProcess, Openings, SocketName};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -23,6 +24,9 @@ const RUN_GRACE: Duration = Duration::from_secs(10);
 /// What is not known where there are too many cgroups.
 const UNSEEN: &str = "there are more cgroups than the agent looks at (65536): of workloads among the others, only those are governed that were made since the policy named them; bound cgroups where users make their own (cgroup.max.descendants)";
 
+/// Why not all cgroups are known.
+const CGROUPS: &str = "cgroups of this host";
+
 /// What is governed, and why.
 #[derive(Debug)]
 pub(super) struct Enrolments {
@@ -37,6 +41,7 @@ pub(super) struct Enrolments {
     permitted: Option<Vec<Openings>>,
     /// There were more cgroups than are looked at.
     unseen: bool,
+    troubles: Troubles,
 }
 
 /// A cgroup that a selector matches.
@@ -66,7 +71,9 @@ impl Enrolments {
         let mut runs = HashMap::new();
         for governed in fence.governed() {
             let Some(cgroup) = governed.cgroup else {
-                release(&fence, governed.cgroup_id);
+                if governed.is_gone {
+                    release(&fence, governed.cgroup_id);
+                }
                 continue;
             };
             if governed.workload == kernel::UNSETTLED_NAME {
@@ -102,6 +109,7 @@ impl Enrolments {
             containers,
             permitted: None,
             unseen: false,
+            troubles: Troubles::default(),
         }
     }
 
@@ -110,7 +118,7 @@ impl Enrolments {
     pub(super) fn settle(&mut self, policy: &Policy) -> Vec<PathBuf> {
         self.permit(policy);
         // Before the walk: what is made meanwhile is governed from its birth on.
-        self.rules.take_up(&self.fence, policy);
+        self.rules.take_up(&self.fence, policy, &mut self.troubles);
         let beyond = self.fence.beyond();
         let mut found = cgroups::walk(self.fence.cgroup_root(), policy);
         let taken = found.matches.iter().map(|m| m.cgroup.clone()).collect();
@@ -120,19 +128,19 @@ impl Enrolments {
         let containers = Arc::clone(&self.containers);
         let contained = containers.settle(&self.fence, policy, &found.directories, &taken, was);
         found.matches.extend(contained.matches.iter().cloned());
-        self.unseen = found.truncated;
-        if found.truncated {
-            tracing::error!("too many cgroups to look at all of them: {UNSEEN}");
-        }
+        self.look_over(&found);
         for wanted in found.matches.iter().filter(|m| !is_run(&m.cgroup)) {
             self.govern(wanted);
         }
+        let is_wanted = |cgroup: &str| found.matches.iter().any(|m| m.cgroup == cgroup);
+        self.troubles
+            .keep(|about| !about.starts_with('/') || is_wanted(about));
         self.rules
             .settle(&self.fence, &found.directories, &contained.known);
         Containers::let_go(&self.fence, &contained, &found.directories);
         // What was not looked at may well be there.
         let stays =
-            |cgroup: &String| found.truncated || found.matches.iter().any(|m| m.cgroup == *cgroup);
+            |cgroup: &String| self.unseen || found.matches.iter().any(|m| m.cgroup == *cgroup);
         let gone: Vec<String> = self
             .selected
             .keys()
@@ -176,9 +184,27 @@ impl Enrolments {
         }
     }
 
+    /// Notes what could not be looked at. What was not seen may well be there.
+    fn look_over(&mut self, found: &cgroups::Found) {
+        self.unseen = found.truncated || found.unread.is_some();
+        let beside = cgroups::beside_the_agent(self.fence.cgroup_root(), &found.own);
+        let all = found.unread.clone().map_or(Ok(()), Err);
+        self.troubles.note(CGROUPS, all);
+        let few = if found.truncated { Err(UNSEEN) } else { Ok(()) };
+        self.troubles.note("too many cgroups", few);
+        let alone = match beside.is_empty() {
+            true => Ok(()),
+            false => Err(format!(
+                "{beside:?} are not governed, since they are in {}, where it runs itself: give it a cgroup of its own, as its service has",
+                found.own.join(" or ")
+            )),
+        };
+        self.troubles.note("processes beside the agent", alone);
+    }
+
     /// Why not all of the host is known to be held to its policy.
-    pub(super) fn gap(&self) -> Option<&'static str> {
-        self.unseen.then_some(UNSEEN)
+    pub(super) fn gaps(&self) -> Vec<String> {
+        self.troubles.all()
     }
 
     /// Looks at a file that `process` runs.
@@ -219,10 +245,9 @@ impl Enrolments {
         if self.permitted.as_ref() == Some(&wanted) {
             return;
         }
-        match self.fence.permit(&wanted) {
-            Ok(()) => self.permitted = Some(wanted),
-            Err(e) => tracing::error!("`listen` and `unix` of workloads are not in force: {e}"),
-        }
+        let done = self.fence.permit(&wanted);
+        let done = self.troubles.note("`listen` and `unix` of workloads", done);
+        self.permitted = done.map(|()| wanted);
     }
 
     fn govern(&mut self, wanted: &Match) {
@@ -234,11 +259,14 @@ impl Enrolments {
             return;
         }
         let old = self.selected.get(&wanted.cgroup);
-        match self
+        let done = self
             .fence
-            .govern(Path::new(&wanted.cgroup), &wanted.workload)
-        {
-            Ok(kernel::Enrolled { cgroup_id, .. }) => {
+            .govern(Path::new(&wanted.cgroup), &wanted.workload);
+        if done.as_ref().is_err_and(kernel::Error::is_of_a_cgroup_gone) {
+            return;
+        }
+        match self.troubles.note(&wanted.cgroup, done) {
+            Some(kernel::Enrolled { cgroup_id, .. }) => {
                 tracing::info!(
                     cgroup = wanted.cgroup,
                     workload = wanted.workload,
@@ -255,12 +283,7 @@ impl Enrolments {
                 };
                 self.selected.insert(wanted.cgroup.clone(), entry);
             }
-            // It may have vanished since the walk; if it is still there the next walk tries again.
-            Err(e) => tracing::error!(
-                cgroup = wanted.cgroup,
-                workload = wanted.workload,
-                "not governed: {e}"
-            ),
+            None => {} // The next walk tries again.
         }
     }
 

@@ -2,7 +2,7 @@
 //! once and again when the file was changed.
 use super::content::Content;
 use super::digests::{At, Digests, is_running, lying_at};
-use crate::kernel::FileState;
+use crate::kernel::{FileState, is_shortage};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -39,8 +39,13 @@ impl Executables {
     /// Looks at what lies at the named paths now; whether it is something else than before.
     pub(super) fn look_at_paths(&mut self) -> bool {
         let named = self.wants.iter().filter_map(|wants| wants.exe.as_ref());
+        let state = |path: &PathBuf| match lying_at(path) {
+            // What lies there now cannot be told.
+            Err(error) if is_shortage(&error) => self.paths.get(path).copied(),
+            found => found.ok(),
+        };
         let found: HashMap<PathBuf, FileState> = named
-            .filter_map(|path| Some((path.clone(), lying_at(path)?)))
+            .filter_map(|path| Some((path.clone(), state(path)?)))
             .collect();
         let changed = found != self.paths;
         self.paths = found;

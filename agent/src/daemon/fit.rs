@@ -1,5 +1,5 @@
 //! What the policy language can say and this version's agent cannot hold: found before anything is decided by it.
-use super::selectors::{CONDITIONS, has_cgroup, has_process};
+use super::selectors::{CONDITIONS, Selectors, has_cgroup, has_process};
 use tollgate_policy::syntax::{Fault, Faults, Severity, Source};
 use tollgate_policy::{Compiled, Policy, Selector};
 
@@ -16,7 +16,14 @@ pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
 fn selectors(policy: &Policy, sources: &[Source]) -> Vec<Fault> {
     let all = policy.workloads().iter().flat_map(|w| &w.selectors);
     let mut combined: Vec<Selector> = Vec::new();
-    all.filter_map(|selector| {
+    let numbered = Selectors::of(policy);
+    let unfollowed = numbered.unfollowed().map(|(selector, error)| {
+        let (at, message) = (selector.at.clone(), error.to_string());
+        let mut fault = Fault::found(Severity::Error, at, message, sources);
+        fault.help = Some("write wider paths, or units of one slice".to_owned());
+        fault
+    });
+    let remarks = all.filter_map(|selector| {
         if has_cgroup(selector) && has_process(selector) {
             let part = Selector {
                 cgroup: selector.cgroup.clone(),
@@ -33,8 +40,8 @@ fn selectors(policy: &Policy, sources: &[Source]) -> Vec<Fault> {
         let mut fault = Fault::found(severity, selector.at.clone(), message, sources);
         fault.help = Some(help.to_owned());
         Some(fault)
-    })
-    .collect()
+    });
+    remarks.chain(unfollowed).collect()
 }
 
 /// Programs that run other programs: each of those is the interpreter to the kernel.
@@ -135,6 +142,27 @@ mod tests {
         let faults = compile(&source("{ user: root }", more)).unwrap_err();
         let lines: Vec<u32> = faults.iter().map(|fault| fault.at.line).collect();
         assert_eq!(lines, [4, 5], "{faults}");
+    }
+
+    #[test]
+    fn shapes_of_paths_are_bounded() {
+        let many = |count: usize| {
+            let each = (0..count).map(|n| format!("{{ cgroup: {}/c }}", "/d".repeat(n)));
+            format!(
+                "[{}, {{ user: intern }}]",
+                each.collect::<Vec<_>>().join(", ")
+            )
+        };
+        // So many names deep, without and with any name somewhere.
+        let stars = |count: usize| {
+            let each = (0..count).map(|n| format!("{{ cgroup: {}/*/c }}", "/d".repeat(n)));
+            format!("[{}]", each.collect::<Vec<_>>().join(", "))
+        };
+        assert!(compile(&source(&many(20), "")).is_ok());
+        let both = many(20).replace(']', ", ") + &stars(20).replace('[', "");
+        let faults = compile(&source(&both, "")).unwrap_err();
+        let found = faults.iter().find(|fault| fault.message.contains("shapes"));
+        assert!(found.is_some_and(|fault| fault.at.line == 4), "{faults}");
     }
 
     #[test]

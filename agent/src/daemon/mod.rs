@@ -27,6 +27,7 @@ mod selectors;
 mod sockets;
 mod start;
 mod status;
+mod troubles;
 mod trust;
 pub mod users;
 mod watch;

@@ -4,6 +4,7 @@ use super::containers::Container;
 use super::digests::{At, running};
 use super::executables::{Executables, runners};
 use super::selectors::Selectors;
+use super::troubles::Troubles;
 use super::users::Database;
 use crate::kernel::{Fence, FileState, Recognition};
 use std::collections::{HashMap, HashSet};
@@ -39,6 +40,8 @@ pub(super) struct Rules {
     fulfilled: Option<HashMap<String, u64>>,
     /// What the hooks are told is to be made again.
     stale: bool,
+    /// Why they were not told all of it.
+    untold: Option<String>,
     /// How often who runs already is to be asked for still: the hooks were told something else than before. The last
     /// [`MORE_SCANS`] of them only while not all were.
     scans: usize,
@@ -46,7 +49,7 @@ pub(super) struct Rules {
 
 impl Rules {
     /// Takes up a policy, users and files that changed, and tells the hooks.
-    pub(super) fn take_up(&mut self, fence: &Fence, policy: &Policy) {
+    pub(super) fn take_up(&mut self, fence: &Fence, policy: &Policy, troubles: &mut Troubles) {
         let is_new = self.policy.as_deref() != Some(policy.hash());
         if is_new {
             let old = std::mem::replace(&mut self.selectors, Selectors::of(policy));
@@ -57,7 +60,9 @@ impl Rules {
                 self.stale = true;
             }
         }
-        let users = Database::open();
+        // Who cannot be read about now is who he was.
+        let users = troubles.note("/etc/passwd", Database::read());
+        let users = users.unwrap_or_else(|| self.users.clone());
         let moved = !self.selectors.wants.is_empty() && self.executables.look_at_paths();
         let are_others = users != self.users;
         if is_new || are_others {
@@ -78,6 +83,8 @@ impl Rules {
             read = self.look_at_running(fence);
             self.tell(fence);
         }
+        let told = self.untold.as_ref().map_or(Ok(()), Err);
+        troubles.note("recognition by user, executable and path", told);
         read.extend(self.executables.digests.take());
         for (at, state) in read {
             if let Some(fulfilled) = self.executables.fulfils(&at, &state) {
@@ -93,20 +100,26 @@ impl Rules {
 
     /// Tells the hooks what they recognise by now.
     fn tell(&mut self, fence: &Fence) {
+        let own = super::cgroups::of_process(std::process::id());
+        let own = own.into_iter().next().unwrap_or_default();
         let next = self
             .selectors
-            .recognition(&self.users, &self.executables.classes);
+            .recognition(&self.users, &self.executables.classes, &own);
         if self.told.as_ref() == Some(&next) {
+            self.untold = None;
             return;
         }
         match fence.recognise(&next) {
             Ok(()) => {
                 self.told = Some(next);
+                self.untold = None;
                 self.scan();
             }
             Err(e) => {
                 self.stale = true;
-                tracing::error!("not all that the policy says can be recognised: {e}");
+                self.untold = Some(e.to_string());
+                // Part of it may be told.
+                self.scan();
             }
         }
     }

@@ -85,25 +85,22 @@ impl Selectors {
         }))
     }
 
-    /// What the hooks are told. `classes`: each class of executables, and which of `wants` it fulfils.
+    /// What the hooks are told. `classes`: each class of executables, and which of `wants` it fulfils. `own`: the agent's cgroup.
     pub(super) fn recognition(
         &self,
         users: &Database,
         classes: &BTreeMap<u16, Vec<usize>>,
+        own: &str,
     ) -> Recognition {
         let mut told = Recognition::default();
+        let own: Vec<&str> = own.split('/').filter(|name| !name.is_empty()).collect();
         for (number, one) in (0..).zip(&self.all) {
-            let workload = one.condition.is_none().then(|| one.workload.clone());
-            if has_cgroup(&one.selector) && (workload.is_none() || !has_process(&one.selector)) {
-                told.paths
-                    .extend(paths(&one.selector).map(|(names, slices)| CgroupPath {
-                        names,
-                        slices,
-                        workload: workload.clone(),
-                        rank: one.rank,
-                        condition: one.condition,
-                    }));
-            }
+            let found = one.paths();
+            let beside: Vec<CgroupPath> = found
+                .iter()
+                .flat_map(|path| beside_the_agent(path, &own))
+                .collect();
+            told.paths.extend(found.into_iter().chain(beside));
             if has_process(&one.selector) {
                 told.cases.extend(one.cases(number, users, classes));
             }
@@ -119,6 +116,22 @@ impl Selectors {
         told.by_executable = !self.wants.is_empty();
         told.by_digest = self.wants.iter().any(|wants| wants.exe.is_none());
         told
+    }
+
+    /// The first selector with whose paths the hooks have more than they can follow, and why.
+    pub(super) fn unfollowed(&self) -> Option<(&Selector, crate::kernel::Error)> {
+        let mut all = Vec::new();
+        let fails = |all: &[CgroupPath]| crate::kernel::can_follow(all).err();
+        let each: Vec<usize> = (self.all.iter())
+            .map(|one| {
+                all.extend(one.paths());
+                all.len()
+            })
+            .collect();
+        let first =
+            each.partition_point(|end| fails(all.get(..*end).unwrap_or_default()).is_none());
+        let error = fails(all.get(..*each.get(first)?)?)?;
+        Some((&self.all.get(first)?.selector, error))
     }
 
     /// Conditions that a cgroup itself fulfils; `container`: what is known of it, where it is one's.
@@ -195,6 +208,24 @@ impl Selectors {
 }
 
 impl Numbered {
+    /// Of cgroups that are governed, or looked at by rules, from their birth on.
+    fn paths(&self) -> Vec<CgroupPath> {
+        let workload = self.condition.is_none().then(|| self.workload.clone());
+        if !has_cgroup(&self.selector) || workload.is_some() && has_process(&self.selector) {
+            return Vec::new();
+        }
+        let of = |(names, slices)| CgroupPath {
+            names,
+            slices,
+            workload: workload.clone(),
+            is_own: false,
+            // Below all is the agent's own.
+            rank: self.rank.saturating_add(1),
+            condition: self.condition,
+        };
+        paths(&self.selector).map(of).collect()
+    }
+
     fn cases(
         &self,
         number: u32,
@@ -280,6 +311,43 @@ fn paths(selector: &Selector) -> impl Iterator<Item = (Names, bool)> {
     found.into_iter()
 }
 
+/// Where such a path is the agent's cgroup or one above it, nothing is governed by being below that: what is beside the agent has
+/// paths of its own, and the agent's own path is nobody's when its service is started again.
+fn beside_the_agent(path: &CgroupPath, own: &[&str]) -> Vec<CgroupPath> {
+    let Some(above) = own.get(..path.names.len()) else {
+        return Vec::new();
+    };
+    let is_it =
+        |(name, own): (&Option<String>, &&str)| name.as_ref().is_none_or(|name| name == own);
+    let slices = above
+        .split_last()
+        .is_none_or(|(_, slices)| slices.iter().all(|name| name.ends_with(".slice")));
+    if path.workload.is_none() || !path.names.iter().zip(above).all(is_it) || path.slices && !slices
+    {
+        return Vec::new();
+    }
+    let literal = |depth: usize| -> Names {
+        let names = own.iter().take(depth);
+        names.map(|name| Some((*name).to_owned())).collect()
+    };
+    let found = (path.names.len()..=own.len()).flat_map(|depth| {
+        let agents = CgroupPath {
+            names: literal(depth),
+            is_own: true,
+            ..CgroupPath::default()
+        };
+        let mut names = literal(depth);
+        names.push(None);
+        let beside = CgroupPath {
+            names,
+            slices: false,
+            ..path.clone()
+        };
+        [Some(agents), (depth < own.len()).then_some(beside)]
+    });
+    found.flatten().collect()
+}
+
 /// A unit in so many slices below `above`.
 fn below(above: &[Option<String>], unit: &str) -> impl Iterator<Item = (Names, bool)> {
     (0..=SLICES.saturating_sub(above.len())).map(move |slices| {
@@ -342,7 +410,7 @@ mod tests {
         let unknown: Vec<_> = selectors.unknown_users(&users).collect();
         assert_eq!(unknown, [("nobody-there", "d")]);
         let classes = BTreeMap::from([(9, vec![0])]);
-        let told = selectors.recognition(&users, &classes);
+        let told = selectors.recognition(&users, &classes, "/");
         assert!(told.by_executable && !told.by_digest && told.exe_names.contains("sh"));
         let cases: Vec<_> = told
             .cases

@@ -22,9 +22,8 @@ impl Agent {
             .cloned()
             .collect();
         let plane_up = lock(&self.plane).is_some();
-        let gap = lock(&self.enrolments).gap();
         Status {
-            verdict: verdict(&layers, gap, self.config.mode, plane_up),
+            verdict: verdict(&layers, self.gaps(), self.config.mode, plane_up),
             agent: AgentStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
@@ -57,6 +56,13 @@ impl Agent {
         }
     }
 
+    /// What policy says and is not held.
+    pub(super) fn gaps(&self) -> Vec<String> {
+        let mut gaps = lock(&self.enrolments).gaps();
+        gaps.extend(self.budgets.unheld());
+        gaps
+    }
+
     fn policy_status(&self, snapshot: &Snapshot) -> PolicyStatus {
         let applied = lock(&self.applied);
         PolicyStatus {
@@ -72,14 +78,19 @@ impl Agent {
 }
 
 /// What the facts come to. A kernel half that tells of no layer that is needed is not known to hold anything.
-fn verdict(layers: &[Layer], gap: Option<&str>, mode: Mode, plane_up: bool) -> Verdict {
+fn verdict(
+    layers: &[Layer],
+    gaps: impl IntoIterator<Item = String>,
+    mode: Mode,
+    plane_up: bool,
+) -> Verdict {
     let mut needed = layers.iter().filter(|layer| layer.needed).peekable();
     let mut why = Vec::new();
     if needed.peek().is_none() {
         why.push("no layer is known that would hold scopes".to_owned());
     }
     why.extend(needed.filter_map(lack));
-    why.extend(gap.map(str::to_owned));
+    why.extend(gaps);
     if !plane_up {
         why.push("the agent is stopping: the kernel refuses what it would decide".to_owned());
     }
@@ -172,22 +183,22 @@ mod tests {
     fn each_needed_layer_is() {
         let layers = |missing| ["a", "b"].map(|name| layer(name, true, name != missing));
         for name in ["a", "b"] {
-            let verdict = verdict(&layers(name), None, Mode::Enforce, true);
+            let verdict = verdict(&layers(name), [], Mode::Enforce, true);
             assert!(
                 matches!(verdict, Verdict::NotEnforcing { why } if why.len() == 1 && why[0].starts_with(name)),
                 "{name}"
             );
         }
         assert_eq!(
-            verdict(&layers(""), None, Mode::Enforce, true),
+            verdict(&layers(""), [], Mode::Enforce, true),
             Verdict::Enforcing
         );
         assert!(matches!(
-            verdict(&layers(""), None, Mode::Enforce, false),
+            verdict(&layers(""), [], Mode::Enforce, false),
             Verdict::NotEnforcing { .. }
         ));
         assert!(matches!(
-            verdict(&layers(""), Some("a gap"), Mode::Observe, true),
+            verdict(&layers(""), ["a gap".to_owned()], Mode::Observe, true),
             Verdict::NotEnforcing { why } if why == ["a gap"]
         ));
     }
@@ -196,11 +207,11 @@ mod tests {
     fn a_missing_backup_is_enforcing() {
         let layers = [layer("a", true, true), layer("lsm", false, false)];
         assert_eq!(
-            verdict(&layers, None, Mode::Enforce, true),
+            verdict(&layers, [], Mode::Enforce, true),
             Verdict::Enforcing
         );
         assert_eq!(
-            verdict(&layers, None, Mode::Observe, true),
+            verdict(&layers, [], Mode::Observe, true),
             Verdict::Observing
         );
     }
@@ -208,7 +219,7 @@ mod tests {
     #[test]
     fn nothing_known_is_not_enforcing() {
         for layers in [vec![], vec![layer("a", false, true)]] {
-            let verdict = verdict(&layers, None, Mode::Observe, true);
+            let verdict = verdict(&layers, [], Mode::Observe, true);
             assert!(matches!(verdict, Verdict::NotEnforcing { why } if why.len() == 1));
         }
     }

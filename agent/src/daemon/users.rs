@@ -20,20 +20,28 @@ pub struct User {
 }
 
 /// Where users come from.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Database {
     passwd: String,
     group: String,
 }
 
 impl Database {
-    /// Of this host.
+    /// Of this host; of nobody where that cannot be read.
     pub fn open() -> Self {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        Self {
-            passwd: read("/etc/passwd"),
-            group: read("/etc/group"),
-        }
+        Self::read().unwrap_or_default()
+    }
+
+    /// Of this host.
+    pub(super) fn read() -> std::io::Result<Self> {
+        let read = |path| match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            read => read,
+        };
+        Ok(Self {
+            passwd: read("/etc/passwd")?,
+            group: read("/etc/group")?,
+        })
     }
 
     /// Of these texts.

@@ -17,6 +17,17 @@ pub(super) struct Subtree {
     pub(super) path: PathBuf,
 }
 
+/// Looks a subtree up by its path below the cgroup root, to govern it.
+pub(super) fn subtree_of_others(root: &CgroupRoot, path: &Path) -> Result<Subtree, Error> {
+    let found = subtree(root, path)?;
+    match is_above_self(&found.path) {
+        true => Err(Error::GovernsItself {
+            path: path.to_owned(),
+        }),
+        false => Ok(found),
+    }
+}
+
 /// Looks a subtree up by its path below the cgroup root.
 pub(super) fn subtree(root: &CgroupRoot, path: &Path) -> Result<Subtree, Error> {
     let failed = |source| Error::Cgroup {
@@ -25,11 +36,6 @@ pub(super) fn subtree(root: &CgroupRoot, path: &Path) -> Result<Subtree, Error> 
     };
     let relative = normal(path).ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
     let level = relative.components().count();
-    if is_above_self(&relative) {
-        return Err(Error::GovernsItself {
-            path: path.to_owned(),
-        });
-    }
     let level = match u32::try_from(level) {
         Ok(short) if short < MAX_LEVEL => short,
         _ => {
@@ -88,9 +94,17 @@ struct Handle {
     id: [u8; 8],
 }
 
-/// The path below the root of the cgroup with this id; `None` if it is gone, or if this process may
-/// not open by handle (CAP_DAC_READ_SEARCH).
-pub(super) fn path(root: &CgroupRoot, id: u64) -> Option<PathBuf> {
+/// Why a cgroup's path is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pathless {
+    /// There is no such cgroup any more. Otherwise it could not be asked for: for want of descriptors or memory, or because
+    /// this process may not open by handle (CAP_DAC_READ_SEARCH).
+    pub(super) is_gone: bool,
+}
+
+/// The path below the root of the cgroup with this id.
+pub(super) fn path(root: &CgroupRoot, id: u64) -> Result<PathBuf, Pathless> {
+    let unknown = Pathless { is_gone: false };
     let mut handle = Handle {
         bytes: 8,
         kind: KERNFS_HANDLE,
@@ -106,15 +120,21 @@ pub(super) fn path(root: &CgroupRoot, id: u64) -> Option<PathBuf> {
         )
     };
     if fd < 0 {
-        return None;
+        let code = std::io::Error::last_os_error().raw_os_error();
+        let is_gone = matches!(code, Some(libc::ESTALE | libc::ENOENT));
+        return Err(Pathless { is_gone });
     }
     // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let absolute = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
-    let relative = absolute.strip_prefix(&root.path).ok()?;
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let absolute = std::fs::read_link(link).map_err(|_| unknown)?;
+    let relative = absolute.strip_prefix(&root.path).map_err(|_| unknown)?;
     // A removed directory's link names it with this at its end.
     let is_gone = relative.as_os_str().as_bytes().ends_with(b" (deleted)") && !absolute.exists();
-    (!is_gone).then(|| relative.to_owned())
+    match is_gone {
+        true => Err(Pathless { is_gone }),
+        false => Ok(relative.to_owned()),
+    }
 }
 
 /// Processes in a cgroup and below it.

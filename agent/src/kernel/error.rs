@@ -200,3 +200,11 @@ pub enum Error {
         limit: u32,
     },
 }
+
+impl Error {
+    /// Is it about a cgroup that is no more?
+    #[must_use]
+    pub fn is_of_a_cgroup_gone(&self) -> bool {
+        matches!(self, Self::Cgroup { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}

@@ -35,22 +35,23 @@ impl Fence {
             let unix = openings.unix.iter();
             names.extend(unix.filter_map(|socket| name(workload, &socket.name, socket.any_rest)));
         }
-        set_ports(&mut writers, &listen)?;
-        set_names(&mut writers, &names)
+        let ports = set_ports(&mut writers, &listen);
+        ports.and(set_names(&mut writers, &names))
     }
 }
 
 fn set_ports(writers: &mut Writers, wanted: &HashSet<Listen>) -> Result<(), Error> {
     let found: Result<HashSet<Listen>, MapError> = writers.listen.keys().collect();
     let found = found.map_err(read("LISTEN"))?;
-    for port in wanted.difference(&found) {
-        let added = writers.listen.insert(port, 1, 0);
-        added.map_err(write("LISTEN"))?;
-    }
+    // What there is no room for does not keep what is allowed no longer.
+    let added: Result<(), MapError> = wanted
+        .difference(&found)
+        .map(|port| writers.listen.insert(port, 1, 0))
+        .collect();
     for port in found.difference(wanted) {
         writers.listen.remove(port).map_err(write("LISTEN"))?;
     }
-    Ok(())
+    added.map_err(write("LISTEN"))
 }
 
 fn set_names(writers: &mut Writers, wanted: &HashSet<Name>) -> Result<(), Error> {
@@ -60,15 +61,15 @@ fn set_names(writers: &mut Writers, wanted: &HashSet<Name>) -> Result<(), Error>
         .map(|key| key.map(|key| (key.prefix_len(), key.data())))
         .collect();
     let found = found.map_err(read("UNIX"))?;
-    for &(bits, name) in wanted.difference(&found) {
-        let added = writers.unix.insert(&Key::new(bits, name), 1, 0);
-        added.map_err(write("UNIX"))?;
-    }
+    let added: Result<(), MapError> = wanted
+        .difference(&found)
+        .map(|&(bits, name)| writers.unix.insert(&Key::new(bits, name), 1, 0))
+        .collect();
     for &(bits, name) in found.difference(wanted) {
         let removed = writers.unix.remove(&Key::new(bits, name));
         removed.map_err(write("UNIX"))?;
     }
-    Ok(())
+    added.map_err(write("UNIX"))
 }
 
 /// `None`: longer than any socket's name, which the policy does not let through.

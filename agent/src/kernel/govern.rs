@@ -110,7 +110,7 @@ impl Fence {
     }
 
     pub(super) fn govern_subtree(&self, path: &Path, workload: &str) -> Result<Enrolled, Error> {
-        let subtree = cgroup::subtree(&self.root, path)?;
+        let subtree = cgroup::subtree_of_others(&self.root, path)?;
         let mut writers = self.maps.write();
         let ids = self.workload_ids(&mut writers, std::iter::once(workload))?;
         let id = ids.get(workload).copied().unwrap_or_default();
@@ -130,7 +130,7 @@ impl Fence {
     }
 
     pub(super) fn hold_subtree(&self, path: &Path) -> Result<(), Error> {
-        let subtree = cgroup::subtree(&self.root, path)?;
+        let subtree = cgroup::subtree_of_others(&self.root, path)?;
         let mut writers = self.maps.write();
         let old = writers.governed.get(&subtree.id, 0).unwrap_or_default();
         if old.workload != 0 {
@@ -246,7 +246,7 @@ impl Fence {
         entries
             .filter(|(_, subtree)| subtree.conditions != 0)
             .filter_map(|(id, subtree)| {
-                let path = cgroup::path(&self.root, id)?;
+                let path = cgroup::path(&self.root, id).ok()?;
                 Some((format!("/{}", path.display()), subtree.conditions))
             })
             .collect()
@@ -268,11 +268,14 @@ impl Fence {
         let entries = self.maps.governed.iter().filter_map(Result::ok);
         let entries = entries.filter(|(_, subtree)| subtree.workload != 0);
         let mut all: Vec<Governed> = entries
-            .map(|(cgroup_id, subtree)| Governed {
-                cgroup_id,
-                cgroup: cgroup::path(&self.root, cgroup_id)
-                    .map(|path| format!("/{}", path.display())),
-                workload: self.names.workload(subtree.workload).to_string(),
+            .map(|(cgroup_id, subtree)| {
+                let path = cgroup::path(&self.root, cgroup_id);
+                Governed {
+                    cgroup_id,
+                    is_gone: path.as_ref().is_err_and(|missing| missing.is_gone),
+                    cgroup: path.ok().map(|path| format!("/{}", path.display())),
+                    workload: self.names.workload(subtree.workload).to_string(),
+                }
             })
             .collect();
         all.sort_by(|a, b| (&a.workload, a.cgroup_id).cmp(&(&b.workload, b.cgroup_id)));

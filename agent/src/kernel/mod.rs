@@ -41,15 +41,19 @@ pub use error::Error;
 pub use govern::UNSETTLED_NAME;
 pub use left::{Left, left};
 pub use mend::Mended;
-pub use model::{Before, Case, CgroupPath, Earlier, Fate, FileState, Outcome, Recognition, Runs};
+pub use model::{
+    Before, Case, CgroupPath, Earlier, Fate, FileState, Governed, Outcome, Recognition, Runs,
+};
 pub use processes::executable;
 pub use quota::{Allowance, Usage};
+pub use recognise::can_follow;
 pub use shared::Beyond;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
+pub use sys::is_shortage;
 
 /// What the fence needs to know to stand up.
 #[derive(Debug, Clone)]
@@ -158,17 +162,6 @@ pub struct WorkloadAccount {
     /// Bytes and packets.
     #[serde(flatten)]
     pub counters: Counters,
-}
-
-/// A cgroup subtree under governance.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub struct Governed {
-    /// Kernel id of the subtree's root.
-    pub cgroup_id: u64,
-    /// Its path below the cgroup2 root; `None` where it no longer exists.
-    pub cgroup: Option<String>,
-    /// The workload it belongs to.
-    pub workload: String,
 }
 
 /// What came of governing a subtree.

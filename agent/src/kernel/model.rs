@@ -14,6 +14,19 @@ pub struct FileState {
     pub changed: (i64, u32),
 }
 
+/// A cgroup subtree under governance.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Governed {
+    /// Kernel id of the subtree's root.
+    pub cgroup_id: u64,
+    /// Its path below the cgroup2 root, where that is known.
+    pub cgroup: Option<String>,
+    /// It no longer exists.
+    pub is_gone: bool,
+    /// The workload it belongs to.
+    pub workload: String,
+}
+
 /// By what the hooks recognise workloads, without the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recognition {
@@ -32,7 +45,7 @@ pub struct Recognition {
 }
 
 /// A cgroup's path, of names, or any at some places.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CgroupPath {
     /// From the root; `None`: any name.
     pub names: Vec<Option<String>>,
@@ -40,6 +53,8 @@ pub struct CgroupPath {
     pub slices: bool,
     /// Who has such a cgroup.
     pub workload: Option<String>,
+    /// It is the agent's own: nobody's, whatever else has such a path.
+    pub is_own: bool,
     /// Of several paths that a cgroup has, the lowest counts.
     pub rank: u32,
     /// Which condition it fulfils.

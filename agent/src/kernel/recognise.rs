@@ -4,7 +4,7 @@ use super::{Case, CgroupPath, Error, Fence, FileState, Recognition, maps::Writer
 use aya::maps::{HashMap as Map, MapData, MapError};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use tollgate_common::recognise::{
-    self as abi, ANY_NAME, Arrival, CGROUP_NAME, EXE_NAME, Executable, File, GENERATIONS,
+    self as abi, ANY_NAME, Arrival, CGROUP_NAME, EXE_NAME, EXEMPT, Executable, File, GENERATIONS,
     MAX_CONDITIONS, NODES, OTHER, Rule, SHAPES, Shape, Step, UNKNOWN, UNSETTLED,
 };
 
@@ -17,12 +17,24 @@ struct Tree {
     nodes: u32,
 }
 
+/// Could the hooks follow these paths?
+///
+/// # Errors
+/// What is too much for them.
+pub fn can_follow(paths: &[CgroupPath]) -> Result<(), Error> {
+    Tree::grow(paths, 0, &BTreeMap::new(), &HashMap::new()).map(drop)
+}
+
 impl Fence {
     /// Has the hooks recognise exactly this.
     pub(super) fn recognise_by(&self, by: &Recognition) -> Result<(), Error> {
-        self.follow_paths(&by.paths)?;
-        self.look_for(&by.exe_names)?;
-        self.ask_by(by)
+        // Each on its own: one that cannot be told is no reason not to tell the others.
+        let all = [
+            self.follow_paths(&by.paths),
+            self.look_for(&by.exe_names),
+            self.ask_by(by),
+        ];
+        all.into_iter().collect()
     }
 
     fn follow_paths(&self, paths: &[CgroupPath]) -> Result<(), Error> {
@@ -295,11 +307,17 @@ impl Takes for Arrival {
         if let Some(bit) = path.condition.filter(|bit| *bit < MAX_CONDITIONS) {
             self.conditions |= 1 << bit;
         }
-        if let Some(id) = path.workload.as_ref().and_then(|name| workloads.get(name))
-            && path.rank < self.rank
-        {
+        let id = match path.is_own {
+            true => Some(u32::from(EXEMPT)),
+            false => path
+                .workload
+                .as_ref()
+                .and_then(|name| workloads.get(name))
+                .copied(),
+        };
+        if let Some(id) = id.filter(|_| path.rank < self.rank) {
             self.rank = path.rank;
-            self.workload = *id;
+            self.workload = id;
         }
     }
 }
@@ -323,6 +341,7 @@ mod tests {
             slices: false,
             workload: Some(workload.to_owned()),
             rank,
+            is_own: false,
             condition: None,
         }
     }

@@ -283,7 +283,8 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Did a call fail for want of descriptors or memory, whatever it asked about?
-pub(super) fn is_shortage(error: &io::Error) -> bool {
+#[must_use]
+pub fn is_shortage(error: &io::Error) -> bool {
     let codes = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
     error
         .raw_os_error()

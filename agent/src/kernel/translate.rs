@@ -108,7 +108,7 @@ impl Names {
         if let Some(known) = self.cgroups.find(&id) {
             return known;
         }
-        let Some(path) = cgroup::path(root, id) else {
+        let Ok(path) = cgroup::path(root, id) else {
             return format!("id:{id}").into();
         };
         let path: Arc<str> = format!("/{}", path.display()).into();

@@ -12,6 +12,7 @@ mod changing;
 mod confined;
 mod containers;
 mod established;
+mod gaps;
 mod layers;
 mod living;
 mod load;

@@ -123,11 +123,28 @@ impl Place {
 
     /// Starts the agent and waits until `status` answers.
     pub(crate) fn start(&mut self) {
-        let child = self
-            .tollgate(&["agent"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let command = self.tollgate(&["agent"]);
+        self.start_as(command);
+    }
+
+    /// The same, in a cgroup that is there.
+    pub(crate) fn start_in(&mut self, cgroup: &Path) {
+        let agent = self.tollgate(&["agent"]);
+        let mut command = Command::new("sh");
+        let enter = format!(
+            "echo $$ > {}/cgroup.procs && exec \"$0\" agent",
+            cgroup.display()
+        );
+        command.args(["-c", &enter]).arg(agent.get_program());
+        for (name, value) in agent.get_envs() {
+            command.env(name, value.unwrap());
+        }
+        command.stdin(Stdio::null());
+        self.start_as(command);
+    }
+
+    fn start_as(&mut self, mut command: Command) {
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
         let child = self.agent.insert(child);
         let socket = self.directory.join("run/admin.sock");
         let up = eventually(START, || {

@@ -6,6 +6,7 @@ use tollgate::kernel::{CgroupPath, Recognition};
 fn path(text: &str, workload: &str, rank: u32, slices: bool) -> CgroupPath {
     let names = text.split('/');
     CgroupPath {
+        is_own: false,
         names: names
             .map(|name| (name != "*").then(|| name.to_owned()))
             .collect(),

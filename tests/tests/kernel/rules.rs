@@ -124,6 +124,7 @@ fn a_user_within_a_cgroup_is_both() {
     let (near, far) = (unique(), Cgroup::new(&root, unique()));
     let by = Recognition {
         paths: vec![CgroupPath {
+            is_own: false,
             names: vec![Some(near.clone())],
             slices: false,
             workload: None,

@@ -143,6 +143,9 @@ pub enum Reply {
         changed: bool,
         /// Warnings of the compiler.
         warnings: Vec<String>,
+        /// What the kernel does not hold of it, for a person.
+        #[serde(default)]
+        unheld: Vec<String>,
     },
     /// How a request would be decided. Final.
     Explained(Box<Explained>),

@@ -236,7 +236,7 @@ fn release_others(fence: &Fence, directories: Option<&[PathBuf]>, stay: &HashSet
         if held.workload != UNSETTLED_NAME {
             continue;
         }
-        let is_settled = held.cgroup.as_ref().is_none_or(|cgroup| {
+        let is_settled = held.cgroup.as_ref().map_or(held.is_gone, |cgroup| {
             let directory = root.join(cgroup.trim_start_matches('/'));
             let was_seen = |walked: &HashSet<&Path>| walked.contains(directory.as_path());
             !stay.contains(cgroup) && walked.as_ref().is_none_or(was_seen)

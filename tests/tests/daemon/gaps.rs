@@ -1,0 +1,200 @@
+//! What policy says and the kernel half cannot hold, or cannot hold at once: nothing gets out by that, and `status` says so.
+use crate::support::*;
+use harness::eventually;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+/// Listeners of both families that a workload must never reach.
+struct Canaries([TcpListener; 2]);
+
+impl Canaries {
+    fn new() -> Self {
+        let canaries = ["127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).unwrap());
+        for canary in &canaries {
+            canary.set_nonblocking(true).unwrap();
+        }
+        Self(canaries)
+    }
+
+    fn are_quiet(&self) -> bool {
+        self.0.iter().all(|canary| canary.accept().is_err())
+    }
+
+    /// Asks both, a second each at most.
+    fn ask(&self) -> String {
+        let ask = |canary: &TcpListener| {
+            let at = canary.local_addr().unwrap();
+            format!("curl -sg -m 1 -o /dev/null -w '%{{http_code}} ' http://{at}/; ")
+        };
+        self.0.iter().map(ask).collect()
+    }
+
+    /// The control: who is not governed reaches them.
+    fn are_reached_from_outside(&self) -> bool {
+        let _ = Command::new("sh").args(["-c", &self.ask()]).output();
+        self.0.iter().all(|canary| canary.accept().is_ok())
+    }
+}
+
+/// Runs a script in a cgroup that is there.
+fn within(cgroup: &Path, script: &str) -> Output {
+    let script = format!("echo $$ > {}/cgroup.procs && {script}", cgroup.display());
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+fn curl() -> String {
+    format!("curl -sS -m 5 -o /dev/null -w '%{{http_code}}' {ELSEWHERE}")
+}
+
+fn is_answered(cgroup: &Path) -> bool {
+    text(&within(cgroup, &curl()).stdout) == "403"
+}
+
+/// Why it is not enforcing; nothing if it is.
+fn why(place: &Place) -> String {
+    let verdict = place.status()["verdict"].clone();
+    match verdict["state"] == "enforcing" {
+        true => String::new(),
+        false => verdict.to_string(),
+    }
+}
+
+fn becomes_enforcing(place: &Place) {
+    let enforcing = eventually(START, || why(place).is_empty().then_some(()));
+    assert!(enforcing.is_some(), "{}", why(place));
+}
+
+fn sleeper(cgroup: &Path) -> Child {
+    let script = format!(
+        "echo $$ > {}/cgroup.procs && exec sleep 60",
+        cgroup.display()
+    );
+    Command::new("sh").args(["-c", &script]).spawn().unwrap()
+}
+
+/// A selector may mean the agent's own cgroup too, as `/system.slice/**` does: everything else there is governed, what is made
+/// later and before the agent starts again included, and the agent still is not.
+#[test]
+fn what_is_beside_the_agent_is_governed() {
+    let mut place = Place::new();
+    let [own, there, new] = ["own", "there", "new"].map(|name| place.cgroup.join(name));
+    for cgroup in [&own, &there] {
+        fs::create_dir(cgroup).unwrap();
+    }
+    let canaries = Canaries::new();
+    place.start_in(&own);
+    becomes_enforcing(&place);
+    assert!(is_answered(&there));
+    fs::create_dir(&new).unwrap();
+    assert!(is_answered(&new), "made while the agent ran");
+
+    // What shares the agent's own cgroup cannot be told from it by that.
+    let mut beside = sleeper(&own);
+    let told = eventually(START, || {
+        why(&place).contains(&beside.id().to_string()).then_some(())
+    });
+    assert!(told.is_some(), "{}", why(&place));
+    beside.kill().unwrap();
+    beside.wait().unwrap();
+    becomes_enforcing(&place);
+
+    // As its service is started again.
+    place.end(Signal::KILL);
+    within(&there, &canaries.ask());
+    within(&new, &canaries.ask());
+    assert!(canaries.are_quiet(), "without an agent");
+    let gone = eventually(START, || fs::remove_dir(&own).ok());
+    assert!(gone.is_some(), "the agent's cgroup is in use");
+    fs::create_dir(&own).unwrap();
+    fs::remove_dir(&new).unwrap();
+    fs::create_dir(&new).unwrap();
+    within(&new, &canaries.ask());
+    assert!(canaries.are_quiet(), "made without an agent");
+    place.start_in(&own);
+    becomes_enforcing(&place);
+    assert!(is_answered(&there) && is_answered(&new));
+    assert!(canaries.are_reached_from_outside());
+    place.end(Signal::TERM);
+    for cgroup in [own, there, new] {
+        let _ = eventually(START, || fs::remove_dir(&cgroup).ok());
+    }
+}
+
+/// An agent that can open nothing knows no less than before.
+#[test]
+fn for_want_of_descriptors_nothing_is_let_go() {
+    let mut place = Place::new();
+    let more =
+        "workloads:\n  people: { match: { user: nobody } }\n  named: { match: { exe: CURL } }\n";
+    let named = place.path("named");
+    fs::copy("/usr/bin/curl", &named).unwrap();
+    let more = more.replace("CURL", &named.display().to_string());
+    place.write_policy(&POLICY.replace("workloads:\n", &more));
+    place.start();
+    let there = place.cgroup.join("there");
+    fs::create_dir(&there).unwrap();
+    assert!(is_answered(&there));
+    let canaries = Canaries::new();
+    let agent = Pid::from_child(place.agent.as_ref().unwrap());
+    let none = Rlimit {
+        current: Some(3),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    let before = prlimit(Some(agent), Resource::Nofile, none).unwrap();
+    // It looks once a second.
+    std::thread::sleep(Duration::from_secs(3));
+    let ask = canaries.ask();
+    within(&there, &ask);
+    assert!(canaries.are_quiet(), "the cgroup is governed no more");
+    let by_user = |ask: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "nobody", "--clear-groups", "sh", "-c", ask]);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    by_user(&ask);
+    assert!(canaries.are_quiet(), "the user is nobody's");
+    let by_exe = ask.replace("curl", &named.display().to_string());
+    let _ = Command::new("sh").args(["-c", &by_exe]).output().unwrap();
+    assert!(canaries.are_quiet(), "the executable is nobody's");
+    assert!(canaries.are_reached_from_outside());
+
+    prlimit(Some(agent), Resource::Nofile, before).unwrap();
+    becomes_enforcing(&place);
+    assert!(is_answered(&there));
+    fs::remove_dir(&there).unwrap();
+}
+
+/// More ports than the kernel half has room for: said at once, and until policy has fewer.
+#[test]
+fn what_the_kernel_half_has_no_room_for_is_said() {
+    let mut place = Place::new();
+    place.start();
+    becomes_enforcing(&place);
+    let ports: Vec<String> = (1..=64).map(|port| (20_000 + port).to_string()).collect();
+    let one = |n: usize| {
+        format!(
+            "  w{n}: {{ match: {{ cgroup: /w{n} }}, listen: [{}] }}\n",
+            ports.join(", ")
+        )
+    };
+    let many: String = (0..300).map(one).collect();
+    place.write_policy(&POLICY.replace("workloads:\n", &format!("workloads:\n{many}")));
+    let output = place.output(&["reload"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(
+        said.contains("not in force") && said.contains("`listen`"),
+        "{said}"
+    );
+    assert!(why(&place).contains("LISTEN"), "{}", why(&place));
+    place.write_policy(POLICY);
+    let output = place.output(&["reload"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    becomes_enforcing(&place);
+}
