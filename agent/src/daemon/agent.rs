@@ -190,8 +190,10 @@ impl Agent {
     pub(super) fn settle(&self) -> Vec<PathBuf> {
         let snapshot = self.shared.live.load_full();
         let directories = lock(&self.enrolments).settle(&snapshot.policy);
-        self.look_at_earlier();
-        lock(&self.enrolments).let_go_of_others(&snapshot.policy);
+        // What they have open would be free if it was not looked at before.
+        if self.look_at_earlier() {
+            lock(&self.enrolments).let_go_of_others(&snapshot.policy);
+        }
         directories
     }
 

@@ -3,8 +3,9 @@ use super::admin::wire;
 use super::agent::{Agent, lock};
 use super::events;
 use crate::audit::{Allowance, Verdict};
-use crate::kernel::{Before, Earlier, Fate, Outcome, Refusal};
+use crate::kernel::{Before, Earlier, Fate, Looked, Outcome, Refusal, Unheld};
 use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 use tollgate_policy::{Established, Mode, Policy};
 
@@ -14,8 +15,15 @@ const REVIEW: Duration = Duration::from_secs(10);
 /// What is still to be looked at, and what came of what was.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
-    /// Looked at once. A connection that was being made at that moment is found by the second look.
+    /// Wholly looked at once. A connection that was being made at that moment is found by the second look.
     once: HashSet<u32>,
+    /// Why the last look did not get to all: it is made again with the next call.
+    missed: Option<String>,
+    /// Reasons that the log was told since a look last got to all.
+    told: HashSet<String>,
+    /// What the last look could not hold, and what it could not end: told once, however often it is made.
+    unheld: HashSet<Unheld>,
+    unended: HashSet<(&'static str, SocketAddr, SocketAddr)>,
     /// When what goes on was looked at last, and by which policy.
     reviewed: Option<(Instant, String)>,
     /// Connections ended since the agent started, by workload.
@@ -23,40 +31,37 @@ pub(super) struct Looks {
 }
 
 impl Agent {
-    /// Looks at what processes have open that became governed while they ran, at once and once more with the next call.
-    pub(super) fn look_at_earlier(&self) {
+    /// Looks at what processes have open that became governed while they ran, at once and once more with the next call; whether it
+    /// got to all.
+    pub(super) fn look_at_earlier(&self) -> bool {
         let mut looks = lock(&self.earlier);
         let snapshot = self.shared.live.load_full();
         let says = |workload: &str| before(&snapshot.policy, workload, self.config.mode);
         let fence = &self.shared.fence;
         // The kernel's side remembers them: an agent that ends before it has looked leaves them to the next.
-        let unseen = fence.unseen();
-        let mut found = match unseen.is_empty() {
-            true => Vec::new(),
-            false => fence.end_earlier(&[], &says),
-        };
-        let unseen = unseen.into_iter();
-        let (twice, once) = unseen.partition::<HashSet<u32>, _>(|one| looks.once.contains(one));
-        fence.has_seen(twice);
-        looks.once = once;
+        let looked = fence.end_earlier(&[], &says);
+        fence.has_seen(looks.take(&looked));
+        let (mut found, mut missed) = (looked.found, looked.missed);
+        let is_whole = missed.is_none();
         let hash = snapshot.policy.hash();
         let is_due = looks
             .reviewed
             .as_ref()
             .is_none_or(|(at, by)| at.elapsed() > REVIEW || by != hash);
         if is_due {
-            found.extend(fence.review_kept(&says));
-            looks.reviewed = Some((Instant::now(), hash.to_owned()));
-        }
-        for earlier in &found {
-            if earlier.outcome == Outcome::Destroyed {
-                *looks
-                    .destroyed
-                    .entry(earlier.workload.to_string())
-                    .or_default() += 1;
+            let review = fence.review_kept(&says);
+            found.extend(review.found);
+            // One that did not get to all is made again with the next call.
+            if review.missed.is_none() {
+                looks.reviewed = Some((Instant::now(), hash.to_owned()));
             }
+            missed = missed.or(review.missed);
         }
+        looks.tell(missed);
+        looks.count(&found);
+        looks.leave_new(&mut found);
         self.put_on_record(found);
+        is_whole
     }
 
     fn put_on_record(&self, found: Vec<Earlier>) {
@@ -95,6 +100,68 @@ impl Agent {
             })
             .collect()
     }
+}
+
+impl Looks {
+    /// Takes up what a look got to; returns whom two have got to wholly.
+    fn take(&mut self, looked: &Looked) -> HashSet<u32> {
+        let all = looked.complete.iter().copied();
+        let (twice, once) = all.partition(|one| self.once.contains(one));
+        self.once = once;
+        let unheld: HashSet<Unheld> = looked.unheld.iter().cloned().collect();
+        unheld.difference(&self.unheld).for_each(Unheld::warn);
+        self.unheld = unheld;
+        twice
+    }
+
+    /// Tells the log each reason once until nothing is missed any more: looks are made all the time.
+    fn tell(&mut self, missed: Option<String>) {
+        match &missed {
+            Some(why) if self.told.insert(why.clone()) => tracing::error!("{}", gap(why)),
+            Some(_) => {}
+            None if self.told.is_empty() => {}
+            None => {
+                self.told.clear();
+                tracing::info!("what processes had open before they were governed was looked at");
+            }
+        }
+        self.missed = missed;
+    }
+
+    fn count(&mut self, found: &[Earlier]) {
+        for earlier in found {
+            if earlier.outcome == Outcome::Destroyed {
+                let count = self.destroyed.entry(earlier.workload.to_string());
+                *count.or_default() += 1;
+            }
+        }
+    }
+
+    /// Leaves out what the last look could not end either.
+    fn leave_new(&mut self, found: &mut Vec<Earlier>) {
+        let mut unended = HashSet::new();
+        found.retain(|earlier| {
+            let id = (earlier.protocol, earlier.local, earlier.peer);
+            match earlier.outcome {
+                Outcome::Failed(_) => unended.insert(id) && !self.unended.contains(&id),
+                Outcome::Destroyed | Outcome::Kept => true,
+            }
+        });
+        self.unended = unended;
+    }
+
+    /// What is not known to be held to its policy, and why.
+    pub(super) fn gap(&self) -> Option<String> {
+        self.missed.as_deref().map(gap)
+    }
+}
+
+fn gap(why: &str) -> String {
+    format!(
+        "connections and listeners from before processes were governed may go on: not all of them could be looked at ({why}); \
+         the agent tries again every second: see that it has descriptors, threads and memory (LimitNOFILE=, TasksMax= and \
+         MemoryMax= of its unit)"
+    )
 }
 
 /// What policy says; an agent that only observes ends nothing.
@@ -158,5 +225,90 @@ mod tests {
         assert_eq!(fate("b", Mode::Enforce), Some(Fate::Keep));
         assert_eq!(fate("c", Mode::Enforce), None);
         assert_eq!(before(&policy, "a", Mode::Enforce).unwrap().listen, [80]);
+    }
+
+    fn looked(complete: &[u32], missed: Option<&str>) -> Looked {
+        Looked {
+            complete: complete.to_vec(),
+            missed: missed.map(str::to_owned),
+            ..Looked::default()
+        }
+    }
+
+    #[test]
+    fn only_two_whole_looks_count() {
+        let mut looks = Looks::default();
+        let mut take = |complete: &[u32]| {
+            let mut twice: Vec<u32> = looks.take(&looked(complete, None)).into_iter().collect();
+            twice.sort_unstable();
+            twice
+        };
+        // However often nobody could be looked at wholly, nobody is done with.
+        for _ in 0..3 {
+            assert!(take(&[]).is_empty());
+        }
+        assert!(take(&[1, 2]).is_empty());
+        // 2 was missed, and 3 is new.
+        assert_eq!(take(&[1, 3]), [1]);
+        assert_eq!(take(&[2, 3]), [3]);
+        assert_eq!(take(&[2]), [2]);
+        assert!(take(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_look_that_missed_something_is_a_gap_until_one_did_not() {
+        let mut looks = Looks::default();
+        assert_eq!(looks.gap(), None);
+        for why in ["no descriptors", "no thread", "no descriptors"] {
+            looks.tell(looked(&[], Some(why)).missed);
+            let gap = looks.gap().unwrap();
+            assert!(gap.contains(why) && gap.contains("may go on"), "{gap}");
+        }
+        // Each was told once.
+        assert_eq!(looks.told.len(), 2);
+        looks.tell(None);
+        assert_eq!((looks.gap(), looks.told.len()), (None, 0));
+    }
+
+    fn earlier(port: u16, outcome: Outcome) -> Earlier {
+        let process = crate::kernel::Process {
+            pid: 1,
+            start: 1,
+            exe: "/bin/x".to_owned(),
+            exe_dev: 0,
+            exe_inode: 0,
+            sha256: None,
+            uid: 0,
+            cgroup: "/".to_owned(),
+            unit: None,
+        };
+        Earlier {
+            workload: "a".into(),
+            process: process.into(),
+            protocol: "tcp",
+            local: ([127, 0, 0, 1], port).into(),
+            peer: ([127, 0, 0, 1], 1).into(),
+            outcome,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_ended_is_put_on_record_once() {
+        let mut looks = Looks::default();
+        let mut left = |found: &[(u16, bool)]| {
+            let outcome = |failed| match failed {
+                true => Outcome::Failed("no memory".to_owned()),
+                false => Outcome::Destroyed,
+            };
+            let all = found.iter();
+            let mut all: Vec<Earlier> =
+                all.map(|(port, no)| earlier(*port, outcome(*no))).collect();
+            looks.leave_new(&mut all);
+            all.iter().map(|one| one.local.port()).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&[(1, true), (2, true), (3, false)]), [1, 2, 3]);
+        assert_eq!(left(&[(1, true), (2, false), (4, true)]), [2, 4]);
+        assert!(left(&[]).is_empty());
+        assert_eq!(left(&[(1, true)]), [1]);
     }
 }

@@ -58,7 +58,9 @@ impl Agent {
 
     /// What policy says and is not held.
     pub(super) fn gaps(&self) -> Vec<String> {
+        // One after the other: nobody holds both in this order.
         let mut gaps = lock(&self.enrolments).gaps();
+        gaps.extend(lock(&self.earlier).gap());
         gaps.extend(self.budgets.unheld());
         gaps
     }
@@ -198,8 +200,8 @@ mod tests {
             Verdict::NotEnforcing { .. }
         ));
         assert!(matches!(
-            verdict(&layers(""), ["a gap".to_owned()], Mode::Observe, true),
-            Verdict::NotEnforcing { why } if why == ["a gap"]
+            verdict(&layers(""), ["a gap", "another"].map(str::to_owned), Mode::Observe, true),
+            Verdict::NotEnforcing { why } if why == ["a gap", "another"]
         ));
     }
 

@@ -2,8 +2,9 @@
 //! What the hooks of packets then make of it is the same as of any other: nothing leaves but where policy lets it go on.
 use super::diag::Socket;
 use super::holders::{Holder, Holders};
+use super::missed::Missed;
 use super::namespaces::{self, Network};
-use super::{Fence, maps};
+use super::{Error, Fence, maps, sys};
 use aya::maps::MapError;
 use rustix::fs::fstat;
 use rustix::net::AddressFamily;
@@ -15,9 +16,58 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use tollgate_common::flow::{CLAIMED, MADE};
 
+/// What is missed of a socket.
+const UNCLAIMED: &str = "whose a socket is cannot be said";
+
 /// By inode: the holder's workload of each socket that is known to be somebody's from now on, or why it is not.
 #[derive(Debug, Default)]
-pub(super) struct Claims(HashMap<u32, Result<String, String>>);
+pub(super) struct Claims(HashMap<u32, Result<String, Unclaimed>>);
+
+/// Why it cannot be said whose a socket is.
+#[derive(Debug)]
+enum Unclaimed {
+    /// It stays so.
+    Stays(String),
+    /// Another look may do better.
+    Passes(String),
+}
+
+impl From<io::Error> for Unclaimed {
+    fn from(error: io::Error) -> Self {
+        Self::new(sys::is_shortage(&error), &error)
+    }
+}
+
+impl From<Error> for Unclaimed {
+    fn from(error: Error) -> Self {
+        Self::new(may_pass(&error), &error)
+    }
+}
+
+impl Unclaimed {
+    fn new(passes: bool, error: &dyn std::error::Error) -> Self {
+        match passes {
+            true => Self::Passes(error.to_string()),
+            false => Self::Stays(format!(
+                "it cannot be said whose it is ({error}): restart it"
+            )),
+        }
+    }
+}
+
+/// Did a map take or give nothing for want of memory, or because another had it at that moment?
+fn may_pass(error: &Error) -> bool {
+    let Error::Map { source, .. } = error else {
+        return false;
+    };
+    let error = match &**source {
+        MapError::SyscallError(error) => &error.io_error,
+        MapError::IoError(error) => error,
+        _ => return false,
+    };
+    let is_taken = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY));
+    is_taken || sys::is_shortage(error)
+}
 
 /// A listener that is a workload's since this look.
 #[derive(Debug)]
@@ -44,8 +94,8 @@ impl Claimed {
 }
 
 /// A listener that is not held, and why.
-#[derive(Debug)]
-pub(super) struct Unheld {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Unheld {
     pub(super) workload: String,
     process: u32,
     local: SocketAddr,
@@ -53,7 +103,8 @@ pub(super) struct Unheld {
 }
 
 impl Unheld {
-    pub(super) fn warn(&self) {
+    /// Tells the log.
+    pub fn warn(&self) {
         tracing::warn!(
             workload = self.workload,
             pid = self.process,
@@ -81,7 +132,9 @@ impl Claims {
                     family: socket.family(),
                 }));
             }
-            Some(Err(why)) => why.clone(),
+            Some(Err(Unclaimed::Stays(why))) => why.clone(),
+            // It may be so yet.
+            Some(Err(Unclaimed::Passes(_))) => return None,
             None => "it was not there any more: restart it".to_owned(),
         };
         let (process, workload) = holders.of_socket(fence, socket.inode)?;
@@ -97,42 +150,62 @@ impl Claims {
 impl Holders {
     /// Makes each socket its holder's workload's that is not another's, or one's that is no more. Namespaces in which there are such
     /// are found by them.
-    pub(super) fn claim(&mut self, fence: &Fence) -> Claims {
+    pub(super) fn claim(&mut self, fence: &Fence, missed: &mut Missed) -> Claims {
         let mut claims = Claims::default();
         let mut seen = HashSet::new();
         let mut elsewhere = Vec::new();
         for (inode, holders) in &self.sockets {
-            let claimed = match self.others(fence).get(inode) {
-                Some(other) => Err(format!(
-                    "process {other}, which is not governed, has it open too: end that one, or list the port under `listen`"
-                )),
-                None => match claim(fence, (*inode, holders), true) {
-                    Ok(None) => continue,
-                    Ok(Some((copy, workload))) => {
-                        if namespaces::cookie(copy.as_fd()).is_ok_and(|cookie| seen.insert(cookie))
-                        {
-                            elsewhere.push(Network::of_socket(copy.as_fd()));
-                        }
-                        Ok(workload)
+            let claimed = match self.claim_unshared(fence, *inode, holders) {
+                Ok(None) => continue,
+                Ok(Some((copy, workload))) => {
+                    if namespaces::cookie(copy.as_fd()).is_ok_and(|cookie| seen.insert(cookie)) {
+                        elsewhere.push(Network::of_socket(copy.as_fd()));
                     }
-                    Err(error) => Err(format!(
-                        "it cannot be said whose it is ({error}): restart it"
-                    )),
-                },
+                    Ok(workload)
+                }
+                Err(unclaimed) => Err(unclaimed),
             };
+            if let Err(Unclaimed::Passes(why)) = &claimed {
+                self.miss(*inode, missed, UNCLAIMED, why);
+            }
             claims.0.insert(*inode, claimed);
         }
-        elsewhere
-            .into_iter()
-            .for_each(|network| self.add_network(network));
+        for network in elsewhere {
+            if let Err(error) = self.add_network(network) {
+                missed.of_everybody("a socket's network namespace cannot be opened", &error);
+            }
+        }
         claims
     }
 
+    /// Unless somebody who is not governed has it open as well, or that cannot be known.
+    fn claim_unshared(
+        &self,
+        fence: &Fence,
+        inode: u32,
+        holders: &[Holder],
+    ) -> Result<Option<(OwnedFd, String)>, Unclaimed> {
+        let others = self.others(fence);
+        match others.map(|others| others.get(&inode)) {
+            Ok(None) => claim(fence, (inode, holders), true),
+            Ok(Some(other)) => Err(Unclaimed::Stays(format!(
+                "process {other}, which is not governed, has it open too: end that one, or list the port under `listen`"
+            ))),
+            Err(error) => Err(Unclaimed::Passes(format!(
+                "who else has it open cannot be read: {error}"
+            ))),
+        }
+    }
+
     /// Makes what was made as one of the workloads that policy is letting go of its holder's workload's.
-    pub(super) fn hand_over(&self, fence: &Fence) {
+    pub(super) fn hand_over(&self, fence: &Fence, missed: &mut Missed) {
         for (inode, holders) in &self.sockets {
-            if let Err(error) = claim(fence, (*inode, holders), false) {
-                tracing::debug!("a socket stays what it was: {error}");
+            match claim(fence, (*inode, holders), false) {
+                Ok(_) => {}
+                Err(Unclaimed::Passes(why)) => self.miss(*inode, missed, UNCLAIMED, &why),
+                Err(Unclaimed::Stays(why)) => {
+                    tracing::debug!("a socket stays what it was: {why}");
+                }
             }
         }
     }
@@ -145,8 +218,8 @@ fn claim(
     fence: &Fence,
     (inode, holders): (u32, &[Holder]),
     from_before: bool,
-) -> Result<Option<(OwnedFd, String)>, Box<dyn std::error::Error>> {
-    let mut failed = None;
+) -> Result<Option<(OwnedFd, String)>, Unclaimed> {
+    let mut failed: Option<io::Error> = None;
     for holder in holders {
         let workload = fence.workload_of_process(holder.process);
         let Some(workload) = workload.filter(|_| !fence.is_free(holder.process)) else {
@@ -155,11 +228,12 @@ fn claim(
         let copy = match copy_of(*holder, inode) {
             Ok(copy) => copy,
             Err(error) => {
-                failed = Some(error);
+                // What may pass is told before what stays.
+                failed = Some(failed.filter(sys::is_shortage).unwrap_or(error));
                 continue;
             }
         };
-        let domain = socket_domain(&copy)?;
+        let domain = socket_domain(&copy).map_err(io::Error::from)?;
         if domain != AddressFamily::INET && domain != AddressFamily::INET6 {
             return Ok(None);
         }
@@ -169,12 +243,7 @@ fn claim(
 }
 
 /// Whether it is somebody's who is governed by now.
-fn enter(
-    fence: &Fence,
-    copy: &OwnedFd,
-    workload: &str,
-    from_before: bool,
-) -> Result<bool, super::Error> {
+fn enter(fence: &Fence, copy: &OwnedFd, workload: &str, from_before: bool) -> Result<bool, Error> {
     let leaving = fence.leaving.load();
     let mut writers = fence.maps.write();
     let was = match writers.origin.get(&copy.as_raw_fd(), 0) {
@@ -209,5 +278,46 @@ fn copy_of(holder: Holder, inode: u32) -> io::Result<OwnedFd> {
     match fstat(&copy)?.st_ino == u64::from(inode) {
         true => Ok(copy),
         false => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_shortage_is_to_be_tried_again() {
+        let of_descriptor = |code| Unclaimed::from(io::Error::from_raw_os_error(code));
+        for code in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            let unclaimed = of_descriptor(code);
+            assert!(matches!(unclaimed, Unclaimed::Passes(_)), "{unclaimed:?}");
+        }
+        // Forbidden, not there in this kernel, ended, closed.
+        for code in [libc::EPERM, libc::ENOSYS, libc::ESRCH, libc::EBADF] {
+            let unclaimed = of_descriptor(code);
+            assert!(matches!(unclaimed, Unclaimed::Stays(_)), "{unclaimed:?}");
+        }
+        // A thread's own table, which cannot be had.
+        let unclaimed = Unclaimed::from(io::Error::from(io::ErrorKind::Unsupported));
+        assert!(matches!(unclaimed, Unclaimed::Stays(_)), "{unclaimed:?}");
+    }
+
+    #[test]
+    fn a_map_without_memory_is_to_be_tried_again() {
+        let of_map = |code| {
+            let error = MapError::IoError(io::Error::from_raw_os_error(code));
+            Unclaimed::from(maps::write("ORIGIN")(error))
+        };
+        for code in [libc::ENOMEM, libc::EBUSY, libc::EAGAIN] {
+            assert!(matches!(of_map(code), Unclaimed::Passes(_)), "{code}");
+        }
+        for code in [libc::EPERM, libc::ENOTSUP, libc::E2BIG] {
+            assert!(matches!(of_map(code), Unclaimed::Stays(_)), "{code}");
+        }
+        let many = Error::TooMany {
+            what: "workloads",
+            limit: 1,
+        };
+        assert!(matches!(Unclaimed::from(many), Unclaimed::Stays(_)));
     }
 }

@@ -3,7 +3,7 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// `SOCK_DIAG_BY_FAMILY`
 const BY_FAMILY: u16 = 20;
@@ -153,6 +153,12 @@ pub(super) fn socket() -> io::Result<OwnedFd> {
 #[derive(Debug)]
 pub(super) struct Diag(OwnedFd);
 
+impl AsFd for Diag {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Diag {
     pub(super) fn open() -> io::Result<Self> {
         socket().map(Self)
@@ -300,6 +306,14 @@ mod tests {
             assert_eq!(diag.destroy(one).unwrap_err().kind(), ErrorKind::NotFound);
         }
         can_destroy().unwrap();
+    }
+
+    #[test]
+    fn it_tells_the_namespace_that_it_was_opened_in() {
+        let here = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let expected = super::super::namespaces::cookie(here.as_fd()).unwrap();
+        let own = super::super::namespaces::cookie(Diag::open().unwrap().as_fd()).unwrap();
+        assert!(own != 0 && own == expected, "{own} {expected}");
     }
 
     #[test]

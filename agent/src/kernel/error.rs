@@ -181,6 +181,12 @@ pub enum Error {
         /// What is wrong.
         error: String,
     },
+    /// What processes have open could not all be looked at.
+    #[error("what processes have open cannot be looked at: {why}")]
+    Unseen {
+        /// What happened.
+        why: String,
+    },
     /// Not a name.
     #[error("`{name}` cannot name a workload: 1 to {limit} bytes, no control characters")]
     WorkloadName {

@@ -1,14 +1,14 @@
 //! What processes had open before they were governed: no hook saw it made. Connections are ended, or go on where policy says
 //! so; what has no peer becomes the workload's.
-use super::claim::{Claimed, Claims, Unheld};
+use super::claim::{Claimed, Claims};
 use super::diag::{Diag, Protocol, Socket};
 use super::holders::Holders;
+use super::missed::{self, Missed};
 use super::namespaces;
 use super::translate::ip;
-use super::{Before, Earlier, Fate, Fence, Outcome, Process, cgroup, processes};
+use super::{Before, Earlier, Fate, Fence, Looked, Outcome, Process, Unheld, cgroup, processes};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tollgate_common::settings::Ports;
 const PASSES: usize = 32;
 
 /// What policy says of a workload's connections from before; `None`: there is no such workload.
-pub(super) type Says<'a> = &'a (dyn Fn(&str) -> Option<Before> + Sync);
+type Says<'a> = &'a (dyn Fn(&str) -> Option<Before> + Sync);
 
 /// One look at one network namespace.
 struct Look<'a> {
@@ -38,42 +38,75 @@ struct Look<'a> {
     only_kept: bool,
 }
 
+/// What came of one.
+#[derive(Debug, Default)]
+struct Found {
+    changed: Vec<Earlier>,
+    /// Cookies of what goes on already, or may.
+    open: HashSet<u64>,
+    unheld: Vec<Unheld>,
+    missed: Missed,
+}
+
+impl Found {
+    /// What it comes to, if it was for these.
+    fn told(self, processes: Vec<u32>) -> Looked {
+        Looked {
+            complete: self.missed.complete(processes),
+            found: self.changed,
+            unheld: self.unheld,
+            missed: self.missed.why(),
+        }
+    }
+}
+
 impl Fence {
-    /// Ends, or keeps, what these processes had open before, all that nobody has looked at, and whom those make meanwhile.
-    pub(super) fn look_for_earlier(&self, processes: &[u32], says: Says<'_>) -> Vec<Earlier> {
-        let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    /// Ends, or lets go on, what these processes had open before they were governed, and all of whom nobody has looked at, and
+    /// of whom those make meanwhile, as `says` says of their workloads. To be called after they are governed: from then on the
+    /// hooks see what they make.
+    pub fn end_earlier(&self, processes: &[u32], says: Says<'_>) -> Looked {
+        let (mut looked, mut seen) = (Looked::default(), HashSet::new());
         for _ in 0..PASSES {
-            let all = self.unseen().into_iter().chain(processes.iter().copied());
+            let mut found = Found::default();
+            let all = found.missed.listed(self.unseen()).into_iter();
+            let all = all.chain(processes.iter().copied());
             let new: Vec<u32> = all.filter(|process| seen.insert(*process)).collect();
             if new.is_empty() {
-                return found;
+                looked.add(found.told(new));
+                return looked;
             }
-            let mut holders = Holders::of(self, &new);
-            let claims = holders.claim(self);
+            let mut holders = Holders::of(self, &new, &mut found.missed);
+            let claims = holders.claim(self, &mut found.missed);
             let of = (&holders, &claims);
-            found.extend(self.look_through(of, &self.all_kept(), false, says).0);
+            self.look_through(of, (&self.all_kept(), false), says, &mut found);
+            looked.add(found.told(new));
         }
         tracing::warn!("processes that are governed since fork faster than they can be looked at");
-        found
+        looked
     }
 
-    /// Looks at what goes on: forgets what has ended, and ends what policy lets go on no longer.
-    pub(super) fn look_at_kept(&self, says: Says<'_>) -> Vec<Earlier> {
+    /// Looks again at what was let go on: forgets what has ended, and ends what policy lets go on no longer.
+    pub fn review_kept(&self, says: Says<'_>) -> Looked {
         let kept = self.all_kept();
         if kept.is_empty() {
-            return Vec::new();
+            return Looked::default();
         }
-        let governed = self.processes().into_iter().map(|process| process.pid);
-        let holders = Holders::of(self, &governed.collect::<Vec<_>>());
-        let (changed, seen) = self.look_through((&holders, &Claims::default()), &kept, true, says);
-        for cookie in kept.keys().filter(|cookie| !seen.contains(cookie)) {
-            self.forget_kept(*cookie);
+        let mut found = Found::default();
+        let governed = found.missed.listed(self.governed_ids());
+        let holders = Holders::of(self, &governed, &mut found.missed);
+        let of = (&holders, &Claims::default());
+        self.look_through(of, (&kept, true), says, &mut found);
+        // What was not found is over only if everything was looked at.
+        if found.missed.is_nothing() {
+            for cookie in kept.keys().filter(|cookie| !found.open.contains(cookie)) {
+                self.forget_kept(*cookie);
+            }
         }
-        changed
+        found.told(governed)
     }
 
-    /// How many connections from before go on, by workload.
-    pub(super) fn count_kept(&self) -> BTreeMap<String, usize> {
+    /// Connections from before that go on, by workload.
+    pub fn kept(&self) -> BTreeMap<String, usize> {
         let mut all = BTreeMap::new();
         for kept in self.all_kept().values() {
             *all.entry(self.names.workload(kept.workload).to_string())
@@ -91,20 +124,20 @@ impl Fence {
         let _ = self.maps.write().kept.remove(&cookie);
     }
 
-    /// What changed, and the cookies that were seen of what goes on.
+    /// Looks at each namespace in which there may be something.
     fn look_through(
         &self,
         (holders, claims): (&Holders, &Claims),
-        kept: &HashMap<u64, Kept>,
-        only_kept: bool,
+        (kept, only_kept): (&HashMap<u64, Kept>, bool),
         says: Says<'_>,
-    ) -> (Vec<Earlier>, HashSet<u64>) {
-        let (mut changed, mut seen) = (Vec::new(), HashSet::new());
+        found: &mut Found,
+    ) {
         for (inode, network) in &holders.networks {
             let looked = network.within(|| {
+                let diag = Diag::open()?;
                 let look = Look {
-                    diag: Diag::open()?,
-                    ports: self.ports_here()?,
+                    ports: self.ports_here(&diag)?,
+                    diag,
                     listening: HashSet::new(),
                     claimed: Vec::new(),
                     holders,
@@ -112,59 +145,52 @@ impl Fence {
                     kept,
                     only_kept,
                 };
-                self.look(look, says)
+                self.look(look, says, found)
             });
-            match looked {
-                Ok((some, cookies, unheld)) => {
-                    changed.extend(some);
-                    seen.extend(cookies);
-                    unheld.iter().for_each(Unheld::warn);
-                }
-                // What goes on is not known to be over.
-                Err(error) => {
-                    seen.extend(kept.keys());
-                    tracing::error!(
-                        namespace = inode,
-                        "connections from before processes were governed cannot be looked for: {error}"
-                    );
-                }
+            let Err(error) = looked else { continue };
+            // What goes on is not known to be over.
+            found.open.extend(kept.keys());
+            if missed::is_final(&error) {
+                tracing::error!(
+                    namespace = inode,
+                    "connections from before processes were governed cannot be looked for: {error}"
+                );
+            } else {
+                // Anybody may have something there: a socket stays where it was made.
+                found
+                    .missed
+                    .of_everybody("a network namespace cannot be looked at", &error);
             }
         }
-        (changed, seen)
     }
 
-    /// Where the agent listens in the calling thread's network namespace; zeros where it does not.
-    fn ports_here(&self) -> io::Result<Ports> {
-        let here = UdpSocket::bind("127.0.0.1:0")?;
-        let cookie = namespaces::cookie(here.as_fd())?;
+    /// Where the agent listens in the network namespace of `diag`; zeros where it does not.
+    fn ports_here(&self, diag: &Diag) -> io::Result<Ports> {
+        let cookie = namespaces::cookie(diag.as_fd())?;
         Ok(self.listeners.ports(cookie).unwrap_or_default())
     }
 
-    /// What changed, the cookies of what goes on, and listeners that are not held.
-    fn look(
-        &self,
-        mut look: Look<'_>,
-        says: Says<'_>,
-    ) -> io::Result<(Vec<Earlier>, Vec<u64>, Vec<Unheld>)> {
-        let (mut changed, mut seen, mut unheld) = (Vec::new(), Vec::new(), Vec::new());
+    fn look(&self, mut look: Look<'_>, says: Says<'_>, found: &mut Found) -> io::Result<()> {
         for protocol in Protocol::ALL {
             let listening = look.diag.list(protocol, Socket::listens)?;
             look.listening = listening.iter().map(|s| s.local().port()).collect();
             if !look.only_kept {
-                unheld.extend(self.take(&mut look, &listening, says));
+                let unheld = self.take(&mut look, &listening, says);
+                found.unheld.extend(unheld);
             }
             // Only now: what is accepted from here on is known by its listener.
-            let found = look
+            let connected = look
                 .diag
                 .list(protocol, |s| !s.listens() && look.concerns(s))?;
-            for socket in &found {
+            for socket in &connected {
                 if look.kept.contains_key(&socket.cookie()) {
-                    seen.push(socket.cookie());
+                    found.open.insert(socket.cookie());
                 }
-                changed.extend(self.settle(&look, socket, says));
+                let changed = self.settle(&look, socket, says, &mut found.missed);
+                found.changed.extend(changed);
             }
         }
-        Ok((changed, seen, unheld))
+        Ok(())
     }
 
     /// Tells the listeners that are workloads' since this look. Returns those that could not become so, where nothing else
@@ -193,7 +219,13 @@ impl Fence {
     }
 
     /// Does with one socket what policy says; `None` where nothing changes.
-    fn settle(&self, look: &Look<'_>, socket: &Socket, says: Says<'_>) -> Option<Earlier> {
+    fn settle(
+        &self,
+        look: &Look<'_>,
+        socket: &Socket,
+        says: Says<'_>,
+        missed: &mut Missed,
+    ) -> Option<Earlier> {
         let cookie = socket.cookie();
         let holder = look.holders.of_socket(self, socket.inode);
         let holder = holder.map(|(process, _)| process);
@@ -214,9 +246,9 @@ impl Fence {
             Fate::Keep if kept.is_some() => return None,
             Fate::Keep => match self.keep(socket, &workload) {
                 Ok(()) => Outcome::Kept,
-                Err(_) => self.end(look, socket, &workload)?,
+                Err(_) => self.end(look, socket, &workload, missed)?,
             },
-            Fate::Destroy => self.end(look, socket, &workload)?,
+            Fate::Destroy => self.end(look, socket, &workload, missed)?,
         };
         Some(Earlier {
             process: Arc::new(self.process_of(holder, socket)),
@@ -247,14 +279,26 @@ impl Fence {
     }
 
     /// Ends a connection; `None`: it was over by itself. For that moment it may send, so that its peer is told.
-    fn end(&self, look: &Look<'_>, socket: &Socket, workload: &str) -> Option<Outcome> {
+    fn end(
+        &self,
+        look: &Look<'_>,
+        socket: &Socket,
+        workload: &str,
+        missed: &mut Missed,
+    ) -> Option<Outcome> {
         let _ = self.keep(socket, workload);
         let ended = look.diag.destroy(socket);
         self.forget_kept(socket.cookie());
         match ended {
             Ok(()) => Some(Outcome::Destroyed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => Some(Outcome::Failed(error.to_string())),
+            Err(error) => {
+                if !missed::is_final(&error) {
+                    let what = "a connection cannot be ended";
+                    look.holders.miss(socket.inode, missed, what, &error);
+                }
+                Some(Outcome::Failed(error.to_string()))
+            }
         }
     }
 

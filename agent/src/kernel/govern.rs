@@ -1,4 +1,5 @@
 //! What is governed and where it is steered: what the agent tells the hooks.
+use super::missed::Missed;
 use super::{
     Beyond, Enrolled, Error, Fence, Governed, cgroup,
     holders::Holders,
@@ -228,8 +229,7 @@ impl Fence {
             .any(|id| !is_released(id).unwrap_or_default())
         {
             // What others have of theirs becomes those others'.
-            let governed: Vec<u32> = self.processes().into_iter().map(|of| of.pid).collect();
-            Holders::of(self, &governed).hand_over(self);
+            self.hand_over()?;
         }
         self.marks
             .clear(|mark| mark.is_governed() && leaving.contains(&u32::from(mark.workload())));
@@ -239,6 +239,16 @@ impl Fence {
         }
         self.leaving.store(Arc::default());
         Ok(())
+    }
+
+    /// An error: not all that processes have could be looked at, for want of descriptors or memory.
+    fn hand_over(&self) -> Result<(), Error> {
+        let mut missed = Missed::default();
+        let governed = missed.listed(self.governed_ids());
+        Holders::of(self, &governed, &mut missed).hand_over(self, &mut missed);
+        missed
+            .why()
+            .map_or(Ok(()), |why| Err(Error::Unseen { why }))
     }
 
     pub(super) fn all_fulfilled(&self) -> Vec<(String, u64)> {

@@ -21,6 +21,7 @@ mod load;
 mod log;
 mod maps;
 mod mend;
+mod missed;
 mod model;
 pub mod namespaces;
 mod pins;
@@ -37,12 +38,14 @@ mod translate;
 
 pub use askers::{Namespace, since_boot};
 pub use btf::Kernel;
+pub use claim::Unheld;
 pub use error::Error;
 pub use govern::UNSETTLED_NAME;
 pub use left::{Left, left};
 pub use mend::Mended;
 pub use model::{
-    Before, Case, CgroupPath, Earlier, Fate, FileState, Governed, Outcome, Recognition, Runs,
+    Before, Case, CgroupPath, Earlier, Fate, FileState, Governed, Looked, Outcome, Recognition,
+    Runs,
 };
 pub use processes::executable;
 pub use quota::{Allowance, Usage};
@@ -439,26 +442,6 @@ impl Fence {
     /// See [`Error`].
     pub fn enrol(&self, pid: u32, workload: &str, rule: u16) -> Result<Vec<u32>, Error> {
         self.enrol_process(pid, workload, rule)
-    }
-
-    /// Ends, or lets go on, the connections that processes had before they were governed, as `says` says of their
-    /// workloads. To be called after they are: from then on the hooks see what they make.
-    pub fn end_earlier(
-        &self,
-        processes: &[u32],
-        says: &(dyn Fn(&str) -> Option<Before> + Sync),
-    ) -> Vec<Earlier> {
-        self.look_for_earlier(processes, says)
-    }
-
-    /// Looks again at what was let go on: ends what may not any more, forgets what is over.
-    pub fn review_kept(&self, says: &(dyn Fn(&str) -> Option<Before> + Sync)) -> Vec<Earlier> {
-        self.look_at_kept(says)
-    }
-
-    /// Connections from before that go on, by workload.
-    pub fn kept(&self) -> std::collections::BTreeMap<String, usize> {
-        self.count_kept()
     }
 
     /// Says which conditions a cgroup fulfils (path below the cgroup2 root). Returns its id.

@@ -1,5 +1,5 @@
 //! By what workloads are recognised, and what becomes of what they had open, as the agent says it.
-use super::Process;
+use super::{Process, Unheld};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -122,6 +122,28 @@ pub struct Earlier {
     pub peer: SocketAddr,
     /// What came of it.
     pub outcome: Outcome,
+}
+
+/// What came of a look at connections from before.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// What changed.
+    pub found: Vec<Earlier>,
+    /// Processes of which all was looked at that can be, or that have ended.
+    pub complete: Vec<u32>,
+    /// Listeners that nothing holds.
+    pub unheld: Vec<Unheld>,
+    /// Why not all could be looked at, where another look may do better.
+    pub missed: Option<String>,
+}
+
+impl Looked {
+    pub(super) fn add(&mut self, more: Self) {
+        self.found.extend(more.found);
+        self.complete.extend(more.complete);
+        self.unheld.extend(more.unheld);
+        self.missed = self.missed.take().or(more.missed);
+    }
 }
 
 /// What came of a connection from before.

@@ -2,6 +2,7 @@
 //! the hooks keep them.
 use super::{Error, Evidence, Fence, GovernedProcess, cgroup};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
+use std::io;
 use std::path::Path;
 use tollgate_common::recognise::{BY_CGROUP, EXEMPT, INHERITED, Mark};
 
@@ -172,9 +173,17 @@ impl Fence {
 
     /// Processes that the agent has governed while they ran, and what those have made since, of which nobody has looked at what
     /// they have open.
-    pub fn unseen(&self) -> Vec<u32> {
-        let is_unseen = |process: &u32| self.marks.get(*process).is_to_be_looked_at();
-        ids().filter(is_unseen).collect()
+    pub(super) fn unseen(&self) -> io::Result<Vec<u32>> {
+        let mut all = all_ids()?;
+        all.retain(|process| self.marks.get(*process).is_to_be_looked_at());
+        Ok(all)
+    }
+
+    /// The ids of all processes that are governed.
+    pub(super) fn governed_ids(&self) -> io::Result<Vec<u32>> {
+        let mut all = all_ids()?;
+        all.retain(|process| self.marks.get(*process).is_governed());
+        Ok(all)
     }
 
     /// Has these processes looked at, if they are governed.
@@ -241,6 +250,16 @@ impl Fence {
 pub(super) fn ids() -> impl Iterator<Item = u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// The same, or why not all of them are known.
+pub(super) fn all_ids() -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        found.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(found)
 }
 
 /// Every process that `/proc` shows.

@@ -5,7 +5,7 @@ use crate::looks::{enrol, looks};
 use crate::support::*;
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
-use tollgate::kernel::{Before, Fate, Fence, Openings, Outcome, Recognition};
+use tollgate::kernel::{Before, Fate, Fence, Openings, Outcome, Recognition, Unheld};
 
 pub const IPS: [&str; 2] = ["127.0.0.1", "::1"];
 
@@ -37,7 +37,9 @@ pub fn look(fence: &Fence, processes: &[u32], listen: &[u16]) -> (String, Vec<Ou
                 listen: listen.to_vec(),
             })
         });
-        outcomes.extend(found.into_iter().map(|earlier| earlier.outcome));
+        assert_eq!(found.missed, None);
+        found.unheld.iter().for_each(Unheld::warn);
+        outcomes.extend(found.found.into_iter().map(|earlier| earlier.outcome));
     });
     (log, outcomes)
 }

@@ -116,7 +116,10 @@ fn what_was_connected_is_ended_and_its_peer_is_told(stand: &Stand) {
 
     let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
     assert!(newly.contains(&process.pid()), "{newly:?}");
-    let found = stand.fence().end_earlier(&newly, &says(Fate::Destroy));
+    let found = stand
+        .fence()
+        .end_earlier(&newly, &says(Fate::Destroy))
+        .found;
     assert_eq!(found.len(), 6, "{found:?}");
     for earlier in &found {
         assert_eq!(earlier.outcome, Outcome::Destroyed, "{earlier:?}");
@@ -155,6 +158,7 @@ fn what_was_connected_is_ended_and_its_peer_is_told(stand: &Stand) {
         stand
             .fence()
             .end_earlier(&newly, &says(Fate::Destroy))
+            .found
             .is_empty()
     );
 }
@@ -179,7 +183,10 @@ fn what_a_process_outside_of_governed_cgroups_had_is_ended(stand: &Stand) {
     for socket in &peers.datagrams {
         assert_eq!(socket.recv(&mut [0]).unwrap(), 1);
     }
-    let found = stand.fence().end_earlier(&newly, &says(Fate::Destroy));
+    let found = stand
+        .fence()
+        .end_earlier(&newly, &says(Fate::Destroy))
+        .found;
     assert_eq!(found.len(), 6, "{found:?}");
     process.send("\n");
     assert!(!process.line().contains("sent"));
@@ -216,7 +223,7 @@ fn what_may_go_on_does_and_goes_nowhere_else(stand: &Stand) {
         .map(|l| accept(&l.listener))
         .collect();
     let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
-    let found = stand.fence().end_earlier(&newly, &says(Fate::Keep));
+    let found = stand.fence().end_earlier(&newly, &says(Fate::Keep)).found;
     assert_eq!(found.len(), 6, "{found:?}");
     assert!(found.iter().all(|earlier| earlier.outcome == Outcome::Kept));
     assert_eq!(stand.fence().kept()["later"], 6);
@@ -244,14 +251,20 @@ fn what_may_go_on_does_and_goes_nowhere_else(stand: &Stand) {
     );
 
     // Looked at again, nothing changes; what is over is forgotten; a policy that lets it go on no longer ends it.
-    assert!(stand.fence().review_kept(&says(Fate::Keep)).is_empty());
+    assert!(
+        stand
+            .fence()
+            .review_kept(&says(Fate::Keep))
+            .found
+            .is_empty()
+    );
     let before = stand.fence().kept()["later"];
     drop(peers.full);
     eventually("what is over is forgotten", || {
         stand.fence().review_kept(&says(Fate::Keep));
         stand.fence().kept()["later"] < before
     });
-    let ended = stand.fence().review_kept(&says(Fate::Destroy));
+    let ended = stand.fence().review_kept(&says(Fate::Destroy)).found;
     assert!(
         ended.iter().all(|e| e.outcome == Outcome::Destroyed),
         "{ended:?}"
@@ -314,12 +327,13 @@ for line in sys.stdin:
         stand.fence().permit(&[openings]).unwrap();
         let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
         let listen = vec![ports[0]];
-        let found = stand.fence().end_earlier(&newly, &|_: &str| {
+        let looked = stand.fence().end_earlier(&newly, &|_: &str| {
             Some(Before {
                 fate: Fate::Destroy,
                 listen: listen.clone(),
             })
         });
+        let found = looked.found;
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].local.port(), ports[1]);
         told(&mut process);
@@ -347,7 +361,10 @@ for line in sys.stdin: say(name(lambda: s.send(b'x')), name(lambda: a.recv(1)))"
         process.send("\n");
         assert_eq!(process.line(), "ok ok", "nobody governs it yet");
         let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
-        let found = stand.fence().end_earlier(&newly, &says(Fate::Destroy));
+        let found = stand
+            .fence()
+            .end_earlier(&newly, &says(Fate::Destroy))
+            .found;
         // Both ends are its own, and it may listen on no port. Ending one may end the other.
         assert!(!found.is_empty(), "{ip}");
         process.send("\n");
@@ -379,7 +396,7 @@ fn connections_that_there_is_no_room_to_keep_are_ended() {
     let mut accepted: Vec<_> = accepted.collect();
     fill(&stand, "KEPT");
     let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
-    let found = stand.fence().end_earlier(&newly, &says(Fate::Keep));
+    let found = stand.fence().end_earlier(&newly, &says(Fate::Keep)).found;
     assert_eq!(found.len(), 6, "{found:?}");
     let ended = |earlier: &tollgate::kernel::Earlier| earlier.outcome == Outcome::Destroyed;
     assert!(found.iter().all(ended), "{found:?}");

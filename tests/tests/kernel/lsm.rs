@@ -396,7 +396,7 @@ sys.stdin.readline(); become(others, 'say(*tried())\\nfor line in sys.stdin: say
                 listen: Vec::new(),
             })
         };
-        let found = stand.fence().end_earlier(&newly, &keep);
+        let found = stand.fence().end_earlier(&newly, &keep).found;
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(fares(&mut process), "ok", "{ip}: it goes on");
         stand.fence().review_kept(&|_: &str| None);
