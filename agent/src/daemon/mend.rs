@@ -26,13 +26,13 @@ pub(super) async fn watch(agent: Arc<Agent>) {
 }
 
 impl Agent {
-    /// Puts back what is gone. Nothing was seen of what passed meanwhile, so all that is governed is looked at as if it
-    /// had been governed just now.
+    /// Puts back what is gone. Of what passed while a hook was, nothing was seen, so all that is governed is looked at as
+    /// if it had been governed just now.
     fn mend(&self) {
         let mended = self.shared.fence.mend();
-        let is_back = mended.iter().any(|one| one.result.is_ok());
+        let was_open = mended.iter().any(|one| one.result.is_ok() && one.was_open);
         lock(&self.watched).take(mended);
-        if is_back {
+        if was_open {
             lock(&self.enrolments).again();
             let governed = self.shared.fence.governed_processes();
             let processes = governed.iter().map(|process| process.pid);
@@ -45,7 +45,10 @@ impl Agent {
 impl Watched {
     fn take(&mut self, mended: Vec<Mended>) {
         let mut failing = BTreeMap::new();
-        for Mended { layer, why, result } in mended {
+        for one in mended {
+            let Mended {
+                layer, why, result, ..
+            } = one;
             match result {
                 Ok(()) => {
                     tracing::error!(

@@ -92,6 +92,16 @@ pub enum Error {
         /// The difference.
         what: String,
     },
+    /// A map of what is in force is gone.
+    #[error(
+        "what an earlier agent left in {path} still enforces, but another hand removed the pin of its map {map}, and with that what it held: stop the governed workloads, remove {path}, and start again"
+    )]
+    MapLost {
+        /// The instance's pins.
+        path: PathBuf,
+        /// The map.
+        map: &'static str,
+    },
     /// The embedded object cannot be used.
     #[error("the eBPF object cannot be prepared: {source}; build again with `cargo xtask build`")]
     Object {

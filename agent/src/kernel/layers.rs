@@ -3,6 +3,7 @@ use super::{
     Fence, Layer,
     hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
     load::{Absent, Loaded},
+    pins::{Held, Unpinned},
     sys,
 };
 use rustix::net::SocketType;
@@ -29,6 +30,7 @@ impl Fence {
         });
         hooks
             .chain([
+                self.maps_layer(),
                 self.listener_layer(),
                 self.names_layer(),
                 self.room_layer(),
@@ -112,6 +114,30 @@ impl Fence {
         }
     }
 
+    /// Is each map pinned? The hooks go on by one that is not; but it ends with them and the agent, and what comes
+    /// after them would know nothing of what it held.
+    fn maps_layer(&self) -> Layer {
+        let unpinned = self.unpinned();
+        let why = (!unpinned.is_empty()).then(|| {
+            let told = why_unpinned(&unpinned);
+            format!("{told}: do not stop the agent before it has put back what is missing")
+        });
+        Layer {
+            name: "maps".to_owned(),
+            enforcing: why.is_none(),
+            needed: true,
+            leaves_open: "nothing as long as this agent runs; if it ends first, what is governed and what was counted is lost, and the next one does not start".to_owned(),
+            why,
+        }
+    }
+
+    /// Maps that are not pinned where they should be, and what is there.
+    pub(super) fn unpinned(&self) -> Vec<(&Held, Unpinned)> {
+        let maps = self.programs.maps.iter();
+        maps.filter_map(|map| Some((map, self.pins.instead_of(map)?)))
+            .collect()
+    }
+
     /// Is there a listener that connections are steered to, at each port that the hooks know, open and
     /// tagged? Without one they are refused.
     fn listener_layer(&self) -> Layer {
@@ -184,6 +210,16 @@ impl Fence {
             at.port() != 0 && !set.listeners.iter().any(there)
         })
     }
+}
+
+/// Why these maps are not pinned.
+pub(super) fn why_unpinned(unpinned: &[(&Held, Unpinned)]) -> String {
+    let each = unpinned.iter().map(|(map, instead)| match instead {
+        Unpinned::Another => format!("another object is pinned in the place of {}", map.name),
+        Unpinned::Gone(error) => format!("the pin of {} is gone ({error})", map.name),
+        Unpinned::Unknown(error) => cannot_ask(error),
+    });
+    each.collect::<Vec<_>>().join("; ")
 }
 
 /// The kernel gave no answer for want of something else than the layer.

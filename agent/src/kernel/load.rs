@@ -4,9 +4,9 @@ use super::{
     btf::Kernel,
     hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
     log::HookLog,
-    pins::Pins,
+    pins::{Held, Pins},
     probe::{self, CgroupRoot},
-    raw::Raw,
+    raw::{self, Raw},
     sys,
 };
 use aya::programs::{Program, ProgramError};
@@ -42,6 +42,8 @@ pub(super) struct Programs {
     pub(super) absent: Vec<Absent>,
     /// The one that lists what clients' sockets carry.
     pub(super) listing: OwnedFd,
+    /// The maps that they use and that are pinned.
+    pub(super) maps: Vec<Held>,
 }
 
 impl Programs {
@@ -80,6 +82,7 @@ pub(super) fn programs(
         loaded: Vec::new(),
         absent: Vec::new(),
         listing: listing(&mut ebpf, btf)?,
+        maps: held(&ebpf, pins)?,
     };
     let raw = Raw::relocate(OBJECT, &ebpf, pins)?;
     for hook in HOOKS {
@@ -208,6 +211,14 @@ fn if_there(
     let program = program.as_fd().try_clone_to_owned()?;
     let id = sys::program_id(&program)?;
     Ok((program, id))
+}
+
+fn held(ebpf: &Ebpf, pins: &Pins) -> Result<Vec<Held>, Error> {
+    let hold = |(name, _)| {
+        let map = ebpf.map(name).and_then(raw::descriptor);
+        pins.hold(name, map.ok_or(Error::MissingPart { what: name })?)
+    };
+    pins.maps().map(hold).collect()
 }
 
 /// Loads the program that lists what clients' sockets carry.

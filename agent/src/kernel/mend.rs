@@ -1,7 +1,7 @@
 //! Puts back what somebody took away under a running agent.
-use super::{Error, Fence, load};
+use super::{Error, Fence, layers, load, pins::Unpinned};
 
-/// A program that was not in force, and what came of putting it back.
+/// A layer that was not in force, and what came of putting it back.
 #[derive(Debug)]
 pub struct Mended {
     /// The layer's name.
@@ -10,6 +10,8 @@ pub struct Mended {
     pub why: String,
     /// Whether it is again.
     pub result: Result<(), Error>,
+    /// Whether something may have passed meanwhile that no hook saw.
+    pub was_open: bool,
 }
 
 impl Fence {
@@ -20,7 +22,25 @@ impl Fence {
             layer: program.hook.name,
             why,
             result: load::attach_anew(&self.pins, &self.root, program),
+            was_open: true,
         })
+        .chain(self.pin_maps())
         .collect()
+    }
+
+    /// Pins maps again. The hooks went on by them meanwhile.
+    fn pin_maps(&self) -> Option<Mended> {
+        let mut gone = self.unpinned();
+        // Of what could not be asked it is not known that another hand took it.
+        gone.retain(|(_, instead)| !matches!(instead, Unpinned::Unknown(_)));
+        (!gone.is_empty()).then(|| Mended {
+            layer: "maps",
+            why: layers::why_unpinned(&gone),
+            result: gone
+                .iter()
+                .map(|(map, _)| self.pins.pin_again(map))
+                .fold(Ok(()), Result::and),
+            was_open: false,
+        })
     }
 }

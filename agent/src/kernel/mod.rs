@@ -356,7 +356,7 @@ impl Fence {
         root: &probe::CgroupRoot,
         counts: bool,
     ) -> Result<(maps::Maps, load::Programs, log::HookLog), Error> {
-        pins.check()?;
+        pins.adopt()?;
         let (programs, hook_log) = load::programs(kernel, pins, counts)?;
         let maps = maps::Maps::open(pins)?;
         govern::prepare(&maps)?;

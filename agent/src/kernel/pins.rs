@@ -6,7 +6,7 @@ use aya::maps::{Array, Map, MapData, MapError, MapInfo};
 use rustix::fs::{self, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use tollgate_common::{ABI, event, flow, limits, openings, quota, recognise, settings};
 
@@ -27,7 +27,8 @@ const fn shape<K, V>(name: &'static str, entries: u32) -> Shape {
     }
 }
 
-/// Every map that is pinned. A ring and socket storage have no fixed count of entries.
+/// Every map that is pinned. A ring and socket storage have no fixed count of entries. One more raises [`ABI`], as a change does:
+/// where it is missing it is taken for lost.
 const MAPS: &[Shape] = &[
     shape::<u32, settings::Settings>("SETTINGS", 1),
     shape::<u32, recognise::Scope>("SCOPE", 1),
@@ -63,6 +64,28 @@ const MAPS: &[Shape] = &[
     shape::<(), ()>("EVENTS", limits::EVENT_BYTES),
     shape::<u32, u64>("LOST", 1),
 ];
+
+/// Programs that use it are not on every kernel, and each agent writes it anew.
+const SPARE: &str = "UNIX";
+
+/// A map that the programs in force use, open whatever becomes of its pin.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) name: &'static str,
+    map: OwnedFd,
+    info: sys::MapInfo,
+}
+
+/// What is where a map should be pinned.
+#[derive(Debug)]
+pub(super) enum Unpinned {
+    /// Another object.
+    Another,
+    /// Nothing that can be opened.
+    Gone(io::Error),
+    /// The kernel gave no answer for want of something else.
+    Unknown(io::Error),
+}
 
 /// An instance's directory, held by this agent alone.
 #[derive(Debug)]
@@ -116,6 +139,40 @@ impl Pins {
         self.maps.join(name)
     }
 
+    /// Keeps a map that the programs use.
+    pub(super) fn hold(&self, name: &'static str, map: BorrowedFd<'_>) -> Result<Held, Error> {
+        let failed = |source| unread(self.map(name), source);
+        let map = map.try_clone_to_owned().map_err(failed)?;
+        let info = sys::map_info(&map).map_err(failed)?;
+        Ok(Held { name, map, info })
+    }
+
+    /// What is in the place of a map's pin; `None`: its pin.
+    pub(super) fn instead_of(&self, held: &Held) -> Option<Unpinned> {
+        match sys::open_pin(&self.map(held.name)).and_then(sys::map_info) {
+            Ok(info) if info == held.info => None,
+            Ok(_) => Some(Unpinned::Another),
+            Err(error) if sys::is_shortage(&error) => Some(Unpinned::Unknown(error)),
+            Err(error) => Some(Unpinned::Gone(error)),
+        }
+    }
+
+    /// Pins a map in the place of what may be there.
+    pub(super) fn pin_again(&self, held: &Held) -> Result<(), Error> {
+        // Its directory may be gone too. The instance's own is not made anew: the lock on it would be gone with it.
+        let _ = std::fs::create_dir(&self.maps);
+        self.pin_map(held.name, held.map.as_fd())
+    }
+
+    fn pin_map(&self, name: &str, map: BorrowedFd<'_>) -> Result<(), Error> {
+        let path = self.map(name);
+        sys::pin_over(map, &path).map_err(|source| Error::Pin {
+            action: "pin",
+            path,
+            source,
+        })
+    }
+
     /// Where a hook's link is pinned.
     pub(super) fn link(&self, name: &str) -> PathBuf {
         self.links.join(name)
@@ -127,12 +184,66 @@ impl Pins {
         HOOKS.iter().any(|hook| self.link(hook.name).exists())
     }
 
-    /// Refuses maps of another version or shape: hooks of two versions must not share them.
-    pub(super) fn check(&self) -> Result<(), Error> {
-        let incompatible = |what| Error::Incompatible {
-            path: self.dir.clone(),
-            what,
-        };
+    /// Sees to it that the maps of what is in force are there, and refuses those that this agent does not fit: what is not
+    /// pinned would be made anew, and programs put in force that know of nobody who is governed.
+    pub(super) fn adopt(&self) -> Result<(), Error> {
+        let in_force = self.are_in_force();
+        if in_force {
+            self.recover()?;
+        }
+        self.check_shapes()?;
+        self.check_version()?;
+        let mut maps = MAPS.iter().filter(|map| map.name != SPARE);
+        match maps.find(|map| in_force && !self.map(map.name).exists()) {
+            Some(lost) => Err(Error::MapLost {
+                path: self.dir.clone(),
+                map: lost.name,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Pins again what programs in force use, where nothing is or something that none of them uses.
+    fn recover(&self) -> Result<(), Error> {
+        let used = self.used_in_force()?;
+        for (name, path) in self.maps() {
+            let mut called = used.iter().filter(|(info, _)| info.is_called(name));
+            let Some((info, map)) = called.next() else {
+                continue;
+            };
+            match sys::open_pin(&path).and_then(sys::map_info) {
+                Ok(found) if found == *info || called.any(|(info, _)| *info == found) => continue,
+                Err(error) if sys::is_shortage(&error) => return Err(unread(path, error)),
+                _ => self.pin_map(name, map.as_fd())?,
+            }
+            tracing::error!(
+                "the fence was changed by another hand: the map {name} was not pinned, and is again"
+            );
+        }
+        Ok(())
+    }
+
+    /// The maps of the programs that the pinned links hold.
+    fn used_in_force(&self) -> Result<Vec<(sys::MapInfo, OwnedFd)>, Error> {
+        let mut used: Vec<(sys::MapInfo, OwnedFd)> = Vec::new();
+        for path in HOOKS.iter().map(|hook| self.link(hook.name)) {
+            let maps = match of_link(&path) {
+                Ok(maps) => maps,
+                Err(error) if sys::is_shortage(&error) => return Err(unread(path, error)),
+                // No link is there, or none with a program: the others tell.
+                Err(_) => continue,
+            };
+            for (info, map) in maps {
+                if !used.iter().any(|(other, _)| *other == info) {
+                    used.push((info, map));
+                }
+            }
+        }
+        Ok(used)
+    }
+
+    /// Refuses maps of another shape: hooks of two versions must not share them.
+    fn check_shapes(&self) -> Result<(), Error> {
         for map in MAPS {
             let path = self.maps.join(map.name);
             if !path.exists() {
@@ -140,7 +251,7 @@ impl Pins {
             }
             let found = MapInfo::from_pin(&path).map_err(|error| match shortage(error) {
                 Some(source) => unread(path, source),
-                None => incompatible(format!("{} is not a map", map.name)),
+                None => self.incompatible(format!("{} is not a map", map.name)),
             })?;
             let sizes = (
                 found.key_size() as usize,
@@ -148,23 +259,35 @@ impl Pins {
                 found.max_entries(),
             );
             if sizes != (map.key, map.value, map.entries) {
-                return Err(incompatible(format!(
+                return Err(self.incompatible(format!(
                     "{} holds {}×({}+{}) bytes instead of {}×({}+{})",
                     map.name, sizes.2, sizes.0, sizes.1, map.entries, map.key, map.value
                 )));
             }
         }
+        Ok(())
+    }
+
+    /// Refuses maps of another version, likewise.
+    fn check_version(&self) -> Result<(), Error> {
         let path = self.map("SETTINGS");
         if !path.exists() {
             return Ok(());
         }
         match pinned_abi(&path) {
             Ok(0 | ABI) => Ok(()),
-            Ok(other) => Err(incompatible(format!("ABI {other} instead of {ABI}"))),
+            Ok(other) => Err(self.incompatible(format!("ABI {other} instead of {ABI}"))),
             Err(error) => Err(match shortage(error) {
                 Some(source) => unread(path, source),
-                None => incompatible("SETTINGS tells no ABI".to_owned()),
+                None => self.incompatible("SETTINGS tells no ABI".to_owned()),
             }),
+        }
+    }
+
+    fn incompatible(&self, what: String) -> Error {
+        Error::Incompatible {
+            path: self.dir.clone(),
+            what,
         }
     }
 
@@ -177,6 +300,7 @@ impl Pins {
         }
         for (_, path) in self.maps() {
             remove_file(&path)?;
+            remove_file(&sys::beside(&path))?;
         }
         for path in [&self.links, &self.maps] {
             remove_dir(path)?;
@@ -192,6 +316,13 @@ impl Pins {
         }
         remove_dir(&self.dir)
     }
+}
+
+/// The maps that the program of a pinned link uses.
+fn of_link(path: &Path) -> io::Result<Vec<(sys::MapInfo, OwnedFd)>> {
+    let link = sys::link_info(sys::open_pin(path)?)?;
+    let maps = sys::maps_used_by(link.program)?.into_iter();
+    maps.map(|map| Ok((sys::map_info(&map)?, map))).collect()
 }
 
 fn pinned_abi(path: &Path) -> Result<u32, MapError> {

@@ -64,7 +64,7 @@ impl Raw {
 }
 
 /// The kinds of maps that the object has.
-fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
+pub(super) fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
     let data: &MapData = match map {
         Map::Array(data)
         | Map::HashMap(data)

@@ -11,6 +11,8 @@ const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+const BPF_MAP_GET_FD_BY_ID: libc::c_int = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
@@ -168,6 +170,55 @@ pub(super) fn program_id(program: impl AsFd) -> io::Result<u32> {
     attributes.0[1] = info.as_mut_ptr().addr() as u64;
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
     Ok(info[1])
+}
+
+/// Maps that one program can use, by the kernel's own limit.
+const MAX_USED: usize = 64;
+
+/// The maps that the program of this id uses, each open.
+pub(super) fn maps_used_by(program: u32) -> io::Result<Vec<OwnedFd>> {
+    let program = by_id(BPF_PROG_GET_FD_BY_ID, program)?;
+    let mut ids = [0_u32; MAX_USED];
+    // `struct bpf_prog_info` up to here; its last words: created_by_uid, nr_map_ids; map_ids
+    let mut info = [0_u64; 8];
+    info[6] = pair(0, MAX_USED as u32);
+    info[7] = ids.as_mut_ptr().addr() as u64;
+    let mut attributes = Attributes::default();
+    attributes.0[0] = pair(raw(program.as_fd()), size_of_val(&info) as u32);
+    attributes.0[1] = info.as_mut_ptr().addr() as u64;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    let [.., a, b, c, d] = info[6].to_ne_bytes();
+    let count = u32::from_ne_bytes([a, b, c, d]) as usize;
+    let ids = ids.into_iter().take(count);
+    ids.map(|id| by_id(BPF_MAP_GET_FD_BY_ID, id)).collect()
+}
+
+fn by_id(command: libc::c_int, id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = Attributes::default();
+    attributes.0[0] = pair(id, 0);
+    bpf_fd(command, &mut attributes)
+}
+
+/// `struct bpf_map_info` up to the map's name: its type, its id, how large what is in it, its flags. Of a link or a program
+/// the kernel says something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MapInfo([u32; 10]);
+
+impl MapInfo {
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        let bytes = self.0.iter().skip(6).flat_map(|word| word.to_ne_bytes());
+        bytes.take_while(|&byte| byte != 0).eq(name.bytes())
+    }
+}
+
+/// Asks the kernel about a map.
+pub(super) fn map_info(map: impl AsFd) -> io::Result<MapInfo> {
+    let mut info = [0_u32; 10];
+    let mut attributes = Attributes::default();
+    attributes.0[0] = pair(raw(map.as_fd()), size_of_val(&info) as u32);
+    attributes.0[1] = info.as_mut_ptr().addr() as u64;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(MapInfo(info))
 }
 
 /// Takes an entry out of a map, in one step for the kernel.
@@ -355,4 +406,20 @@ pub(super) fn attached(cgroup: impl AsFd, attach: u32) -> io::Result<Vec<u32>> {
     let count = attributes.0[3].to_ne_bytes();
     let count = u32::from_ne_bytes([count[0], count[1], count[2], count[3]]) as usize;
     Ok(ids.into_iter().take(count).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_is_known_by_its_whole_name() {
+        let mut info = [7; 10];
+        let word = |text: &[u8; 4]| u32::from_ne_bytes(*text);
+        (info[6], info[7], info[8], info[9]) = (word(b"GOVE"), word(b"RNED"), 0, word(b"rest"));
+        let info = MapInfo(info);
+        assert!(info.is_called("GOVERNED"));
+        assert!(!info.is_called("GOVERNE") && !info.is_called("GOVERNEDS"));
+        assert!(!MapInfo([0; 10]).is_called("GOVERNED"));
+    }
 }

@@ -54,7 +54,11 @@ fn status_says_enforcing_only_while_every_layer_that_holds_is_there() {
     let whole = diagnosis(&place);
     assert!(whole.starts_with("stands: "), "{whole}");
     for (count, name) in needed.iter().enumerate() {
-        std::fs::remove_file(links.join(name)).unwrap();
+        let pin = match &**name {
+            "maps" => links.with_file_name("maps").join("GOVERNED"),
+            name => links.join(name),
+        };
+        std::fs::remove_file(pin).unwrap();
         let output = place.output(&["status", "-o", "json"]);
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(status["verdict"]["state"], "not_enforcing", "{name}");
@@ -111,4 +115,32 @@ fn what_is_taken_away_is_put_back_and_what_passed_meanwhile_is_ended() {
         told.contains(" connect4 (1) ") && told.contains("another hand took them away"),
         "{told}"
     );
+}
+
+/// The hooks went on by it, so what is open stays so.
+#[test]
+fn a_map_that_is_unpinned_is_pinned_again_and_nothing_is_ended() {
+    let mut place = Place::new();
+    place.start();
+    assert_eq!(place.ask(), forbidden());
+    let maps = links(&place).with_file_name("maps");
+    for name in ["GOVERNED", "WORKLOADS"] {
+        std::fs::remove_file(maps.join(name)).unwrap();
+    }
+    let back = eventually(START, || {
+        let status = place.status();
+        let is_back = status["put_back"]["maps"]
+            .as_u64()
+            .is_some_and(|times| times > 0);
+        is_back.then_some(status)
+    });
+    let status = back.expect("it is put back");
+    assert_eq!(status["verdict"]["state"], "enforcing", "{status}");
+    assert!(maps.join("GOVERNED").exists() && maps.join("WORKLOADS").exists());
+    let told = text(&place.output(&["status"]).stdout);
+    assert!(
+        told.contains(" maps (") && told.contains("another hand took them away"),
+        "{told}"
+    );
+    assert_eq!(place.ask(), forbidden());
 }

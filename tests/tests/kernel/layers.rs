@@ -1,16 +1,16 @@
 //! What the fence says is in force is: each layer is taken away by hand, and no longer claimed.
 use crate::support::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
-use tollgate::kernel::{self, Fence, Left};
+use tollgate::kernel::{self, Error, Fence, Left, Mended};
 
 /// Layers that are a program's, not what the agent or a map has.
 fn claimed(fence: &Fence) -> BTreeSet<String> {
     let layers = fence.layers().into_iter();
     layers
         .filter(|layer| {
-            let others = ["listener", "names", "room", "established"];
+            let others = ["maps", "listener", "names", "room", "established"];
             layer.enforcing && !others.contains(&&*layer.name)
         })
         .map(|layer| layer.name)
@@ -75,6 +75,147 @@ fn repin(from: &Path, to: &Path) {
         .arg(to)
         .status();
     assert!(pinned.unwrap().success());
+}
+
+/// Map name → id of what is pinned there, as bpftool tells it.
+fn maps(pin_dir: &Path) -> BTreeMap<String, u64> {
+    let entries = std::fs::read_dir(pin_dir.join("maps")).unwrap();
+    entries
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let mut show = Command::new("bpftool");
+            show.args(["-j", "map", "show", "pinned"]).arg(&path);
+            let shown = show.output().unwrap().stdout;
+            let shown: serde_json::Value = serde_json::from_slice(&shown).unwrap();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            (name.to_owned(), shown["id"].as_u64().unwrap())
+        })
+        .collect()
+}
+
+/// Pins the map of this id in the place of another.
+fn pin_map(id: u64, to: &Path) {
+    std::fs::remove_file(to).unwrap();
+    let mut pin = Command::new("bpftool");
+    pin.args(["map", "pin", "id", &id.to_string()]).arg(to);
+    assert!(pin.status().unwrap().success());
+}
+
+#[test]
+fn a_map_that_is_not_pinned_is_told_and_pinned_again() {
+    let stand = Stand::new();
+    let pins = &stand.options.pin_dir;
+    let before = maps(pins);
+    assert!(before.len() > 30, "{before:?}");
+    let layer = || crate::refuse::layer(stand.fence(), "maps");
+    assert!(layer().enforcing && layer().needed, "{:?}", layer());
+    assert!(stand.fence().mend().is_empty());
+    let is_told_and_mended = |what: &str| {
+        let told = layer();
+        assert!(!told.enforcing, "{what}: {told:?}");
+        let why = told.why.unwrap();
+        assert!(why.contains(what), "{what}: {why}");
+        let mended = stand.fence().mend();
+        let [
+            Mended {
+                layer: "maps",
+                result: Ok(()),
+                was_open: false,
+                ..
+            },
+        ] = &mended[..]
+        else {
+            panic!("{what}: {mended:?}")
+        };
+        assert!(layer().enforcing, "{what}: {:?}", layer());
+    };
+    for name in before.keys() {
+        std::fs::remove_file(pins.join("maps").join(name)).unwrap();
+        is_told_and_mended(name);
+    }
+    pin_map(before["SPENT"], &pins.join("maps/QUOTAS"));
+    is_told_and_mended("another object is pinned in the place of QUOTAS");
+    std::fs::remove_dir_all(pins.join("maps")).unwrap();
+    is_told_and_mended("the pin of ACCOUNTS is gone");
+    assert_eq!(maps(pins), before);
+}
+
+/// An agent dies, and maps are unpinned before the next one starts.
+#[test]
+fn the_next_agent_finds_the_maps_of_what_is_in_force() {
+    let mut stand = Stand::new();
+    let pins = stand.options.pin_dir.clone();
+    let before = maps(&pins);
+    drop(stand.fence.take());
+    // The agent is gone, and its listeners are.
+    (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+    let servers = servers();
+    let refused = |stand: &Stand| {
+        for (server, connect) in &servers {
+            assert_eq!(stand.run(connect), "ECONNREFUSED");
+            assert_quiet(&server.listener);
+        }
+    };
+    refused(&stand);
+    for name in ["GOVERNED", "PROCESSES", "SCOPE", "ACCOUNTS", "REFUSALS"] {
+        std::fs::remove_file(pins.join("maps").join(name)).unwrap();
+    }
+    // Others in their places.
+    pin_map(before["GOVERNED"], &pins.join("maps/KEPT"));
+    pin_map(before["SPENT"], &pins.join("maps/QUOTAS"));
+    stand.fence = Some(open(&stand.options));
+    assert_eq!(maps(&pins), before, "the same maps");
+    assert!(crate::refuse::layer(stand.fence(), "maps").enforcing);
+    assert_eq!(stand.fence().governed().len(), 1);
+    assert_eq!(stand.account().refusals["agent_down"], 2, "counters go on");
+    refused(&stand);
+    stand.admit();
+    for (_, connect) in &servers {
+        assert_eq!(stand.run(connect), "ok");
+    }
+}
+
+/// Nothing holds these any more: no program uses the one, and nothing that uses the other is pinned.
+#[test]
+fn no_agent_begins_without_what_is_lost() {
+    let mut stand = Stand::new();
+    let pins = stand.options.pin_dir.clone();
+    drop(stand.fence.take());
+    (stand.agent4, stand.agent6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+    let is_refused = |lost: &str| {
+        let error = Fence::open(&stand.options).unwrap_err();
+        let told = error.to_string();
+        assert!(
+            matches!(error, Error::MapLost { map, .. } if map == lost),
+            "{told}"
+        );
+        assert!(
+            told.contains("stop the governed workloads") && told.contains("start again"),
+            "{told}"
+        );
+        assert!(
+            !pins.join("maps").join(lost).exists(),
+            "{lost} is made anew"
+        );
+    };
+    std::fs::remove_file(pins.join("maps/WORKLOADS")).unwrap();
+    is_refused("WORKLOADS");
+    for (_, connect) in &servers() {
+        assert_eq!(stand.run(connect), "ECONNREFUSED", "still in force");
+    }
+    std::fs::remove_dir_all(&pins).unwrap();
+    drop(open(&stand.options));
+    for link in std::fs::read_dir(pins.join("links")).unwrap() {
+        let link = link.unwrap();
+        if link.file_name() != "getpeername4" {
+            std::fs::remove_file(link.path()).unwrap();
+        }
+    }
+    std::fs::remove_file(pins.join("maps/ACCOUNTS")).unwrap();
+    is_refused("ACCOUNTS");
+    std::fs::remove_dir_all(&pins).unwrap();
+    stand.fence = Some(open(&stand.options));
+    assert!(crate::refuse::layer(stand.fence(), "maps").enforcing);
 }
 
 /// What `status` says where no agent runs is asked of the kernel too.
