@@ -12,9 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 /// How long tasks that answer the admin socket may take to end when the agent stops.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long a private agent waits for changes under way before it lifts its fence: longer than Vault may take.
+const CHANGES: Duration = Duration::from_secs(30);
 /// How often `systemctl status` is told how things are.
 const STATUS: Duration = Duration::from_secs(10);
 /// Processes that wait for their executable to be looked at.
@@ -112,18 +115,33 @@ impl Told {
             }
             runs_over(&agent).await;
         };
-        tokio::pin!(orphaned);
+        let asked = Notify::new();
+        let reloads = one_after_the_other(&asked, || {
+            let reloading = Arc::clone(&agent);
+            // The outcome is logged and in `status`.
+            move || drop(reloading.reload())
+        });
+        tokio::pin!(orphaned, reloads);
         loop {
+            // To stop waits for no reload: one may wait for Vault.
             tokio::select! {
                 _ = self.term.recv() => return,
                 _ = self.int.recv() => return,
                 () = &mut orphaned => return,
-                _ = self.hup.recv() => {
-                    let reloading = Arc::clone(&agent);
-                    // The outcome is logged and in `status`.
-                    let _ = tokio::task::spawn_blocking(move || reloading.reload()).await;
-                }
+                () = &mut reloads => return,
+                _ = self.hup.recv() => asked.notify_one(),
             }
+        }
+    }
+}
+
+/// Does each `work` that is asked for on a thread of its own, for ever. However often it is asked for while one is under way,
+/// there is one more after it.
+async fn one_after_the_other<W: FnOnce() + Send + 'static>(asked: &Notify, work: impl Fn() -> W) {
+    loop {
+        asked.notified().await;
+        if let Err(e) = tokio::task::spawn_blocking(work()).await {
+            tracing::error!("a reload failed: {e}");
         }
     }
 }
@@ -258,6 +276,10 @@ fn stop(agent: Arc<Agent>) {
 /// Takes the fence down. Nothing may use it any more: if something does, it stays, which refuses and never opens.
 fn lift(agent: Arc<Agent>) {
     lock(&agent.enrolments).remove_runs();
+    let deadline = Instant::now() + CHANGES;
+    while Arc::strong_count(&agent) > 1 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let Some(agent) = Arc::into_inner(agent) else {
         return tracing::error!("the agent is still in use: its fence stays");
     };
@@ -276,6 +298,43 @@ fn lift(agent: Arc<Agent>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn what_is_asked_for_while_it_is_done_is_done_once_more() {
+        let (asked, done) = (Notify::new(), Arc::new(AtomicUsize::new(0)));
+        let (finish, may_finish) = std::sync::mpsc::channel();
+        let may_finish = Arc::new(std::sync::Mutex::new(may_finish));
+        let works = one_after_the_other(&asked, || {
+            let (done, may_finish) = (Arc::clone(&done), Arc::clone(&may_finish));
+            move || {
+                let _ = lock(&may_finish).recv();
+                done.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let ask = async {
+            let pause = || tokio::time::sleep(Duration::from_millis(50));
+            asked.notify_one();
+            // Under way, and whoever asked goes on.
+            pause().await;
+            for _ in 0..3 {
+                asked.notify_one();
+            }
+            for expected in [1, 2, 2] {
+                let _ = finish.send(());
+                pause().await;
+                let until = Instant::now() + Duration::from_secs(10);
+                while done.load(Ordering::SeqCst) < expected && Instant::now() < until {
+                    pause().await;
+                }
+                assert_eq!(done.load(Ordering::SeqCst), expected);
+            }
+        };
+        tokio::select! {
+            () = works => {}
+            () = ask => {}
+        }
+    }
 
     #[test]
     fn one_silent_worker_is_noticed() {

@@ -98,6 +98,36 @@ fn sighup_reloads() {
     assert!(changed.is_some());
 }
 
+/// Vault takes the connection and never answers.
+#[test]
+fn a_reload_under_way_keeps_nobody_from_stopping_the_agent() {
+    let mut place = Place::new();
+    let vault = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let token = place.path("vault-token");
+    std::fs::write(&token, "token").unwrap();
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&token, private).unwrap();
+    vault.set_nonblocking(true).unwrap();
+    place.write_config(&format!(
+        "vault: {{ address: \"http://{}\", token_file: {} }}\n",
+        vault.local_addr().unwrap(),
+        token.display()
+    ));
+    place.start();
+    place.write_policy(&POLICY.replace("file:key", "vault:secret/key#value"));
+    let agent = Pid::from_child(place.agent.as_ref().unwrap());
+    kill_process(agent, Signal::HUP).unwrap();
+    let asked = eventually(Duration::from_secs(5), || vault.accept().ok());
+    assert!(asked.is_some(), "Vault is not asked");
+    kill_process(agent, Signal::TERM).unwrap();
+    // Vault is waited for for five seconds, and what is under way for two when the agent stops.
+    let ended = eventually(Duration::from_secs(4), || {
+        place.agent.as_mut().unwrap().try_wait().unwrap()
+    });
+    assert_eq!(ended.expect("it waits for Vault").code(), Some(0));
+    drop(asked);
+}
+
 #[test]
 fn a_secret_that_goes_away_leaves_the_old_value_and_is_told() {
     let mut place = Place::new();
