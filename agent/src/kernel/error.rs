@@ -141,6 +141,22 @@ pub enum Error {
         /// What happened.
         source: Box<aya::maps::MapError>,
     },
+    /// The kernel cannot go through what sockets carry.
+    #[error(
+        "live flows cannot be listed: this kernel has no iterator over what sockets carry ({source}; bpf_sk_storage_map, since Linux 5.9); boot a distribution kernel that has it. What workloads moved is in `tollgate workloads` all the same"
+    )]
+    NoIterator {
+        /// What happened.
+        source: io::Error,
+    },
+    /// The kernel did not go through what sockets carry.
+    #[error(
+        "live flows cannot be listed: {source}; ask again, and restart the agent if it stays so"
+    )]
+    Unlisted {
+        /// What happened.
+        source: io::Error,
+    },
     /// A listener that cannot be tagged.
     #[error("cannot tag a listener as the agent's: {source}; it must be an open TCP socket")]
     Listener {

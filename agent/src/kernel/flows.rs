@@ -1,6 +1,6 @@
 //! Flows and accounts, as the hooks keep them.
 use super::{
-    Counters, Fence, Flow, FlowAccount, WorkloadAccount,
+    Counters, Error, Fence, Flow, FlowAccount, WorkloadAccount,
     askers::since_boot,
     events::code,
     govern::UNSETTLED_NAME,
@@ -9,6 +9,7 @@ use super::{
 };
 use rustix::net::getpeername;
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use tollgate_common::event::Reason;
@@ -16,6 +17,16 @@ use tollgate_common::flow::{Account, CLIENT_CLOSED, Client, Port, Steered};
 
 /// Nanoseconds after which a connection that its client has closed is nobody's: before the number of its SYN may come again.
 const OLDEST: u64 = 240_000_000_000;
+
+/// Why what clients' sockets carry is not listed. A program for an iterator that the kernel does not have is attached nowhere.
+fn unlisted(source: io::Error) -> Error {
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS) => {
+            Error::NoIterator { source }
+        }
+        _ => Error::Unlisted { source },
+    }
+}
 
 impl Fence {
     pub(super) fn flow_behind(&self, accepted: BorrowedFd<'_>) -> Option<Flow> {
@@ -40,18 +51,13 @@ impl Fence {
         is_its.then(|| self.flow(&orphan))
     }
 
-    pub(super) fn live_flows(&self) -> Vec<FlowAccount> {
-        let clients: Vec<Client> = match sys::list(&self.programs.listing, &self.maps.clients) {
-            Ok(clients) => clients,
-            Err(error) => {
-                tracing::error!(%error, "the kernel does not list what is steered");
-                return Vec::new();
-            }
-        };
+    pub(super) fn live_flows(&self) -> Result<Vec<FlowAccount>, Error> {
+        let clients: Vec<Client> =
+            sys::list(&self.programs.listing, &self.maps.clients).map_err(unlisted)?;
         let live = clients.iter().filter(|client| {
             client.record.steered.connection.cookie != 0 && client.state & CLIENT_CLOSED == 0
         });
-        live.filter_map(|client| {
+        let accounts = live.filter_map(|client| {
             let steered = &client.record.steered;
             Some(FlowAccount {
                 cookie: steered.connection.cookie,
@@ -61,8 +67,8 @@ impl Fence {
                 opened: time(steered.connection.opened).try_into().ok()?,
                 counters: counters(&client.record.traffic),
             })
-        })
-        .collect()
+        });
+        Ok(accounts.collect())
     }
 
     pub(super) fn all_accounts(&self) -> Vec<WorkloadAccount> {
@@ -118,5 +124,23 @@ impl Fence {
             .lost
             .get(&0, 0)
             .map_or(0, |values| values.iter().sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_listed_is_told_with_what_to_do() {
+        let told = |code| unlisted(io::Error::from_raw_os_error(code)).to_string();
+        let without = told(libc::ENOENT);
+        assert!(
+            without.contains("this kernel has no iterator") && without.contains("boot"),
+            "{without}"
+        );
+        let short = told(libc::EMFILE);
+        assert!(short.contains("Too many open files"), "{short}");
+        assert!(short.contains("ask again"), "{short}");
     }
 }

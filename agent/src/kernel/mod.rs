@@ -44,8 +44,8 @@ pub use govern::UNSETTLED_NAME;
 pub use left::{Left, left};
 pub use mend::Mended;
 pub use model::{
-    Before, Case, CgroupPath, Earlier, Fate, FileState, Governed, Looked, Outcome, Recognition,
-    Runs,
+    Before, Case, CgroupPath, Earlier, Enrolled, Fate, FileState, Governed, Looked, Outcome,
+    Recognition, Runs,
 };
 pub use processes::executable;
 pub use quota::{Allowance, Usage};
@@ -165,15 +165,6 @@ pub struct WorkloadAccount {
     /// Bytes and packets.
     #[serde(flatten)]
     pub counters: Counters,
-}
-
-/// What came of governing a subtree.
-#[derive(Debug, Clone)]
-pub struct Enrolled {
-    /// Kernel id of the subtree's root.
-    pub cgroup_id: u64,
-    /// Processes that ran in it, or that such ones had made, and that nothing governed before.
-    pub newly: Vec<u32>,
 }
 
 /// A process under governance.
@@ -519,7 +510,10 @@ impl Fence {
     }
 
     /// Live flows.
-    pub fn flows(&self) -> Vec<FlowAccount> {
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn flows(&self) -> Result<Vec<FlowAccount>, Error> {
         self.live_flows()
     }
 

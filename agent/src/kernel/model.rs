@@ -22,9 +22,19 @@ pub struct Governed {
     /// Its path below the cgroup2 root, where that is known.
     pub cgroup: Option<String>,
     /// It no longer exists.
+    #[serde(skip)]
     pub is_gone: bool,
     /// The workload it belongs to.
     pub workload: String,
+}
+
+/// What came of governing a subtree.
+#[derive(Debug, Clone)]
+pub struct Enrolled {
+    /// Kernel id of the subtree's root.
+    pub cgroup_id: u64,
+    /// Processes that ran in it, or that such ones had made, and that nothing governed before.
+    pub newly: Vec<u32>,
 }
 
 /// By what the hooks recognise workloads, without the agent.

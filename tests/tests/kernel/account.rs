@@ -31,7 +31,7 @@ s.close()"
     accepted.read_to_end(&mut body).unwrap();
     assert_eq!(body.len(), SENT);
     accepted.write_all(&[0; RECEIVED]).unwrap();
-    let live = stand.fence().flows();
+    let live = stand.fence().flows().unwrap();
     assert!(live[0].counters.bytes_out >= SENT as u64, "{live:?}");
     drop(accepted);
     let said = client.finish();
@@ -99,7 +99,7 @@ sys.stdin.read()";
     assert_ne!(client.line(), "ok");
     client.send("\n");
     assert_eq!(client.line(), "closed");
-    assert!(stand.fence().flows().is_empty());
+    assert!(stand.fence().flows().unwrap().is_empty());
     let events = events(stand.fence(), |events| !events.is_empty());
     assert!(
         matches!(events.as_slice(), [Event::Closed { .. }]),
@@ -147,12 +147,12 @@ sys.stdin.read()"
     accepted.read_exact(&mut early).unwrap();
     assert_eq!(&early, b"early");
     assert_eq!(
-        stand.fence().flows().len(),
+        stand.fence().flows().unwrap().len(),
         1,
         "the one that never sent is over"
     );
     client.finish();
-    eventually("none is live", || stand.fence().flows().is_empty());
+    eventually("none is live", || stand.fence().flows().unwrap().is_empty());
     assert_quiet(&server.listener);
     (server, script)
 }

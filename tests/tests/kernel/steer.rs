@@ -48,7 +48,7 @@ fn is_steered(stand: &Stand, ip: &str) {
         "in hundredths of a second"
     );
 
-    let live = stand.fence().flows();
+    let live = stand.fence().flows().unwrap();
     assert_eq!(live.len(), 1);
     assert_eq!(
         (live[0].cookie, live[0].destination),
@@ -62,7 +62,7 @@ fn is_steered(stand: &Stand, ip: &str) {
 
     client.finish();
     eventually("the flow is no longer live", || {
-        stand.fence().flows().is_empty()
+        stand.fence().flows().unwrap().is_empty()
     });
     assert!(
         stand.fence().flow_of(&accepted).is_some(),
@@ -314,7 +314,9 @@ fn who_had_to_ask_twice_is_known() {
         let first = std::net::TcpStream::connect(agent.local_addr().unwrap()).unwrap();
         let script = format!("s, r = tcp('{ip}', 443); say(r); sys.stdin.read()");
         let mut client = Running::start(&stand.cgroup, &script);
-        eventually("it has asked", || !stand.fence().flows().is_empty());
+        eventually("it has asked", || {
+            !stand.fence().flows().unwrap().is_empty()
+        });
         std::thread::sleep(std::time::Duration::from_millis(300));
         let listener = stand.agent(ip);
         drop((stand.accept(listener), first));
@@ -322,7 +324,7 @@ fn who_had_to_ask_twice_is_known() {
         let flow = stand.fence().flow_of(&stand.accept(listener)).unwrap();
         assert_eq!(flow.process.pid, client.pid());
         client.finish();
-        eventually("it is over", || stand.fence().flows().is_empty());
+        eventually("it is over", || stand.fence().flows().unwrap().is_empty());
     }
 }
 
@@ -359,9 +361,9 @@ sys.stdin.read()"
     let second = stand.accept(stand.agent(again));
     assert_eq!(flow(&first), None, "reset, on both sides");
     assert_eq!(flow(&second), Some((again.to_owned(), 1002)));
-    assert_eq!(stand.fence().flows().len(), 1);
+    assert_eq!(stand.fence().flows().unwrap().len(), 1);
     client.finish();
-    eventually("none is live", || stand.fence().flows().is_empty());
+    eventually("none is live", || stand.fence().flows().unwrap().is_empty());
 }
 
 /// Nobody of the agent's listens in another network namespace, whatever port an impostor takes there.

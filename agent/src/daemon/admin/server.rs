@@ -235,7 +235,7 @@ async fn send(out: &mut Out, reply: &Reply) -> std::io::Result<()> {
 fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
     match request {
         Request::Status => Ok(vec![Reply::Status(Box::new(agent.status()))]),
-        Request::Flows => Ok(flows(agent)),
+        Request::Flows => flows(agent),
         Request::Workloads => Ok(workloads(agent)),
         Request::Accounts => Ok(agent
             .shared
@@ -293,14 +293,12 @@ fn workloads(agent: &Agent) -> Vec<Reply> {
     cgroups.chain(recognised).chain(earlier).collect()
 }
 
-fn flows(agent: &Agent) -> Vec<Reply> {
-    let ended = agent.seen.ended();
-    let live = agent.shared.fence.flows().into_iter().map(Flow::from);
-    ended
-        .into_iter()
-        .chain(live)
-        .map(|flow| Reply::Flow(Box::new(flow)))
-        .collect()
+fn flows(agent: &Agent) -> Served {
+    let ended = agent.seen.ended().into_iter();
+    let live = agent.shared.fence.flows();
+    let live = live.map_err(|e| fault(FaultKind::Failed, &e.to_string()))?;
+    let all = ended.chain(live.into_iter().map(Flow::from));
+    Ok(all.map(|flow| Reply::Flow(Box::new(flow))).collect())
 }
 
 /// The newest that match, oldest first.
