@@ -19,12 +19,11 @@ pub(super) struct Subtree {
 
 /// Looks a subtree up by its path below the cgroup root, to govern it.
 pub(super) fn subtree_of_others(root: &CgroupRoot, path: &Path) -> Result<Subtree, Error> {
-    let found = subtree(root, path)?;
-    match is_above_self(&found.path) {
+    match normal(path).is_some_and(|relative| is_above_self(&relative)) {
         true => Err(Error::GovernsItself {
             path: path.to_owned(),
         }),
-        false => Ok(found),
+        false => subtree(root, path),
     }
 }
 
