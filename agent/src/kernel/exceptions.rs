@@ -46,8 +46,7 @@ fn set_ports(writers: &mut Writers, wanted: &HashSet<Listen>) -> Result<(), Erro
     // What there is no room for does not keep what is allowed no longer.
     let added: Result<(), MapError> = wanted
         .difference(&found)
-        .map(|port| writers.listen.insert(port, 1, 0))
-        .collect();
+        .try_for_each(|port| writers.listen.insert(port, 1, 0));
     for port in found.difference(wanted) {
         writers.listen.remove(port).map_err(write("LISTEN"))?;
     }
@@ -63,8 +62,7 @@ fn set_names(writers: &mut Writers, wanted: &HashSet<Name>) -> Result<(), Error>
     let found = found.map_err(read("UNIX"))?;
     let added: Result<(), MapError> = wanted
         .difference(&found)
-        .map(|&(bits, name)| writers.unix.insert(&Key::new(bits, name), 1, 0))
-        .collect();
+        .try_for_each(|&(bits, name)| writers.unix.insert(&Key::new(bits, name), 1, 0));
     for &(bits, name) in found.difference(wanted) {
         let removed = writers.unix.remove(&Key::new(bits, name));
         removed.map_err(write("UNIX"))?;
