@@ -13,11 +13,11 @@ pub struct Listen {
     pub reserved: u16,
 }
 
-/// A Unix socket's name: a path, or `@` and an abstract name; padded with NUL.
+/// A Unix socket's name: a path, or NUL and an abstract name; padded with NUL.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketName {
-    /// As `struct sockaddr_un` has it, but for the `@`.
+    /// As `struct sockaddr_un` has it.
     pub bytes: [u8; SOCKET_NAME_BYTES],
     /// How many count.
     pub length: u32,
@@ -30,7 +30,7 @@ pub struct SocketName {
 pub struct Named {
     /// Key into `WORKLOADS`.
     pub workload: u32,
-    /// A whole name has its NUL within the key's length, the beginning of one has not.
+    /// As in [`SocketName`]. A whole name has its NUL within the key's length, the beginning of one has not.
     pub name: [u8; SOCKET_NAME_BYTES],
 }
 

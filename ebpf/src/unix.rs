@@ -30,6 +30,8 @@ use tollgate_common::{
 const PATH: u64 = 2;
 /// Bits of a key in `UNIX`: all of it, for the longest beginning to be found.
 const KEY_BITS: u32 = 8 * size_of::<Named>() as u32;
+/// What an abstract name begins with, and nothing else can.
+const ABSTRACT: u8 = 0;
 
 /// May a governed task speak to the socket at this address?
 #[inline(always)]
@@ -152,7 +154,8 @@ fn bound_to(bound: u64, name: &mut [u8; SOCKET_NAME_BYTES]) -> Option<()> {
     copy(bound.wrapping_add(u64::from(at.bound_name)), length, name)
 }
 
-/// Copies the name out of an address, with `@` before an abstract one.
+/// Copies the name out of an address, as the kernel has it: what an abstract one begins with, a NUL, no path can, while any other
+/// sign for that could begin one.
 #[inline(always)]
 fn copy(address: u64, length: u32, name: &mut [u8; SOCKET_NAME_BYTES]) -> Option<()> {
     let length = u64::from(length).wrapping_sub(PATH);
@@ -164,9 +167,6 @@ fn copy(address: u64, length: u32, name: &mut [u8; SOCKET_NAME_BYTES]) -> Option
     if unsafe { bpf_probe_read_kernel(to, length as u32, from as *const _) } < 0 {
         return None;
     }
-    if name[0] == 0 {
-        name[0] = b'@';
-    }
     Some(())
 }
 
@@ -175,16 +175,19 @@ struct Look {
     name: *const [u8; SOCKET_NAME_BYTES],
     /// The three bytes that were seen last.
     last: u64,
-    /// Not 0: a NUL was seen.
+    /// Not 0: a NUL was seen behind the first byte.
     ended: u64,
     /// Not 0: it leads elsewhere than it begins.
     leads_away: u64,
 }
 
-/// Does nothing in the name lead elsewhere than it begins? An abstract name with NUL in it would look like a
-/// shorter one.
+/// Does the name alone say which socket is meant? It is abstract or begins at the root, as a path from wherever the caller is does
+/// not, and nothing in it leads elsewhere than it begins. An abstract name with NUL in it would look like a shorter one.
 #[inline(always)]
 fn is_whole(name: &[u8; SOCKET_NAME_BYTES]) -> bool {
+    if !matches!(name[0], ABSTRACT | b'/') {
+        return false;
+    }
     let mut look = Look {
         name,
         last: 0,
@@ -209,11 +212,11 @@ extern "C" fn look_at(turn: u64, look: *mut Look) -> i64 {
     };
     look.last = (look.last << 8 | u64::from(byte)) & 0x00ff_ffff;
     let climbs = look.last == u64::from(u32::from_be_bytes(*b"\0/.."));
-    if climbs || (first == b'@' && look.ended != 0 && byte != 0) {
+    if climbs || (first == ABSTRACT && look.ended != 0 && byte != 0) {
         look.leads_away = 1;
         return STOP;
     }
-    if byte == 0 {
+    if byte == 0 && turn != 0 {
         look.ended = 1;
     }
     GO_ON

@@ -1,7 +1,7 @@
 //! What the hooks told through the ring.
 use super::{
     Event, Fence, FileState, Flow, Process, Refusal,
-    translate::{address, counters, text, time},
+    translate::{address, counters, socket_name, time},
 };
 use aya::maps::{MapData, RingBuf};
 use std::sync::{Arc, PoisonError};
@@ -117,7 +117,7 @@ impl Fence {
             }
             NAME_REFUSED => {
                 let named: NameRefused = plain(bytes)?;
-                let name = text(&named.name.bytes);
+                let name = socket_name(&named.name.bytes);
                 let refusal = self.refusal(&named.refused)?;
                 Some(Event::Refused(Refusal {
                     protocol: "unix".to_owned(),
@@ -249,11 +249,15 @@ fn detail(reason: Reason) -> &'static str {
 
 /// What to write into the policy; the name is somebody else's words.
 fn unix_detail(name: &str) -> String {
-    match name.is_empty() {
-        true => "the workload may not speak to Unix sockets without a name".to_owned(),
-        false => format!(
+    match name.as_bytes().first() {
+        None => "the workload may not speak to Unix sockets without a name".to_owned(),
+        Some(b'/' | b'@') => format!(
             "the workload may not speak to this Unix socket: add \"{}\" to its `unix:` in the policy if it is to; who \
              listens there acts outside the fence",
+            name.escape_debug()
+        ),
+        Some(_) => format!(
+            "the workload may not speak to Unix sockets by relative paths, as \"{}\" is one: policy cannot name them",
             name.escape_debug()
         ),
     }

@@ -70,10 +70,14 @@ fn set_names(writers: &mut Writers, wanted: &HashSet<Name>) -> Result<(), Error>
     added.map_err(write("UNIX"))
 }
 
+/// A name as the kernel has it: NUL stands where policy writes `@`, since a path may begin with `@` and not with NUL.
 /// `None`: longer than any socket's name, which the policy does not let through.
 fn name(workload: u32, text: &str, any_rest: bool) -> Option<Name> {
     let mut name = [0; SOCKET_NAME_BYTES];
     name.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+    if let [first @ b'@', ..] = &mut name {
+        *first = 0;
+    }
     // The NUL after a whole name counts too.
     let bytes = text.len() + usize::from(!any_rest);
     if bytes > SOCKET_NAME_BYTES {
@@ -86,6 +90,18 @@ fn name(workload: u32, text: &str, any_rest: bool) -> Option<Name> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_path_is_an_abstract_name() {
+        let bytes = |text: &str, any_rest| {
+            let (bits, named) = name(7, text, any_rest).unwrap();
+            let length = usize::try_from(bits).unwrap() / 8 - size_of::<u32>();
+            named.name[..length].to_vec()
+        };
+        assert_eq!(bytes("@x@", false), b"\0x@\0");
+        assert_eq!(bytes("@x/", true), b"\0x/");
+        assert_eq!(bytes("/@x", false), b"/@x\0");
+    }
 
     #[test]
     fn a_whole_name_ends_and_a_beginning_does_not() {

@@ -164,6 +164,15 @@ pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
 }
 
+/// A Unix socket's name as policy writes it: `@` and an abstract one. A path that begins with `@` is told from that by `./`.
+pub(super) fn socket_name(bytes: &[u8]) -> String {
+    match bytes.split_first() {
+        Some((0, rest)) if rest.iter().any(|&byte| byte != 0) => format!("@{}", text(rest)),
+        Some((b'@', _)) => format!("./{}", text(bytes)),
+        _ => text(bytes),
+    }
+}
+
 /// An address of the domain.
 pub(super) fn address(abi: &Address) -> SocketAddr {
     let mut octets = [0; 16];

@@ -218,6 +218,58 @@ say(to('{directory}/inner/mine'))",
     );
 }
 
+/// An abstract name that policy allows is no path that is written like it: whoever makes a link of that name would reach any
+/// socket by it.
+#[test]
+fn a_path_is_not_taken_for_an_abstract_name() {
+    let mut stand = Stand::new();
+    let daemon = Daemon::new();
+    let abstract_name = format!("@{}", daemon.name);
+    let [datagram, own, below] =
+        ["datagram", "own", "below"].map(|part| format!("{abstract_name}-{part}"));
+    for (name, to) in [
+        (&abstract_name, "stream"),
+        (&datagram, "datagram"),
+        (&below, "."),
+    ] {
+        std::os::unix::fs::symlink(to, daemon.path(name)).unwrap();
+    }
+    stand.permit(
+        &[],
+        &[&abstract_name, &datagram, &own, &format!("{below}/**")],
+    );
+    let script = format!(
+        "{}
+os.chdir({:?}); at = {abstract_name:?}
+if os.path.lexists(at + '-own'): os.unlink(at + '-own')
+own = unix(socket.SOCK_STREAM); own.bind(at + '-own'); own.listen()
+def stream_to(to): return name(lambda: unix(socket.SOCK_STREAM).connect(to))
+def linked_to(to): return name(lambda: unix(socket.SOCK_DGRAM).connect(to))
+say(stream_to(hidden), stream_to(hidden + '-below/none'))
+say(stream_to(at), stream_to(at + '-below/stream'), stream_to(at + '-own'), linked_to(at + '-below/datagram'),
+    name(lambda: unix(socket.SOCK_DGRAM).sendto(b'x', at + '-datagram')))",
+        daemon.tried(),
+        daemon.directory,
+    );
+    if is_held(&stand) {
+        assert_eq!(
+            stand.run(&script),
+            "ok ECONNREFUSED\nEPERM EPERM EPERM EPERM EPERM"
+        );
+        assert_eq!(daemon.heard(), 1, "the abstract one");
+        let told = refusals(stand.fence(), 5);
+        let expected = match judged(&stand) {
+            Some(Judged::Bound) => daemon.path("stream"),
+            _ => format!("./{abstract_name}"),
+        };
+        assert_eq!(told[0].name, Some(expected), "people can tell them apart");
+    }
+    stand.lift();
+    eventually("it is the fence that refuses them", || {
+        stand.run(&script) == "ok ECONNREFUSED\nok ok ok ok ok"
+    });
+}
+
 /// They are connected to as streams are, and carry datagrams.
 #[test]
 fn sequenced_packets_are_held_too() {
