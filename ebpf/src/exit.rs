@@ -114,7 +114,7 @@ fn others_is_open(skb: *mut __sk_buff, socket: *mut bpf_sock, governed: &Governe
 }
 
 /// Who governs this packet's socket: the cgroup that it was made in, or else the task that connected
-/// it, for as long as that one's cgroup is governed.
+/// it, for as long as its workload is there.
 #[inline(always)]
 pub(crate) fn governed(
     ctx: &SkBuffContext,
@@ -139,15 +139,17 @@ pub(crate) fn governed(
     {
         return Some(governed);
     }
-    by_its_user(socket).or_else(|| made(socket))
+    by_its_user(socket, client).or_else(|| made(socket))
 }
 
-/// Who connected it, as long as that one's cgroup is governed.
+/// Who connected it: whose that one's cgroup is, or else whose it was. Whoever connected it can leave that cgroup and remove it.
 #[inline(always)]
-fn by_its_user(socket: *mut bpf_sock) -> Option<Governed> {
+fn by_its_user(socket: *mut bpf_sock, client: &Client) -> Option<Governed> {
     let cgroup = PENDING.of(socket.cast())?.governed;
-    let workload = select::workload_of(cgroup)?;
-    Some(Governed { cgroup, workload })
+    match select::workload_of(cgroup) {
+        Some(workload) => Some(Governed { cgroup, workload }),
+        None => by_what_it_carries(client.workload),
+    }
 }
 
 /// Whose it was made as, or the listener that accepted it: the cgroup that it was made in may be gone, and whoever removed

@@ -205,7 +205,7 @@ say(name(lambda: s.send(b'x')), name(lambda: free.send(b'f')))
 os.write(mine[1], b'.'); os.read(other[0], 1)
 enter('{inside}')
 s.connect({to}); say(name(lambda: s.send(b'z')))
-sys.stdin.readline(); say(name(lambda: s.send(b'z')))",
+for line in range(2): sys.stdin.readline(); say(name(lambda: s.send(b'z')))",
         to = at(&receiver),
         inside = stand.cgroup.path().to_str().unwrap(),
     );
@@ -217,9 +217,50 @@ sys.stdin.readline(); say(name(lambda: s.send(b'z')))",
     assert_eq!(heard(&receiver), 2);
     assert_eq!(counted(stand)["udp"], 3);
     stand.fence().release(stand.cgroup.id()).unwrap();
+    client.send("\n");
+    assert_eq!(client.line(), "EPERM", "its workload is there still");
+    let workload = stand.workload();
+    stand
+        .fence()
+        .forget_workloads(|name| name != workload)
+        .unwrap();
     // It is connected to nowhere still: it has to be connected anew, by somebody who is not governed.
     assert_eq!(client.finish(), "ok", "whom nobody governs may send");
     assert_eq!(heard(&receiver), 0);
+}
+
+/// Whoever connected it can leave the cgroup, and remove it.
+#[test]
+fn a_socket_that_was_connected_inside_is_held_when_the_cgroup_is_gone() {
+    let mut stand = Stand::new();
+    let outside = stand.cgroup.root.clone();
+    let mut ways: Vec<(UdpSocket, Running)> = Vec::new();
+    for ip in ["127.0.0.9", "::1"] {
+        stand.renew();
+        // Where what is held is connected to.
+        let nowhere = UdpSocket::bind((ip, 1)).unwrap();
+        nowhere.set_nonblocking(true).unwrap();
+        let mut client = Running::start_outside(&format!(
+            "{DATAGRAM}
+s = datagram('{ip}'); enter({inside:?}); s.connect(('{ip}', 443)); enter({outside:?}); os.rmdir({inside:?})
+say('gone')
+for line in sys.stdin: say(name(lambda: s.send(b'x')))",
+            inside = stand.cgroup.path(),
+        ));
+        assert_eq!(client.line(), "gone");
+        client.send("\n");
+        assert_eq!(client.line(), "EPERM", "{ip}");
+        assert_eq!(heard(&nowhere), 0, "{ip}");
+        assert_eq!(counted(&stand)["udp"], 1, "{ip}: its workload's");
+        ways.push((nowhere, client));
+    }
+    stand.lift();
+    for (nowhere, client) in &mut ways {
+        eventually("it is the fence that keeps it", || {
+            client.send("\n");
+            client.line() == "ok" && heard(nowhere) == 1
+        });
+    }
 }
 
 /// Everything that the cgroup had open when it was governed, but for what others opened to ports that it may serve.
