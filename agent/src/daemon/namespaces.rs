@@ -5,6 +5,7 @@ use super::agent::lock;
 use crate::kernel::Fence;
 use crate::kernel::namespaces::Network;
 use crate::pipeline::{self, Doors, Listeners};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -26,6 +27,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 const NAMESPACES: usize = 1024;
 /// See [`NAMESPACES`].
 const PER_WORKLOAD: usize = 256;
+/// Namespaces of one workload that are remembered as refused, so that each is tried, and told, only now and then. They take
+/// nobody's room; those beyond are not tried.
+const REFUSED: usize = 256;
 /// Threads of a process that are looked at: each may be in a namespace of its own.
 const THREADS: usize = 64;
 /// Processes waiting to be looked at; more are found by the next look through all.
@@ -68,7 +72,7 @@ impl Namespaces {
             fence,
             doors,
             port,
-            places: BTreeMap::new(),
+            places: Places::default(),
             known: Arc::clone(&known),
         };
         let thread = std::thread::Builder::new()
@@ -106,6 +110,8 @@ impl Namespaces {
 #[derive(Debug)]
 struct Place {
     workloads: BTreeSet<Arc<str>>,
+    /// Those that the look before found in it, or the last that found any: while a look goes on, not all have been found again.
+    earlier: BTreeSet<Arc<str>>,
     since: jiff::Timestamp,
     /// When something governed was last seen in it.
     seen: Instant,
@@ -118,6 +124,61 @@ enum State {
     Refused { why: String, at: Instant },
 }
 
+impl Place {
+    fn new(state: State) -> Self {
+        Self {
+            workloads: BTreeSet::new(),
+            earlier: BTreeSet::new(),
+            since: jiff::Timestamp::now(),
+            seen: Instant::now(),
+            state,
+        }
+    }
+
+    /// A look through everything begins, which says anew who is in it.
+    fn begin_look(&mut self) {
+        if !self.workloads.is_empty() {
+            self.earlier = std::mem::take(&mut self.workloads);
+        }
+    }
+
+    fn is_of(&self, workload: &str) -> bool {
+        self.workloads.contains(workload) || self.earlier.contains(workload)
+    }
+
+    fn is_served(&self) -> bool {
+        matches!(self.state, State::Served { .. })
+    }
+}
+
+/// By inode; that of a namespace which is served cannot be another's.
+#[derive(Debug, Default)]
+struct Places(BTreeMap<u64, Place>);
+
+impl Places {
+    /// May one more be served to this workload? What is refused has no listeners, and takes no room.
+    fn within_bounds(&self, workload: &str) -> Result<(), String> {
+        let served = || self.0.values().filter(|place| place.is_served());
+        if served().filter(|place| place.is_of(workload)).count() >= PER_WORKLOAD {
+            return Err(format!(
+                "the workload is served in {PER_WORKLOAD} network namespaces already: end some of them"
+            ));
+        }
+        if served().count() >= NAMESPACES {
+            return Err(format!(
+                "{NAMESPACES} network namespaces are served already: end some of them"
+            ));
+        }
+        Ok(())
+    }
+
+    /// May one more be remembered that is refused to this workload?
+    fn has_room_for_refusal(&self, workload: &str) -> bool {
+        let refused = self.0.values().filter(|place| !place.is_served());
+        refused.filter(|place| place.is_of(workload)).count() < REFUSED
+    }
+}
+
 /// The thread's own.
 struct Keeper {
     fence: Arc<Fence>,
@@ -125,8 +186,7 @@ struct Keeper {
     port: u16,
     /// Inode of the agent's own namespace.
     own: u64,
-    /// By inode; that of a namespace which is served cannot be another's.
-    places: BTreeMap<u64, Place>,
+    places: Places,
     known: Arc<Mutex<Vec<wire::Namespace>>>,
 }
 
@@ -157,20 +217,17 @@ impl Keeper {
 
     /// Looks at every governed process, and leaves what none is in any more.
     fn look_through(&mut self) {
-        for place in self.places.values_mut() {
-            place.workloads.clear();
-        }
+        self.places.0.values_mut().for_each(Place::begin_look);
         for process in self.fence.governed_processes() {
             self.look_at(process.pid, &Arc::from(process.workload));
         }
-        let over: Vec<u64> = self
-            .places
-            .iter()
+        let places = self.places.0.iter();
+        let over: Vec<u64> = places
             .filter(|(_, place)| place.workloads.is_empty() && place.seen.elapsed() > LEAVE)
             .map(|(inode, _)| *inode)
             .collect();
         for inode in over {
-            if let Some(place) = self.places.remove(&inode) {
+            if let Some(place) = self.places.0.remove(&inode) {
                 self.leave(inode, &place);
             }
         }
@@ -199,18 +256,18 @@ impl Keeper {
     }
 
     fn found(&mut self, network: &Network, inode: u64, workload: &Arc<str>) {
-        if let Some(place) = self.places.get_mut(&inode) {
+        if let Some(place) = self.places.0.get_mut(&inode) {
             place.workloads.insert(Arc::clone(workload));
             place.seen = Instant::now();
             match &place.state {
                 State::Refused { at, .. } if at.elapsed() > AGAIN => {}
                 _ => return,
             }
+        } else if !self.places.has_room_for_refusal(workload) {
+            return;
         }
-        let state = self
-            .within_bounds(inode, workload)
-            .and_then(|()| self.serve(network));
-        let state = match state {
+        let bounds = self.places.within_bounds(workload);
+        let state = match bounds.and_then(|()| self.serve(network)) {
             Ok(served) => {
                 tracing::info!(namespace = inode, %workload, "listening in a network namespace");
                 served
@@ -223,33 +280,13 @@ impl Keeper {
                 }
             }
         };
-        let place = self.places.entry(inode).or_insert_with(|| Place {
-            workloads: BTreeSet::new(),
-            since: jiff::Timestamp::now(),
-            seen: Instant::now(),
-            state: State::Refused {
-                why: String::new(),
-                at: Instant::now(),
-            },
-        });
-        place.workloads.insert(Arc::clone(workload));
-        place.state = state;
-    }
-
-    fn within_bounds(&self, inode: u64, workload: &Arc<str>) -> Result<(), String> {
-        let others = || self.places.iter().filter(|(other, _)| **other != inode);
-        let of_workload = others().filter(|(_, place)| place.workloads.contains(workload));
-        if of_workload.count() >= PER_WORKLOAD {
-            return Err(format!(
-                "the workload is in {PER_WORKLOAD} network namespaces already: end some of them"
-            ));
+        match self.places.0.entry(inode) {
+            Entry::Occupied(mut known) => known.get_mut().state = state,
+            Entry::Vacant(new) => {
+                let place = new.insert(Place::new(state));
+                place.workloads.insert(Arc::clone(workload));
+            }
         }
-        if others().count() >= NAMESPACES {
-            return Err(format!(
-                "{NAMESPACES} network namespaces are served already: end some of them"
-            ));
-        }
-        Ok(())
     }
 
     /// Listens in a namespace, and lets the hooks steer there.
@@ -288,7 +325,7 @@ impl Keeper {
     }
 
     fn publish(&self) {
-        let known = self.places.iter().map(|(inode, place)| {
+        let known = self.places.0.iter().map(|(inode, place)| {
             let (port, ipv6, refused) = match &place.state {
                 State::Served { port, ipv6, .. } => (Some(*port), *ipv6, None),
                 State::Refused { why, .. } => (None, false, Some(why.clone())),
@@ -303,5 +340,73 @@ impl Keeper {
             }
         });
         *lock(&self.known) = known.collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVED: State = State::Served {
+        cookie: 0,
+        port: 0,
+        ipv6: false,
+    };
+
+    fn refused() -> State {
+        State::Refused {
+            why: String::new(),
+            at: Instant::now(),
+        }
+    }
+
+    /// Adds places that the workload is in.
+    fn add(places: &mut Places, count: usize, workload: &str, state: impl Fn() -> State) {
+        for _ in 0..count {
+            let mut place = Place::new(state());
+            place.workloads.insert(Arc::from(workload));
+            let inode = u64::try_from(places.0.len()).unwrap();
+            places.0.insert(inode, place);
+        }
+    }
+
+    #[test]
+    fn what_is_refused_takes_nobodys_room() {
+        let mut places = Places::default();
+        add(&mut places, 2 * NAMESPACES, "one", refused);
+        assert_eq!(places.within_bounds("one"), Ok(()));
+        assert_eq!(places.within_bounds("two"), Ok(()));
+        assert!(!places.has_room_for_refusal("one"));
+        assert!(places.has_room_for_refusal("two"));
+    }
+
+    #[test]
+    fn one_workload_is_served_in_so_many_and_all_in_so_many() {
+        let mut places = Places::default();
+        add(&mut places, PER_WORKLOAD - 1, "one", || SERVED);
+        assert_eq!(places.within_bounds("one"), Ok(()));
+        add(&mut places, 1, "one", || SERVED);
+        let why = places.within_bounds("one").unwrap_err();
+        assert!(why.contains("the workload is served in 256"), "{why}");
+        for other in ["two", "three", "four"] {
+            assert_eq!(places.within_bounds(other), Ok(()));
+            add(&mut places, PER_WORKLOAD, other, || SERVED);
+        }
+        let why = places.within_bounds("five").unwrap_err();
+        assert!(why.contains("1024 network namespaces are served"), "{why}");
+        assert!(places.has_room_for_refusal("one"));
+    }
+
+    /// Whoever is found first by a look is not the only one.
+    #[test]
+    fn a_look_that_goes_on_makes_no_room() {
+        let mut places = Places::default();
+        add(&mut places, PER_WORKLOAD, "one", || SERVED);
+        add(&mut places, REFUSED, "one", refused);
+        for _ in 0..2 {
+            places.0.values_mut().for_each(Place::begin_look);
+            assert!(places.within_bounds("one").is_err());
+            assert!(!places.has_room_for_refusal("one"));
+        }
     }
 }
