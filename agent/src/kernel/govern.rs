@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tollgate_common::ABI;
 use tollgate_common::flow::{AgentSocket, LISTENER_TAG, Port, Query};
 use tollgate_common::limits::{MAX_WORKLOADS, NAME_BYTES};
-use tollgate_common::recognise::{Subtree, UNSETTLED, WORKLOAD_IDS};
+use tollgate_common::recognise::{Mark, Subtree, UNSETTLED, WORKLOAD_IDS};
 use tollgate_common::settings::{Name, Ports, Settings};
 
 /// In place of a workload's name, where it is not known yet whose something is.
@@ -231,12 +231,12 @@ impl Fence {
             // What others have of theirs becomes those others'.
             self.hand_over()?;
         }
-        self.marks
-            .clear(|mark| mark.is_governed() && leaving.contains(&u32::from(mark.workload())));
-        let mut writers = self.maps.write();
-        for id in leaving.iter() {
-            set_released(&mut writers, *id, true)?;
-        }
+        let is_leaving =
+            |mark: Mark| mark.is_governed() && leaving.contains(&u32::from(mark.workload()));
+        self.marks.clear(is_leaving);
+        self.set_all_released(&leaving)?;
+        // Who was being made as a child of one when its own went.
+        self.marks.clear(is_leaving);
         self.leaving.store(Arc::default());
         Ok(())
     }
@@ -249,6 +249,13 @@ impl Fence {
         missed
             .why()
             .map_or(Ok(()), |why| Err(Error::Unseen { why }))
+    }
+
+    /// What the tasks of these workloads made is nobody's from now on.
+    fn set_all_released(&self, ids: &HashSet<u32>) -> Result<(), Error> {
+        let mut writers = self.maps.write();
+        ids.iter()
+            .try_for_each(|id| set_released(&mut writers, *id, true))
     }
 
     pub(super) fn all_fulfilled(&self) -> Vec<(String, u64)> {

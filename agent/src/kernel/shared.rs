@@ -8,6 +8,8 @@ use tollgate_common::recognise::{
     self, BEYOND_WORDS, MAX_PROCESSES, Mark, SHAPES, Scope, Shape, place,
 };
 
+/// Passes over all marks, each of which takes some milliseconds.
+const PASSES: usize = 16;
 /// Where the words of `Scope` are.
 const RULES_AT: usize = std::mem::offset_of!(Scope, rules) / 8;
 /// See [`RULES_AT`].
@@ -267,21 +269,52 @@ impl Marks {
         }
     }
 
-    /// Takes every mark away that `of` holds for.
+    /// Takes every mark away that `of` holds for. A child has its parent's, and can get it from one that is still to come, in a
+    /// place that is done already: it goes on until nothing is found, but not for ever after whoever forks faster.
     pub(super) fn clear(&self, of: impl Fn(Mark) -> bool) {
+        clear_until_none(|| self.clear_once(&of));
+    }
+
+    /// One pass; returns whether it found any.
+    fn clear_once(&self, of: impl Fn(Mark) -> bool) -> bool {
+        let mut found = false;
         for process in 0..MAX_PROCESSES {
             let old = self.get(process);
             if old.0 != 0 && of(old) {
+                found = true;
                 // Lost to a hook that wrote a newer one: look again.
                 while of(self.get(process)) && !self.replace(process, self.get(process), Mark(0)) {}
             }
         }
+        found
     }
+}
+
+/// Makes passes until one finds nothing.
+fn clear_until_none(pass: impl FnMut() -> bool) {
+    let _ = std::iter::repeat_with(pass)
+        .take(PASSES)
+        .find(|found| !found);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marks_are_cleared_until_none_is_found() {
+        let passes = |found: usize| {
+            let mut made = 0;
+            clear_until_none(|| {
+                made += 1;
+                made <= found
+            });
+            made
+        };
+        assert_eq!(passes(0), 1);
+        assert_eq!(passes(2), 3);
+        assert_eq!(passes(usize::MAX), PASSES);
+    }
 
     fn shape(depth: u32, generation: u32) -> Shape {
         Shape::new(depth, 0, false, generation)
