@@ -2,7 +2,7 @@
 //! so; what has no peer becomes the workload's.
 use super::claim::{Claimed, Claims};
 use super::diag::{Diag, Protocol, Socket};
-use super::holders::Holders;
+use super::holders::{Holders, Reading};
 use super::missed::{self, Missed};
 use super::namespaces;
 use super::translate::ip;
@@ -66,6 +66,7 @@ impl Fence {
     /// hooks see what they make.
     pub fn end_earlier(&self, processes: &[u32], says: Says<'_>) -> Looked {
         let (mut looked, mut seen) = (Looked::default(), HashSet::new());
+        let mut reading = Reading::default();
         for _ in 0..PASSES {
             let mut found = Found::default();
             let all = found.missed.listed(self.unseen()).into_iter();
@@ -75,7 +76,7 @@ impl Fence {
                 looked.add(found.told(new));
                 return looked;
             }
-            let mut holders = Holders::of(self, &new, &mut found.missed);
+            let mut holders = Holders::within(self, &new, &mut reading, &mut found.missed);
             let claims = holders.claim(self, &mut found.missed);
             let of = (&holders, &claims);
             self.look_through(of, (&self.all_kept(), false), says, &mut found);

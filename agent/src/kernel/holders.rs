@@ -1,9 +1,11 @@
 //! Who has which sockets open: by the descriptors of processes, and by the cgroups that sockets were made in.
+mod tables;
+
+pub(super) use self::tables::Reading;
 use super::missed::{Missed, unless_short};
 use super::namespaces::Network;
 use super::{Fence, Governed, processes};
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io;
 use std::os::fd::RawFd;
@@ -11,15 +13,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-/// Threads of a process that are looked at: each may have its own descriptors, and be in a network namespace of its own.
-const THREADS: usize = 64;
-/// Descriptors that are looked at, of all processes together.
-const DESCRIPTORS: usize = 1 << 20;
 /// Network namespaces that are looked at.
 const NETWORKS: usize = 1024;
 
 /// Who has a socket open.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Holder {
     pub(super) process: u32,
     /// Its number there; `None`: in a table of descriptors that a thread may have for itself.
@@ -44,6 +42,17 @@ pub(super) struct Holders {
 
 impl Holders {
     pub(super) fn of(fence: &Fence, processes: &[u32], missed: &mut Missed) -> Self {
+        Self::within(fence, processes, &mut Reading::default(), missed)
+    }
+
+    /// The same in a look that is made of several.
+    pub(super) fn within(
+        fence: &Fence,
+        processes: &[u32],
+        reading: &mut Reading,
+        missed: &mut Missed,
+    ) -> Self {
+        const UNREAD: &str = "what a process has open cannot be read";
         let mut found = Self::default();
         // A socket stays where it was made, and its process may have gone elsewhere.
         let own = std::process::id();
@@ -52,29 +61,22 @@ impl Holders {
         }
         let governed = fence.all_governed();
         for &process in processes {
-            if let Err(error) = found.add_process(fence, &governed, process) {
-                missed.of([process], "what a process has open cannot be read", &error);
+            if let Err(error) = found.add_places(fence, &governed, process) {
+                missed.of([process], UNREAD, &error);
             }
         }
+        let mut add = |holder, inode| found.add_socket(holder, inode);
+        let mut short = |process, error: &io::Error| missed.of([process], UNREAD, error);
+        let all = processes.iter().copied();
+        reading.find(all, tables::threads, &mut add, &mut short);
         found
     }
 
-    /// An error: not all that the process has was seen, for want of descriptors or memory.
-    fn add_process(
-        &mut self,
-        fence: &Fence,
-        governed: &[Governed],
-        process: u32,
-    ) -> io::Result<()> {
+    /// Where the process is. An error: not all of that was seen, for want of descriptors or memory.
+    fn add_places(&mut self, fence: &Fence, governed: &[Governed], process: u32) -> io::Result<()> {
         self.add_cgroup(fence, governed, process)?;
-        let threads = unless_short(std::fs::read_dir(format!("/proc/{process}/task")))?;
-        for thread in threads.into_iter().flatten().take(THREADS) {
-            let name = unless_short(thread)?.map(|thread| thread.file_name());
-            let name = name.as_ref().and_then(|name| name.to_str());
-            if let Some(thread) = name.and_then(|name| name.parse().ok()) {
-                self.add_network(Network::of(process, thread))?;
-                self.add_sockets(process, thread)?;
-            }
+        for thread in tables::threads(process)? {
+            self.add_network(Network::of(process, thread))?;
         }
         Ok(())
     }
@@ -114,31 +116,27 @@ impl Holders {
         let own = std::process::id();
         let is_other = |pid: &u32| *pid != own && fence.workload_of_process(*pid).is_none();
         let mut others = HashMap::new();
-        for process in processes::all_ids()?.into_iter().filter(is_other) {
-            let open = sockets(Path::new(&format!("/proc/{process}/fd")))?.into_iter();
-            let shared = open.filter(|(_, inode)| self.sockets.contains_key(inode));
-            others.extend(shared.map(|(_, inode)| (inode, process)));
-        }
-        Ok(others)
+        let mut add = |other: Holder, inode| {
+            if self.sockets.contains_key(&inode) {
+                others.insert(inode, other.process);
+            }
+        };
+        let mut first = None;
+        let mut short = |_, error: &io::Error| {
+            first.get_or_insert_with(|| io::Error::new(error.kind(), error.to_string()));
+        };
+        let each = processes::all_ids()?.into_iter().filter(is_other);
+        let itself = |process| Ok(vec![process]);
+        Reading::default().find(each, itself, &mut add, &mut short);
+        first.map_or(Ok(others), Err)
     }
 
-    fn add_sockets(&mut self, process: u32, thread: u32) -> io::Result<()> {
-        let directory = format!("/proc/{process}/task/{thread}/fd");
-        for (number, inode) in sockets(Path::new(&directory))? {
-            if self.sockets.len() >= DESCRIPTORS {
-                tracing::error!("too many descriptors to look at all of them");
-                break;
-            }
-            let holder = Holder {
-                process,
-                descriptor: (thread == process).then_some(number),
-            };
-            let known = self.sockets.entry(inode).or_default();
-            if known.len() < HOLDERS {
-                known.push(holder);
-            }
+    fn add_socket(&mut self, holder: Holder, inode: u32) {
+        let known = self.sockets.entry(inode).or_default();
+        // What was read first of somebody who has many is read again.
+        if known.len() < HOLDERS && !known.contains(&holder) {
+            known.push(holder);
         }
-        Ok(())
     }
 
     /// An error: descriptors or memory are short.
@@ -181,48 +179,9 @@ impl Holders {
     }
 }
 
-/// The sockets in a directory of descriptors: number and inode. None where it is gone or may not be read; an error: descriptors
-/// or memory are short.
-fn sockets(directory: &Path) -> io::Result<Vec<(RawFd, u32)>> {
-    let mut found = Vec::new();
-    let entries = unless_short(std::fs::read_dir(directory))?;
-    for entry in entries.into_iter().flatten() {
-        let Some(entry) = unless_short(entry)? else {
-            continue;
-        };
-        let Some(link) = unless_short(std::fs::read_link(entry.path()))? else {
-            continue;
-        };
-        found.extend(socket(&entry.file_name(), &link));
-    }
-    Ok(found)
-}
-
-/// `None`: it is no socket's.
-fn socket(number: &OsStr, link: &Path) -> Option<(RawFd, u32)> {
-    let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
-    Some((number.to_str()?.parse().ok()?, inode.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::os::fd::AsRawFd;
-
-    #[test]
-    fn sockets_are_found_among_descriptors() {
-        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let found = sockets(Path::new("/proc/self/fd")).unwrap();
-        for end in [one, other] {
-            let inode = rustix::fs::fstat(&end).unwrap().st_ino;
-            let expected = (end.as_raw_fd(), u32::try_from(inode).unwrap());
-            assert!(found.contains(&expected), "{expected:?} in {found:?}");
-        }
-        // Of who has ended there is nothing left to see, which is no failure.
-        assert_eq!(sockets(Path::new("/proc/0/fd")).unwrap(), []);
-        assert_eq!(socket(OsStr::new("3"), Path::new("pipe:[7]")), None);
-    }
 
     #[test]
     fn everybody_is_missed_where_more_may_have_a_socket_than_are_known() {

@@ -5,6 +5,7 @@ use crate::listen::{SERVE, dial, hears};
 use crate::support::*;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 use tollgate::kernel::{Fence, Openings, Outcome, Recognition};
 
 /// Goes on as soon as it is told to, and says the ports that it serves at then.
@@ -533,4 +534,48 @@ fn a_port_that_is_no_longer_under_listen_serves_nobody_from_before() {
     assert!(are_held(&all));
     are_free_without(stand, &all);
     server.finish();
+}
+
+/// Connected over IPv4, with so many descriptors of that in a table of many threads, and over IPv6 in one that a thread has for
+/// itself.
+const HAS_MANY: &str = "
+import ctypes, resource, threading
+limit = lambda n: resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+# Not every root may raise it.
+try: limit(200000); most = 200000
+except ValueError: limit(most)
+for_ever, ready = threading.Event(), threading.Event()
+def apart():
+    assert ctypes.CDLL(None).unshare(0x400) == 0
+    own = tcp('::1', PORT6)[0]; ready.set(); for_ever.wait()
+for run in [apart] + [for_ever.wait] * 62: threading.Thread(target=run, daemon=True).start()
+ready.wait()
+s = tcp('127.0.0.1', PORT4)[0]
+for _ in range(min(most - 100, 100000)): os.dup(s.fileno())
+say('has'); sys.stdin.read(); os._exit(0)
+";
+
+/// However busy the machine is: what the look itself takes.
+fn time_of_this_thread() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    spent.try_into().unwrap()
+}
+
+#[test]
+fn who_has_many_descriptors_in_many_threads_is_looked_at_at_once() {
+    let stand = Stand::new();
+    let servers = IPS.map(Elsewhere::new);
+    let [port4, port6] = servers.each_ref().map(|server| server.address.port());
+    let script = format!("PORT4, PORT6 = {port4}, {port6}{HAS_MANY}");
+    let mut process = Running::start_outside(&script);
+    assert_eq!(process.line(), "has");
+    let mut peers = servers.each_ref().map(|server| accept(&server.listener));
+    enrol(stand.fence(), &process, "late");
+    let before = time_of_this_thread();
+    assert_eq!(looks(stand.fence(), &[]), [const { Outcome::Destroyed }; 2]);
+    let took = time_of_this_thread() - before;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(peers.iter_mut().all(ended));
+    process.finish();
 }

@@ -1,0 +1,266 @@
+//! Tables of descriptors, and the sockets in them: each is read once, however many threads share it, and all of them within
+//! bounds. What is beyond is as if its process did not have it open, and the log says so.
+use super::{Holder, unless_short};
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat_raw};
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Threads of a process that are looked at: each may have its own descriptors, and be in a network namespace of its own.
+const THREADS: usize = 64;
+/// Descriptors of a process that are read before more are of anybody: who has many keeps nobody else from being looked at.
+const FEW: usize = 1 << 10;
+/// Descriptors of a process that are read, in all its tables: as many as one may have where nobody has set more.
+const MANY: usize = 1 << 19;
+/// Descriptors that are read of all processes together, whatever they are of: there may be any number of one socket.
+const ALL: usize = 1 << 20;
+/// How long they are read. Whoever asks for the look waits for it, and others for that.
+const TIME: Duration = Duration::from_secs(5);
+/// Processes of which it is remembered that the log has told of them.
+const TOLD: usize = 1 << 10;
+
+/// What may still be read in one look.
+#[derive(Debug)]
+pub(in crate::kernel) struct Reading {
+    left: usize,
+    time: Duration,
+    /// When `time` is over, while it is read.
+    until: Instant,
+    /// Of whom not all was read.
+    missed: BTreeSet<u32>,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            left: ALL,
+            time: TIME,
+            until: Instant::now(),
+            missed: BTreeSet::new(),
+        }
+    }
+}
+
+impl Reading {
+    /// Finds the sockets, and their inodes, that threads of processes have open. `short`: told of whom not all could be read, for
+    /// want of descriptors or memory.
+    pub(super) fn find(
+        &mut self,
+        processes: impl Iterator<Item = u32>,
+        threads: fn(u32) -> io::Result<Vec<u32>>,
+        found: &mut dyn FnMut(Holder, u32),
+        short: &mut dyn FnMut(u32, &io::Error),
+    ) {
+        self.until = Instant::now() + self.time;
+        let mut read = |process: &u32, most| {
+            let read = threads(*process).and_then(|all| self.read(*process, &all, most, found));
+            // Who cannot be read now is read with the next look.
+            read.map_err(|error| short(*process, &error))
+                .unwrap_or(true)
+        };
+        let have_many: Vec<u32> = processes.filter(|process| !read(process, FEW)).collect();
+        let missed = have_many.into_iter().filter(|process| !read(process, MANY));
+        let missed: Vec<u32> = missed.collect();
+        self.missed.extend(missed);
+        self.time = self.until.saturating_duration_since(Instant::now());
+        self.tell();
+    }
+
+    /// Reads the tables of one process; whether there was no more in them than `most`.
+    fn read(
+        &mut self,
+        process: u32,
+        threads: &[u32],
+        mut most: usize,
+        found: &mut dyn FnMut(Holder, u32),
+    ) -> io::Result<bool> {
+        let mut read = Vec::new();
+        for &thread in threads {
+            // Asked after the other's was read: who has one in common now had it in common then.
+            if read.iter().any(|other| share(*other, thread)) {
+                continue;
+            }
+            if !self.read_table(process, thread, &mut most, found)? {
+                return Ok(false);
+            }
+            read.push(thread);
+        }
+        Ok(true)
+    }
+
+    /// Reads one table; whether it was read to its end.
+    fn read_table(
+        &mut self,
+        process: u32,
+        thread: u32,
+        most: &mut usize,
+        found: &mut dyn FnMut(Holder, u32),
+    ) -> io::Result<bool> {
+        let path = format!("/proc/{process}/task/{thread}/fd");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(CWD, path, flags, Mode::empty()).and_then(Dir::new);
+        // It has ended, or may not be looked at.
+        let Some(mut table) = unless_short(opened.map_err(Into::into))? else {
+            return Ok(true);
+        };
+        while let Some(entry) = table.read() {
+            let Some(entry) = unless_short(entry.map_err(Into::into))? else {
+                break;
+            };
+            if *most == 0 || self.left == 0 || Instant::now() >= self.until {
+                return Ok(false);
+            }
+            *most -= 1;
+            self.left -= 1;
+            let Some((number, inode)) = socket(&table, entry.file_name())? else {
+                continue;
+            };
+            let holder = Holder {
+                process,
+                descriptor: (thread == process).then_some(number),
+            };
+            found(holder, inode);
+        }
+        Ok(true)
+    }
+
+    /// Says of whom not all was read, and of nobody twice.
+    fn tell(&mut self) {
+        static SAID: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        let missed = std::mem::take(&mut self.missed);
+        let new: Vec<u32> = missed.difference(&said).copied().collect();
+        let Some(first) = new.first() else { return };
+        tracing::error!(
+            pid = first,
+            processes = new.len(),
+            "more descriptors are open than are looked at ({MANY} of a process, {ALL} in all, for {} s): sockets beyond count \
+             as not open there",
+            TIME.as_secs()
+        );
+        if said.len() + new.len() > TOLD {
+            said.clear();
+        }
+        said.extend(new.into_iter().take(TOLD));
+    }
+}
+
+/// The threads of a process that are looked at.
+pub(super) fn threads(process: u32) -> io::Result<Vec<u32>> {
+    let all = unless_short(std::fs::read_dir(format!("/proc/{process}/task")))?;
+    let mut found = Vec::new();
+    for thread in all.into_iter().flatten().take(THREADS) {
+        let name = unless_short(thread)?.map(|thread| thread.file_name());
+        let name = name.as_ref().and_then(|name| name.to_str());
+        found.extend(name.and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(found)
+}
+
+/// The number and the inode, if it is a socket's.
+fn socket(table: &Dir, name: &std::ffi::CStr) -> io::Result<Option<(RawFd, u32)>> {
+    // No file's name begins as a socket's does, and no socket's is longer.
+    let mut link = [0; 32];
+    let read = readlinkat_raw(table.fd()?, name, &mut link[..]);
+    let length = unless_short(read.map_err(Into::into))?.unwrap_or_default();
+    Ok(link.get(..length).and_then(|link| parse(name, link)))
+}
+
+/// A descriptor's name and what it leads to.
+fn parse(name: &std::ffi::CStr, link: &[u8]) -> Option<(RawFd, u32)> {
+    let link = std::str::from_utf8(link).ok()?;
+    let inode = link.strip_prefix("socket:[")?.strip_suffix(']')?;
+    Some((name.to_str().ok()?.parse().ok()?, inode.parse().ok()?))
+}
+
+/// Do two threads have one table in common? Once they have not, they never have again. Where the kernel does not say
+/// (`CONFIG_KCMP`), each counts as having its own: that costs a look what is read twice, and hides nothing within its bounds.
+fn share(one: u32, other: u32) -> bool {
+    const KCMP_FILES: libc::c_int = 2;
+    // SAFETY: needed because nobody wraps this call. It takes numbers only, and changes nothing.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0_u64, 0_u64) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
+    use std::collections::BTreeMap;
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+    use std::sync::mpsc::channel;
+
+    fn socket() -> (UdpSocket, u32) {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let inode = rustix::fs::fstat(socket.as_fd()).unwrap().st_ino;
+        (socket, inode.try_into().unwrap())
+    }
+
+    /// How often each socket of this process is found: by its own table, and by those of its threads.
+    fn found(reading: &mut Reading) -> BTreeMap<u32, [usize; 2]> {
+        let mut all = BTreeMap::<u32, [usize; 2]>::new();
+        let own = std::process::id();
+        let mut found = |holder: Holder, inode| {
+            assert_eq!(holder.process, own);
+            let place = usize::from(holder.descriptor.is_none());
+            all.entry(inode).or_default()[place] += 1;
+        };
+        let mut short = |_, error: &io::Error| panic!("{error}");
+        reading.find(std::iter::once(own), threads, &mut found, &mut short);
+        all
+    }
+
+    #[test]
+    fn a_shared_table_is_read_once_and_a_threads_own_too() {
+        let (_common, common) = socket();
+        let (says, said) = channel();
+        let (end, ends) = channel::<()>();
+        let apart = std::thread::spawn(move || {
+            // SAFETY: needed to have a table of its own. What it opens is closed by itself, and what it has of the others' is
+            // closed when it ends.
+            unsafe { unshare_unsafe(UnshareFlags::FILES) }.unwrap();
+            let (_own, own) = socket();
+            let thread = u32::try_from(gettid().as_raw_nonzero().get()).unwrap();
+            says.send((own, thread)).unwrap();
+            let _ = ends.recv();
+        });
+        let (end_other, ends_other) = channel::<()>();
+        let with = std::thread::spawn(move || ends_other.recv());
+        let (own, thread) = said.recv().unwrap();
+        let process = std::process::id();
+        assert!(!share(process, thread));
+        let all = found(&mut Reading::default());
+        // Where the kernel does not say who shares one, the test's threads are read too.
+        if share(process, process) {
+            assert_eq!(all[&common], [1, 1]);
+        }
+        assert_eq!(all[&own], [0, 1]);
+        drop((end, end_other));
+        apart.join().unwrap();
+        let _ = with.join();
+        assert!(!found(&mut Reading::default()).contains_key(&own));
+    }
+
+    #[test]
+    fn what_is_read_is_counted_and_bounded() {
+        let _some = [socket(), socket()];
+        let of = |left, time| {
+            let mut reading = Reading {
+                left,
+                time,
+                ..Reading::default()
+            };
+            let all = found(&mut reading);
+            (all.len(), reading)
+        };
+        let (all, reading) = of(ALL, TIME);
+        assert!(all >= 2 && reading.left < ALL - 2 && reading.left > ALL - FEW);
+        assert!(reading.time < TIME && reading.time > Duration::ZERO);
+        assert_eq!(of(0, TIME).0, 0);
+        let (found, reading) = of(ALL, Duration::ZERO);
+        assert_eq!((found, reading.left), (0, ALL));
+    }
+}
