@@ -253,16 +253,28 @@ fn layers(status: &Status, lines: &mut Lines, paint: Paint) {
         ));
     }
     if !status.put_back.is_empty() {
-        let each = status.put_back.iter();
-        let each: Vec<String> = each
-            .map(|(layer, times)| format!("{} ({times})", output::escape(layer)))
-            .collect();
         lines.0.push(format!(
             "  {} {}: another hand took them away since the start; the agent's log says when",
             state(Colour::Red, "put back"),
-            each.join(" "),
+            counted(&status.put_back),
         ));
     }
+    if !status.skipped.is_empty() {
+        lines.0.push(format!(
+            "  {} {}: this kernel did not call them, so that processes were not seen for up to a second; then all were enrolled again",
+            state(Colour::Yellow, "skipped"),
+            counted(&status.skipped),
+        ));
+    }
+}
+
+/// Layers, and how often.
+fn counted(layers: &std::collections::BTreeMap<String, u64>) -> String {
+    let each = layers.iter();
+    let each: Vec<String> = each
+        .map(|(layer, times)| format!("{} ({times})", output::escape(layer)))
+        .collect();
+    each.join(" ")
 }
 
 fn fail_modes(status: &Status, lines: &mut Lines, paint: Paint) {

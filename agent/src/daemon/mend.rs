@@ -1,5 +1,6 @@
 //! Looks after the kernel half while the agent runs: what somebody takes away is put back, told, and counted.
 use super::agent::{Agent, lock};
+use super::skipped::Skipped;
 use crate::kernel::Mended;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub(super) struct Watched {
     pub(super) put_back: BTreeMap<String, u64>,
+    pub(super) skipped: Skipped,
     /// The last word on what is not in force, so that it is said once.
     failing: BTreeMap<&'static str, String>,
 }
@@ -26,14 +28,20 @@ pub(super) async fn watch(agent: Arc<Agent>) {
 }
 
 impl Agent {
-    /// Puts back what is gone. Of what passed while a hook was, nothing was seen, so all that is governed is looked at as
-    /// if it had been governed just now.
+    /// Puts back what is gone. Nothing was seen of what passed while a hook was, nor of what the kernel did not show to a hook that
+    /// was there, so all that is governed is looked at as if it had been governed just now.
     fn mend(&self) {
         let mended = self.shared.fence.mend();
         let was_open = mended.iter().any(|one| one.result.is_ok() && one.was_open);
-        lock(&self.watched).take(mended);
-        if was_open {
+        let skipped = self.shared.fence.skipped();
+        let mut watched = lock(&self.watched);
+        watched.take(mended);
+        let is_unseen = watched.skipped.take(skipped);
+        drop(watched);
+        if was_open || is_unseen {
             lock(&self.enrolments).again();
+            // Who has left the cgroups, or never was in one, has made processes too.
+            self.shared.fence.enrol_descendants();
             let governed = self.shared.fence.governed_processes();
             let processes = governed.iter().map(|process| process.pid);
             self.shared.fence.look_again_at(processes);

@@ -24,6 +24,7 @@ mod notify;
 mod policy;
 mod rules;
 mod selectors;
+mod skipped;
 mod sockets;
 mod start;
 mod status;

@@ -42,6 +42,7 @@ impl Agent {
             fail_modes: fail_modes(&policy, &audit, self.budgets.troubles()),
             layers,
             put_back: lock(&self.watched).put_back.clone(),
+            skipped: lock(&self.watched).skipped.counts(),
             policy,
             ca: CaStatus {
                 fingerprint: self.shared.issuing.current().fingerprint().to_owned(),

@@ -25,7 +25,7 @@ pub(super) struct Loaded {
     pub(super) hook: &'static Hook,
     /// The kernel's id of it.
     pub(super) id: u32,
-    fd: OwnedFd,
+    pub(super) fd: OwnedFd,
 }
 
 /// A hook that this kernel does not have, and what it said.

@@ -1,4 +1,6 @@
 //! Puts back what somebody took away under a running agent.
+mod skipped;
+
 use super::{Error, Fence, layers, load, pins::Unpinned};
 
 /// A layer that was not in force, and what came of putting it back.

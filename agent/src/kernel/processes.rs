@@ -71,7 +71,7 @@ impl Fence {
 
     /// Marks what who is governed has made, and that in turn; what the hooks saw being made has its mark. Whoever is looked
     /// at may have a child and end before it is marked, so this goes on until nobody is found.
-    fn enrol_descendants(&self) -> Vec<u32> {
+    pub fn enrol_descendants(&self) -> Vec<u32> {
         let mut found = Vec::new();
         for _ in 0..PASSES {
             let mut known = listed();

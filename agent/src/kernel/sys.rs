@@ -172,6 +172,20 @@ pub(super) fn program_id(program: impl AsFd) -> io::Result<u32> {
     Ok(info[1])
 }
 
+/// How often the kernel has not run a program because it ran on that processor already; 0 where it does not count (before
+/// Linux 5.12).
+pub(super) fn recursion_misses(program: impl AsFd) -> io::Result<u64> {
+    // The word of `struct bpf_prog_info` that has it, and as much as comes before.
+    const MISSES: usize =
+        std::mem::offset_of!(aya_obj::generated::bpf_prog_info, recursion_misses) / 8;
+    let mut info = [0_u64; MISSES + 1];
+    let mut attributes = Attributes::default();
+    attributes.0[0] = pair(raw(program.as_fd()), size_of_val(&info) as u32);
+    attributes.0[1] = info.as_mut_ptr().addr() as u64;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info[MISSES])
+}
+
 /// Maps that one program can use, by the kernel's own limit.
 const MAX_USED: usize = 64;
 

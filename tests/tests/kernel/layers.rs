@@ -1,4 +1,5 @@
 //! What the fence says is in force is: each layer is taken away by hand, and no longer claimed.
+use crate::looks::enrol;
 use crate::support::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -292,4 +293,46 @@ fn doctor_tells_which_layers_this_kernel_takes() {
             layer.name
         );
     }
+}
+
+/// Of who has never been in a governed cgroup, no cgroup tells whom it made meanwhile.
+#[test]
+fn who_is_made_while_the_hook_is_away_is_enrolled() {
+    let stand = Stand::new();
+    let fence = stand.fence();
+    let mut parent = Running::start_outside(
+        "for line in sys.stdin:
+    c = os.fork()
+    if c == 0: break
+    say(c)
+sys.stdin.read()",
+    );
+    enrol(fence, &parent, "late");
+    let hook = "sched_process_fork";
+    std::fs::remove_file(stand.options.pin_dir.join("links").join(hook)).unwrap();
+    let mut child = 0;
+    eventually("a child is not seen", || {
+        parent.send("\n");
+        child = parent.line().parse().unwrap();
+        fence.workload_of(child).is_none()
+    });
+    let mended: Vec<_> = fence.mend().iter().map(|one| one.layer).collect();
+    assert_eq!(mended, [hook]);
+    fence.govern(&stand.cgroup.name, stand.workload()).unwrap();
+    assert_eq!(fence.workload_of(child), None);
+    assert_eq!(fence.enrol_descendants(), [child]);
+    assert_eq!(fence.workload_of(child).as_deref(), Some("late"));
+    assert!(fence.unseen().contains(&child), "to be looked at");
+    parent.finish();
+}
+
+/// A miss cannot be brought about on a kernel that keeps tracepoints from being preempted.
+#[test]
+fn the_kernel_says_how_often_each_tracepoint_was_skipped() {
+    let stand = Stand::new();
+    let skipped = stand.fence().skipped();
+    let hooks: Vec<&str> = skipped.keys().copied().collect();
+    let of_cgroups = ["cgroup_attach_task", "cgroup_mkdir", "cgroup_rmdir"];
+    let of_processes = ["sched_process_exec", "sched_process_fork"];
+    assert_eq!(hooks, [&of_cgroups[..], &of_processes[..]].concat());
 }

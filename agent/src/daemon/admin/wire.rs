@@ -469,6 +469,10 @@ pub struct Status {
     /// Layers that another hand took away since the agent started, and how often the agent put each back.
     #[serde(default)]
     pub put_back: std::collections::BTreeMap<String, u64>,
+    /// Hooks that the kernel did not call for somebody since the agent started, and how often: all that is governed was then
+    /// enrolled again.
+    #[serde(default)]
+    pub skipped: std::collections::BTreeMap<String, u64>,
     /// What happens when a part fails, and whether it has.
     pub fail_modes: Vec<FailMode>,
     /// The local CA.
