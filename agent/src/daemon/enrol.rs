@@ -222,9 +222,12 @@ impl Enrolments {
         let by = match process.evidence {
             Evidence::Cgroup => {
                 let above = cgroups::of_process(process.pid);
-                let mut cgroups = above.iter().filter_map(|cgroup| self.selected.get(cgroup));
-                let by = cgroups.next().and_then(|selected| selected.by.clone());
-                by.unwrap_or_else(|| "cgroup".to_owned())
+                let known = |cgroup: &String| self.selected.get_key_value(cgroup);
+                match above.iter().find_map(known) {
+                    Some((_, Selected { by: Some(by), .. })) => by.clone(),
+                    Some((cgroup, _)) => format!("cgroup {cgroup}"),
+                    None => "cgroup".to_owned(),
+                }
             }
             Evidence::Rule(rule) => self
                 .rules
@@ -265,25 +268,24 @@ impl Enrolments {
         if done.as_ref().is_err_and(kernel::Error::is_of_a_cgroup_gone) {
             return;
         }
-        match self.troubles.note(&wanted.cgroup, done) {
-            Some(kernel::Enrolled { cgroup_id, .. }) => {
-                tracing::info!(
-                    cgroup = wanted.cgroup,
-                    workload = wanted.workload,
-                    "governed"
-                );
-                if let Some(old) = old.filter(|s| s.cgroup_id != cgroup_id) {
-                    release(&self.fence, old.cgroup_id);
-                }
-                let entry = Selected {
-                    inode: wanted.inode,
-                    cgroup_id,
-                    workload: wanted.workload.clone(),
-                    by: wanted.by.clone(),
-                };
-                self.selected.insert(wanted.cgroup.clone(), entry);
+        // Where it fails, the next walk tries again.
+        let enrolled = self.troubles.note(&wanted.cgroup, done);
+        if let Some(kernel::Enrolled { cgroup_id, .. }) = enrolled {
+            tracing::info!(
+                cgroup = wanted.cgroup,
+                workload = wanted.workload,
+                "governed"
+            );
+            if let Some(old) = old.filter(|s| s.cgroup_id != cgroup_id) {
+                release(&self.fence, old.cgroup_id);
             }
-            None => {} // The next walk tries again.
+            let entry = Selected {
+                inode: wanted.inode,
+                cgroup_id,
+                workload: wanted.workload.clone(),
+                by: wanted.by.clone(),
+            };
+            self.selected.insert(wanted.cgroup.clone(), entry);
         }
     }
 

@@ -4,7 +4,8 @@ use super::containers::{Container, Held};
 use super::executables::Wants;
 use super::users::Database;
 use crate::kernel::{Case, CgroupPath, Recognition, Runs};
-use std::collections::BTreeMap;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashSet};
 use tollgate_policy::{Policy, Selector};
 
 /// Slices that a unit's cgroup may lie in, one in the other: deeper ones are found by the agent's own walk.
@@ -12,11 +13,16 @@ const SLICES: usize = 7;
 /// Conditions on cgroups that stand beside other conditions, at most: the hooks have a bit for each.
 pub(super) const CONDITIONS: usize = 64;
 
+/// Numbers of selectors: as many as a process's mark has room for, or fewer.
+const NUMBERS: u16 = 30_000;
+
 /// A policy's selectors, understood.
 #[derive(Debug, Default)]
 pub(super) struct Selectors {
-    /// All of them, in the order of the workloads' names: a rule's number is its place here.
+    /// All of them, in the order of the workloads' names.
     all: Vec<Numbered>,
+    /// Numbers that they have.
+    numbers: HashSet<u16>,
     /// Cgroup conditions that stand beside others; a condition's bit is its place here.
     conditions: Vec<Selector>,
     /// Executables that are named.
@@ -26,6 +32,8 @@ pub(super) struct Selectors {
 /// A selector, and how it is to be written down for the hooks.
 #[derive(Debug)]
 struct Numbered {
+    /// It comes of what the selector says: a process is marked with it, and policy changes.
+    number: u16,
     selector: Selector,
     workload: String,
     rank: u32,
@@ -39,6 +47,7 @@ impl Selectors {
         for (rank, workload) in (0..).zip(policy.workloads()) {
             for selector in &workload.selectors {
                 let numbered = Numbered {
+                    number: found.number(selector),
                     condition: found.condition(selector),
                     wants: found.wants(selector),
                     selector: selector.clone(),
@@ -49,6 +58,23 @@ impl Selectors {
             }
         }
         found
+    }
+
+    fn number(&mut self, selector: &Selector) -> u16 {
+        let digest = Sha256::digest(shown(selector));
+        let first = digest
+            .iter()
+            .take(2)
+            .fold(0, |sum, byte| sum * 256 + u16::from(*byte));
+        let first = first % NUMBERS;
+        let is_full = self.numbers.len() >= NUMBERS.into();
+        let mut all = (0..NUMBERS).map(|more| (first + more) % NUMBERS);
+        // Where there are more selectors than numbers, some have the same.
+        let number = all
+            .find(|number| is_full || !self.numbers.contains(number))
+            .unwrap_or(first);
+        self.numbers.insert(number);
+        number
     }
 
     fn condition(&mut self, selector: &Selector) -> Option<u32> {
@@ -94,7 +120,7 @@ impl Selectors {
     ) -> Recognition {
         let mut told = Recognition::default();
         let own: Vec<&str> = own.split('/').filter(|name| !name.is_empty()).collect();
-        for (number, one) in (0..).zip(&self.all) {
+        for one in &self.all {
             let found = one.paths();
             let beside: Vec<CgroupPath> = found
                 .iter()
@@ -102,7 +128,7 @@ impl Selectors {
                 .collect();
             told.paths.extend(found.into_iter().chain(beside));
             if has_process(&one.selector) {
-                told.cases.extend(one.cases(number, users, classes));
+                told.cases.extend(one.cases(users, classes));
             }
         }
         let named = self
@@ -165,8 +191,8 @@ impl Selectors {
                     .as_ref()
                     .is_none_or(|user| users.uid(user) == Some(uid))
         };
-        let (number, one) = (0..).zip(&self.all).find(|(_, one)| holds(one))?;
-        Some((number, &one.workload))
+        let one = self.all.iter().find(|one| holds(one))?;
+        Some((one.number, &one.workload))
     }
 
     /// Users that are named and that the host does not know, with the workload that names them.
@@ -188,23 +214,28 @@ impl Selectors {
 
     /// A selector by its number, for a person.
     pub(super) fn describe(&self, number: u16) -> Option<String> {
-        let selector = &self.all.get(usize::from(number))?.selector;
-        let labels = selector.shown_labels();
-        let parts = [
-            ("user", &selector.user),
-            ("exe", &selector.exe),
-            ("sha256", &selector.sha256),
-            ("unit", &selector.unit),
-            ("cgroup", &selector.cgroup),
-            ("container", &selector.container),
-            ("labels", &labels),
-        ];
-        let given = parts.into_iter().filter_map(|(key, value)| {
-            let value: String = value.as_ref()?.chars().take(64).collect();
-            Some(format!("{key} {value}"))
-        });
-        Some(given.collect::<Vec<_>>().join(", "))
+        let one = self.all.iter().find(|one| one.number == number)?;
+        Some(shown(&one.selector))
     }
+}
+
+/// A selector, for a person.
+fn shown(selector: &Selector) -> String {
+    let labels = selector.shown_labels();
+    let parts = [
+        ("user", &selector.user),
+        ("exe", &selector.exe),
+        ("sha256", &selector.sha256),
+        ("unit", &selector.unit),
+        ("cgroup", &selector.cgroup),
+        ("container", &selector.container),
+        ("labels", &labels),
+    ];
+    let given = parts.into_iter().filter_map(|(key, value)| {
+        let value: String = value.as_ref()?.chars().take(64).collect();
+        Some(format!("{key} {value}"))
+    });
+    given.collect::<Vec<_>>().join(", ")
 }
 
 impl Numbered {
@@ -226,12 +257,7 @@ impl Numbered {
         paths(&self.selector).map(of).collect()
     }
 
-    fn cases(
-        &self,
-        number: u32,
-        users: &Database,
-        classes: &BTreeMap<u16, Vec<usize>>,
-    ) -> Vec<Case> {
+    fn cases(&self, users: &Database, classes: &BTreeMap<u16, Vec<usize>>) -> Vec<Case> {
         let uid = match &self.selector.user {
             None => None,
             // Nobody's yet: there is no such user for as long as the host says so.
@@ -246,7 +272,7 @@ impl Numbered {
             executable,
             workload: self.workload.clone(),
             rank: self.rank,
-            number,
+            number: self.number.into(),
         };
         let Some(wants) = self.wants else {
             return vec![case(Runs::Anything)];
@@ -402,7 +428,7 @@ mod tests {
         let text = "version: 1\nworkloads:\n  a: { match: { user: root, cgroup: /x/** } }\n  b: { match: { exe: /bin/sh } }\n  c: { match: { unit: c.service } }\n  d: { match: { user: nobody-there } }\n";
         let source = tollgate_policy::syntax::Source {
             name: "p".into(),
-            text: text.into(),
+            text: text.to_owned(),
         };
         let policy = tollgate_policy::compile(&[source]).unwrap().policy;
         let selectors = Selectors::of(&policy);
@@ -432,9 +458,25 @@ mod tests {
         );
         assert_eq!(selectors.fulfilled("/x/y", None), 1);
         assert_eq!(selectors.fulfilled("/y", None), 0);
-        assert_eq!(selectors.process(0, &[], 1, &users), Some((0, "a")));
+        let (number, workload) = selectors.process(0, &[], 1, &users).unwrap();
+        assert_eq!(workload, "a");
+        assert_eq!(
+            selectors.describe(number).unwrap(),
+            "user root, cgroup /x/**"
+        );
+        // It stays that selector's in another policy, where others come before it.
+        let text = text.replace(
+            "workloads:\n",
+            "workloads:\n  'A': { match: { user: root } }\n",
+        );
+        let source = tollgate_policy::syntax::Source {
+            name: "p".into(),
+            text,
+        };
+        let policy = tollgate_policy::compile(&[source]).unwrap().policy;
+        let others = Selectors::of(&policy);
+        assert_eq!(others.describe(number), selectors.describe(number));
         assert_eq!(selectors.process(0, &[], 0, &users), None);
-        assert_eq!(selectors.process(5, &[0], 0, &users), Some((1, "b")));
-        assert_eq!(selectors.describe(0).unwrap(), "user root, cgroup /x/**");
+        assert_eq!(selectors.process(5, &[0], 0, &users).unwrap().1, "b");
     }
 }

@@ -22,6 +22,10 @@ impl Agent {
             .cloned()
             .collect();
         let plane_up = lock(&self.plane).is_some();
+        let (put_back, skipped) = {
+            let watched = lock(&self.watched);
+            (watched.put_back.clone(), watched.skipped.counts())
+        };
         Status {
             verdict: verdict(&layers, self.gaps(), self.config.mode, plane_up),
             agent: AgentStatus {
@@ -41,8 +45,8 @@ impl Agent {
                 .map_or(0, |plane| plane.connections()),
             fail_modes: fail_modes(&policy, &audit, self.budgets.troubles()),
             layers,
-            put_back: lock(&self.watched).put_back.clone(),
-            skipped: lock(&self.watched).skipped.counts(),
+            put_back,
+            skipped,
             policy,
             ca: CaStatus {
                 fingerprint: self.shared.issuing.current().fingerprint().to_owned(),

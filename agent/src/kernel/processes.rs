@@ -173,7 +173,10 @@ impl Fence {
 
     /// Processes that the agent has governed while they ran, and what those have made since, of which nobody has looked at what
     /// they have open.
-    pub(super) fn unseen(&self) -> io::Result<Vec<u32>> {
+    ///
+    /// # Errors
+    /// The system's word.
+    pub fn unseen(&self) -> io::Result<Vec<u32>> {
         let mut all = all_ids()?;
         all.retain(|process| self.marks.get(*process).is_to_be_looked_at());
         Ok(all)

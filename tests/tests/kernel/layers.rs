@@ -322,7 +322,7 @@ sys.stdin.read()",
     assert_eq!(fence.workload_of(child), None);
     assert_eq!(fence.enrol_descendants(), [child]);
     assert_eq!(fence.workload_of(child).as_deref(), Some("late"));
-    assert!(fence.unseen().contains(&child), "to be looked at");
+    assert!(fence.unseen().unwrap().contains(&child), "to be looked at");
     parent.finish();
 }
 
