@@ -122,14 +122,13 @@ pub(super) fn of_process(process: u32) -> Vec<String> {
         .collect()
 }
 
-/// Processes that run where the agent does, of which a selector means all, and are not its own.
+/// Processes that run where the agent does, of which a selector means all, and are neither it nor another verb of its program, as
+/// the one is by which its service is reloaded.
 pub(super) fn beside_the_agent(root: &Path, own: &[String]) -> Vec<u32> {
-    let agent = std::process::id();
-    let is_anothers = |process: &u32| {
-        let status = std::fs::read_to_string(format!("/proc/{process}/status"));
-        let of_agent = format!("\nPPid:\t{agent}\n");
-        *process != agent && status.is_ok_and(|text| !text.contains(&of_agent))
-    };
+    let program = program(std::process::id());
+    // None is left of who has ended meanwhile.
+    let is_anothers =
+        |process: &u32| self::program(*process).is_some_and(|one| Some(one) != program);
     let listed = own.iter().map(|cgroup| {
         let directory = root.join(cgroup.trim_start_matches('/'));
         std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default()
@@ -142,6 +141,13 @@ pub(super) fn beside_the_agent(root: &Path, own: &[String]) -> Vec<u32> {
         })
         .filter(is_anothers)
         .collect()
+}
+
+/// What a process runs, by its name: an upgrade replaces the file.
+fn program(process: u32) -> Option<String> {
+    let path = std::fs::read_link(format!("/proc/{process}/exe")).ok()?;
+    let name = path.to_str()?;
+    Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
 }
 
 fn subdirectories(directory: &Path) -> io::Result<Vec<String>> {
