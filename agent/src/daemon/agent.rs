@@ -123,15 +123,7 @@ impl Agent {
         };
         drop(applied);
         notify::ready();
-        answer.map(|reply| self.with_gaps(reply))
-    }
-
-    /// Says what the kernel does not hold of what was applied.
-    fn with_gaps(&self, mut reply: Reply) -> Reply {
-        if let Reply::Reloaded { unheld, .. } = &mut reply {
-            *unheld = self.gaps();
-        }
-        reply
+        answer
     }
 
     fn apply_from_disk(&self) -> Result<Reply, Error> {
@@ -159,7 +151,7 @@ impl Agent {
             hash,
             changed,
             warnings: loaded.warnings,
-            unheld: Vec::new(),
+            unheld: self.gaps(),
         })
     }
 

@@ -56,12 +56,6 @@ fn now() -> u64 {
 }
 
 impl Budgets {
-    /// What `status` says of quotas that are not in force.
-    pub(super) fn unheld(&self) -> Option<String> {
-        let why = lock(&self.unheld).clone()?;
-        Some(format!("quotas of bytes: {why}"))
-    }
-
     /// Reads what an earlier agent kept. A file that cannot be read is nothing that was kept, and is said so.
     pub(super) fn read(state_dir: &Path, accounts: Registry) -> Self {
         let path = state_dir.join(FILE);
@@ -77,12 +71,18 @@ impl Budgets {
             }
         };
         Self {
-            unheld: Mutex::default(),
             path,
             before,
             written: Mutex::default(),
+            unheld: Mutex::default(),
             accounts,
         }
+    }
+
+    /// What `status` says of quotas that are not in force.
+    pub(super) fn unheld(&self) -> Option<String> {
+        let why = lock(&self.unheld).clone()?;
+        Some(format!("quotas of bytes: {why}"))
     }
 
     /// The accounts that the agent keeps.
@@ -168,10 +168,7 @@ pub(super) async fn watch(agent: Arc<Agent>) {
         ticks.tick().await;
         let agent = Arc::clone(&agent);
         let looking = move || {
-            if count.is_multiple_of(CLOCK) {
-                agent.apply_budgets();
-            }
-            if agent.budgets.unheld().is_some() {
+            if count.is_multiple_of(CLOCK) || agent.budgets.unheld().is_some() {
                 agent.apply_budgets();
             }
             let usage = agent.shared.fence.usage();

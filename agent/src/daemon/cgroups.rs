@@ -124,7 +124,7 @@ pub(super) fn of_process(process: u32) -> Vec<String> {
 
 /// Processes that run where the agent does, of which a selector means all, and are neither it nor another verb of its program, as
 /// the one is by which its service is reloaded.
-pub(super) fn beside_the_agent(root: &Path, own: &[String]) -> Vec<u32> {
+pub(super) fn sharing_with_the_agent(root: &Path, own: &[String]) -> Vec<u32> {
     let program = program(std::process::id());
     // None is left of who has ended meanwhile.
     let is_anothers =

@@ -42,6 +42,8 @@ pub(super) struct Enrolments {
     /// There were more cgroups than are looked at.
     unseen: bool,
     troubles: Troubles,
+    /// By cgroup: why it is not governed.
+    ungoverned: Troubles,
 }
 
 /// A cgroup that a selector matches.
@@ -110,6 +112,7 @@ impl Enrolments {
             permitted: None,
             unseen: false,
             troubles: Troubles::default(),
+            ungoverned: Troubles::default(),
         }
     }
 
@@ -133,8 +136,7 @@ impl Enrolments {
             self.govern(wanted);
         }
         let is_wanted = |cgroup: &str| found.matches.iter().any(|m| m.cgroup == cgroup);
-        self.troubles
-            .keep(|about| !about.starts_with('/') || is_wanted(about));
+        self.ungoverned.keep(is_wanted);
         self.rules
             .settle(&self.fence, &found.directories, &contained.known);
         Containers::let_go(&self.fence, &contained, &found.directories);
@@ -187,7 +189,7 @@ impl Enrolments {
     /// Notes what could not be looked at. What was not seen may well be there.
     fn look_over(&mut self, found: &cgroups::Found) {
         self.unseen = found.truncated || found.unread.is_some();
-        let beside = cgroups::beside_the_agent(self.fence.cgroup_root(), &found.own);
+        let beside = cgroups::sharing_with_the_agent(self.fence.cgroup_root(), &found.own);
         let all = found.unread.clone().map_or(Ok(()), Err);
         self.troubles.note(CGROUPS, all);
         let few = if found.truncated { Err(UNSEEN) } else { Ok(()) };
@@ -204,7 +206,9 @@ impl Enrolments {
 
     /// Why not all of the host is known to be held to its policy.
     pub(super) fn gaps(&self) -> Vec<String> {
-        self.troubles.all()
+        let mut all = self.troubles.all();
+        all.extend(self.ungoverned.all());
+        all
     }
 
     /// Looks at a file that `process` runs.
@@ -269,7 +273,7 @@ impl Enrolments {
             return;
         }
         // Where it fails, the next walk tries again.
-        let enrolled = self.troubles.note(&wanted.cgroup, done);
+        let enrolled = self.ungoverned.note(&wanted.cgroup, done);
         if let Some(kernel::Enrolled { cgroup_id, .. }) = enrolled {
             tracing::info!(
                 cgroup = wanted.cgroup,

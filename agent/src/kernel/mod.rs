@@ -47,7 +47,6 @@ pub use model::{
     Before, Case, CgroupPath, Earlier, Enrolled, Fate, FileState, Governed, Looked, Outcome,
     Recognition, Runs,
 };
-pub use processes::executable;
 pub use quota::{Allowance, Usage};
 pub use recognise::can_follow;
 pub use shared::Beyond;

@@ -23,8 +23,7 @@ pub(super) struct Seen {
 
 /// The file that a process runs: device and inode. Its filesystem is not asked how the file is by now: one that the process
 /// itself serves (FUSE) might never answer.
-#[must_use]
-pub fn executable(process: u32) -> Option<(u64, u64)> {
+pub(super) fn executable(process: u32) -> Option<(u64, u64)> {
     let at = format!("/proc/{process}/exe");
     let found = rustix::fs::statx(CWD, at, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
     let device = rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor);

@@ -147,28 +147,29 @@ fn with_last_words(error: io::Error, log: &[u8]) -> io::Error {
     }
 }
 
+/// Has the kernel write what it knows of a program, map or link: as much as `info` has room for.
+fn ask<T: aya::Pod>(object: impl AsFd, info: &mut T) -> io::Result<()> {
+    let mut attributes = Attributes::default();
+    // bpf_fd, info_len; info
+    attributes.0[0] = pair(raw(object.as_fd()), size_of::<T>() as u32);
+    attributes.0[1] = std::ptr::from_mut(info).addr() as u64;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes).map(drop)
+}
+
 /// What the kernel was told of a program's types.
 pub(super) fn types_of(program: impl AsFd) -> io::Result<OwnedFd> {
     // The word of `struct bpf_prog_info` that has its BTF's id, and as much as comes before.
     const BTF_ID: usize = 32;
     let mut info = [0_u32; BTF_ID + 2];
-    let mut attributes = Attributes::default();
-    attributes.0[0] = pair(raw(program.as_fd()), size_of_val(&info) as u32);
-    attributes.0[1] = info.as_mut_ptr().addr() as u64;
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    let mut attributes = Attributes::default();
-    attributes.0[0] = pair(info[BTF_ID], 0);
-    bpf_fd(BPF_BTF_GET_FD_BY_ID, &mut attributes)
+    ask(program, &mut info)?;
+    by_id(BPF_BTF_GET_FD_BY_ID, info[BTF_ID])
 }
 
 /// The kernel's id of a program.
 pub(super) fn program_id(program: impl AsFd) -> io::Result<u32> {
     // `struct bpf_prog_info` begins with its type and its id.
     let mut info = [0_u32; 2];
-    let mut attributes = Attributes::default();
-    attributes.0[0] = pair(raw(program.as_fd()), size_of_val(&info) as u32);
-    attributes.0[1] = info.as_mut_ptr().addr() as u64;
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    ask(program, &mut info)?;
     Ok(info[1])
 }
 
@@ -179,10 +180,7 @@ pub(super) fn recursion_misses(program: impl AsFd) -> io::Result<u64> {
     const MISSES: usize =
         std::mem::offset_of!(aya_obj::generated::bpf_prog_info, recursion_misses) / 8;
     let mut info = [0_u64; MISSES + 1];
-    let mut attributes = Attributes::default();
-    attributes.0[0] = pair(raw(program.as_fd()), size_of_val(&info) as u32);
-    attributes.0[1] = info.as_mut_ptr().addr() as u64;
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    ask(program, &mut info)?;
     Ok(info[MISSES])
 }
 
@@ -197,10 +195,7 @@ pub(super) fn maps_used_by(program: u32) -> io::Result<Vec<OwnedFd>> {
     let mut info = [0_u64; 8];
     info[6] = pair(0, MAX_USED as u32);
     info[7] = ids.as_mut_ptr().addr() as u64;
-    let mut attributes = Attributes::default();
-    attributes.0[0] = pair(raw(program.as_fd()), size_of_val(&info) as u32);
-    attributes.0[1] = info.as_mut_ptr().addr() as u64;
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    ask(program, &mut info)?;
     let [.., a, b, c, d] = info[6].to_ne_bytes();
     let count = u32::from_ne_bytes([a, b, c, d]) as usize;
     let ids = ids.into_iter().take(count);
@@ -228,10 +223,7 @@ impl MapInfo {
 /// Asks the kernel about a map.
 pub(super) fn map_info(map: impl AsFd) -> io::Result<MapInfo> {
     let mut info = [0_u32; 10];
-    let mut attributes = Attributes::default();
-    attributes.0[0] = pair(raw(map.as_fd()), size_of_val(&info) as u32);
-    attributes.0[1] = info.as_mut_ptr().addr() as u64;
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    ask(map, &mut info)?;
     Ok(MapInfo(info))
 }
 

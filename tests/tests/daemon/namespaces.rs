@@ -3,7 +3,7 @@ use crate::support::*;
 use harness::eventually;
 use rustix::process::Signal;
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
@@ -49,9 +49,7 @@ impl Inside {
     }
 
     fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim().to_owned()
+        line(&mut self.output)
     }
 
     fn asks(&mut self, url: &str) -> String {

@@ -4,7 +4,7 @@ use harness::eventually;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::BufReader;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -169,14 +169,8 @@ impl Late {
             said,
             mount,
         };
-        assert_eq!(late.line(), "serves");
+        assert_eq!(line(&mut late.said), "serves");
         late
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.said.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
     }
 }
 
@@ -219,7 +213,7 @@ fn a_filesystem_that_never_answers_holds_up_nobody_else() {
     let program = late.mount.join("program").display().to_string();
     let refused = as_user(54_323, &curl(&program));
     assert_eq!(refused.status.code(), Some(REFUSED.0), "{refused:?}");
-    assert_eq!(late.line(), "waits");
+    assert_eq!(line(&mut late.said), "waits");
     let refused = as_user(54_323, &curl(&program));
     assert_eq!(refused.status.code(), Some(REFUSED.0), "{refused:?}");
     // Whom no rule can mean runs it.

@@ -3,7 +3,7 @@ use harness::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -272,4 +272,11 @@ pub(crate) const REFUSED: (i32, String) = (7, String::new());
 
 pub(crate) fn forbidden() -> (i32, String) {
     (0, "403".to_owned())
+}
+
+/// The next line that a process says.
+pub(crate) fn line(output: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    line.trim().to_owned()
 }
