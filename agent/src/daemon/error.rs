@@ -121,6 +121,11 @@ pub enum Error {
     /// The listeners.
     #[error("{0}")]
     Listen(std::io::Error),
+    /// Nobody who is governed gets the agent's port.
+    #[error(
+        "the agent is governed itself, by the fence of an earlier one, which keeps the agent's port from it: start it in a cgroup that the policy does not mean (Slice= of its unit), or first have the earlier one apply a policy that does not"
+    )]
+    Governed,
     /// The kernel half.
     #[error(transparent)]
     Fence(#[from] crate::kernel::Error),

@@ -16,6 +16,7 @@ use crate::pipeline::{self, Listeners, Overspent, Plane, Room, Shared};
 use crate::secrets::vault::Reach;
 use crate::snapshot::{Live, Snapshot};
 use crate::tls::{Authority, Issuing};
+use rustix::io::Errno;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
@@ -41,7 +42,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let decisions = decisions_dir(&config.state_dir);
     let (sink, log) = audit::Writer::start(&decisions, &config.audit, journal)
         .map_err(|e| Error::Audit(e.to_string()))?;
-    let listeners = pipeline::bind(config.port, config.workers).map_err(Error::Listen)?;
+    let listeners = pipeline::bind(config.port, config.workers).map_err(unbound)?;
     let addresses = addresses(&listeners)?;
     let fence = Arc::new(stand_fence(&config, &listeners, &addresses)?);
     let budgets = Budgets::read(&config.state_dir, accounts);
@@ -94,6 +95,14 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         agent: Arc::new(agent),
         admin,
     })
+}
+
+/// A port below 1024 without the capability is EACCES: EPERM is the fence's.
+fn unbound(error: std::io::Error) -> Error {
+    match Errno::from_io_error(&error) {
+        Some(Errno::PERM) => Error::Governed,
+        _ => Error::Listen(error),
+    }
 }
 
 fn first_snapshot(

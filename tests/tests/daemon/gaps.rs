@@ -126,6 +126,38 @@ fn what_is_beside_the_agent_is_governed() {
     }
 }
 
+/// What is governed does not take the agent's port while it is down, and an agent that was started there is told from who would.
+#[test]
+fn an_agent_that_is_governed_itself_says_so() {
+    let mut place = Place::new();
+    let own = place.cgroup.join("own");
+    place.start();
+    let whole = format!("\"/{}\"", place.name);
+    let is_governed = || text(&place.output(&["workloads", "-o", "json"]).stdout).contains(&whole);
+    assert!(eventually(START, || is_governed().then_some(())).is_some());
+    place.end(Signal::KILL);
+    fs::create_dir(&own).unwrap();
+    let mut command = String::from("exec ");
+    let agent = place.tollgate(&["agent"]);
+    for (name, value) in agent.get_envs() {
+        let value = value.unwrap().to_str().unwrap();
+        command += &format!("env {}={value} ", name.to_str().unwrap());
+    }
+    let output = within(
+        &own,
+        &format!("{command}{} agent", agent.get_program().display()),
+    );
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("is governed itself") && said.contains("Slice="),
+        "{said}"
+    );
+    fs::remove_dir(&own).unwrap();
+    place.start();
+    becomes_enforcing(&place);
+}
+
 /// An agent that can open nothing knows no less than before.
 #[test]
 fn for_want_of_descriptors_nothing_is_let_go() {

@@ -137,7 +137,12 @@ impl Host {
         let text = format!("[Service]\nExecStart=/bin/sh /run/asking.sh /run/{unit}\n");
         fs::write(path, text).unwrap();
         self.systemctl(&["daemon-reload"]);
-        self.systemctl(&["restart", unit]);
+        self.systemctl(&["stop", unit]);
+        // Nobody reads the pipes of one that is gone.
+        for end in ["in", "out"] {
+            let _ = fs::remove_file(format!("/run/{unit}.{end}"));
+        }
+        self.systemctl(&["start", unit]);
     }
 
     /// Starts a unit of this name, which serves over both families as `user`.

@@ -12,6 +12,8 @@ mod host;
 
 use harness::{at_most, eventually};
 use host::{Host, text};
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// curl's exit code where nobody answers.
@@ -204,6 +206,48 @@ fn stopped_killed_and_restarted_it_never_opens() {
     assert_eq!(host.report(host::DENIED), "0 403");
 }
 
+/// A selector may mean the service's own cgroup as well: what is beside it is governed, and it is not, also when it is reloaded and
+/// started again.
+#[test]
+fn what_is_beside_the_service_is_governed() {
+    const BESIDE: &str = "beside.service";
+    let host = Host::new();
+    let drop_ins = ["tollgate.service", BESIDE].map(|unit| {
+        let directory = Path::new("/etc/systemd/system").join(format!("{unit}.d"));
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(
+            directory.join("slice.conf"),
+            "[Service]\nSlice=held.slice\n",
+        )
+        .unwrap();
+        directory
+    });
+    host.systemctl(&["daemon-reload"]);
+    host.systemctl(&["restart", "tollgate"]);
+    let more = "workloads:\n  beside: { match: { cgroup: \"/held.slice/**\" } }\n";
+    host.reload(&host::POLICY.replace("workloads:\n", more));
+    let are_held = || {
+        for target in [host::DENIED, host::DENIED6] {
+            assert_eq!(host::report(BESIDE, target), "0 403");
+        }
+        let status = host.output("tollgate", &["status"]);
+        assert!(status.status.success(), "{}", text(&status.stdout));
+    };
+    host.start_asking(BESIDE);
+    are_held();
+    host.systemctl(&["reload", "tollgate"]);
+    are_held();
+    host.systemctl(&["restart", "tollgate"]);
+    are_held();
+    host.start_asking(BESIDE);
+    are_held();
+    host.systemctl(&["stop", BESIDE]);
+    for directory in drop_ins {
+        fs::remove_dir_all(directory).unwrap();
+    }
+    host.systemctl(&["daemon-reload"]);
+}
+
 /// Again and again out of memory: what it governs is refused, and nothing of it gets out.
 #[test]
 fn an_agent_that_runs_out_of_memory_leaves_nothing_open() {
@@ -273,7 +317,7 @@ fn without_the_fence_the_unit_is_free_and_status_says_so() {
     let host = Host::new();
     assert_eq!(host.report(host::DENIED), "0 403");
     host.systemctl(&["stop", "tollgate"]);
-    std::fs::remove_dir_all("/sys/fs/bpf/tollgate").unwrap();
+    fs::remove_dir_all("/sys/fs/bpf/tollgate").unwrap();
     assert_eq!(
         host.report(&host.allowed),
         "0 200",
