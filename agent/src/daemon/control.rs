@@ -40,8 +40,8 @@ pub(super) fn run(up: Up) -> Result<(), Error> {
     drop(local);
     notify::stopping();
     runtime.shutdown_timeout(LINGER);
-    stop(agent);
-    ended.map_err(Error::Threads)
+    let stopped = stop(agent);
+    ended.map_err(Error::Threads).and(stopped)
 }
 
 /// Everything the control plane does at the same time; ends when the agent is told to stop.
@@ -246,8 +246,8 @@ fn describe(agent: &Agent) -> String {
 }
 
 /// Stops in order: no new connections, requests under way finish, decisions reach the disk. What is governed stays
-/// fenced in, unless the agent was private.
-fn stop(agent: Arc<Agent>) {
+/// fenced in, unless the agent was private and its run is over: whoever may send it a signal opens nothing by that.
+fn stop(agent: Arc<Agent>) -> Result<(), Error> {
     agent.namespaces.stop();
     let plane = lock(&agent.plane).take();
     if let Some(plane) = plane {
@@ -267,10 +267,16 @@ fn stop(agent: Arc<Agent>) {
     match agent.lifetime.clone() {
         Lifetime::Service => tracing::info!("stopped; what is governed stays fenced in"),
         Lifetime::Private { directory } => {
+            let left = lock(&agent.enrolments).processes_left();
+            if left > 0 {
+                let pins = agent.config.pin_dir.display().to_string();
+                return Err(Error::Left { left, pins });
+            }
             lift(agent);
             dirs::remove_private(&directory);
         }
     }
+    Ok(())
 }
 
 /// Takes the fence down. Nothing may use it any more: if something does, it stays, which refuses and never opens.

@@ -364,12 +364,10 @@ impl Enrolments {
         Ok(left)
     }
 
-    /// Processes in the cgroups of all runs.
+    /// Processes in the cgroups of all runs, and those that have left theirs.
     pub(super) fn processes_left(&self) -> usize {
-        self.runs
-            .values()
-            .map(|run| processes(&run.directory))
-            .sum()
+        let inside = self.runs.values().map(|run| processes(&run.directory));
+        inside.sum::<usize>().saturating_add(self.fence.strays())
     }
 
     /// Removes the directories of all runs that are empty; for an agent that is about to lift its fence.

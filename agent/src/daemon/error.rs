@@ -126,6 +126,16 @@ pub enum Error {
         "the agent is governed itself, by the fence of an earlier one, which keeps the agent's port from it: start it in a cgroup that the policy does not mean (Slice= of its unit), or first have the earlier one apply a policy that does not"
     )]
     Governed,
+    /// A private agent was told to stop before its run was over.
+    #[error(
+        "processes of the run are left ({left}): the fence stays up and refuses them everything; once they ended, remove {pins}"
+    )]
+    Left {
+        /// How many.
+        left: usize,
+        /// What holds the fence.
+        pins: String,
+    },
     /// The kernel half.
     #[error(transparent)]
     Fence(#[from] crate::kernel::Error),

@@ -478,6 +478,11 @@ impl Fence {
         self.processes()
     }
 
+    /// How many processes are governed since they were in a governed cgroup, and are in none now.
+    pub fn strays(&self) -> usize {
+        self.gone_astray()
+    }
+
     /// The workload that a process is of, by what it has been: it need not be in a governed cgroup.
     pub fn workload_of(&self, pid: u32) -> Option<String> {
         self.workload_of_process(pid)

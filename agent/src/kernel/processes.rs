@@ -220,6 +220,25 @@ impl Fence {
         all
     }
 
+    /// Whoever was in a governed cgroup, and is in none now.
+    pub(super) fn gone_astray(&self) -> usize {
+        let governed: Vec<String> = self
+            .all_governed()
+            .into_iter()
+            .filter_map(|one| one.cgroup)
+            .collect();
+        let is_inside = |process: &GovernedProcess| {
+            let table = format!("/proc/{}/cgroup", process.pid);
+            let text = std::fs::read_to_string(table).unwrap_or_default();
+            let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+            let own = Path::new(own.unwrap_or_default());
+            governed.iter().any(|cgroup| own.starts_with(cgroup))
+        };
+        let all = self.processes().into_iter();
+        all.filter(|one| one.evidence == Evidence::Cgroup && !is_inside(one))
+            .count()
+    }
+
     fn governed_process(&self, one: Seen) -> Option<GovernedProcess> {
         let mark = self.marks.get(one.process);
         if !mark.is_governed() {

@@ -1,11 +1,11 @@
 //! `tollgate run`, with a running agent and with one of its own.
 use crate::support::*;
+use harness::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 #[test]
 fn a_private_agent_serves_one_command_and_leaves_nothing() {
@@ -58,10 +58,24 @@ fn a_private_agent_serves_one_command_and_leaves_nothing() {
     assert!(!leftovers().contains(&name.to_owned()), "{name}");
 }
 
+/// Whoever may send it a signal opens nothing by that: a command of root is one of those.
 #[test]
-fn a_killed_private_agent_refuses_and_its_run_cleans_up() {
+fn a_private_agent_that_is_ended_refuses_and_its_run_cleans_up() {
+    for signal in [Signal::KILL, Signal::TERM, Signal::INT] {
+        a_private_agent_that_gets(signal);
+    }
+}
+
+fn a_private_agent_that_gets(signal: Signal) {
     let place = Place::new();
-    let script = format!("echo runs; read line; curl -sS -m 5 {ELSEWHERE}");
+    let canaries = ["127.0.0.1:0", "[::1]:0"].map(|at| std::net::TcpListener::bind(at).unwrap());
+    let [first, second] = canaries.each_ref().map(|canary| {
+        canary.set_nonblocking(true).unwrap();
+        canary.local_addr().unwrap()
+    });
+    let script = format!(
+        "echo runs; read line; curl -sS -m 5 http://{first}/; curl -sS -m 5 http://{second}/"
+    );
     let mut run = place
         .tollgate(&["run", "--workload", "by-hand", "--policy"])
         .arg(place.path("policy.yaml"))
@@ -74,9 +88,9 @@ fn a_killed_private_agent_refuses_and_its_run_cleans_up() {
         .spawn()
         .unwrap();
     // Not before the command itself runs: until then the agent is asked for more.
-    let mut first = [0; 5];
-    run.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
-    assert_eq!(&first, b"runs\n");
+    let mut said = [0; 5];
+    run.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"runs\n");
     let children = format!("/proc/{0}/task/{0}/children", run.id());
     let agent = fs::read_to_string(children)
         .unwrap()
@@ -88,13 +102,24 @@ fn a_killed_private_agent_refuses_and_its_run_cleans_up() {
     let own: Vec<&str> = line.split('\0').collect();
     assert_eq!(own[1], "agent");
     let directory = PathBuf::from(own[3]);
-    kill_process(Pid::from_raw(agent.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    kill_process(Pid::from_raw(agent.parse().unwrap()).unwrap(), signal).unwrap();
+    // Its launcher does not look at it before the command ends.
+    let ended = eventually(START, || {
+        let stat = fs::read_to_string(format!("/proc/{agent}/stat")).unwrap();
+        stat.contains(") Z ").then_some(())
+    });
+    assert!(ended.is_some(), "the agent goes on after {signal:?}");
     run.stdin.take().unwrap().write_all(b"go\n").unwrap();
     let output = run.wait_with_output().unwrap();
     let told = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(REFUSED.0), "{told}");
-    assert!(told.contains("the agent is gone"), "{told}");
+    assert_eq!(output.status.code(), Some(REFUSED.0), "{signal:?}: {told}");
+    assert!(told.contains("the agent is gone"), "{signal:?}: {told}");
+    for (canary, at) in canaries.iter().zip([first, second]) {
+        assert!(canary.accept().is_err(), "{signal:?}: {at} was reached");
+        // It hears whoever is not governed.
+        let _caller = std::net::TcpStream::connect(at).unwrap();
+        assert!(canary.accept().is_ok());
+    }
     assert!(!directory.exists(), "{}", directory.display());
     let pins = Path::new("/sys/fs/bpf").join(directory.file_name().unwrap());
     assert!(!pins.exists(), "{}", pins.display());

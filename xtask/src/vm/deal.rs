@@ -26,8 +26,8 @@ pub(super) struct Hand {
 }
 
 impl Deck {
-    /// The tests of `programs` whose names contain `filter` and begin with nothing that is `left_out`, as the programs
-    /// themselves list them; `built`: where they are.
+    /// The tests of `programs` whose names contain `filter`, as the programs themselves list them, but those that begin as something that
+    /// is `left_out` does, `program test`; `built`: where they are.
     pub(super) fn of(
         built: &[(String, PathBuf)],
         programs: &[&'static str],
@@ -45,7 +45,10 @@ impl Deck {
             let names = listed
                 .lines()
                 .filter_map(|line| line.strip_suffix(": test"))
-                .filter(|name| !left_out.iter().any(|module| name.starts_with(module)));
+                .filter(|name| {
+                    let named = format!("{program} {name}");
+                    !left_out.iter().any(|begin| named.starts_with(begin))
+                });
             left.extend(names.map(|name| Test {
                 program,
                 name: name.to_owned(),

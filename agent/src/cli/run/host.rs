@@ -5,7 +5,7 @@ use super::Args;
 use crate::daemon::PRIVATE_PREFIX;
 use crate::daemon::admin::client;
 use crate::daemon::admin::wire::{Enrolled, Reply, Request};
-use crate::kernel::{Fence, Options};
+use crate::kernel::{self, Fence, Options};
 use anyhow::Context as _;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::DirBuilderExt;
@@ -155,7 +155,7 @@ impl Private {
         );
     }
 
-    /// The agent was killed: its fence refuses everything. It goes once nobody is behind it, and not before.
+    /// The agent was ended by somebody: its fence refuses everything. It goes once nobody is behind it, and not before.
     fn clean_up(&self, cgroup: Option<&Path>) {
         let pins = self.fence.pin_dir.display();
         if let Some(cgroup) = cgroup
@@ -163,18 +163,31 @@ impl Private {
             && e.kind() != std::io::ErrorKind::NotFound
         {
             tell!(
-                "tollgate: the private agent was killed, and processes of the command still run: they can reach \
+                "tollgate: the private agent was ended, and processes of the command still run: they can reach \
                  nothing. Once they ended, remove {} and {pins}",
                 cgroup.display()
             );
             return;
         }
-        if let Err(e) = Fence::open(&self.fence).and_then(Fence::lift) {
-            tell!(
-                "tollgate: the private agent was killed and its fence stays up: {e}: remove {pins}"
-            );
+        match Fence::open(&self.fence).and_then(lift) {
+            Ok(0) => {}
+            Ok(left) => tell!(
+                "tollgate: the private agent was ended, and processes that have left the command's cgroup still run ({left}): \
+                 they can reach nothing. Once they ended, remove {pins}"
+            ),
+            Err(e) => tell!(
+                "tollgate: the private agent was ended and its fence stays up: {e}: remove {pins}"
+            ),
         }
         let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Takes the fence down, unless there is somebody behind it: how many.
+fn lift(fence: Fence) -> Result<usize, kernel::Error> {
+    match fence.strays() {
+        0 => fence.lift().map(|()| 0),
+        left => Ok(left),
     }
 }
 
