@@ -222,15 +222,25 @@ fn hooks(config: &Config) -> Vec<Finding> {
 fn fence(config: &Config) -> Finding {
     let pins = config.pin_dir.display();
     match kernel::left(&config.pin_dir) {
-        Left::Whole => good("fence", format!("stands: every hook is in force ({pins})")),
+        Left::Stands { missing, without } if missing.is_empty() => good(
+            "fence",
+            match without.join(", ") {
+                none if none.is_empty() => {
+                    format!("stands: every hook that the agent attached is in force ({pins})")
+                }
+                others => format!(
+                    "stands: every hook that keeps in what is governed is in force ({pins}); of the others, not: {others}"
+                ),
+            },
+        ),
         Left::Nothing => note(
             "fence",
             format!("none ({pins} has no pins): nothing is governed"),
             "start the agent",
         ),
-        Left::Without(names) => bad(
+        Left::Stands { missing, .. } => bad(
             "fence",
-            format!("INCOMPLETE ({pins}): {} not in force", names.join(", ")),
+            format!("INCOMPLETE ({pins}): {} not in force", missing.join(", ")),
             "start the agent, which puts back what is missing; `tollgate status` says what is open",
         ),
         Left::Unknown(error) => note(

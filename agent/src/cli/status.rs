@@ -48,10 +48,12 @@ fn healthy(status: &Status) -> bool {
 #[derive(Debug, serde::Serialize)]
 struct Dead {
     agent: Option<()>,
-    /// All that is needed is in force.
+    /// All that keeps in what is governed is in force.
     fence: bool,
-    /// What is not, of a fence that is there in part.
+    /// Hooks that do, and are not in force, of a fence that is there.
     missing: Vec<&'static str>,
+    /// Likewise, of the hooks that keep nothing in.
+    without: Vec<&'static str>,
     pin_dir: String,
 }
 
@@ -59,15 +61,17 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
     let left = kernel::left(pin_dir);
     let pin_dir = pin_dir.display().to_string();
     if format != Format::Table {
+        let (stands, missing, without) = match left {
+            Left::Stands { missing, without } => (true, missing, without),
+            _ => (false, Vec::new(), Vec::new()),
+        };
         output::print_json_one(
             format,
             &Dead {
                 agent: None,
-                fence: matches!(left, Left::Whole),
-                missing: match left {
-                    Left::Without(missing) => missing,
-                    _ => Vec::new(),
-                },
+                fence: stands && missing.is_empty(),
+                missing,
+                without,
                 pin_dir,
             },
         )?;
@@ -76,17 +80,27 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
     let paint = Paint::stdout();
     show!("{}", paint.paint(Colour::Red, "NO AGENT"));
     match left {
-        Left::Whole => show!(
-            "  fence   stands ({pin_dir}): governed connections are refused at once until an agent runs"
-        ),
+        Left::Stands { missing, without } => {
+            match missing.is_empty() {
+                true => show!(
+                    "  fence   stands ({pin_dir}): governed connections are refused at once until an agent runs"
+                ),
+                false => show!(
+                    "  fence   {} ({pin_dir}): {} not in force; start the agent, which puts back what is missing",
+                    paint.paint(Colour::Red, "INCOMPLETE"),
+                    missing.join(", ")
+                ),
+            }
+            if !without.is_empty() {
+                show!(
+                    "          not in force, of the hooks that keep nothing in: {}",
+                    without.join(", ")
+                );
+            }
+        }
         Left::Nothing => show!(
             "  fence   {} ({pin_dir} has no pins): nothing is governed",
             paint.paint(Colour::Red, "none")
-        ),
-        Left::Without(missing) => show!(
-            "  fence   {} ({pin_dir}): {} not in force; start the agent, which puts back what is missing",
-            paint.paint(Colour::Red, "INCOMPLETE"),
-            missing.join(", ")
         ),
         Left::Unknown(error) => show!(
             "  fence   not known ({pin_dir}: {error}): run this as root to have the kernel asked"
@@ -166,7 +180,11 @@ fn agent_and_policy(status: &Status, lines: &mut Lines) {
         none if none.is_empty() => String::new(),
         idle => format!("; not on this host now: {}", output::escape(&idle)),
     };
-    lines.fact("governed", &format!("{} cgroups{idle}", status.governed));
+    let governed = format!(
+        "{} cgroups, {} processes{idle}",
+        status.governed, status.processes
+    );
+    lines.fact("governed", &governed);
     for namespace in &status.namespaces {
         lines.fact("namespace", &of_namespace(namespace));
     }

@@ -15,12 +15,13 @@ impl Agent {
         let layers = fence.layers();
         let audit = self.log.stats();
         let policy = self.policy_status(&snapshot);
-        let governed = fence.governed();
+        let (governed, processes) = (fence.governed(), fence.governed_processes());
+        let is_here = |name: &String| {
+            governed.iter().any(|one| one.workload == *name)
+                || processes.iter().any(|one| one.workload == *name)
+        };
         let idle = snapshot.policy.workloads().iter().map(|w| &w.name);
-        let idle_workloads = idle
-            .filter(|n| !governed.iter().any(|g| g.workload == **n))
-            .cloned()
-            .collect();
+        let idle_workloads = idle.filter(|name| !is_here(name)).cloned().collect();
         let plane_up = lock(&self.plane).is_some();
         let (put_back, skipped) = {
             let watched = lock(&self.watched);
@@ -37,6 +38,7 @@ impl Agent {
             },
             mode: self.config.mode,
             governed: governed.len(),
+            processes: processes.len(),
             namespaces: self.namespaces.all(),
             containers: self.containers.refused(),
             idle_workloads,

@@ -42,7 +42,7 @@ impl Fence {
     /// Has this kernel no such hook?
     fn is_beyond(&self, hook: &Hook) -> bool {
         let mut absent = self.programs.absent.iter();
-        hook.since.is_some() && absent.any(|absent| absent.hook.name == hook.name)
+        absent.any(|absent| absent.is_beyond && absent.hook.name == hook.name)
     }
 
     /// Is another hook in its place, or is its place taken?

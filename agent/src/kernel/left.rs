@@ -1,7 +1,7 @@
 //! What an agent left in force, asked of the kernel without one.
 use super::{
     hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
-    sys,
+    pins, sys,
 };
 use std::io;
 use std::path::Path;
@@ -11,32 +11,35 @@ use std::path::Path;
 pub enum Left {
     /// No hook's link is there.
     Nothing,
-    /// Every hook that is needed on every kernel is in force.
-    Whole,
-    /// These are not.
-    Without(Vec<&'static str>),
+    /// Hooks that keep in what is governed are in force.
+    Stands {
+        /// Those that are not, of all that the agent attached: it is whole without any.
+        missing: Vec<&'static str>,
+        /// Likewise, of the hooks that keep nothing in.
+        without: Vec<&'static str>,
+    },
     /// It could not be asked.
     Unknown(io::Error),
 }
 
-/// Asks about the pins in `pin_dir`. What not every kernel has is not asked about: only an agent knows whether this one has it.
+/// Asks about the pins in `pin_dir`: of hooks that every kernel has, and of those that the agent found in this one.
 pub fn left(pin_dir: &Path) -> Left {
-    let needed: Vec<&Hook> = HOOKS
+    let attached = |hook: &&Hook| pins::attached(pin_dir, hook.name).exists();
+    let hooks = HOOKS
         .iter()
-        .filter(|hook| hook.holds && hook.since.is_none())
-        .collect();
-    let mut missing = Vec::new();
-    for hook in &needed {
+        .filter(|hook| hook.since.is_none() || attached(hook));
+    let (mut holding, mut missing, mut without) = (false, Vec::new(), Vec::new());
+    for hook in hooks {
         match holds(hook, &pin_dir.join("links").join(hook.name)) {
-            Ok(true) => {}
-            Ok(false) => missing.push(hook.name),
+            Ok(true) => holding |= hook.holds,
+            Ok(false) if hook.holds => missing.push(hook.name),
+            Ok(false) => without.push(hook.name),
             Err(error) => return Left::Unknown(error),
         }
     }
-    match missing.len() {
-        0 => Left::Whole,
-        all if all == needed.len() => Left::Nothing,
-        _ => Left::Without(missing),
+    match holding {
+        true => Left::Stands { missing, without },
+        false => Left::Nothing,
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
 };
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use tollgate_common::settings::Offsets;
@@ -28,11 +29,31 @@ pub(super) struct Loaded {
     pub(super) fd: OwnedFd,
 }
 
-/// A hook that this kernel does not have, and what it said.
+/// A hook that is not to be had, and what the kernel said.
 #[derive(Debug)]
 pub(super) struct Absent {
     pub(super) hook: &'static Hook,
+    /// This kernel has no such hook. One that it has, and does not take the program for, is missed.
+    pub(super) is_beyond: bool,
     pub(super) why: String,
+}
+
+impl Absent {
+    fn of(hook: &'static Hook, since: &str, error: &io::Error) -> Self {
+        let is_beyond = matches!(
+            error.kind(),
+            io::ErrorKind::Unsupported | io::ErrorKind::NotFound
+        );
+        let why = match is_beyond {
+            true => format!("the kernel does not take it ({error}); it needs {since}"),
+            false => format!("the kernel has this hook, and did not take the program: {error}"),
+        };
+        Self {
+            hook,
+            is_beyond,
+            why,
+        }
+    }
 }
 
 /// The programs that the kernel took, and those that it need not take.
@@ -98,10 +119,7 @@ pub(super) fn programs(
                 .and_then(|()| if_there(&mut ebpf, &raw, hook, btf, &programs.loaded))
             {
                 Ok((fd, id)) => programs.loaded.push(Loaded { hook, id, fd }),
-                Err(error) => programs.absent.push(Absent {
-                    hook,
-                    why: format!("the kernel does not take it ({error}); it needs {since}"),
-                }),
+                Err(error) => programs.absent.push(Absent::of(hook, since, &error)),
             },
         }
     }
@@ -125,8 +143,8 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut error = Some(error);
     while let Some(current) = error {
         if let Some(errno) = current
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::raw_os_error)
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error)
         {
             return Some(errno);
         }
@@ -170,15 +188,18 @@ fn shown(log: &str, is_whole: bool) -> String {
     }
 }
 
-/// Does the kernel describe what the hook's program reads?
-fn described(hook: &Hook, offsets: &Offsets) -> std::io::Result<()> {
-    match hook.stands_in_for().is_some() && offsets.unix_bound == 0 {
-        true => Err(std::io::Error::new(
-            std::io::ErrorKind::Unsupported,
-            "the kernel does not describe its Unix sockets, which are a module",
-        )),
-        false => Ok(()),
-    }
+/// Does the kernel have the hook, and describe what its program reads?
+fn described(hook: &Hook, offsets: &Offsets) -> io::Result<()> {
+    let why = if hook.attach == LSM {
+        (hook.stands_in_for().is_some() && offsets.unix_bound == 0)
+            .then_some("it does not describe its Unix sockets, which are a module")
+    } else {
+        // The field came with the hooks for Unix sockets.
+        (offsets.address_length == 0).then_some("it has no such hook")
+    };
+    why.map_or(Ok(()), |why| {
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
+    })
 }
 
 /// Loads a program for a hook that not every kernel has.
@@ -188,26 +209,30 @@ fn if_there(
     hook: &'static Hook,
     btf: Option<&aya::Btf>,
     before: &[Loaded],
-) -> std::io::Result<(OwnedFd, u32)> {
+) -> io::Result<(OwnedFd, u32)> {
     if hook.attach != LSM {
         // All programs of the object have the same types.
-        let first = before.first().ok_or(std::io::ErrorKind::NotFound)?;
-        return raw.load(hook.name, hook.attach, &sys::types_of(&first.fd)?);
+        let first = before.first().ok_or(io::ErrorKind::Other)?;
+        let types = sys::types_of(&first.fd)?;
+        // Whatever the kernel says now is no word on whether it has the hook.
+        let loaded = raw.load(hook.name, hook.attach, &types);
+        return loaded.map_err(io::Error::other);
     }
     probe::lsm()?;
     let Some(Program::Lsm(program)) = ebpf.program_mut(hook.name) else {
-        return Err(std::io::ErrorKind::NotFound.into());
+        return Err(io::Error::other("it is not in the object"));
     };
-    let btf = btf.ok_or(std::io::ErrorKind::Unsupported)?;
+    let btf = btf.ok_or(io::ErrorKind::Unsupported)?;
     program.load(hook.name, btf).map_err(|error| match error {
         ProgramError::LoadError { ref io_error, .. }
             if io_error.raw_os_error() == Some(libc::EPERM) =>
         {
-            std::io::Error::from_raw_os_error(libc::EPERM)
+            io::Error::from_raw_os_error(libc::EPERM)
         }
-        error => std::io::Error::other(refusal(&error)),
+        ProgramError::Btf(error) => io::Error::new(io::ErrorKind::Unsupported, error),
+        error => io::Error::other(refusal(&error)),
     })?;
-    let program = program.fd().map_err(std::io::Error::other)?;
+    let program = program.fd().map_err(io::Error::other)?;
     let program = program.as_fd().try_clone_to_owned()?;
     let id = sys::program_id(&program)?;
     Ok((program, id))
@@ -338,6 +363,30 @@ pub(super) fn attach_anew(pins: &Pins, root: &CgroupRoot, program: &Loaded) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever else keeps a program from being loaded, its hook is missed: only a kernel without it may do without.
+    #[test]
+    fn only_a_kernel_without_the_hook_may_do_without() {
+        let hook = HOOKS.iter().find(|hook| hook.since.is_some());
+        let hook = hook.expect("there are some");
+        let mut offsets = Offsets::default();
+        let absent = described(hook, &offsets).expect_err("nothing is described");
+        assert!(Absent::of(hook, "6.7", &absent).is_beyond);
+        offsets.address_length = 8;
+        assert!(described(hook, &offsets).is_ok());
+        for errno in [
+            libc::ENOMEM,
+            libc::EACCES,
+            libc::EINVAL,
+            libc::EPERM,
+            libc::EMFILE,
+        ] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert!(!Absent::of(hook, "6.7", &error).is_beyond, "{error}");
+        }
+        let refused = io::Error::other("the verifier's log");
+        assert!(!Absent::of(hook, "6.7", &refused).is_beyond);
+    }
 
     #[test]
     fn the_end_of_a_log_is_shown_once() {

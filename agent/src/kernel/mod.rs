@@ -350,6 +350,8 @@ impl Fence {
         let (programs, hook_log) = load::programs(kernel, pins, counts)?;
         let maps = maps::Maps::open(pins)?;
         govern::prepare(&maps)?;
+        // Before, so that what does not come to be attached is missed.
+        pins.note(|hook| programs.has(hook))?;
         load::attach(pins, root, &programs.loaded)?;
         Ok((maps, programs, hook_log))
     }

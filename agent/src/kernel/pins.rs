@@ -173,6 +173,22 @@ impl Pins {
         })
     }
 
+    /// Notes which hooks an agent attaches: nobody else can tell one that was taken away from one that the kernel does not have.
+    pub(super) fn note(&self, is_attached: impl Fn(&str) -> bool) -> Result<(), Error> {
+        for name in HOOKS.iter().map(|hook| hook.name) {
+            let path = attached(&self.dir, name);
+            match is_attached(name) {
+                true => std::fs::create_dir_all(&path).map_err(|source| Error::Pin {
+                    action: "make the directory",
+                    path,
+                    source,
+                })?,
+                false => remove_dir(&path)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Where a hook's link is pinned.
     pub(super) fn link(&self, name: &str) -> PathBuf {
         self.links.join(name)
@@ -302,7 +318,8 @@ impl Pins {
             remove_file(&path)?;
             remove_file(&sys::beside(&path))?;
         }
-        for path in [&self.links, &self.maps] {
+        self.note(|_| false)?;
+        for path in [&self.links, &self.maps, &self.dir.join(ATTACHED)] {
             remove_dir(path)?;
         }
         if probe::is_mount_of_bpffs(&self.dir) {
@@ -316,6 +333,14 @@ impl Pins {
         }
         remove_dir(&self.dir)
     }
+}
+
+/// In an instance's directory: a directory for each hook that its agent attached. A bpffs has nothing else to write into.
+const ATTACHED: &str = "attached";
+
+/// Is there once an agent attached this hook.
+pub(super) fn attached(dir: &Path, hook: &str) -> PathBuf {
+    dir.join(ATTACHED).join(hook)
 }
 
 /// The maps that the program of a pinned link uses.

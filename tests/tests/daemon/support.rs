@@ -13,7 +13,8 @@ use std::time::Duration;
 
 /// A public-looking address that no test ever reaches: the agent answers for it.
 pub(crate) const ELSEWHERE: &str = "http://198.51.100.7/";
-pub(crate) const START: Duration = Duration::from_secs(20);
+/// For what is soon there, also where the machine is emulated.
+pub(crate) const START: Duration = Duration::from_secs(60);
 
 pub(crate) const POLICY: &str = r#"version: 1
 workloads:

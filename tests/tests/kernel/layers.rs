@@ -225,7 +225,13 @@ fn without_an_agent_nothing_is_claimed_that_is_not_there() {
     let mut stand = Stand::new();
     let pins = stand.options.pin_dir.clone();
     drop(stand.fence.take());
-    assert!(matches!(kernel::left(&pins), Left::Whole));
+    let told = || match kernel::left(&pins) {
+        Left::Stands { missing, without } => Some((missing, without)),
+        Left::Nothing => None,
+        Left::Unknown(error) => panic!("{error}"),
+    };
+    let whole = Some((Vec::new(), Vec::new()));
+    assert_eq!(told(), whole);
     let detached = pins.join("links/egress");
     let mut detach = Command::new("bpftool");
     detach.args(["link", "detach", "pinned"]).arg(&detached);
@@ -235,15 +241,26 @@ fn without_an_agent_nothing_is_claimed_that_is_not_there() {
     let held_by_another = pins.join("links/sched_process_fork");
     std::fs::remove_file(&held_by_another).unwrap();
     repin(&pins.join("links/connect4"), &held_by_another);
-    match kernel::left(&pins) {
-        Left::Without(missing) => {
-            assert_eq!(missing, ["sched_process_fork", "connect6", "egress"]);
-        }
-        other => panic!("{other:?}"),
-    }
+    let (missing, without) = told().unwrap();
+    assert_eq!(missing, ["sched_process_fork", "connect6", "egress"]);
+    assert!(without.is_empty(), "{without:?}");
     stand.fence = Some(open(&stand.options));
     drop(stand.fence.take());
-    assert!(matches!(kernel::left(&pins), Left::Whole), "put back");
+    assert_eq!(told(), whole, "put back");
+    // Each one that is taken away is missed, also of those that not every kernel has.
+    let links = pins.join("links");
+    let mut gone = BTreeSet::new();
+    let links = std::fs::read_dir(&links).unwrap().map(Result::unwrap);
+    for link in links {
+        std::fs::remove_file(link.path()).unwrap();
+        gone.insert(link.file_name().into_string().unwrap());
+        let Some((missing, without)) = told() else {
+            break;
+        };
+        let named = missing.into_iter().chain(without).map(str::to_owned);
+        assert_eq!(named.collect::<BTreeSet<_>>(), gone);
+    }
+    assert!(gone.len() > 20, "{gone:?}");
     stand.fence = Some(open(&stand.options));
     stand.lift();
     assert!(matches!(kernel::left(&pins), Left::Nothing));

@@ -454,7 +454,10 @@ pub struct Status {
     pub policy: PolicyStatus,
     /// Subtrees under governance.
     pub governed: usize,
-    /// Workloads of the policy that nothing on the host matches now, and that only `tollgate run` can start.
+    /// Processes under governance, wherever they are.
+    #[serde(default)]
+    pub processes: usize,
+    /// Workloads of the policy that nothing on the host matches now: no cgroup and no process.
     pub idle_workloads: Vec<String>,
     /// Network namespaces other than the agent's own in which something governed is.
     #[serde(default)]
