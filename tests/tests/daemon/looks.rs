@@ -1,10 +1,12 @@
 //! What processes recognised by their user had before, however policy, the agent and they themselves go on meanwhile.
 use crate::support::*;
 use harness::eventually;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{IpAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -92,6 +94,17 @@ impl Theirs {
     fn sends(&mut self) -> bool {
         let mut peers = self.peers.iter_mut();
         peers.all(|peer| peer.read(&mut [0]).is_ok_and(|read| read == 1))
+    }
+
+    /// Does nothing come, after all that was under way?
+    fn is_silent(&mut self) -> bool {
+        let mut peers = self.peers.iter_mut();
+        peers.all(|peer| {
+            peer.set_nonblocking(true).unwrap();
+            while peer.read(&mut [0; 1 << 12]).is_ok_and(|read| read > 0) {}
+            peer.set_nonblocking(false).unwrap();
+            peer.read(&mut [0]).map_err(|error| error.kind()) == Err(ErrorKind::WouldBlock)
+        })
     }
 
     /// Is each connection ended? Not by the process itself.
@@ -241,4 +254,131 @@ fn what_forks_without_a_pause_has_is_ended() {
 #[test]
 fn what_forks_slowly_has_is_ended() {
     what_a_chain_of_forks_has_is_ended(54_404, "0.02");
+}
+
+/// A cgroup that an agent is started in, and that may let it have no more threads.
+struct Threads(PathBuf);
+
+impl Threads {
+    fn new() -> Self {
+        let name = format!("tollgate-test-{}-threads", std::process::id());
+        let path = controlled("pids").0.join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn limit(&self, most: &str) {
+        fs::write(self.0.join("pids.max"), most).unwrap();
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Why it is not enforcing; nothing if it is.
+fn why(place: &Place) -> String {
+    let status = place.output(&["status", "-o", "json"]);
+    let told: Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
+    let verdict = &told["verdict"];
+    let is_enforcing = verdict["state"] == "enforcing";
+    assert_eq!(status.status.code() == Some(0), is_enforcing, "{status:?}");
+    match is_enforcing {
+        true => String::new(),
+        false => verdict.to_string(),
+    }
+}
+
+const MISSED: &str = "not all of them could be looked at";
+
+/// What looks did not get to while something was short is dealt with when it is not, by nobody's hand.
+fn what_was_missed_is_ended(place: &Place, before: &mut Theirs) {
+    let enforcing = eventually(START, || why(place).is_empty().then_some(()));
+    assert!(enforcing.is_some(), "{}", why(place));
+    let ended = eventually(START, || before.is_ended().then_some(()));
+    assert!(ended.is_some(), "what was missed is not ended");
+    assert!(before.is_held());
+}
+
+#[test]
+fn a_look_for_which_no_thread_can_be_made_is_told_and_made_again() {
+    const USER: u32 = 54_405;
+    let threads = Threads::new();
+    let mut place = Place::new();
+    place.start_in(&threads.0);
+    let mut before = Theirs::new(USER, SERVES);
+    assert!(before.sends() && before.is_served(), "nobody governs it");
+    assert_eq!(why(&place), "");
+    threads.limit("1");
+    by_user(&place, "user", USER);
+    let reload = place.output(&["reload"]);
+    assert_eq!(reload.status.code(), Some(1), "{reload:?}");
+    assert!(text(&reload.stderr).contains(MISSED), "{reload:?}");
+    // It looks once a second, each time in vain; whose the sockets are takes no thread, so that nothing leaves them.
+    for _ in 0..4 {
+        let why = why(&place);
+        assert!(why.contains(MISSED), "{why}");
+        assert!(why.contains("Resource temporarily unavailable"), "{why}");
+        assert_eq!(whose(&place, before.process.id()), ["user"]);
+        assert!(before.is_silent() && before.is_held(), "it is free");
+    }
+    threads.limit("max");
+    what_was_missed_is_ended(&place, &mut before);
+}
+
+/// Leaves the agent so many descriptors to open; `None`: as many as there may be.
+fn leave(place: &Place, few: Option<usize>) {
+    let agent = place.agent.as_ref().unwrap();
+    let open = || -> Vec<String> {
+        let open = fs::read_dir(format!("/proc/{}/fd", agent.id())).unwrap();
+        let names = open.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect()
+    };
+    let limit = |few| {
+        std::thread::sleep(Duration::from_millis(5));
+        let open = open();
+        let is_free = |number: &u64| !open.contains(&number.to_string());
+        (0..).filter(is_free).nth(few)
+    };
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        // What is open for a moment only does not count.
+        current: few.map_or(maximum, |few| (0..20).filter_map(|_| limit(few)).min()),
+        maximum,
+    };
+    prlimit(Some(Pid::from_child(agent)), Resource::Nofile, limit).unwrap();
+}
+
+#[test]
+fn a_look_for_which_descriptors_are_short_is_told_and_made_again() {
+    const USER: u32 = 54_406;
+    let mut place = Place::new();
+    place.start();
+    let mut before = Theirs::new(USER, SERVES);
+    assert!(before.sends() && before.is_served(), "nobody governs it");
+    assert_eq!(why(&place), "");
+    by_user(&place, "user", USER);
+    // Enough for who asks and for the policy's file. Secrets, looked at meanwhile, may take one of them.
+    leave(&place, Some(2));
+    let told = eventually(START, || {
+        place.output(&["reload"]);
+        why(&place).contains(MISSED).then_some(())
+    });
+    assert!(told.is_some(), "{}", why(&place));
+    // More of a look comes about with each that there is, and not all.
+    for few in [2, 3] {
+        leave(&place, Some(few));
+        let mut told = 0;
+        for _ in 0..10 {
+            std::thread::sleep(ANSWER / 2);
+            let why = why(&place);
+            assert!(!why.is_empty(), "enforcing with {few} descriptors");
+            told += u32::from(why.contains(MISSED) && why.contains("Too many open files"));
+        }
+        assert!(told > 0, "not told with {few}: {}", why(&place));
+    }
+    leave(&place, None);
+    what_was_missed_is_ended(&place, &mut before);
 }

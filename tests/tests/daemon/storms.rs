@@ -32,23 +32,11 @@ struct Scarce {
 }
 
 impl Scarce {
-    /// Of cgroup v2 where that has the memory, else of v1.
     fn new(name: &str) -> Self {
-        let unified = cgroup_root();
-        let controllers = fs::read_to_string(unified.join("cgroup.controllers")).unwrap();
-        let (root, limit, events) = if controllers.split_whitespace().any(|one| one == "memory") {
-            fs::write(unified.join("cgroup.subtree_control"), "+memory").unwrap();
-            (unified, "memory.max", "memory.events")
-        } else {
-            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-            let is_memory = |line: &&str| {
-                let (_, kind) = line.split_once(" - ").unwrap();
-                kind.starts_with("cgroup ") && kind.ends_with("memory")
-            };
-            let line = mounts.lines().find(is_memory);
-            let line = line.expect("no cgroup hierarchy has the memory controller");
-            let root = line.split(' ').nth(4).unwrap().into();
-            (root, "memory.limit_in_bytes", "memory.oom_control")
+        let (root, is_unified) = controlled("memory");
+        let (limit, events) = match is_unified {
+            true => ("memory.max", "memory.events"),
+            false => ("memory.limit_in_bytes", "memory.oom_control"),
         };
         let path = root.join(format!("{name}-scarce"));
         fs::create_dir(&path).unwrap();

@@ -265,6 +265,25 @@ pub(crate) fn cgroup_root() -> PathBuf {
     line.split(' ').nth(4).unwrap().into()
 }
 
+/// Where cgroups with this controller are made, and whether that is cgroup v2: where that has it not, v1 does.
+pub(crate) fn controlled(controller: &str) -> (PathBuf, bool) {
+    let unified = cgroup_root();
+    let controllers = fs::read_to_string(unified.join("cgroup.controllers")).unwrap();
+    if controllers.split_whitespace().any(|one| one == controller) {
+        let control = unified.join("cgroup.subtree_control");
+        fs::write(control, format!("+{controller}")).unwrap();
+        return (unified, true);
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let has_it = |line: &&str| {
+        let (_, kind) = line.split_once(" - ").unwrap();
+        kind.starts_with("cgroup ") && kind.ends_with(controller)
+    };
+    let line = mounts.lines().find(has_it);
+    let line = line.unwrap_or_else(|| panic!("no cgroup hierarchy has {controller}"));
+    (line.split(' ').nth(4).unwrap().into(), false)
+}
+
 pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
