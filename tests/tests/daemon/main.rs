@@ -11,6 +11,7 @@ mod budgets;
 mod changing;
 mod confined;
 mod containers;
+mod counted;
 mod established;
 mod gaps;
 mod layers;

@@ -284,20 +284,6 @@ fn a_new_cgroup_is_governed_from_its_birth_on() {
     }
 }
 
-/// What is governed now, as the agent says it: asked without a program's start in between.
-fn listed(place: &Place) -> String {
-    use std::io::{Read, Write};
-    let mut asked = std::os::unix::net::UnixStream::connect(place.path("run/admin.sock")).unwrap();
-    let question = format!(
-        "{{\"v\":{},\"request\":{{\"do\":\"workloads\"}}}}\n",
-        tollgate::daemon::admin::wire::VERSION
-    );
-    asked.write_all(question.as_bytes()).unwrap();
-    let mut told = String::new();
-    asked.read_to_string(&mut told).unwrap();
-    told
-}
-
 /// A new cgroup, and a new unit's, is listed within 100 ms, and what is in it from the first moment gets nowhere else.
 #[test]
 fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
@@ -341,7 +327,9 @@ fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
             .to_string();
         let begun = Instant::now();
         fs::create_dir(&cgroup).unwrap();
-        let seen = eventually(START, || listed(&place).contains(&name).then_some(()));
+        let seen = eventually(START, || {
+            place.asked("workloads").contains(&name).then_some(())
+        });
         assert!(seen.is_some(), "{name} is not listed");
         took.push(begun.elapsed());
         // Refused, where its network namespace is not known yet.

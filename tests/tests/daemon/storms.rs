@@ -1,4 +1,5 @@
 //! Two hundred ends and starts of every kind, under load: nothing opens meanwhile, and service is back at once.
+use crate::counted::Counted;
 use crate::load::*;
 use crate::support::*;
 use harness::{at_most, eventually};
@@ -67,6 +68,7 @@ struct Storm {
     programs: [PathBuf; 2],
     starts: Vec<f64>,
     scarce: Scarce,
+    counted: Counted,
 }
 
 impl Storm {
@@ -151,6 +153,7 @@ impl Storm {
 
     fn round(&mut self, number: usize) {
         std::thread::sleep(SERVING);
+        self.counted.go_on(&self.place, "while the agent ran");
         match number % 10 {
             0..3 => drop(self.place.end(Signal::KILL)),
             3 => self.starve(),
@@ -183,6 +186,7 @@ impl Storm {
             }
         }
         self.start();
+        self.counted.go_on(&self.place, "before the agent ended");
     }
 }
 
@@ -217,6 +221,7 @@ fn two_hundred_restarts_let_nothing_out_and_disturb_nobody_else() {
         scarce: Scarce::new(&place.name),
         place,
         starts: Vec::new(),
+        counted: Counted::default(),
     };
 
     let connector = targets(&[&canaries[0].address, &canaries[1].address]) + CONNECTOR;
@@ -252,6 +257,9 @@ fn two_hundred_restarts_let_nothing_out_and_disturb_nobody_else() {
     // The last start has as long to be back as the others.
     std::thread::sleep(at_most(Duration::from_secs(1)));
     let took = begun.elapsed();
+    for what in ["bytes_in", "bytes_out", "connections", "agent_down"] {
+        assert!(storm.counted.of(&format!("job {what}")) > TRIES, "{what}");
+    }
     let tried = connector.finish();
     let got = downloaders.map(Client::finish);
     let others = bystander.finish();

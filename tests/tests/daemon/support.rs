@@ -3,9 +3,10 @@ use harness::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
-use std::io::{BufRead, Read};
+use std::io::{BufRead, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -159,7 +160,7 @@ impl Place {
                     .unwrap();
                 panic!("the agent ended: {told}");
             }
-            std::os::unix::net::UnixStream::connect(&socket).ok()
+            UnixStream::connect(&socket).ok()
         });
         assert!(up.is_some(), "the agent is not up");
     }
@@ -190,6 +191,17 @@ impl Place {
     pub(crate) fn workloads(&self) -> Vec<Value> {
         let output = self.output(&["workloads", "-o", "json"]);
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
+    }
+
+    /// What the agent answers to a question without parameters, asked without a program's start in between.
+    pub(crate) fn asked(&self, question: &str) -> String {
+        let mut asked = UnixStream::connect(self.path("run/admin.sock")).unwrap();
+        let version = tollgate::daemon::admin::wire::VERSION;
+        let question = format!("{{\"v\":{version},\"request\":{{\"do\":\"{question}\"}}}}\n");
+        asked.write_all(question.as_bytes()).unwrap();
+        let mut told = String::new();
+        asked.read_to_string(&mut told).unwrap();
+        told
     }
 
     /// A program in the cgroup that the policy's `job` is recognised by.
