@@ -8,6 +8,7 @@
 
 mod asking;
 mod budgets;
+mod bystanders;
 mod changing;
 mod confined;
 mod containers;
