@@ -27,3 +27,4 @@ mod starting;
 mod storms;
 mod support;
 mod swaps;
+mod upgrades;

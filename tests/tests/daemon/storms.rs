@@ -2,6 +2,7 @@
 use crate::counted::Counted;
 use crate::load::*;
 use crate::support::*;
+use crate::upgrades::another_build;
 use harness::{at_most, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -62,7 +63,7 @@ impl Drop for Scarce {
     }
 }
 
-/// An agent, the program that it is started from next, and when each start was.
+/// An agent, the programs that it is started from in turn, and when each start was.
 struct Storm {
     place: Place,
     programs: [PathBuf; 2],
@@ -210,7 +211,7 @@ fn two_hundred_restarts_let_nothing_out_and_disturb_nobody_else() {
     place.start();
     place.end(Signal::KILL);
     let copy = place.path("upgraded");
-    fs::copy(harness::agent::program().unwrap(), &copy).unwrap();
+    another_build(&copy);
     // Queries for names go to the same addresses' port 53; this one is this run's, since others may run beside it.
     let [.., high, low] = std::process::id().to_be_bytes();
     let own = format!("127.{high}.{low}.9");

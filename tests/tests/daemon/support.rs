@@ -129,6 +129,15 @@ impl Place {
         self.start_as(command);
     }
 
+    /// The same, another build of it.
+    pub(crate) fn start_build(&mut self, program: &Path) {
+        let mut command = Command::new(program);
+        command
+            .arg("agent")
+            .env("TOLLGATE_CONFIG", self.path("config.yaml"));
+        self.start_as(command);
+    }
+
     /// The same, in a cgroup that is there.
     pub(crate) fn start_in(&mut self, cgroup: &Path) {
         let agent = self.tollgate(&["agent"]);
