@@ -1,11 +1,11 @@
 //! Containers by name and image, asked of an engine: an HTTP server of the test on a Unix socket that answers as the API of
 //! Docker's engine documents `GET /containers/{id}/json`, since no engine runs where tests do; and of files as runtimes keep them.
+use crate::outside::{GOVERNED, Outside, REACHED, REFUSED};
 use crate::support::*;
 use harness::eventually;
 use rustix::process::Signal;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -59,11 +59,11 @@ fn answer(mut stream: UnixStream) {
     );
 }
 
-/// An agent whose policy names containers, the engine, and a server on the host that nobody governed reaches.
+/// An agent whose policy names containers, the engine, and servers on the host that nobody governed reaches.
 struct Boxes {
     place: Place,
     parent: PathBuf,
-    canary: TcpListener,
+    outside: Outside,
     asked: Arc<AtomicUsize>,
 }
 
@@ -94,12 +94,10 @@ impl Boxes {
                 std::thread::spawn(move || answer(stream));
             }
         });
-        let canary = TcpListener::bind("127.0.0.1:0").unwrap();
-        canary.set_nonblocking(true).unwrap();
         Self {
             place,
             parent,
-            canary,
+            outside: Outside::new(),
             asked,
         }
     }
@@ -108,29 +106,23 @@ impl Boxes {
         self.parent.join(format!("docker-{}.scope", id(of)))
     }
 
-    /// Connects from within a cgroup, which is made and entered at once: the agent's status, 0 where the canary was
-    /// reached, or 7 where it was refused.
-    fn connect(&self, cgroup: &Path) -> u32 {
+    /// Connects from within a cgroup, which is made and entered at once: what came of it over IPv4 and IPv6.
+    fn connect(&self, cgroup: &Path) -> [u32; 2] {
         self.connect_as(0, cgroup)
     }
 
     /// The same as this user.
-    fn connect_as(&self, user: u32, cgroup: &Path) -> u32 {
-        let script = format!(
-            "mkdir -p {0}; echo $$ > {0}/cgroup.procs && exec setpriv --reuid={user} curl -s -m 2 -o /dev/null -w '%{{http_code}}' http://{1}/",
-            cgroup.display(),
-            self.canary.local_addr().unwrap()
-        );
-        let output = Command::new("sh")
-            .args(["-c", &script])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        match (self.canary.accept().is_ok(), output.status.code()) {
-            (true, _) => 0,
-            (false, Some(0)) => text(&output.stdout).parse().unwrap(),
-            (false, code) => u32::try_from(code.unwrap()).unwrap(),
-        }
+    fn connect_as(&self, user: u32, cgroup: &Path) -> [u32; 2] {
+        let ask = self.outside.ask(&format!("setpriv --reuid={user} curl"));
+        self.run(&format!("mkdir -p {0}", cgroup.display()), cgroup, &ask)
+    }
+
+    fn run(&self, first: &str, cgroup: &Path, then: &str) -> [u32; 2] {
+        let enter = format!("echo $$ > {}/cgroup.procs", cgroup.display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{first}; {enter} && {{ {then}; }}")]);
+        self.outside
+            .came(&command.stdin(Stdio::null()).output().unwrap())
     }
 
     /// Whatever it is until then, `never` it must not be.
@@ -139,10 +131,11 @@ impl Boxes {
         let mut seen = Vec::new();
         let done = eventually(START, || {
             seen.push(self.connect(&cgroup));
-            (seen.last() == Some(&wanted)).then_some(())
+            (seen.last() == Some(&[wanted; 2])).then_some(())
         });
         assert!(done.is_some(), "{of}: {seen:?}");
-        assert!(!seen.iter().any(|s| never.contains(s)), "{of}: {seen:?}");
+        let mut all = seen.as_flattened().iter();
+        assert!(!all.any(|s| never.contains(s)), "{of}: {seen:?}");
     }
 
     fn workload(&self, of: char) -> Option<String> {
@@ -167,9 +160,17 @@ impl Drop for Boxes {
     }
 }
 
-const REACHED: u32 = 0;
-const REFUSED: u32 = 7;
-const GOVERNED: u32 = 403;
+/// Asks by another program than curl.
+const SPEAKS: &str = r#"
+import socket, sys
+for at in sys.argv[1:]:
+    ip, port = at.rsplit(":", 1)
+    try:
+        s = socket.create_connection((ip.strip("[]"), port), 5)
+        s.sendall(b"GET / HTTP/1.1\r\nhost: %s\r\n\r\n" % at.encode())
+        print(at, 0, s.recv(12).split()[1].decode())
+    except OSError: print(at, 7, "000")
+"#;
 
 #[test]
 fn a_container_may_be_one_condition_of_several() {
@@ -184,37 +185,33 @@ fn a_container_may_be_one_condition_of_several() {
         let mut seen = Vec::new();
         let done = eventually(START, || {
             seen.push(boxes.connect_as(65534, &cgroup));
-            (seen.last() == Some(&GOVERNED)).then_some(())
+            (seen.last() == Some(&[GOVERNED; 2])).then_some(())
         });
         // Made and entered at once, and never out.
-        assert!(done.is_some() && !seen.contains(&REACHED), "{of}: {seen:?}");
+        let got_out = seen.as_flattened().contains(&REACHED);
+        assert!(done.is_some() && !got_out, "{of}: {seen:?}");
         // Whom the other condition does not name is nobody's, in it or outside.
-        assert_eq!(boxes.connect_as(0, &cgroup), REACHED, "{of}");
-        assert_eq!(boxes.connect_as(65534, &cgroup), GOVERNED, "{of}");
+        assert_eq!(boxes.connect_as(0, &cgroup), [REACHED; 2], "{of}");
+        assert_eq!(boxes.connect_as(65534, &cgroup), [GOVERNED; 2], "{of}");
     }
     let elsewhere = boxes.parent.join("plain");
-    assert_eq!(boxes.connect_as(65534, &elsewhere), REACHED);
+    assert_eq!(boxes.connect_as(65534, &elsewhere), [REACHED; 2]);
     // Another program of that user's is the one container's, and not the other's.
     let speaks = |of| {
-        let script = format!(
-            "echo $$ > {}/cgroup.procs && exec setpriv --reuid=65534 /usr/bin/python3 -c 'import socket, sys; s = socket.create_connection(sys.argv[1].split(\":\")); s.sendall(b\"GET / HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n\"); s.settimeout(1); s.recv(9)' {}",
-            boxes.cgroup(of).display(),
-            boxes.canary.local_addr().unwrap()
-        );
-        let _ = Command::new("sh")
-            .args(["-c", &script])
-            .stderr(Stdio::null())
-            .status();
-        boxes.canary.accept().is_ok()
+        let [four, six] = boxes.outside.addresses;
+        let python = "exec setpriv --reuid=65534 /usr/bin/python3 -c";
+        let speak = format!("{python} '{SPEAKS}' {four} {six}");
+        boxes.run("true", &boxes.cgroup(of), &speak)
     };
-    assert!(!speaks(OTHER));
+    assert_eq!(speaks(OTHER), [GOVERNED; 2]);
     // Refused until the agent has looked at what runs.
-    assert!(eventually(START, || speaks(IMAGE).then_some(())).is_some());
+    let free = eventually(START, || (speaks(IMAGE) == [REACHED; 2]).then_some(()));
+    assert!(free.is_some());
     // A container that the policy looks at no more.
     boxes.place.write_policy(POLICY);
     assert_eq!(boxes.place.output(&["reload"]).status.code(), Some(0));
     let free = eventually(START, || {
-        (boxes.connect_as(65534, &boxes.cgroup(OTHER)) == REACHED).then_some(())
+        (boxes.connect_as(65534, &boxes.cgroup(OTHER)) == [REACHED; 2]).then_some(())
     });
     assert!(free.is_some());
 }
@@ -224,7 +221,7 @@ fn containers_are_whose_their_engine_says_and_refused_until_it_does() {
     let mut boxes = Boxes::new();
     // Runs before there is an agent.
     fs::create_dir(boxes.cgroup(WEB)).unwrap();
-    assert_eq!(boxes.connect(&boxes.cgroup(WEB)), REACHED);
+    assert_eq!(boxes.connect(&boxes.cgroup(WEB)), [REACHED; 2]);
     boxes.place.start();
     boxes.becomes(WEB, GOVERNED, &[]);
     assert_eq!(boxes.workload(WEB).as_deref(), Some("web"));
@@ -238,7 +235,9 @@ fn containers_are_whose_their_engine_says_and_refused_until_it_does() {
     assert_eq!(boxes.workload(OTHER), None);
     // What it calls a cgroup of its own says nothing.
     let within = boxes.cgroup(OTHER).join(id(WEB));
-    let free = eventually(START, || (boxes.connect(&within) == REACHED).then_some(()));
+    let free = eventually(START, || {
+        (boxes.connect(&within) == [REACHED; 2]).then_some(())
+    });
     assert!(free.is_some(), "a name within a container was believed");
     assert_eq!(boxes.workload(OTHER), None);
 
@@ -246,7 +245,7 @@ fn containers_are_whose_their_engine_says_and_refused_until_it_does() {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(3) {
         for of in [UNKNOWN, HANGS, LIES, HUGE] {
-            assert_eq!(boxes.connect(&boxes.cgroup(of)), REFUSED, "{of}");
+            assert_eq!(boxes.connect(&boxes.cgroup(of)), [REFUSED; 2], "{of}");
         }
     }
     let status = boxes.place.status();
@@ -269,8 +268,8 @@ fn containers_are_whose_their_engine_says_and_refused_until_it_does() {
     let _ = fs::remove_dir(boxes.cgroup(OTHER).join(id(WEB)));
     fs::remove_dir(boxes.cgroup(OTHER)).unwrap();
     boxes.place.end(Signal::KILL);
-    assert_eq!(boxes.connect(&boxes.cgroup(OTHER)), REFUSED);
-    assert_eq!(boxes.connect(&boxes.cgroup(WEB)), REFUSED);
+    assert_eq!(boxes.connect(&boxes.cgroup(OTHER)), [REFUSED; 2]);
+    assert_eq!(boxes.connect(&boxes.cgroup(WEB)), [REFUSED; 2]);
     boxes.place.start();
     boxes.becomes(OTHER, REACHED, &[GOVERNED]);
     boxes.becomes(WEB, GOVERNED, &[REACHED]);
@@ -281,5 +280,5 @@ fn containers_are_whose_their_engine_says_and_refused_until_it_does() {
     assert_eq!(boxes.place.output(&["reload"]).status.code(), Some(0));
     boxes.becomes(UNKNOWN, REACHED, &[GOVERNED]);
     fs::remove_dir(boxes.cgroup(UNKNOWN)).unwrap();
-    assert_eq!(boxes.connect(&boxes.cgroup(UNKNOWN)), REACHED);
+    assert_eq!(boxes.connect(&boxes.cgroup(UNKNOWN)), [REACHED; 2]);
 }

@@ -20,6 +20,7 @@ mod living;
 mod load;
 mod looks;
 mod namespaces;
+mod outside;
 mod pods;
 mod recognising;
 mod running;

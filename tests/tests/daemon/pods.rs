@@ -17,26 +17,30 @@ const WORKLOADS: &str = r#"workloads:
   till: { match: { labels: { tier: till }, user: root } }
 "#;
 
-/// A runtime with all of its own, an agent that asks it, and a server on the host that notes who called.
+/// A runtime with all of its own, an agent that asks it, and servers on the host, of both families, that note who called.
 struct Pods {
     place: Place,
     runtime: Option<Child>,
-    server: SocketAddr,
+    servers: [SocketAddr; 2],
     called: Arc<Mutex<Vec<String>>>,
 }
 
 impl Pods {
     fn new() -> Self {
         let place = Place::new();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = listener.local_addr().unwrap();
         let called = Arc::default();
-        serve(listener, Arc::clone(&called));
+        let servers = ["127.0.0.1:0", "[::1]:0"].map(|at| {
+            let listener = TcpListener::bind(at).unwrap();
+            let server = listener.local_addr().unwrap();
+            serve(listener, Arc::clone(&called));
+            server
+        });
+        let [four, six] = servers;
         let policy = POLICY
             .replace("workloads:\n", WORKLOADS)
             .replace(
                 "apis:\n",
-                &format!("apis:\n  host: {{ tcp: [\"{server}\"] }}\n"),
+                &format!("apis:\n  host: {{ tcp: [\"{four}\", \"{six}\"] }}\n"),
             )
             .replace("roles:\n", "roles:\n  caller: [{ api: host }]\n")
             .replace(
@@ -57,7 +61,7 @@ impl Pods {
         let mut pods = Self {
             place,
             runtime: None,
-            server,
+            servers,
             called,
         };
         pods.start_runtime();
@@ -119,14 +123,20 @@ impl Pods {
         format!("/{}-pods", self.place.name)
     }
 
-    /// Runs a pod with one container, whose first act is to call the server, and whose only one from then on. The ids of
+    /// Runs a pod with one container, whose first act is to call the servers, and whose only one from then on. The ids of
     /// container and pod.
     fn run(&self, name: &str, namespace: &str, image: &str, labels: &str) -> [String; 2] {
+        let call = self.servers.map(|server| {
+            format!(
+                "printf 'GET /{name} HTTP/1.1\\r\\nHost: {server}\\r\\nConnection: close\\r\\n\\r\\n' | /bin/busybox nc {} {} 2>&1 | /bin/busybox head -n 1 >> /out/{name}-{}",
+                server.ip(),
+                server.port(),
+                family(server)
+            )
+        });
         let script = format!(
-            "exec >> /out/{name} 2>&1; while true; do printf 'GET /{name} HTTP/1.1\\r\\nHost: {0}\\r\\nConnection: close\\r\\n\\r\\n' | /bin/busybox nc {1} {2} 2>&1 | /bin/busybox head -n 1; /bin/busybox sleep 0.1; done",
-            self.server,
-            self.server.ip(),
-            self.server.port()
+            "exec 2>> /out/{name}; while true; do {}; {}; /bin/busybox sleep 0.1; done",
+            call[0], call[1]
         );
         let (parent, out) = (self.parent(), self.place.path("out"));
         fs::create_dir_all(&out).unwrap();
@@ -147,29 +157,29 @@ impl Pods {
         [ids.next().unwrap(), ids.next().unwrap()]
     }
 
-    /// What a pod's container got, each call a line.
-    fn log(&self, name: &str) -> Vec<String> {
-        let log = fs::read_to_string(self.place.path("out").join(name));
-        let log = log.unwrap_or_default();
-        log.lines().map(str::to_owned).collect()
+    /// What a pod's container got over IPv4 and IPv6, each call a line.
+    fn logs(&self, name: &str) -> [Vec<String>; 2] {
+        self.servers.map(|server| {
+            let log = self.place.path("out");
+            let log = fs::read_to_string(log.join(format!("{name}-{}", family(server))));
+            let log = log.unwrap_or_default();
+            log.lines().map(str::to_owned).collect()
+        })
     }
 
     /// A pod's calls come to this from here on, whatever they were before.
     fn becomes(&self, name: &str, wanted: &str) {
-        let from = self.log(name).len();
-        let done = eventually(START, || {
-            let log = self.log(name);
-            log[from.min(log.len())..]
-                .last()
-                .filter(|line| line.contains(wanted))?;
-            Some(())
-        });
-        let log = self.log(name);
-        assert!(
-            done.is_some(),
-            "{name} is not {wanted}: {:?}",
-            log.get(from..)
-        );
+        let from = self.logs(name).map(|log| log.len());
+        let since = || {
+            let mut logs = self.logs(name);
+            for (log, from) in logs.iter_mut().zip(from) {
+                log.drain(..from.min(log.len()));
+            }
+            logs
+        };
+        let is_so = |log: &Vec<String>| log.last().is_some_and(|line| line.contains(wanted));
+        let done = eventually(START, || since().iter().all(is_so).then_some(()));
+        assert!(done.is_some(), "{name} is not {wanted}: {:?}", since());
     }
 
     fn calls_of(&self, name: &str) -> usize {
@@ -225,6 +235,10 @@ impl Drop for Pods {
     }
 }
 
+fn family(server: SocketAddr) -> u8 {
+    if server.is_ipv4() { 4 } else { 6 }
+}
+
 /// Answers everybody, and notes what was asked for.
 fn serve(listener: TcpListener, called: Arc<Mutex<Vec<String>>>) {
     std::thread::spawn(move || {
@@ -276,7 +290,7 @@ fn pods_are_governed_by_their_labels_and_images_from_their_first_call() {
     let till = pods.run("till", "other", "other:1", r#"{"tier":"till"}"#);
     for (name, ids, expected) in [("app", &app, "app"), ("till", &till, "till")] {
         pods.becomes(name, FORBIDDEN);
-        assert_eq!(pods.calls_of(name), 0, "{:?}", pods.log(name));
+        assert_eq!(pods.calls_of(name), 0, "{:?}", pods.logs(name));
         let (workload, by) = pods.recognised(&ids[0]).unwrap();
         assert_eq!(workload, expected, "{by}");
         let denied = format!(r#""workload":"{expected}""#);
@@ -295,7 +309,8 @@ fn pods_are_governed_by_their_labels_and_images_from_their_first_call() {
     for (name, ids) in [("free", &free), ("elsewhere", &elsewhere)] {
         pods.becomes(name, REACHED);
         assert_eq!(pods.recognised(&ids[0]), None, "{name}");
-        assert!(!pods.log(name).iter().any(|line| line.contains(FORBIDDEN)));
+        let logs = pods.logs(name).concat();
+        assert!(!logs.iter().any(|line| line.contains(FORBIDDEN)));
     }
 
     // Without its runtime a container is what it was; a new one is refused.

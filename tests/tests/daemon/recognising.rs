@@ -1,4 +1,5 @@
 //! Workloads by user, executable and cgroup, as a policy names them, under the real agent.
+use crate::outside::{GOVERNED, Outside, REACHED, REFUSED};
 use crate::support::*;
 use harness::eventually;
 use rustix::process::Signal;
@@ -30,13 +31,21 @@ fn as_user(uid: u32, script: &str) -> Output {
         .unwrap()
 }
 
-fn curl(program: &str) -> String {
-    format!("{program} -sS -m 5 -o /dev/null -w '%{{http_code}}' {ELSEWHERE}")
-}
+impl Outside {
+    /// What comes of it if this user asks by this program.
+    fn asked_by(&self, user: u32, program: &str) -> [u32; 2] {
+        self.came(&as_user(user, &self.ask(program)))
+    }
 
-/// What the agent answered: the test's machine reaches nothing at that address by itself.
-fn answered(output: &Output) -> bool {
-    text(&output.stdout) == "403"
+    /// Nobody's is what this user runs; it may be refused until the agent has looked at what that is.
+    fn is_free_for(&self, user: u32, program: &str) -> bool {
+        let came = || {
+            let came = self.asked_by(user, program);
+            assert!(!came.contains(&GOVERNED), "{program} of {user}: {came:?}");
+            came
+        };
+        eventually(START, || (came() == [REACHED; 2]).then_some(())).is_some()
+    }
 }
 
 fn digest(path: &Path) -> String {
@@ -52,7 +61,7 @@ fn processes(place: &Place, workload: &str) -> Vec<Value> {
 
 #[test]
 fn users_and_executables_are_recognised_as_the_policy_names_them() {
-    let mut place = Place::new();
+    let (mut place, outside) = (Place::new(), Outside::new());
     fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
     let [named, content] = ["named", "content"].map(|name| {
         let to = place.path(name);
@@ -83,26 +92,27 @@ fn users_and_executables_are_recognised_as_the_policy_names_them() {
         .unwrap();
     place.start();
 
-    assert!(answered(&as_user(INTERN, &curl("curl"))));
-    assert!(!answered(&as_user(5, &curl("curl"))));
+    assert_eq!(outside.asked_by(INTERN, "curl"), [GOVERNED; 2]);
+    assert!(outside.is_free_for(5, "curl"));
     let named = named.display().to_string();
-    assert!(answered(&as_user(5, &curl(&named))));
+    assert_eq!(outside.asked_by(5, &named), [GOVERNED; 2]);
     let content = content.display().to_string();
     // It may be refused until it was looked at, which the first run asks for.
     let seen = eventually(START, || {
-        answered(&as_user(54_323, &curl(&content))).then_some(())
+        (outside.asked_by(54_323, &content) == [GOVERNED; 2]).then_some(())
     });
     assert!(seen.is_some(), "the content is not recognised");
-    assert!(!answered(&as_user(5, &curl(&content))));
+    assert!(outside.is_free_for(5, &content));
 
     // Replaced by an upgrade: recognised again, and not open in between.
     fs::copy("/usr/bin/env", place.path("other")).unwrap();
     fs::copy("/usr/bin/curl", place.path("next")).unwrap();
     fs::rename(place.path("next"), &named).unwrap();
-    let first = as_user(5, &curl(&named));
-    let refused = first.status.code() == Some(REFUSED.0);
-    assert!(refused || answered(&first), "{first:?}");
-    let seen = eventually(START, || answered(&as_user(5, &curl(&named))).then_some(()));
+    let first = outside.asked_by(5, &named);
+    assert!(!first.contains(&REACHED), "{first:?}");
+    let seen = eventually(START, || {
+        (outside.asked_by(5, &named) == [GOVERNED; 2]).then_some(())
+    });
     assert!(seen.is_some(), "the new file is not recognised");
 
     let interns = processes(&place, "interns");
@@ -150,7 +160,7 @@ fn users_and_executables_are_recognised_as_the_policy_names_them() {
     place.write_policy(POLICY);
     assert_eq!(place.output(&["reload"]).status.code(), Some(0));
     assert!(processes(&place, "interns").is_empty());
-    assert!(!answered(&as_user(INTERN, &curl("curl"))));
+    assert!(outside.is_free_for(INTERN, "curl"));
     let _ = Command::new("kill").arg(sleeper.id().to_string()).status();
     let _ = sleeper.kill();
     let _ = sleeper.wait();
@@ -193,7 +203,7 @@ impl Drop for Late {
 /// Who runs what a filesystem keeps from being read is refused; the agent goes on, and looks at what others run.
 #[test]
 fn a_filesystem_that_never_answers_holds_up_nobody_else() {
-    let mut place = Place::new();
+    let (mut place, outside) = (Place::new(), Outside::new());
     fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
     let mut bytes = fs::read("/usr/bin/curl").unwrap();
     bytes.push(0);
@@ -212,20 +222,19 @@ fn a_filesystem_that_never_answers_holds_up_nobody_else() {
     place.write_policy(&policy("content"));
     place.start();
     let recognised = |program: &Path| {
-        let ran = || answered(&as_user(54_323, &curl(&program.display().to_string())));
-        eventually(START, || ran().then_some(())).is_some()
+        let program = program.display().to_string();
+        let is_ours = || outside.asked_by(54_323, &program) == [GOVERNED; 2];
+        eventually(START, || is_ours().then_some(())).is_some()
     };
     assert!(recognised(&first));
 
     let mut late = Late::serve(place.path("late"), &first);
     let program = late.mount.join("program").display().to_string();
-    let refused = as_user(54_323, &curl(&program));
-    assert_eq!(refused.status.code(), Some(REFUSED.0), "{refused:?}");
+    assert_eq!(outside.asked_by(54_323, &program), [REFUSED; 2]);
     assert_eq!(line(&mut late.said), "waits");
-    let refused = as_user(54_323, &curl(&program));
-    assert_eq!(refused.status.code(), Some(REFUSED.0), "{refused:?}");
+    assert_eq!(outside.asked_by(54_323, &program), [REFUSED; 2]);
     // Whom no rule can mean runs it.
-    assert!(!answered(&as_user(5, &curl(&program))));
+    assert_eq!(outside.asked_by(5, &program), [REACHED; 2]);
 
     let begun = Instant::now();
     assert!(processes(&place, "content").is_empty());
@@ -252,35 +261,32 @@ fn a_filesystem_that_never_answers_holds_up_nobody_else() {
 /// What is made and entered at once is governed, also by nobody's hand while the agent is dead.
 #[test]
 fn a_new_cgroup_is_governed_from_its_birth_on() {
-    let mut place = Place::new();
+    let (mut place, outside) = (Place::new(), Outside::new());
     place.write_policy(&POLICY.replace("CGROUP/**", "CGROUP/*"));
     place.start();
     let made = |place: &Place, name: &str| {
         let cgroup = place.cgroup.join(name);
         let script = format!(
-            "mkdir {0} && echo $$ > {0}/cgroup.procs && {1}",
+            "mkdir {0} && echo $$ > {0}/cgroup.procs && {{ {1}; }}",
             cgroup.display(),
-            curl("curl")
+            outside.ask("curl")
         );
-        let output = Command::new("sh")
-            .args(["-c", &script])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).stdin(Stdio::null());
+        let came = outside.came(&command.output().unwrap());
         let _ = fs::remove_dir(&cgroup);
-        output
+        came
     };
-    let first = eventually(START, || answered(&made(&place, "first")).then_some(()));
+    let first = eventually(START, || {
+        (made(&place, "first") == [GOVERNED; 2]).then_some(())
+    });
     assert!(first.is_some(), "not governed");
     for n in 0..10 {
-        assert!(answered(&made(&place, &format!("alive-{n}"))));
+        assert_eq!(made(&place, &format!("alive-{n}")), [GOVERNED; 2]);
     }
     place.end(Signal::KILL);
     for n in 0..10 {
-        assert_eq!(
-            made(&place, &format!("dead-{n}")).status.code(),
-            Some(REFUSED.0)
-        );
+        assert_eq!(made(&place, &format!("dead-{n}")), [REFUSED; 2]);
     }
 }
 
