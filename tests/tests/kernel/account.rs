@@ -2,6 +2,8 @@
 use crate::refuse::{counted, events};
 use crate::support::*;
 use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 use tollgate::kernel::Event;
 use tollgate::kernel::namespaces::Network;
 
@@ -256,6 +258,61 @@ fn bytes_and_packets_are_those_of_the_interface() {
     for ip in ["198.51.100.7", "2001:db8::7"] {
         stand.renew();
         are_counted_as_the_interface_does(&stand, ip);
+    }
+}
+
+/// Moves some bytes each way, in turn; returns what the kernel counted of it, out and in.
+fn moves(stand: &Stand, client: &mut Running, agent: &mut TcpStream) -> [u64; 2] {
+    let counted = || {
+        let counters = stand.account().counters;
+        [counters.bytes_out, counters.bytes_in]
+    };
+    let before = counted();
+    client.send("\n");
+    let mut body = [0; 10_000];
+    agent.read_exact(&mut body).unwrap();
+    agent.write_all(&body).unwrap();
+    assert_eq!(client.line(), "moved");
+    // What says of the last bytes that they came leaves a moment later.
+    std::thread::sleep(harness::at_most(Duration::from_millis(50)));
+    let after = counted();
+    [0, 1].map(|way: usize| after[way] - before[way])
+}
+
+/// Each way is counted by a program of its own; where that is gone, the bytes go on, and its count stands still.
+fn stand_still(stand: &Stand, ip: &str) {
+    let script = format!(
+        "s, r = tcp('{ip}', 443); say(r)
+for line in sys.stdin:
+    s.sendall(bytes(10000)); n = 0
+    while n < 10000: n += len(s.recv(10000 - n))
+    say('moved')"
+    );
+    let mut client = Running::start(&stand.cgroup, &script);
+    assert_eq!(client.line(), "ok");
+    let mut agent = stand.accept(stand.agent(ip));
+    let [out, into] = moves(stand, &mut client, &mut agent);
+    assert!(out >= 10_000 && into >= 10_000, "{ip}: {out}, {into}");
+    let mut without = |program: &str, are_counted: [bool; 2]| {
+        std::fs::remove_file(stand.options.pin_dir.join("links").join(program)).unwrap();
+        eventually("only what has its program is counted", || {
+            let moved = moves(stand, &mut client, &mut agent);
+            moved.map(|bytes| bytes >= 10_000) == are_counted
+                && moved.map(|bytes| bytes > 0) == are_counted
+        });
+    };
+    without("egress", [false, true]);
+    without("ingress", [false, false]);
+    client.finish();
+}
+
+#[test]
+fn nothing_is_counted_without_its_program() {
+    let mut stand = Stand::new();
+    for ip in ["198.51.100.7", "2001:db8::7"] {
+        stand.renew();
+        stand.fence().mend();
+        stand_still(&stand, ip);
     }
 }
 

@@ -163,6 +163,43 @@ fn what_is_beyond_stops_both_ways() {
     }
 }
 
+/// What was held up goes on, both ways and beyond, when the programs that held it are gone.
+fn goes_on_without_the_programs(stand: &Stand, ip: &str) {
+    let listener = stand.agent(ip);
+    stand.allow(LIMIT, DAY);
+    let script = format!(
+        "s, r = tcp('{ip}', 443); say(r); s.settimeout(60)
+s.sendall(bytes(1 << 22)); n = 0
+while d := s.recv(65536): n += len(d)
+say(n)"
+    );
+    let mut client = Running::start(&stand.cgroup, &script);
+    assert_eq!(client.line(), "ok");
+    let mut agent = stand.accept(listener);
+    let received = all_there_is(&mut agent);
+    assert!(received < LIMIT, "{ip}: {received}");
+    for program in ["egress", "ingress"] {
+        std::fs::remove_file(stand.options.pin_dir.join("links").join(program)).unwrap();
+    }
+    // TCP tries again after a second or two.
+    agent.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut rest = vec![0; usize::try_from(4 * LIMIT - received).unwrap()];
+    agent.read_exact(&mut rest).unwrap();
+    agent.write_all(&vec![0; 4 << 20]).unwrap();
+    drop(agent);
+    assert_eq!(client.finish(), (4 * LIMIT).to_string(), "{ip}");
+}
+
+#[test]
+fn nothing_stops_without_the_programs() {
+    let mut stand = Stand::new();
+    for ip in ["198.51.100.7", "2001:db8::7"] {
+        stand.renew();
+        stand.fence().mend();
+        goes_on_without_the_programs(&stand, ip);
+    }
+}
+
 /// A window ends by the clock, and with it what was spent in it.
 #[test]
 fn a_new_window_begins_with_nothing_spent() {
