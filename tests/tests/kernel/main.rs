@@ -22,6 +22,7 @@ mod lsm;
 mod names;
 mod namespaces;
 mod origin;
+mod owner;
 mod quota;
 mod recognise;
 mod refuse;

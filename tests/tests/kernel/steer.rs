@@ -1,4 +1,5 @@
 //! Governed connections reach the agent, with their owner and destination; others do not.
+use crate::owner::start_ticks;
 use crate::support::*;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -68,19 +69,6 @@ fn is_steered(stand: &Stand, ip: &str) {
         stand.fence().flow_of(&accepted).is_some(),
         "still known while the agent's side is open"
     );
-}
-
-/// Field 22 of `stat`, counted from behind the name.
-fn start_ticks(pid: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .nth(19)
-        .unwrap()
-        .parse()
-        .unwrap()
 }
 
 fn connections_are_steered(stand: &Stand) {
