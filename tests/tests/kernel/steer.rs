@@ -164,10 +164,17 @@ fn nested_cgroups_belong_to_the_deepest_governed() {
 #[test]
 fn a_socket_made_outside_is_steered_when_connected_inside() {
     let mut stand = Stand::new();
-    let ways = ["127.0.0.1", "::1"].map(|ip| {
+    // Of MPTCP too, which nobody can make inside.
+    let ways = [
+        ("127.0.0.1", 0),
+        ("::1", 0),
+        ("127.0.0.1", 262),
+        ("::1", 262),
+    ];
+    let ways = ways.map(|(ip, protocol)| {
         let server = Elsewhere::new(ip);
         let script = format!(
-            "s = socket.socket(family('{ip}'), socket.SOCK_STREAM)
+            "s = socket.socket(family('{ip}'), socket.SOCK_STREAM, {protocol})
 enter({:?})
 say(name(lambda: s.connect(('{ip}', {}))))",
             stand.cgroup.path().to_str().unwrap(),

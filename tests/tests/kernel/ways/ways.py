@@ -4,6 +4,7 @@ import array, ctypes, errno, mmap, os, signal, socket, struct, sys, threading, t
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
+MPTCP = 262
 FAST = 0x20000000  # MSG_FASTOPEN
 LOCAL = {V4: "127.0.0.1", V6: "::1"}
 ANY = {V4: "0.0.0.0", V6: "::"}
@@ -108,7 +109,7 @@ def fast_open_connect(family, text):
 
 @both
 def mptcp(family, text):
-    stream(family, LOCAL[family], text, socket.socket(family, TCP, 262))
+    stream(family, LOCAL[family], text, socket.socket(family, TCP, MPTCP))
 
 
 @both
@@ -294,7 +295,7 @@ def serve_outside(end):
         if not asked:
             os._exit(0)
         what, family = asked.split()
-        s = socket.socket(int(family), TCP)
+        s = socket.socket(int(family), TCP, MPTCP if "mptcp" in what else 0)
         if what.endswith("connected"):
             s.connect((LOCAL[int(family)], port))
         if what.startswith("passed"):
@@ -310,8 +311,21 @@ def inherited(family, text):
 
 
 @both
+def inherited_mptcp(family, text):
+    stream(family, LOCAL[family], text, inherited_mptcp_sockets[family])
+
+
+@both
 def inherited_connected(family, text):
-    s = connected_sockets[family]
+    sent_by_another_program(connected_sockets[family], text)
+
+
+@both
+def inherited_mptcp_connected(family, text):
+    sent_by_another_program(connected_mptcp_sockets[family], text)
+
+
+def sent_by_another_program(s, text):
     s.set_inheritable(True)
     program = """import socket, sys
 try:
@@ -345,6 +359,16 @@ except OSError as error:
 @both
 def passed(family, text):
     stream(family, LOCAL[family], text, handed("passed", family))
+
+
+@both
+def passed_mptcp(family, text):
+    stream(family, LOCAL[family], text, handed("passed-mptcp", family))
+
+
+@both
+def passed_mptcp_connected(family, text):
+    handed("passed-mptcp-connected", family).sendall(text)
 
 
 @both
@@ -553,8 +577,11 @@ if os.fork() == 0:
     outsider.close()
     serve_outside(outside)
 outside.close()
-inherited_sockets = {family: socket.socket(family, TCP) for family in (V4, V6)}
-connected_sockets = {family: socket.create_connection((LOCAL[family], port)) for family in (V4, V6)}
+inherited_sockets, connected_sockets = ({family: socket.socket(family, TCP) for family in (V4, V6)} for _ in range(2))
+inherited_mptcp_sockets, connected_mptcp_sockets = ({family: socket.socket(family, TCP, MPTCP) for family in (V4, V6)} for _ in range(2))
+for sockets in connected_sockets, connected_mptcp_sockets:
+    for family, s in sockets.items():
+        s.connect((LOCAL[family], port))
 connected_to_send = {family: socket.socket(family, UDP) for family in (V4, V6)}
 for family, s in connected_to_send.items():
     s.connect((LOCAL[family], port))
