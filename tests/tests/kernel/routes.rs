@@ -258,26 +258,42 @@ fn what_the_agent_answers_does_not_leave() {
 
 /// Hears what the host's own sockets are given a copy of.
 const LISTEN_TO_MANY: &str = "
-import ctypes
+import ctypes, select, struct
 assert ctypes.CDLL(None).setns(os.open('/proc/{PID}/ns/net', os.O_RDONLY), 0x40000000) == 0
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 5353)); s.settimeout(0.5)
-s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('224.0.0.251') + socket.inet_aton('10.9.0.1'))
+four, six = [socket.socket(f, socket.SOCK_DGRAM) for f in (socket.AF_INET, socket.AF_INET6)]
+four.bind(('', 5353))
+four.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('224.0.0.251') + socket.inet_aton('10.9.0.1'))
+six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1); six.bind(('::', 5353))
+index = socket.if_nametoindex('c0')
+# One group of this link, and one that reaches further.
+for group in 'ff02::fb', 'ff05::fb':
+    six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(socket.AF_INET6, group) + struct.pack('I', index))
 say('ready'); sys.stdin.readline()
 heard = set()
-while True:
-    try: heard.add(s.recv(64).decode())
-    except TimeoutError: break
+while ready := select.select([four, six], [], [], 0.5)[0]:
+    for s in ready: heard.add(s.recv(64).decode())
 say(*sorted(heard))
 ";
 
 /// Sends to many at once, with a socket of either family.
 const TO_MANY: &str = "
+import struct
 came = {}
 for kind, ip in ('group', '224.0.0.251'), ('all', '255.255.255.255'), ('subnet', '10.9.0.255'):
     for f, to in (socket.AF_INET, ip), (socket.AF_INET6, '::ffff:' + ip):
         called = kind + ('4' if f == socket.AF_INET else '-mapped')
         s = socket.socket(f, socket.SOCK_DGRAM); s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         came[called] = name(lambda: (s.connect((to, 5353)), s.send(called.encode())))
+# By the scope that the address has, by a device that the socket has, and by one that a message has.
+index = socket.if_nametoindex('c0')
+def scoped(s, data): s.connect(('ff02::fb', 5353, 0, index)); s.send(data)
+def unconnected(s, data): s.sendto(data, ('ff02::fb', 5353, 0, index))
+def chosen(s, data):
+    s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index); s.connect(('ff05::fb', 5353)); s.send(data)
+def told(s, data): s.sendmsg([data], [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack('16xI', index))], 0, ('ff05::fb', 5353))
+for way in scoped, unconnected, chosen, told:
+    called = 'group-' + way.__name__ + '6'
+    came[called] = name(lambda: way(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM), called.encode()))
 say(came)
 ";
 
@@ -306,7 +322,7 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.9.0.77', 5454)
 
 #[test]
 fn nobody_on_the_host_hears_what_is_sent_to_many() {
-    let all = "all-mapped all4 group-mapped group4 subnet-mapped subnet4";
+    let all = "all-mapped all4 group-chosen6 group-mapped group-scoped6 group-told6 group-unconnected6 group4 subnet-mapped subnet4";
     let came = nobody_hears(TO_MANY, all);
     assert!(!came.contains("ok"), "{came}");
 }
