@@ -28,6 +28,7 @@ mod recognise;
 mod refuse;
 mod routes;
 mod rules;
+mod sockets;
 mod steer;
 mod stress;
 mod support;

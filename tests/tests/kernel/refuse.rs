@@ -345,56 +345,6 @@ for ip, port in ('127.77.7.7', 443), ('::1', 443): say(udp(ip, port))"
     }
 }
 
-const SOCKETS: &str = "
-import ctypes
-# Ping sockets are a setting of the network namespace: one of our own, where everybody may.
-assert ctypes.CDLL(None).unshare(0x40000000) == 0
-with open('/proc/sys/net/ipv4/ping_group_range', 'w') as f: f.write('0 2147483647')
-for family in socket.AF_INET, socket.AF_INET6:
-    icmp = 1 if family == socket.AF_INET else 58
-    for kind, protocol in (3, 6), (3, 255), (3, icmp), (2, icmp), (1, 262), (2, 136):
-        say(name(lambda: socket.socket(family, kind, protocol).close()))
-    for kind, protocol in (1, 0), (1, 6), (2, 0), (2, 17):
-        say(name(lambda: socket.socket(family, kind, protocol).close()))
-";
-
-/// Does the kernel have UDP-Lite? Linux 7.3 does not any more.
-pub fn has_udp_lite() -> bool {
-    python_outside("say(name(lambda: socket.socket(socket.AF_INET, 2, 136).close()))") == "ok"
-}
-
-#[test]
-fn only_tcp_and_udp_sockets_can_be_made() {
-    let mut stand = Stand::new();
-    let free = python_outside(SOCKETS);
-    let governed = stand.run(SOCKETS);
-    let lite = match has_udp_lite() {
-        true => "EPERM",
-        false => "EPROTONOSUPPORT",
-    };
-    let one_family = [["EPERM"; 5].as_slice(), &[lite], &["ok"; 4]].concat();
-    assert_eq!(
-        governed,
-        [one_family.clone(), one_family].concat().join("\n")
-    );
-    assert!(!free.contains("EPERM"), "{free}");
-    let all = ["raw", "raw", "raw", "icmp", "262", "136"];
-    let each = if has_udp_lite() { &all[..] } else { &all[..5] };
-    let others = 2 * (each.len() as u64 - 3);
-    let expected = BTreeMap::from([("protocol".to_owned(), others), ("raw".to_owned(), 6)]);
-    assert_eq!(counted(&stand), expected);
-    let refusals = refusals(stand.fence(), 2 * each.len());
-    assert!(refusals.iter().all(|refusal| refusal.destination.is_none()));
-    let protocols: Vec<&str> = refusals
-        .iter()
-        .map(|refusal| &*refusal.protocol)
-        .take(each.len())
-        .collect();
-    assert_eq!(protocols, each);
-    stand.lift();
-    assert_eq!(stand.run(SOCKETS), free);
-}
-
 #[test]
 fn what_cannot_be_governed_is_said() {
     let stand = Stand::new();

@@ -296,6 +296,27 @@ impl Drop for Setting {
     }
 }
 
+/// A module of the kernel's, which is loaded for as long as this lasts, if it was not before.
+pub struct Module(Option<&'static str>);
+
+impl Module {
+    /// `None` where the kernel has no such module, or has it built in and says so to nobody.
+    pub fn loaded(name: &'static str) -> Option<Self> {
+        let was_there = Path::new("/sys/module").join(name).exists();
+        let mut modprobe = Command::new("modprobe");
+        let loaded = modprobe.args(["-q", name]).status().expect("modprobe");
+        loaded.success().then(|| Self((!was_there).then_some(name)))
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if let Some(name) = self.0 {
+            let _ = Command::new("modprobe").args(["-q", "-r", name]).status();
+        }
+    }
+}
+
 /// What every script starts with: `tcp(ip, port)` connects and tells the error's name or `ok`.
 const PRELUDE: &str = r"
 import errno, os, socket, sys, time

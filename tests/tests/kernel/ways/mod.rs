@@ -1,6 +1,7 @@
 //! Every way out that is known, tried by a governed process towards somebody who listens to everything; and tried
 //! again by one that is not governed, so that each is known to work.
-use crate::refuse::{counted, has_udp_lite, layer};
+use crate::refuse::{counted, layer};
+use crate::sockets::has_udp_lite;
 use crate::support::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
