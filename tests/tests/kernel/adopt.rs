@@ -207,9 +207,11 @@ fn workload_ids_survive_and_are_never_reused() {
     expected.sort_unstable();
     assert_eq!(names, expected);
     stand.admit();
-    python(&second, "tcp('198.51.100.7', 80)");
-    let flow = stand.fence().flow_of(&stand.accept(&stand.agent4)).unwrap();
-    assert_eq!(&*flow.workload, "second");
+    for ip in ["198.51.100.7", "2001:db8::7"] {
+        python(&second, &format!("tcp('{ip}', 80)"));
+        let flow = stand.fence().flow_of(&stand.accept(stand.agent(ip)));
+        assert_eq!(&*flow.unwrap().workload, "second");
+    }
 }
 
 #[test]

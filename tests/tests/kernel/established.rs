@@ -1,4 +1,5 @@
 //! Connections from before their process was governed: ended, or going on where policy says so.
+use crate::exit::{at, heard, receiver};
 use crate::support::*;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -201,18 +202,19 @@ fn what_a_process_outside_of_governed_cgroups_had_is_ended(stand: &Stand) {
 fn what_may_go_on_does_and_goes_nowhere_else(stand: &Stand) {
     let peers = Peers::new();
     let later = Cgroup::new(stand.fence().cgroup_root(), unique());
-    let elsewhere = UdpSocket::bind("127.0.0.1:0").unwrap();
-    elsewhere.set_nonblocking(true).unwrap();
+    let elsewhere = ["127.0.0.1", "::1"].map(receiver);
     let script = peers.script().replace(
         "for line in sys.stdin:",
         &format!(
             "for line in sys.stdin:
     if line == 'elsewhere\\n':
-        u0.connect(('127.0.0.1', {})); say(fares(u0, b'z')); continue
+        u0.connect({}); u1.connect({}); say(fares(u0, b'z'), fares(u1, b'z')); continue
     if line == 'anew\\n':
-        s, r = tcp('127.0.0.1', {}); say(r); continue",
-            elsewhere.local_addr().unwrap().port(),
-            peers.listeners[0].address.port()
+        anew = tcp('127.0.0.1', {}), tcp('::1', {}); say(anew[0][1], anew[1][1]); continue",
+            at(&elsewhere[0]),
+            at(&elsewhere[1]),
+            peers.listeners[0].address.port(),
+            peers.listeners[1].address.port()
         ),
     );
     let mut process = Running::start(&later, &script);
@@ -238,17 +240,15 @@ fn what_may_go_on_does_and_goes_nowhere_else(stand: &Stand) {
     }
     // What it makes anew goes to the agent, and a socket that may go on has no other peer.
     process.send("anew\n");
-    assert_eq!(process.line(), "ok");
-    let steered = stand.accept(&stand.agent4);
-    assert_eq!(&*stand.fence().flow_of(&steered).unwrap().workload, "later");
-    assert_quiet(&peers.listeners[0].listener);
+    assert_eq!(process.line(), "ok ok");
+    let steered = [&stand.agent4, &stand.agent6].map(accept);
+    for (steered, peer) in steered.iter().zip(&peers.listeners) {
+        assert_eq!(&*stand.fence().flow_of(steered).unwrap().workload, "later");
+        assert_quiet(&peer.listener);
+    }
     process.send("elsewhere\n");
     process.line();
-    std::thread::sleep(std::time::Duration::from_millis(20));
-    assert!(
-        elsewhere.recv(&mut [0]).is_err(),
-        "a datagram got elsewhere"
-    );
+    assert_eq!(elsewhere.each_ref().map(heard), [0, 0], "datagrams");
 
     // Looked at again, nothing changes; what is over is forgotten; a policy that lets it go on no longer ends it.
     assert!(
@@ -274,13 +274,15 @@ fn what_may_go_on_does_and_goes_nowhere_else(stand: &Stand) {
     }
     assert!(stand.fence().kept().is_empty());
     // What was made since was left alone.
-    steered.set_nonblocking(true).unwrap();
-    let open = (&steered).read(&mut [0]).unwrap_err().kind();
-    assert_eq!(
-        open,
-        ErrorKind::WouldBlock,
-        "a steered connection was ended"
-    );
+    for mut steered in steered {
+        steered.set_nonblocking(true).unwrap();
+        let open = steered.read(&mut [0]).unwrap_err().kind();
+        assert_eq!(
+            open,
+            ErrorKind::WouldBlock,
+            "a steered connection was ended"
+        );
+    }
 }
 
 /// What others have connected to where policy lets them is the workload's to serve.

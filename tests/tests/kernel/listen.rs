@@ -222,22 +222,23 @@ fn the_agents_port_is_the_agents() {
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); return name(lambda: s.bind((ip, port)))
 say(bind('127.0.0.1', {port4}), bind('0.0.0.0', {port4}), bind('::ffff:127.0.0.1', {port4}))
 say(bind('::1', {port6}), bind('::', {port6}), bind('127.0.0.1', {port4}, socket.SOCK_DGRAM))
-say(bind('127.0.0.77', {port4}), bind('::ffff:127.0.0.77', {port4}))"
+say(bind('127.0.0.77', {port4}), bind('::ffff:127.0.0.77', {port4}))
+say(bind('::1', {port6}, socket.SOCK_DGRAM))"
     );
     assert_eq!(
         stand.run(&script),
-        "EPERM EPERM EPERM\nEPERM EPERM EPERM\nok ok",
+        "EPERM EPERM EPERM\nEPERM EPERM EPERM\nok ok\nEPERM",
         "its port elsewhere, as the kernel may choose it for anybody, is not its own"
     );
-    assert_eq!(counted(&stand)["port"], 6);
-    let told = refusals(stand.fence(), 6).remove(0);
+    assert_eq!(counted(&stand)["port"], 7);
+    let told = refusals(stand.fence(), 7).remove(0);
     assert_eq!(
         told.destination.unwrap().to_string(),
         format!("127.0.0.1:{port4}")
     );
     assert_eq!(
         python_outside(&script),
-        "ok ok ok\nok ok ok\nok ok",
+        "ok ok ok\nok ok ok\nok ok\nok",
         "nobody else is kept from it"
     );
     // Self-connection: from the agent's port to the agent's port.
@@ -249,7 +250,7 @@ say(bind('127.0.0.77', {port4}), bind('::ffff:127.0.0.77', {port4}))"
     );
     assert_eq!(stand.run(&own), ["EPERM ECONNREFUSED"; 2].join("\n"));
     stand.lift();
-    assert_eq!(stand.run(&script), "ok ok ok\nok ok ok\nok ok");
+    assert_eq!(stand.run(&script), "ok ok ok\nok ok ok\nok ok\nok");
     let alone = ["ok EISCONN"; 2].join("\n");
     eventually("it is the fence that keeps it", || stand.run(&own) == alone);
 }

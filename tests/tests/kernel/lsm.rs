@@ -417,11 +417,9 @@ enter({:?}); say(*tried())''')",
 }
 
 /// Of a disk behind a network the kernel asks in the name of whoever reads a file, over a socket that somebody else made.
-#[test]
-fn a_disk_behind_a_network_is_read() {
-    let stand = Stand::new();
+fn a_disk_is_read(stand: &Stand, ip: &str) {
     if !crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing {
-        return assert_all_missing(&stand);
+        return assert_all_missing(stand);
     }
     let loaded = std::process::Command::new("modprobe").arg("nbd").status();
     assert!(loaded.unwrap().success(), "this kernel has such disks");
@@ -429,7 +427,7 @@ fn a_disk_behind_a_network_is_read() {
         "{SENDS}
 import fcntl, struct
 DISK = '/dev/nbd0'
-there, here = socket.create_server(('127.0.0.1', 0)), socket.socket()
+there, here = socket.create_server(('{ip}', 0), family=family('{ip}')), socket.socket(family('{ip}'))
 here.connect(there.getsockname())
 disk = os.open(DISK, os.O_RDWR)
 for call, value in ((0xab01, 4096), (0xab07, 16), (0xab00, here.fileno())): fcntl.ioctl(disk, call, value)
@@ -463,34 +461,43 @@ fcntl.ioctl(disk, 0xab08); os.waitpid(client, 0); os.waitpid(server, 0)
 fcntl.ioctl(disk, 0xab04)",
         stand.cgroup.path()
     );
-    assert_eq!(python_outside(&script), "4096 b'd'");
+    assert_eq!(python_outside(&script), "4096 b'd'", "{ip}");
+}
+
+#[test]
+fn a_disk_behind_a_network_is_read() {
+    over_both(a_disk_is_read);
 }
 
 /// What the kernel asks of a file server it sends over a socket of its own, in the name of whoever mounts or reads.
-#[test]
-fn a_file_server_is_asked() {
-    let stand = Stand::new();
+fn its_server_is_asked(stand: &Stand, ip: &str) {
     if !crate::refuse::layer(stand.fence(), "socket_sendmsg").enforcing {
-        return assert_all_missing(&stand);
+        return assert_all_missing(stand);
     }
     let loaded = std::process::Command::new("modprobe").arg("nfsv3").status();
     assert!(loaded.unwrap().success(), "this kernel knows such servers");
+    let tcp = if ip.contains(':') { "tcp6" } else { "tcp" };
     let patience = harness::at_most(Duration::from_secs(1)).as_secs();
     let script = format!(
         "{SENDS}
-s = socket.create_server(('127.0.0.1', 0)); port = s.getsockname()[1]
+s = socket.create_server(('{ip}', 0), family=family('{ip}')); port = s.getsockname()[1]
 child = os.fork()
 if child == 0:
     enter({:?})
     become([], '''import ctypes
-options = b\"vers=3,proto=tcp,nolock,soft,port=%d,mountport=%d,mountproto=tcp,mountaddr=127.0.0.1,addr=127.0.0.1\"
-ctypes.CDLL(None).mount(b\"127.0.0.1:/x\", b\"/mnt\", b\"nfs\", 0, options)''' % (port, port))
+options = b\"vers=3,proto={tcp},nolock,soft,port=%d,mountport=%d,mountproto={tcp},mountaddr={ip},addr={ip}\"
+ctypes.CDLL(None).mount(b\"server:/x\", b\"/mnt\", b\"nfs\", 0, options)''' % (port, port))
 c = s.accept()[0]; c.settimeout({patience})
 say(len(c.recv(8))); os.kill(child, 9); c.close(); s.close(); os.waitpid(child, 0)",
         stand.cgroup.path()
     );
-    assert_eq!(python_outside(&script), "8");
-    assert_eq!(counted(&stand).get("passed"), None);
+    assert_eq!(python_outside(&script), "8", "{ip}");
+    assert_eq!(counted(stand).get("passed"), None);
+}
+
+#[test]
+fn a_file_server_is_asked() {
+    over_both(its_server_is_asked);
 }
 
 #[test]

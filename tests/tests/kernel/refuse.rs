@@ -203,13 +203,14 @@ for f in socket.AF_INET, socket.AF_INET6: say(name(lambda: socket.socket(f, sock
         assert_eq!(said.count(), 2, "{log}");
         assert!(log.contains("WARN tollgate::kernel::hooks"), "{log}");
         assert_quiet(&stand.agent4);
+        assert_quiet(&stand.agent6);
         drop(stand.fence.take());
         stand.fence = Some(open(&stand.options));
         stand.admit();
     }
     assert_eq!(
-        stand.run("say(tcp('198.51.100.7', 443)[1])"),
-        "ok",
+        stand.run("say(tcp('198.51.100.7', 443)[1], tcp('2001:db8::7', 443)[1])"),
+        "ok ok",
         "with memory it is steered"
     );
     stand.lift();

@@ -83,13 +83,15 @@ fn a_user_is_recognised_when_it_connects_and_stays_so() {
     assert_eq!(scene.whose(&become_intern).as_deref(), Some("interns"));
     assert_eq!(scene.whose("os.setresuid(5, 5, 5); both()"), None);
     // Asked in vain as somebody else, it is asked again as the intern. Once recognised it stays, whoever it becomes.
-    let body = format!(
-        "tcp('127.0.0.1', 1)
-os.setresuid({INTERN}, 0, 0); tcp('127.0.0.1', PORTS[0]); os.setresuid(0, 0, 0); both()"
-    );
-    assert_eq!(python_outside(&scene.script(&body)), "ok ok");
-    accept(&scene.stand.agent4);
-    assert_eq!(scene.who().as_deref(), Some("interns"));
+    for (at, ip) in ["127.0.0.1", "::1"].iter().enumerate() {
+        let body = format!(
+            "tcp('{ip}', 1)
+os.setresuid({INTERN}, 0, 0); tcp('{ip}', PORTS[{at}]); os.setresuid(0, 0, 0); both()"
+        );
+        assert_eq!(python_outside(&scene.script(&body)), "ok ok");
+        accept(scene.stand.agent(ip));
+        assert_eq!(scene.who().as_deref(), Some("interns"));
+    }
     // By exec, without a connection; its children inherit.
     let body = format!(
         "import subprocess
