@@ -20,8 +20,6 @@ enum What {
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1024))]
         gib: u64,
     },
-    /// A hundred thousand governed sockets of ten thousand workloads at the same time: whether a map of the kernel half refuses.
-    Sockets,
 }
 
 /// Sets up, builds, and becomes the soak.
@@ -31,34 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     match args.what {
         What::Bodies { gib } => bodies(gib),
-        What::Sockets => sockets(),
     }
-}
-
-/// It is a test that is too long to be run with the others.
-fn sockets() -> Result<()> {
-    let mut progress = sh::Progress::new(3);
-    progress.step("setup");
-    setup::run(setup::Need::Demo)?;
-    progress.step("build");
-    build::run(&build::Args::default())?;
-    progress.step("the soak");
-    let mut test = sh::command("cargo");
-    test.args([
-        "test",
-        "--locked",
-        "--package",
-        "tollgate-tests",
-        "--test",
-        "kernel",
-        "--",
-    ]);
-    test.args([
-        "--ignored",
-        "--exact",
-        "stress::a_hundred_thousand_sockets_and_ten_thousand_workloads_fit",
-    ]);
-    sh::run(test)
 }
 
 fn bodies(gib: u64) -> Result<()> {

@@ -110,13 +110,17 @@ fn thousands_of_connections_each_have_their_own_owner() {
 
 /// Workloads, each with a cgroup.
 const WORKLOADS: usize = 10_000;
-/// Connections of each of six clients, open at the same time: fewer than descriptors that a process may have.
+/// Connections of each of six clients, open at the same time.
 const OPEN: usize = 16_667;
+/// Lets a process have descriptors for as many.
+const DESCRIPTORS: &str = "import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))";
 
 /// Has `OPEN` connections from an address of its own, so that there are ports enough.
 fn holder(source: &str, to: &str) -> String {
     format!(
-        "all = []; refused = {{}}
+        "{DESCRIPTORS}
+all = []; refused = {{}}
 while len(all) < {OPEN} and len(refused) < 3:
     s = socket.socket(family('{to}'), socket.SOCK_STREAM)
     s.setsockopt(socket.IPPROTO_IP, 24, 1) # IP_BIND_ADDRESS_NO_PORT
@@ -136,6 +140,7 @@ impl Acceptor {
     fn start(listener: &std::net::TcpListener) -> Self {
         let script = format!(
             "import socket, time
+{DESCRIPTORS}
 listener = socket.socket(fileno=0)
 held = [listener.accept() for _ in range({OPEN})]
 time.sleep(600)"
@@ -157,7 +162,6 @@ impl Drop for Acceptor {
 }
 
 #[test]
-#[ignore = "takes a minute: `cargo xtask soak sockets`"]
 fn a_hundred_thousand_sockets_and_ten_thousand_workloads_fit() {
     let stand = Stand::new();
     let name = |number: usize| format!("w{number}");
