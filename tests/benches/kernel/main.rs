@@ -120,7 +120,8 @@ impl Bench {
             (four.free(), bulk.cost())
         };
         // Before and after: whatever drifts does so for both.
-        let bulk_without = f64::midpoint(bulk_without, bulk_after);
+        let middle = |at: usize| f64::midpoint(bulk_without[at], bulk_after[at]);
+        let bulk_without = [middle(0), middle(1), middle(2)];
         // The last process of it may not have been reaped yet.
         let _ = harness::eventually(std::time::Duration::from_secs(5), || {
             std::fs::remove_dir(&cgroup).ok()
@@ -158,13 +159,19 @@ impl Bench {
             more("send_governed", governed.send, without.send),
             more("send_accounting", governed.send, uncounted.send),
             more("send_empty", empty.send, without.send),
-            ("bulk_ungoverned", bulk_with / bulk_without),
-            ("bulk_empty", bulk_empty / bulk_after),
+            ("bulk_ungoverned", bulk_with[0] / bulk_without[0]),
+            ("bulk_empty", bulk_empty[0] / bulk_after[0]),
+            ("stream_ungoverned", bulk_with[1] / bulk_without[1]),
+            ("stream_empty", bulk_empty[1] / bulk_after[1]),
+            ("stream_ungoverned6", bulk_with[2] / bulk_without[2]),
+            ("stream_empty6", bulk_empty[2] / bulk_after[2]),
             ("connect_datagram_itself", without.datagram),
             ("connect_stream_itself", without.connect),
             ("send_itself", without.send),
-            ("bulk_without", (1e6 / bulk_without).round()),
-            ("bulk_with", (1e6 / bulk_with).round()),
+            ("bulk_without", (1e6 / bulk_without[0]).round()),
+            ("bulk_with", (1e6 / bulk_with[0]).round()),
+            ("stream_without", (1e6 / bulk_without[1]).round()),
+            ("stream_with", (1e6 / bulk_with[1]).round()),
         ]
     }
 }
@@ -228,15 +235,15 @@ impl Bulk {
         Self(command.stdout(Stdio::piped()).spawn().expect("start"))
     }
 
-    /// Nanoseconds of CPU for a kilobyte, now.
-    fn cost(&mut self) -> f64 {
+    /// For a kilobyte, now: nanoseconds of CPU, and those that it takes over IPv4 and IPv6.
+    fn cost(&mut self) -> [f64; 3] {
         let told = self.0.stdin.as_mut().expect("piped");
         told.write_all(b"\n").expect("write");
         let mut cost = String::new();
         let said = self.0.stdout.as_mut().expect("piped");
         // One line at a time: nothing is left in this reader.
         BufReader::new(said).read_line(&mut cost).expect("read");
-        cost.trim().parse().expect("a number")
+        serde_json::from_str(&cost).expect("three numbers")
     }
 }
 

@@ -87,8 +87,20 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
         Goal::None,
     ),
     (
-        "bulk transfer, nobody's, compared to without",
+        "bulk transfer, nobody's, CPU time compared to without",
         "bulk_ungoverned",
+        Unit::Times,
+        Goal::AtMost(1.01),
+    ),
+    (
+        "the same between two processors, time",
+        "stream_ungoverned",
+        Unit::Times,
+        Goal::AtMost(1.01),
+    ),
+    (
+        "the same between two processors, time, IPv6",
+        "stream_ungoverned6",
         Unit::Times,
         Goal::AtMost(1.01),
     ),
@@ -101,6 +113,18 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
     (
         "the same of programs that do nothing, bulk",
         "bulk_empty",
+        Unit::Times,
+        Goal::None,
+    ),
+    (
+        "the same of programs that do nothing, time",
+        "stream_empty",
+        Unit::Times,
+        Goal::None,
+    ),
+    (
+        "the same of programs that do nothing, time, IPv6",
+        "stream_empty6",
         Unit::Times,
         Goal::None,
     ),
@@ -143,6 +167,18 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
     (
         "bulk transfer with, MB for a second of CPU",
         "bulk_with",
+        Unit::Count,
+        Goal::None,
+    ),
+    (
+        "bulk transfer between two processors without, MB/s",
+        "stream_without",
+        Unit::Count,
+        Goal::None,
+    ),
+    (
+        "bulk transfer between two processors with, MB/s",
+        "stream_with",
         Unit::Count,
         Goal::None,
     ),
