@@ -6,7 +6,8 @@ use crate::daemon::admin::wire::{Flow, Reply, Request};
 
 /// Show the kernel's accounts of flows, live and just ended
 ///
-/// Live flows, and the last 1024 that ended.
+/// Live flows, and the last 1024 that ended. Bytes are those of whole packets, with their headers; of packets, those sent stand
+/// before those received.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only of this workload
@@ -40,6 +41,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
         "DESTINATION",
         "SENT",
         "RECEIVED",
+        "PACKETS",
     ]);
     for flow in &flows {
         table.row(row(flow));
@@ -48,7 +50,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn row(flow: &Flow) -> [String; 7] {
+fn row(flow: &Flow) -> [String; 8] {
     let name = flow.process.exe.rsplit('/').next().unwrap_or_default();
     let state = if flow.ended.is_some() {
         "ended"
@@ -66,5 +68,6 @@ fn row(flow: &Flow) -> [String; 7] {
         flow.destination.to_string(),
         output::bytes(flow.counters.bytes_out),
         output::bytes(flow.counters.bytes_in),
+        output::packets(&flow.counters),
     ]
 }

@@ -1,4 +1,5 @@
 //! What all verbs print: tables, JSON, colour, and text that cannot command the terminal.
+use crate::kernel::Counters;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 
@@ -203,6 +204,11 @@ pub(super) fn bytes(count: u64) -> String {
         }
         None => format!("{count} B"),
     }
+}
+
+/// Packets for people: sent, and received.
+pub(super) fn packets(counters: &Counters) -> String {
+    format!("{}/{}", counters.packets_out, counters.packets_in)
 }
 
 /// Whether the reader of our output has gone, which is its good right.

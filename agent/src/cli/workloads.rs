@@ -8,8 +8,8 @@ use std::path::Path;
 
 /// Show what is governed, and the kernel's account of each workload
 ///
-/// Each workload's governed cgroups, its processes, its account since the fence stands, and connections that its processes had before
-/// they were governed: ended since the agent started, or going on. With --processes, each process: since
+/// Each workload's processes, its account since the fence stands, connections that its processes had before they were governed: ended
+/// since the agent started, or going on; and its governed cgroups. Of packets, those sent stand before those received. With --processes, each process: since
 /// when it is governed, and by which evidence. A process stays governed after it has left the cgroup, and so do its children.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -42,13 +42,15 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
     }
     let mut table = Table::new(&[
         "WORKLOAD",
-        "CGROUPS",
         "PROCESSES",
         "CONNECTIONS",
         "REFUSED",
         "SENT",
         "RECEIVED",
+        "PACKETS",
         "FROM BEFORE",
+        // The longest last: a line that the terminal breaks is broken there.
+        "CGROUPS",
     ]);
     for workload in &listed {
         table.row(row(workload));
@@ -127,7 +129,7 @@ fn print_processes(listed: &[Listed]) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn row(listed: &Listed) -> [String; 8] {
+fn row(listed: &Listed) -> [String; 9] {
     let cgroups = listed
         .cgroups
         .iter()
@@ -143,9 +145,6 @@ fn row(listed: &Listed) -> [String; 8] {
     });
     [
         listed.workload.clone(),
-        Some(cgroups.collect::<Vec<_>>().join(" "))
-            .filter(|c| !c.is_empty())
-            .unwrap_or_else(|| "-".to_owned()),
         listed.processes.len().to_string(),
         account.map_or("-".to_owned(), |a| a.connections.to_string()),
         refusals
@@ -153,7 +152,11 @@ fn row(listed: &Listed) -> [String; 8] {
             .unwrap_or_else(|| "-".to_owned()),
         account.map_or("-".to_owned(), |a| output::bytes(a.counters.bytes_out)),
         account.map_or("-".to_owned(), |a| output::bytes(a.counters.bytes_in)),
+        account.map_or("-".to_owned(), |a| output::packets(&a.counters)),
         listed.earlier.as_ref().map_or("-".to_owned(), from_before),
+        Some(cgroups.collect::<Vec<_>>().join(" "))
+            .filter(|c| !c.is_empty())
+            .unwrap_or_else(|| "-".to_owned()),
     ]
 }
 

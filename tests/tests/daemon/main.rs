@@ -14,6 +14,7 @@ mod confined;
 mod containers;
 mod counted;
 mod established;
+mod flows;
 mod gaps;
 mod layers;
 mod living;
