@@ -168,6 +168,14 @@ http {{
         listen 80 default_server;
         listen [::]:80 default_server;
         location = /open/export {{ alias {at}/big; }}
+        # Only what is to be proxied is read, and with it counted.
+        location = /open/import {{
+            proxy_pass http://127.0.0.1/taken;
+            proxy_method GET;
+            proxy_pass_request_body off;
+            proxy_set_header Content-Length "";
+        }}
+        location = /taken {{ access_log off; return 204; }}
         location / {{ return 200 '{{"served":"in clear"}}\n'; }}
     }}
 }}
