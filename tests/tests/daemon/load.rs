@@ -146,12 +146,8 @@ pub(crate) struct Canary {
 }
 
 impl Canary {
-    pub(crate) fn new(ip: &str) -> Self {
-        Self::at(ip, 0)
-    }
-
     /// `port: 0` is any that is free.
-    pub(crate) fn at(ip: &str, port: u16) -> Self {
+    fn at(ip: &str, port: u16) -> Self {
         let tcp = TcpListener::bind((ip, port)).unwrap();
         let port = tcp.local_addr().unwrap().port();
         let udp = UdpSocket::bind((ip, port)).unwrap();
@@ -176,6 +172,42 @@ impl Canary {
 
     pub(crate) fn hits(&self) -> u64 {
         self.hits.load(Ordering::SeqCst)
+    }
+}
+
+/// An address of each family that is this run's alone, since others may run beside it; port 53 of both is free.
+pub(crate) struct Own {
+    four: String,
+    six: String,
+}
+
+impl Own {
+    pub(crate) fn new() -> Self {
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let own = Self {
+            four: format!("127.{high}.{low}.9"),
+            six: format!("fd00:746f:6c6c::{high:x}:{low:x}"),
+        };
+        assert!(own.ip("replace"), "no address for {}", own.six);
+        own
+    }
+
+    fn ip(&self, verb: &str) -> bool {
+        let mut command = Command::new("ip");
+        command.args(["address", verb, &self.six, "dev", "lo"]);
+        command.status().unwrap().success()
+    }
+
+    /// One for each family where connections and datagrams go, then one where queries for names would.
+    pub(crate) fn canaries(&self) -> [Canary; 4] {
+        let (four, six) = (&self.four, &self.six);
+        [(four, 0), (six, 0), (four, 53), (six, 53)].map(|(ip, port)| Canary::at(ip, port))
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.ip("delete");
     }
 }
 

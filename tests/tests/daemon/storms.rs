@@ -212,10 +212,9 @@ fn two_hundred_restarts_let_nothing_out_and_disturb_nobody_else() {
     place.end(Signal::KILL);
     let copy = place.path("upgraded");
     another_build(&copy);
-    // Queries for names go to the same addresses' port 53; this one is this run's, since others may run beside it.
-    let [.., high, low] = std::process::id().to_be_bytes();
-    let own = format!("127.{high}.{low}.9");
-    let canaries = [Canary::new(&own), Canary::new("::1"), Canary::at(&own, 53)];
+    // Queries for names go to the same addresses' port 53.
+    let own = Own::new();
+    let canaries = own.canaries();
     let bystanders = [echo("127.0.0.8"), echo("::1")];
     let mut storm = Storm {
         programs: [harness::agent::program().unwrap(), copy],
