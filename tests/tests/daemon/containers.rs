@@ -25,6 +25,9 @@ const BUNDLE: char = 'e';
 const IMAGE: char = 'f';
 const LIES: char = '1';
 const HUGE: char = '2';
+const LABELLED: char = '3';
+const OTHERWISE: char = '4';
+const HALF: char = '5';
 
 fn answer(mut stream: UnixStream) {
     let mut line = String::new();
@@ -32,11 +35,13 @@ fn answer(mut stream: UnixStream) {
     let of = line
         .strip_prefix("GET /containers/")
         .and_then(|rest| rest.chars().next());
-    let told = |id: &str, name: &str, image: &str| {
+    let with = |id: &str, name: &str, image: &str, labels: &str| {
         format!(
-            r#"{{"Id":"{id}","Created":"2026-01-01T00:00:00Z","Name":"/{name}","Config":{{"Hostname":"h","Image":"{image}","Labels":{{}}}}}}"#
+            r#"{{"Id":"{id}","Created":"2026-01-01T00:00:00Z","Name":"/{name}","Config":{{"Hostname":"h","Image":"{image}","Labels":{labels}}}}}"#
         )
     };
+    let told = |id: &str, name: &str, image: &str| with(id, name, image, "{}");
+    let labelled = |of, labels| ("200 OK", with(&id(of), "x", "x", labels));
     let (status, body) = match of {
         Some(WEB) => ("200 OK", told(&id(WEB), "web-1", "nginx")),
         Some(OTHER) => ("200 OK", told(&id(OTHER), "other", "nginx")),
@@ -46,6 +51,9 @@ fn answer(mut stream: UnixStream) {
             "200 OK",
             format!("{}{}", " ".repeat(2 << 20), told(&id(HUGE), "web-2", "x")),
         ),
+        Some(LABELLED) => labelled(LABELLED, r#"{"app":"web-1","tier":"front","more":""}"#),
+        Some(OTHERWISE) => labelled(OTHERWISE, r#"{"app":"web-1","tier":"back"}"#),
+        Some(HALF) => labelled(HALF, r#"{"app":"web-1","front":"tier"}"#),
         Some(HANGS) => return std::thread::sleep(Duration::from_secs(60)),
         _ => (
             "404 Not Found",
@@ -214,6 +222,24 @@ fn a_container_may_be_one_condition_of_several() {
         (boxes.connect_as(65534, &boxes.cgroup(OTHER)) == [REACHED; 2]).then_some(())
     });
     assert!(free.is_some());
+}
+
+#[test]
+fn a_container_is_whose_its_labels_say() {
+    let mut boxes = Boxes::new();
+    let more = "workloads:\n  shop: { match: { labels: { app: \"web-*\", tier: front } } }\n";
+    boxes
+        .place
+        .write_policy(&POLICY.replace("workloads:\n", more));
+    boxes.place.start();
+    boxes.becomes(LABELLED, GOVERNED, &[REACHED]);
+    assert_eq!(boxes.workload(LABELLED).as_deref(), Some("shop"));
+    // Another value of one, one of the two, and none.
+    for of in [OTHERWISE, HALF, OTHER] {
+        boxes.becomes(of, REACHED, &[GOVERNED]);
+        assert_eq!(boxes.workload(of), None, "{of}");
+    }
+    assert_eq!(boxes.connect(&boxes.cgroup(LABELLED)), GOVERNED);
 }
 
 #[test]
