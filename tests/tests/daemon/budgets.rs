@@ -5,6 +5,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 fn limited(limit: &str) -> String {
@@ -80,9 +81,9 @@ fn what_is_spent_is_shown_and_refused_and_kept() {
 const TRANSFER: usize = 1_000_000;
 
 /// A server that takes what comes and then gives as much back.
-fn mirror() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
+fn mirror(ip: &str) -> SocketAddr {
+    let listener = std::net::TcpListener::bind((ip, 0)).unwrap();
+    let at = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut body = vec![0; TRANSFER];
@@ -91,17 +92,23 @@ fn mirror() -> u16 {
             }
         }
     });
-    port
+    at
 }
 
 /// In the middle of a transfer the client is told at once, instead of waiting for what never comes.
 #[test]
 fn a_transfer_that_runs_into_the_limit_is_reset() {
+    for ip in ["127.0.0.1", "::1"] {
+        is_reset_at_the_limit(mirror(ip));
+    }
+}
+
+fn is_reset_at_the_limit(server: SocketAddr) {
     let mut place = Place::new();
-    let port = mirror();
+    let (ip, port) = (server.ip(), server.port());
     let policy = |limit: &str| {
         let roles = format!(
-            "roles:\n  echo: [{{ api: mirror }}]\napis:\n  mirror: {{ tcp: [\"127.0.0.1:{port}\"] }}"
+            "roles:\n  echo: [{{ api: mirror }}]\napis:\n  mirror: {{ tcp: [\"{server}\"] }}"
         );
         let grants = "grants:\n  - { role: echo, to: { workload: job } }";
         let budgets = format!(
@@ -117,7 +124,7 @@ fn a_transfer_that_runs_into_the_limit_is_reset() {
         "
 import socket, time
 begin = time.monotonic()
-s = socket.create_connection(('127.0.0.1', {port})); s.settimeout(20)
+s = socket.create_connection(('{ip}', {port})); s.settimeout(20)
 n = 0
 try:
     s.sendall(bytes({TRANSFER}))
@@ -135,7 +142,7 @@ except OSError as e: print(type(e).__name__, n > 300000, time.monotonic() - begi
         let output = place.in_job("python3", &["-c", &transfer]);
         text(&output.stdout).trim().to_owned()
     };
-    assert_eq!(transfers("1GiB/day"), "whole 1000000");
+    assert_eq!(transfers("1GiB/day"), "whole 1000000", "{ip}");
     // What was spent by then is a little more than 2 MB: enough for half of what goes, or for half of what comes back.
     let sending = transfers("2400KiB/day");
     assert!(

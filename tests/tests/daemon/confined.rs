@@ -154,9 +154,10 @@ import sys
 sys.stdout.flush()
 if os.fork() == 0:
     import socket
-    s = socket.create_connection(("198.51.100.7", 80), 5)
-    s.sendall(b"GET / HTTP/1.1\r\nhost: 198.51.100.7\r\nconnection: close\r\n\r\n")
-    print("request", s.recv(12).decode(), flush=True)
+    for ip, host in ("198.51.100.7", b"198.51.100.7"), ("2001:db8::7", b"[2001:db8::7]"):
+        s = socket.create_connection((ip, 80), 5)
+        s.sendall(b"GET / HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n" % host)
+        print("request", ip, s.recv(12).decode(), flush=True)
     os._exit(0)
 os.wait()
 libc.umount2(own.encode(), 2)
@@ -173,7 +174,8 @@ os.rmdir(own)
             "mount done",
             "namespace done",
             "remount refused",
-            "request HTTP/1.1 403",
+            "request 198.51.100.7 HTTP/1.1 403",
+            "request 2001:db8::7 HTTP/1.1 403",
             "uncover refused",
             "unpin refused",
         ];

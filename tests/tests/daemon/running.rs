@@ -13,7 +13,7 @@ fn a_private_agent_serves_one_command_and_leaves_nothing() {
     let (policy, secrets) = (place.path("policy.yaml"), place.path("secrets"));
     let script = format!(
         "echo $SSL_CERT_FILE >&2; id -u; grep NoNewPrivs /proc/self/status; echo \"proxy=$HTTPS_PROXY\"; test -r \"$SSL_CERT_FILE\" || exit 8\n\
-         curl -sS -m 5 -o /dev/null -w '%{{http_code}}\\n' {ELSEWHERE}; exit 7"
+         for url in {ELSEWHERE} {ELSEWHERE6}; do curl -sSg -m 5 -o /dev/null -w '%{{http_code}}\\n' $url; done; exit 7"
     );
     let output = place
         .tollgate(&["run", "--workload", "by-hand", "--user", "4242", "--policy"])
@@ -28,18 +28,20 @@ fn a_private_agent_serves_one_command_and_leaves_nothing() {
     assert_eq!(output.status.code(), Some(7), "{told}");
     assert_eq!(
         text(&output.stdout),
-        "4242\nNoNewPrivs:\t1\nproxy=\n403\n",
+        "4242\nNoNewPrivs:\t1\nproxy=\n403\n403\n",
         "{told}"
     );
     assert!(
-        told.contains("by-hand: 0 allowed, 1 denied") && told.contains("unknown_host"),
+        told.contains("by-hand: 0 allowed, 2 denied") && told.contains("unknown_host"),
         "{told}"
     );
     // Its agent's log is gone: what is to be typed asks the policy instead.
     let line = told.lines().last().unwrap();
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(words[..3], ["tollgate", "explain", "GET"], "{told}");
-    let again = place.output(&words[1..]);
+    // As a shell reads it.
+    let typed: Vec<&str> = words.iter().map(|word| word.trim_matches('\'')).collect();
+    let again = place.output(&typed[1..]);
     let said = text(&again.stdout);
     assert_eq!(
         again.status.code(),
@@ -74,7 +76,7 @@ fn a_private_agent_that_gets(signal: Signal) {
         canary.local_addr().unwrap()
     });
     let script = format!(
-        "echo runs; read line; curl -sS -m 5 http://{first}/; curl -sS -m 5 http://{second}/"
+        "echo runs; read line; curl -sS -m 5 http://{first}/; echo $?; exec curl -sSg -m 5 http://{second}/"
     );
     let mut run = place
         .tollgate(&["run", "--workload", "by-hand", "--policy"])
@@ -112,6 +114,7 @@ fn a_private_agent_that_gets(signal: Signal) {
     run.stdin.take().unwrap().write_all(b"go\n").unwrap();
     let output = run.wait_with_output().unwrap();
     let told = text(&output.stderr);
+    assert_eq!(text(&output.stdout), format!("{}\n", REFUSED.0), "{told}");
     assert_eq!(output.status.code(), Some(REFUSED.0), "{signal:?}: {told}");
     assert!(told.contains("the agent is gone"), "{signal:?}: {told}");
     for (canary, at) in canaries.iter().zip([first, second]) {
@@ -132,7 +135,7 @@ fn what_was_refused_is_told_however_the_command_ends() {
     let mut place = Place::new();
     place.start();
     let once = format!("curl -fsS -m 5 {ELSEWHERE}once");
-    let often = format!("curl -s -m 60 -o /dev/null '{ELSEWHERE}again?n=[1-3000]'");
+    let often = format!("curl -s -m 60 -o /dev/null '{ELSEWHERE6}again?n=[1-3000]'");
     for (end, code) in [
         ("exit 3", 3),
         ("kill -KILL $$", 137),
@@ -159,7 +162,7 @@ fn what_was_refused_is_told_however_the_command_ends() {
         for wanted in [
             "\ntollgate: by-hand: 0 allowed, 3001 denied\n",
             "GET http://198.51.100.7/once 403 by curl(",
-            "GET http://198.51.100.7/again 403 by curl(",
+            "GET http://[2001:db8::7]/again 403 by curl(",
             ", the last of 3000\n",
             "(unknown_host)\n",
         ] {

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// A public-looking address that no test ever reaches: the agent answers for it.
 pub(crate) const ELSEWHERE: &str = "http://198.51.100.7/";
+/// The same over IPv6.
+pub(crate) const ELSEWHERE6: &str = "http://[2001:db8::7]/";
 /// For what is soon there, also where the machine is emulated.
 pub(crate) const START: Duration = Duration::from_secs(60);
 

@@ -1,5 +1,6 @@
 //! A container of a real OCI runtime (crun) on a root made here: its own namespaces, recognised by its cgroup.
 use harness::agent::Agent;
+use harness::netns::Holder;
 use harness::{Site, World, eventually};
 use serde_json::{Value, json};
 use std::fs;
@@ -79,11 +80,15 @@ impl Engine {
         }
     }
 
-    /// Runs a shell script in a new container, as an image's entry point.
+    /// Runs a shell script in a new container, as an image's entry point, in a network of its own.
     fn run(&self, world: &World, trust: &Path, script: &str) -> Output {
+        self.run_in(world, trust, json!({"type": "network"}), script)
+    }
+
+    fn run_in(&self, world: &World, trust: &Path, network: Value, script: &str) -> Output {
         let bind = |to: &str, from: &Path| json!({"destination": to, "type": "bind", "source": from, "options": ["rbind", "ro"]});
-        let namespaces =
-            ["pid", "network", "mount", "ipc", "uts"].map(|kind| json!({"type": kind}));
+        let namespaces = ["pid", "mount", "ipc", "uts"].map(|kind| json!({"type": kind}));
+        let namespaces = [&namespaces[..], &[network]].concat();
         let config = json!({
             "ociVersion": "1.0.0",
             "process": {
@@ -121,6 +126,26 @@ impl Drop for Engine {
         let _ = fs::remove_dir(self.cgroup.join("box"));
         let _ = eventually(Duration::from_secs(5), || fs::remove_dir(&self.cgroup).ok());
     }
+}
+
+/// A network from which a cable leads to the servers, as an engine lays one for its containers.
+fn cabled(world: &World) -> Holder {
+    let network = Holder::new(false).unwrap();
+    let lay = |side: &Holder, more: &str, own: u8| {
+        side.script(&format!(
+            "{more}ip addr add 10.53.0.{own}/24 dev box0\nip addr add fd00:53::{own}/64 dev box0 nodad\nip link set box0 up"
+        ))
+        .unwrap();
+    };
+    let cable = format!(
+        "ip link set lo up\nip link add box0 type veth peer name box0 netns {}\n",
+        world.servers.pid()
+    );
+    lay(&network, &cable, 2);
+    lay(&world.servers, "", 1);
+    let routes = "ip route add default via 10.53.0.1\nip -6 route add default via fd00:53::1";
+    network.script(routes).unwrap();
+    network
 }
 
 fn cgroups() -> PathBuf {
@@ -212,10 +237,24 @@ fn a_container_is_recognised_served_and_held_to_its_scope() {
         );
     }
 
-    // With the agent dead there is no way out of a container either; it ends, and its namespace with it.
+    // With the agent dead there is no way out of a container either, also where there is a network; it ends, and its namespace with it.
     agent.kill().unwrap();
-    let dead = engine.run(&world, &trust, "curl -s -m 5 http://198.51.100.7/; echo $?");
-    assert_eq!(said(&dead), ["7"]);
+    let network = cabled(&world);
+    let path = format!("/proc/{}/ns/net", network.pid());
+    let ways = [
+        json!({"type": "network"}),
+        json!({"type": "network", "path": path}),
+    ];
+    let dials = format!(
+        "for at in {} [{}]; do curl -sg -m 5 -o /dev/null -w '%{{http_code}} ' http://$at/open/; echo $?; done",
+        Site::ORDERS.v4,
+        Site::ORDERS.v6
+    );
+    for way in &ways {
+        let dead = engine.run_in(&world, &trust, way.clone(), &dials);
+        assert_eq!(said(&dead), ["000 7", "000 7"], "{way}");
+    }
+    assert_eq!(world.nginx.requests().unwrap().len(), 4);
     agent.start(&world).unwrap();
     let left = eventually(Duration::from_secs(10), || {
         let status = agent.output(&world, "status", &["-o", "json"]).ok()?;
@@ -223,4 +262,13 @@ fn a_container_is_recognised_served_and_held_to_its_scope() {
         status["namespaces"].as_array()?.is_empty().then_some(())
     });
     assert!(left.is_some(), "a namespace is kept");
+
+    // It was the fence: without it the same container reaches the server.
+    agent.kill().unwrap();
+    let pins = world.pins();
+    let lift = format!("rm -r {}", pins.display());
+    world.clients.script(&lift).unwrap();
+    let free = engine.run_in(&world, &trust, ways[1].clone(), &dials);
+    assert_eq!(said(&free), ["200 0", "200 0"]);
+    assert_eq!(world.nginx.requests().unwrap().len(), 6);
 }
