@@ -253,13 +253,34 @@ fn part<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
 
-/// Whether this kernel ends connections when it is told to: tried on two of this process's own.
+/// Whether this kernel ends connections when it is told to: tried on this process's own, of either family that the host has.
 pub(super) fn can_destroy() -> io::Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let stream = TcpStream::connect(listener.local_addr()?)?;
+    let mut has_any = false;
+    for at in ["127.0.0.1:0", "[::1]:0"] {
+        match TcpListener::bind(at) {
+            Ok(listener) => can_destroy_at(&listener)?,
+            Err(error) if is_absent(&error) => continue,
+            Err(error) => return Err(error),
+        }
+        has_any = true;
+    }
+    has_any.then_some(()).ok_or(io::ErrorKind::NotFound.into())
+}
+
+/// Has this host no such family?
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)
+    )
+}
+
+fn can_destroy_at(listener: &TcpListener) -> io::Result<()> {
+    let at = listener.local_addr()?;
+    let stream = TcpStream::connect(at)?;
     ends(Protocol::Tcp, stream.local_addr()?)?;
-    let datagrams = UdpSocket::bind("127.0.0.1:0")?;
-    datagrams.connect(listener.local_addr()?)?;
+    let datagrams = UdpSocket::bind((at.ip(), 0))?;
+    datagrams.connect(at)?;
     ends(Protocol::Udp, datagrams.local_addr()?)
 }
 
@@ -305,6 +326,26 @@ mod tests {
             assert_eq!(told, ErrorKind::ConnectionReset);
             assert_eq!(diag.destroy(one).unwrap_err().kind(), ErrorKind::NotFound);
         }
+        can_destroy().unwrap();
+    }
+
+    /// A thread may ask, and not end, without the capability; it alone has lost it.
+    #[test]
+    fn the_probe_says_no_where_destroying_is_refused() {
+        can_destroy().unwrap();
+        let probed = || {
+            caps::drop(
+                None,
+                caps::CapSet::Effective,
+                caps::Capability::CAP_NET_ADMIN,
+            )
+            .unwrap();
+            ["127.0.0.1:0", "[::1]:0"]
+                .map(|at| can_destroy_at(&TcpListener::bind(at).unwrap()))
+                .map(|told| told.unwrap_err().kind())
+        };
+        let told = std::thread::spawn(probed).join().unwrap();
+        assert_eq!(told, [ErrorKind::PermissionDenied; 2]);
         can_destroy().unwrap();
     }
 

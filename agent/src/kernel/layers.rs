@@ -311,3 +311,25 @@ fn is_bound(fd: BorrowedFd<'_>, at: SocketAddr) -> bool {
         bound.port() == at.port() && (bound.ip() == at.ip() || bound.ip().is_unspecified())
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_from_before_are_no_layer_where_they_cannot_be_ended() {
+        let with = earlier_layer();
+        assert!(with.enforcing && with.why.is_none(), "{with:?}");
+        // Of this thread alone.
+        let without = std::thread::spawn(|| {
+            use caps::{CapSet::Effective, Capability::CAP_NET_ADMIN};
+            caps::drop(None, Effective, CAP_NET_ADMIN).unwrap();
+            earlier_layer()
+        });
+        let without = without.join().unwrap();
+        assert!(!without.enforcing, "{without:?}");
+        let why = without.why.unwrap();
+        assert!(why.contains("not permitted"), "{why}");
+    }
+}
