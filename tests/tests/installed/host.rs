@@ -174,6 +174,17 @@ impl Host {
         self.show(unit, "ExecMainStatus")
     }
 
+    /// When systemd last started a unit's program.
+    pub(crate) fn started(&self, unit: &str) -> jiff::Timestamp {
+        use rustix::time::{ClockId::Monotonic, clock_gettime};
+        // Of the two that it tells, the one with more than seconds.
+        let at = self.show(unit, "ExecMainStartTimestampMonotonic");
+        assert_ne!(at, "0", "systemd does not know {unit}");
+        let at = Duration::from_micros(at.parse().unwrap());
+        let now = Duration::try_from(clock_gettime(Monotonic)).unwrap();
+        jiff::Timestamp::now() - (now - at)
+    }
+
     /// What the journal says of a unit, as `journalctl -u` with these options prints it.
     pub(crate) fn journal(&self, unit: &str, options: &[&str]) -> String {
         let mut arguments = vec!["--no-pager", "-b", "-u", unit];

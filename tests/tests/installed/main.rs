@@ -13,7 +13,11 @@ mod host;
 use harness::{at_most, eventually};
 use host::{Host, text};
 use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// curl's exit code where nobody answers.
@@ -93,6 +97,101 @@ fn a_governed_unit_is_held_to_its_policy_by_its_name() {
     host.systemctl(&["stop", "other.service"]);
     a_governed_unit_does_not_have_others_run_what_it_may_not(&host);
     a_daemon_from_before_its_rule_is_held_and_let_go(&host);
+}
+
+/// Of a unit that has never been, too.
+#[test]
+fn the_first_thing_that_a_new_unit_does_is_held() {
+    let host = Host::new();
+    let more = "workloads:\n  fresh: { match: { unit: fresh.service } }\n";
+    host.reload(&host::POLICY.replace("workloads:\n", more));
+    let canaries = ["127.0.0.1", "::1"].map(Canary::new);
+    let heard = || canaries.each_ref().map(Canary::heard);
+    let [four, six] = canaries.each_ref().map(|canary| canary.port);
+    let dials = DIALS.replace("FOUR", &four.to_string());
+    fs::write("/run/dials.sh", dials.replace("SIX", &six.to_string())).unwrap();
+    let program = "/bin/bash /run/dials.sh";
+
+    // What has ended well is forgotten, and with it when it began.
+    let directory = Path::new("/etc/systemd/system/fresh.service.d");
+    fs::create_dir_all(directory).unwrap();
+    fs::write(
+        directory.join("stay.conf"),
+        "[Service]\nRemainAfterExit=yes\n",
+    )
+    .unwrap();
+    let code = host.run_once("fresh.service", program);
+    assert_eq!(code, "0", "{}", host.journal("fresh.service", &[]));
+    assert_eq!(heard(), [0, 0], "it got out");
+    let decisions = host.decisions();
+    let ours = decisions.iter().filter(|one| one["workload"] == "fresh");
+    let times: Vec<jiff::Timestamp> = ours
+        .map(|one| {
+            assert_eq!(one["verdict"], "DENY", "{one}");
+            one["time"].as_str().unwrap().parse().unwrap()
+        })
+        .collect();
+    assert_eq!(times.len(), 2, "{decisions:#?}");
+    // The first decision, that its program came to be told of, was made of a governed unit.
+    let begun = host.started("fresh.service");
+    let took = times.iter().min().unwrap().duration_since(begun);
+    eprintln!("decided {took:#} after the unit's start");
+    let limit = at_most(Duration::from_millis(100));
+    assert!(
+        took.unsigned_abs() < limit && took.is_positive(),
+        "{took:#}"
+    );
+
+    host.systemctl(&["stop", "fresh.service"]);
+    fs::remove_dir_all(directory).unwrap();
+
+    // As a unit that policy does not name it is heard.
+    host.run_once("other.service", program);
+    assert_eq!(heard(), [1, 1]);
+}
+
+/// Dials first. For bash, which is there sooner than Python: where it is emulated, that takes a second and a half to start.
+const DIALS: &str = r#"
+held=0
+for at in 127.0.0.1/FOUR ::1/SIX; do
+    exec 3<>/dev/tcp/$at || continue
+    host=${at%/*} port=${at#*/}
+    case $host in *:*) host=[$host] ;; esac
+    printf 'GET / HTTP/1.1\r\nhost: %s:%s\r\n\r\n' $host $port >&3
+    read -r -N 12 said <&3
+    echo "$said"
+    [ "$said" = "HTTP/1.1 403" ] && held=$((held + 1))
+done
+[ $held = 2 ]
+"#;
+
+/// Counts whoever connects to it.
+struct Canary {
+    port: u16,
+    count: Arc<AtomicUsize>,
+}
+
+impl Canary {
+    fn new(ip: &str) -> Self {
+        let listener = TcpListener::bind((ip, 0)).unwrap();
+        let canary = Self {
+            port: listener.local_addr().unwrap().port(),
+            count: Arc::default(),
+        };
+        let count = Arc::clone(&canary.count);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                count.fetch_add(1, Ordering::SeqCst);
+                // Read, so that its end is no reset.
+                let _ = stream.read(&mut [0; 256]);
+            }
+        });
+        canary
+    }
+
+    fn heard(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
 }
 
 /// Whose program logs no more than the code finds the rule that was missing beside it, in the unit's own log.
