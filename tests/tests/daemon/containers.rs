@@ -239,7 +239,7 @@ fn a_container_is_whose_its_labels_say() {
         boxes.becomes(of, REACHED, &[GOVERNED]);
         assert_eq!(boxes.workload(of), None, "{of}");
     }
-    assert_eq!(boxes.connect(&boxes.cgroup(LABELLED)), GOVERNED);
+    assert_eq!(boxes.connect(&boxes.cgroup(LABELLED)), [GOVERNED; 2]);
 }
 
 #[test]

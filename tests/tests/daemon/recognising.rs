@@ -360,6 +360,6 @@ fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
     }
     took.sort_unstable();
     eprintln!("listed after {took:?}");
-    let limit = harness::at_most(std::time::Duration::from_millis(100));
+    let limit = harness::at_most(Duration::from_millis(100));
     assert!(took.len() == 10 && took[9] < limit, "{took:?}");
 }

@@ -4,7 +4,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv6Addr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,8 @@ impl Place {
         for below in ["secrets", "state"] {
             make(&directory.join(below), 0o700);
         }
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        // Of both families.
+        let free = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
         let port = free.local_addr().unwrap().port();
         let cgroup = cgroup_root().join(&name);
         fs::create_dir(&cgroup).unwrap();

@@ -148,7 +148,9 @@ fn an_upgrade_and_the_way_back_lose_nothing_and_let_nothing_out() {
     another_build(&other);
     let builds = [harness::agent::program().unwrap(), other];
 
-    let canaries = ["127.0.0.9", "::1"].map(Canary::new);
+    let own = Own::new();
+    let [four, six, ..] = own.canaries();
+    let canaries = [four, six];
     let connector = targets(&[&canaries[0].address, &canaries[1].address]) + CONNECTOR;
     let free = Client::start(None, &connector);
     let heard = eventually(START, || {
