@@ -3,6 +3,7 @@ use crate::budget::Accounts;
 use crate::identity::Identities;
 use crate::secrets::Secrets;
 use arc_swap::ArcSwap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tollgate_policy::{Mode, Policy};
 
@@ -17,6 +18,8 @@ pub struct Snapshot {
     pub mode: Mode,
     /// Values of the policy's credentials and CAs.
     pub secrets: Secrets,
+    /// What could not be had of them, nor of what identities are proven by, since the agent started.
+    pub absent: BTreeSet<String>,
     /// Where what the policy's budgets limit is counted.
     pub accounts: Accounts,
     /// What the policy's identities are proven by.

@@ -357,7 +357,7 @@ pub struct Reason {
     /// `denied_by_rule`, `query_extra`, `query_value`, `query_duplicate`, `query_missing`, `header_missing`, `header_value`,
     /// `dns_name`, `body_type`, `body_encoding`, `body_too_large`, `body_invalid`, `body_field`, `condition`, `work`, `cleartext`, `websocket`; of
     /// messages on one `message_type`, `message_too_large`, `message_invalid`, `message_field`, `message_schema`, `message_condition`; of payloads
-    /// `graphql_…`, `grpc_type`, `mcp_…`, `llm_…`.
+    /// `graphql_…`, `grpc_type`, `mcp_…`, `llm_…`; and that of [`crate::Policy::refuse_all`].
     pub code: &'static str,
     /// What was missing, for a person. Names may appear, values never.
     pub detail: String,

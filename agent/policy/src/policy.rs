@@ -3,7 +3,7 @@ use crate::body::{BodySpec, Redactor};
 use crate::budget::{Budget, Price};
 use crate::canonical::Host;
 use crate::grants::{ALWAYS, Clause, Grants, Guard, GuardId};
-use crate::model::{Api, Credential, Identity, Rule, Subject, Workload};
+use crate::model::{Api, Credential, Identity, Reason, Rule, Subject, Workload};
 use crate::payload::Payload;
 use crate::route::{Index, Methods, Template};
 use crate::shape::Shape;
@@ -40,6 +40,8 @@ pub struct Policy {
     pub(crate) prices: Vec<Price>,
     /// The workloads whose bytes the kernel counts against a limit, in order.
     pub(crate) budgeted: Vec<Box<str>>,
+    /// Why nothing is allowed, whatever the rules say.
+    pub(crate) refusing: Option<Reason>,
 }
 
 /// One rule, allow or deny. What few rules have is boxed: there are many rules.
@@ -157,6 +159,20 @@ impl Policy {
     /// The document's `version`.
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// The same workloads, of which nothing is allowed, for this reason: what a later policy allows is not known.
+    #[must_use]
+    pub fn refuse_all(self, reason: Reason) -> Self {
+        Self {
+            refusing: Some(reason),
+            ..self
+        }
+    }
+
+    /// Why nothing is allowed, if so.
+    pub fn refusing(&self) -> Option<&Reason> {
+        self.refusing.as_ref()
     }
 
     /// All workloads, in the order of their names.

@@ -14,6 +14,7 @@ mod doubts;
 mod faults;
 mod grants;
 mod names;
+mod refusing;
 mod schema;
 mod warnings;
 mod websocket;

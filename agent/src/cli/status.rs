@@ -40,7 +40,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
 
 /// A failed part that refuses is unhealthy, though nothing gets past.
 fn healthy(status: &Status) -> bool {
-    !matches!(status.verdict, Verdict::NotEnforcing { .. })
+    matches!(status.verdict, Verdict::Enforcing | Verdict::Observing)
         && !status.fail_modes.iter().any(|m| m.now)
 }
 
@@ -117,6 +117,11 @@ fn text(status: &Status, paint: Paint) -> String {
         Verdict::Observing => {
             paint.paint(Colour::Yellow, "observing: denials are recorded and pass")
         }
+        Verdict::Refusing { why } => format!(
+            "{}: {}",
+            paint.paint(Colour::Red, "REFUSING ALL"),
+            output::escape(why)
+        ),
         Verdict::NotEnforcing { why } => {
             format!(
                 "{}: {}",

@@ -9,7 +9,7 @@ use super::events::Seen;
 use super::mend::Watched;
 use super::namespaces::Namespaces;
 use super::policy::{self, SecretFiles};
-use super::{Lifetime, notify};
+use super::{Lifetime, kept, notify};
 use crate::audit::Log;
 use crate::config::Config;
 use crate::pipeline::{Plane, Shared};
@@ -17,7 +17,12 @@ use crate::secrets::vault::{Reach, Values};
 use crate::snapshot::Snapshot;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tollgate_policy::Policy;
 use tollgate_policy::syntax::Source;
+
+/// How often what failed is tried again while nothing changes: each time the whole policy is compiled.
+const AGAIN: Duration = Duration::from_secs(4);
 
 /// A running agent.
 #[derive(Debug)]
@@ -59,6 +64,10 @@ pub(super) struct Applied {
     pub(super) secrets_stale: Option<String>,
     /// Why what Vault has is not known, or not in force.
     pub(super) vault_stale: Option<String>,
+    /// Why the policy in force is not kept for the next start.
+    pub(super) unkept: Option<String>,
+    /// When what failed was last tried.
+    tried: Instant,
 }
 
 impl Applied {
@@ -71,7 +80,18 @@ impl Applied {
             stale: None,
             secrets_stale: None,
             vault_stale: None,
+            unkept: None,
+            tried: Instant::now(),
         }
+    }
+
+    /// Notes which secrets the policy in force was taken up without.
+    pub(super) fn lacks(&mut self, not_given: Option<&Error>, not_read: Option<&Error>) {
+        for fault in [not_given, not_read].into_iter().flatten() {
+            tracing::error!("what needs this secret is refused: {}", fault.first_line());
+        }
+        self.vault_stale = not_given.map(Error::first_line);
+        self.secrets_stale = not_read.map(Error::first_line);
     }
 
     /// What is wrong with the sources of secrets.
@@ -92,38 +112,43 @@ impl Agent {
     pub(super) fn reload(&self) -> Result<Reply, Fault> {
         notify::reloading();
         let _one_after_the_other = lock(&self.changes);
-        let result = self.apply_from_disk();
-        let another = result.is_err() && self.another_is_on_disk();
-        let mut applied = lock(&self.applied);
-        let answer = match result {
-            Ok(reply) => {
-                applied.stale = None;
-                applied.secrets_stale = None;
-                applied.vault_stale = None;
-                Ok(reply)
-            }
-            Err(error) => {
-                let first = error.first_line();
-                tracing::error!("reload refused, the running policy stays: {first}");
-                let message = format!("{error}\nnot applied: the running policy stays in force");
-                let of_secrets = matches!(error, Error::Secrets(_) | Error::Vault(_));
-                if !of_secrets || another {
-                    applied.stale = Some(first.clone());
-                }
-                match error {
-                    Error::Secrets(_) => applied.secrets_stale = Some(first),
-                    Error::Vault(_) => applied.vault_stale = Some(first),
-                    _ => {}
-                }
-                Err(Fault {
-                    kind: FaultKind::Configuration,
-                    message,
-                })
-            }
-        };
-        drop(applied);
+        let answer = self.take_up();
         notify::ready();
         answer
+    }
+
+    /// The same, by who holds `changes`.
+    fn take_up(&self) -> Result<Reply, Fault> {
+        let error = match self.apply_from_disk() {
+            Ok(reply) => return Ok(reply),
+            Err(error) => error,
+        };
+        let another = self.another_is_on_disk();
+        let first = error.first_line();
+        let refusing = self.is_refusing_all();
+        let stays = match refusing {
+            false => "the running policy stays in force",
+            true => "all that is governed stays refused",
+        };
+        let mut applied = lock(&self.applied);
+        // Then it is tried all the time.
+        if !refusing || applied.stale.as_ref() != Some(&first) {
+            tracing::error!("reload refused, {stays}: {first}");
+        }
+        let of_secrets = matches!(error, Error::Secrets(_) | Error::Vault(_));
+        if !of_secrets || another {
+            applied.stale = Some(first.clone());
+        }
+        let message = format!("{error}\nnot applied: {stays}");
+        match error {
+            Error::Secrets(_) => applied.secrets_stale = Some(first),
+            Error::Vault(_) => applied.vault_stale = Some(first),
+            _ => {}
+        }
+        Err(Fault {
+            kind: FaultKind::Configuration,
+            message,
+        })
     }
 
     fn apply_from_disk(&self) -> Result<Reply, Error> {
@@ -132,27 +157,42 @@ impl Agent {
         let hash = loaded.policy.hash().to_owned();
         let changed = hash != old.policy.hash();
         let files = SecretFiles::of(&loaded.policy, &self.config);
-        let vault = policy::ask_vault(&loaded.policy, &self.config, &self.reach())?;
-        let next = policy::snapshot(
-            loaded.policy,
-            &self.config,
-            (&self.shared.published, &vault, self.budgets.accounts()),
-            old.generation.saturating_add(1),
-        )?;
+        let (vault, not_given) = self.ask_vault(&loaded.policy)?;
+        let (next, not_read) = self.joined(loaded.policy, &vault)?;
         self.swap_in(next);
         let mut applied = lock(&self.applied);
         applied.sources = loaded.sources;
         applied.secret_files = files;
         applied.vault = vault;
         applied.at = jiff::Timestamp::now();
+        applied.stale = None;
+        applied.lacks(not_given.as_ref(), not_read.as_ref());
         drop(applied);
+        self.keep();
         tracing::info!(hash, changed, "policy applied");
+        let lacking = [not_given, not_read].into_iter().flatten();
+        let lacking = lacking.map(|fault| fault.first_line());
         Ok(Reply::Reloaded {
             hash,
             changed,
-            warnings: loaded.warnings,
+            warnings: loaded.warnings.into_iter().chain(lacking).collect(),
             unheld: self.gaps(),
         })
+    }
+
+    /// Keeps the policy in force for a start at which there is none that can be taken up.
+    fn keep(&self) {
+        if self.lifetime != Lifetime::Service || self.is_refusing_all() {
+            return;
+        }
+        let sources = lock(&self.applied).sources.clone();
+        let unkept = kept::keep(&self.config.state_dir, &sources);
+        lock(&self.applied).unkept = unkept;
+    }
+
+    /// Whether nothing is allowed, for want of a policy that can be taken up.
+    fn is_refusing_all(&self) -> bool {
+        self.shared.live.load().policy.refusing().is_some()
     }
 
     /// Whether the policy on disk is a good one, and not the one in force.
@@ -161,11 +201,35 @@ impl Agent {
         found.is_ok_and(|found| found.policy.hash() != self.shared.live.load().policy.hash())
     }
 
-    fn reach(&self) -> Reach<'_> {
-        Reach {
+    /// What Vault has. A fault is none of those that end a change where there is no value to go on with: it comes beside what could
+    /// be had.
+    fn ask_vault(&self, policy: &Policy) -> Result<(Arc<Values>, Option<Error>), Error> {
+        let reach = Reach {
             dns_servers: &self.shared.dns_servers,
             own: Arc::clone(&self.shared.own),
+        };
+        let current = self.shared.live.load_full();
+        let (mut values, fault) = policy::ask_vault(policy, &self.config, &reach);
+        match fault {
+            Some(fault) if current.absent.is_empty() && current.policy.refusing().is_none() => {
+                return Err(fault);
+            }
+            Some(_) => values.fill_in(&lock(&self.applied).vault),
+            None => {}
         }
+        Ok((Arc::new(values), fault))
+    }
+
+    /// A policy with its secrets of now. It may lack what the one in force does, and what one that refuses all never had.
+    fn joined(&self, policy: Policy, vault: &Values) -> Result<(Snapshot, Option<Error>), Error> {
+        let current = self.shared.live.load_full();
+        policy::snapshot(
+            policy,
+            &self.config,
+            (&self.shared.published, vault, self.budgets.accounts()),
+            current.generation.saturating_add(1),
+            &|absent| current.policy.refusing().is_some() || absent.is_subset(&current.absent),
+        )
     }
 
     /// Readers see all of `next` or nothing of it from here on.
@@ -189,20 +253,45 @@ impl Agent {
         directories
     }
 
-    /// Takes up secrets that changed on disk, if any did or if the last attempt failed. Blocks on the disk.
+    /// Takes up secrets that changed on disk; now and then tries again what failed. Blocks on the disk.
     pub(super) fn refresh_secrets(&self) {
         let _one_after_the_other = lock(&self.changes);
         let current = self.shared.live.load_full();
-        let files = SecretFiles::of(&current.policy, &self.config);
-        let (same, vault) = {
-            let applied = lock(&self.applied);
-            let same = files == applied.secret_files && applied.secrets_stale.is_none();
-            (same, Arc::clone(&applied.vault))
+        let is_due = {
+            let mut applied = lock(&self.applied);
+            let is_due = applied.tried.elapsed() >= AGAIN;
+            if is_due {
+                applied.tried = Instant::now();
+            }
+            is_due
         };
-        if same {
+        if is_due && lock(&self.applied).unkept.is_some() {
+            self.keep();
+        }
+        if current.policy.refusing().is_some() {
+            if is_due && self.take_up().is_ok() {
+                tracing::info!(
+                    "the policy could be taken up: nothing is refused for its fault any more"
+                );
+            }
             return;
         }
-        let refused = self.rebuild(&vault).err().map(|error| error.first_line());
+        let files = SecretFiles::of(&current.policy, &self.config);
+        let (changed, failing, vault) = {
+            let applied = lock(&self.applied);
+            let changed = files != applied.secret_files;
+            (
+                changed,
+                applied.secrets_stale.is_some(),
+                Arc::clone(&applied.vault),
+            )
+        };
+        if !(changed || failing && is_due) {
+            return;
+        }
+        let refused = self.rebuild(&vault, changed);
+        let refused = refused.unwrap_or_else(Some);
+        let refused = refused.map(|error| error.first_line());
         let mut applied = lock(&self.applied);
         match &refused {
             None => tracing::info!("secrets on disk changed: the new values are in force"),
@@ -219,15 +308,18 @@ impl Agent {
     pub(super) fn refresh_vault(&self) -> bool {
         let _one_after_the_other = lock(&self.changes);
         let current = self.shared.live.load_full();
+        if current.policy.refusing().is_some() {
+            return false;
+        }
         let before = Arc::clone(&lock(&self.applied).vault);
-        let taken = policy::ask_vault(&current.policy, &self.config, &self.reach());
-        let taken = taken.and_then(|values| {
+        let taken = self.ask_vault(&current.policy);
+        let taken = taken.and_then(|(values, not_given)| {
             if values != before {
-                self.rebuild(&values)?;
+                self.rebuild(&values, true)?;
                 lock(&self.applied).vault = values;
                 tracing::info!("secrets in Vault changed: the new values are in force");
             }
-            Ok(())
+            not_given.map_or(Ok(()), Err)
         });
         let refused = taken.err().map(|error| error.first_line());
         let mut applied = lock(&self.applied);
@@ -242,17 +334,16 @@ impl Agent {
         applied.vault_stale.is_none()
     }
 
-    /// The policy in force with the secrets of now, and these of Vault's.
-    fn rebuild(&self, vault: &Values) -> Result<(), Error> {
+    /// The policy in force with the secrets of now, if any `changed` or was lacking, and these of Vault's; with why it lacks some
+    /// still.
+    fn rebuild(&self, vault: &Values, changed: bool) -> Result<Option<Error>, Error> {
         let sources = lock(&self.applied).sources.clone();
         let loaded = policy::compile(sources)?;
-        let next = policy::snapshot(
-            loaded.policy,
-            &self.config,
-            (&self.shared.published, vault, self.budgets.accounts()),
-            self.shared.live.load().generation.saturating_add(1),
-        )?;
-        self.swap_in(next);
-        Ok(())
+        let (next, not_read) = self.joined(loaded.policy, vault)?;
+        // Connections to upstreams are not kept over a swap.
+        if changed || next.absent != self.shared.live.load().absent {
+            self.swap_in(next);
+        }
+        Ok(not_read)
     }
 }

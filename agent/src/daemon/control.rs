@@ -227,20 +227,13 @@ impl Pulse {
 }
 
 fn describe(agent: &Agent) -> String {
-    let hash: String = agent
-        .shared
-        .live
-        .load()
-        .stamp
-        .hash
-        .chars()
-        .take(12)
-        .collect();
+    let snapshot = agent.shared.live.load();
+    let hash: String = snapshot.stamp.hash.chars().take(12).collect();
     let governed = agent.shared.fence.governed().len();
-    let health = if agent.shared.sink.healthy() {
-        ""
-    } else {
-        "; REFUSING ALL: decisions cannot be written"
+    let health = match (agent.shared.sink.healthy(), snapshot.policy.refusing()) {
+        (true, None) => "",
+        (true, Some(_)) => "; REFUSING ALL: the policy cannot be taken up, see `tollgate status`",
+        (false, _) => "; REFUSING ALL: decisions cannot be written",
     };
     format!("policy {hash}; {governed} cgroups governed{health}")
 }

@@ -18,6 +18,7 @@ mod executables;
 pub mod explain;
 mod fit;
 mod harden;
+mod kept;
 mod mend;
 mod namespaces;
 mod notify;

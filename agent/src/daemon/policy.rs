@@ -7,6 +7,7 @@ use crate::identity::{Identities, Published, REVOKED, Revoked};
 use crate::secrets::vault::{self, Reach, Values};
 use crate::secrets::{Secrets, Sources};
 use crate::snapshot::Snapshot;
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use tollgate_policy::{Compiled, Policy, Proof, SecretRef};
 /// Bytes of one policy file at most.
 const FILE_BYTES: u64 = 4 << 20;
 /// Bytes of all policy files at most: the compiler takes no more, and they are held at once.
-const ALL_BYTES: u64 = tollgate_policy::syntax::MAX_TEXTS as u64;
+pub(super) const ALL_BYTES: u64 = tollgate_policy::syntax::MAX_TEXTS as u64;
 /// Policy files at most.
 const FILES: usize = 1024;
 
@@ -136,37 +137,54 @@ fn references(policy: &Policy) -> Vec<&SecretRef> {
     all
 }
 
-/// What Vault has for a policy now. Blocks on the network, for a bounded time.
+/// What Vault has for a policy now, and why it has not the rest. Blocks on the network, for a bounded time.
 pub(super) fn ask_vault(
     policy: &Policy,
     config: &Config,
     reach: &Reach<'_>,
-) -> Result<Arc<Values>, Error> {
+) -> (Values, Option<Error>) {
     let mut all = references(policy);
     all.retain(|reference| reference.source == vault::SOURCE);
-    let values = vault::read(config.vault.as_ref(), reach, &all).map_err(Error::Vault)?;
-    Ok(Arc::new(values))
+    let (values, faults) = vault::read(config.vault.as_ref(), reach, &all);
+    (values, (!faults.is_empty()).then(|| Error::Vault(faults)))
 }
 
-/// Joins a policy with the values it names.
+/// What a policy is joined with: published keys, what Vault gave, and the agent's accounts.
+pub(super) type With<'a> = (&'a Published, &'a Values, &'a Registry);
+
+/// Joins a policy with the values it names. Those that are not to be had are left out if `may_lack` says so; with why the first
+/// file is.
 pub(super) fn snapshot(
     policy: Policy,
     config: &Config,
-    (published, vault, accounts): (&Published, &Values, &Registry),
+    (published, vault, accounts): With<'_>,
     generation: u64,
-) -> Result<Snapshot, Error> {
+    may_lack: &dyn Fn(&BTreeSet<String>) -> bool,
+) -> Result<(Snapshot, Option<Error>), Error> {
     let sources = Sources {
         dir: &config.secrets_dir,
         vault,
     };
-    let secrets = Secrets::load(&policy, sources).map_err(Error::Secrets)?;
     let list = config.state_dir.join(REVOKED);
-    let revoked = Revoked::read(&list).map_err(|source| Error::Revoked {
-        path: list.display().to_string(),
-        source,
-    })?;
-    let identities =
-        Identities::load(&policy, sources, revoked, published).map_err(Error::Secrets)?;
+    let revoked = match Revoked::read(&list) {
+        Ok(revoked) => revoked,
+        // Nothing is allowed to anybody.
+        Err(_) if policy.refusing().is_some() => Revoked::default(),
+        Err(source) => {
+            let path = list.display().to_string();
+            return Err(Error::Revoked { path, source });
+        }
+    };
+    let (secrets, mut lacking) = Secrets::load(&policy, sources);
+    let (identities, more) = Identities::load(&policy, sources, revoked, published);
+    lacking.extend(more);
+    let absent: BTreeSet<String> = lacking.iter().map(|(what, _)| what.clone()).collect();
+    let mut faults: Vec<_> = lacking.into_iter().map(|(_, fault)| fault).collect();
+    if !absent.is_empty() && !may_lack(&absent) {
+        return Err(Error::Secrets(faults));
+    }
+    // Vault itself says why it gave none.
+    faults.retain(|fault| !matches!(fault, crate::secrets::Error::Vault { .. }));
     // Last: only now it is certain that the policy is taken.
     let now = u64::try_from(crate::pipeline::now()).unwrap_or(0);
     let accounts = accounts.table(&policy, now)?;
@@ -174,15 +192,20 @@ pub(super) fn snapshot(
         version: policy.version(),
         hash: policy.hash().to_owned(),
     });
-    Ok(Snapshot {
+    let snapshot = Snapshot {
         generation,
         accounts,
         policy,
         mode: config.mode,
         secrets,
+        absent,
         identities,
         stamp,
-    })
+    };
+    Ok((
+        snapshot,
+        (!faults.is_empty()).then(|| Error::Secrets(faults)),
+    ))
 }
 
 /// What the files behind a policy's secrets look like from outside: changes when one is written or replaced.

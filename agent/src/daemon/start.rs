@@ -6,14 +6,14 @@ use super::enrol::Enrolments;
 use super::error::Error;
 use super::events::Seen;
 use super::namespaces::Namespaces;
-use super::{Lifetime, admin, decisions_dir, policy, trust};
+use super::{Lifetime, admin, decisions_dir, kept, policy, trust};
 use crate::audit;
 use crate::budget::Registry;
 use crate::config::Config;
 use crate::identity::Published;
 use crate::kernel::{Fence, Options};
 use crate::pipeline::{self, Listeners, Overspent, Plane, Room, Shared};
-use crate::secrets::vault::Reach;
+use crate::secrets::vault::{Reach, Values};
 use crate::snapshot::{Live, Snapshot};
 use crate::tls::{Authority, Issuing};
 use rustix::io::Errno;
@@ -22,6 +22,8 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use tollgate_policy::Reason;
+use tollgate_policy::syntax::Source;
 
 /// An agent that is up, and the socket it is to be asked on.
 #[derive(Debug)]
@@ -35,7 +37,8 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let published = Published::default();
     let dns_servers = resolvers(&config);
     let accounts = budgets::registry(&config).map_err(Error::Ledger)?;
-    let (snapshot, applied) = first_snapshot(&config, (&published, &accounts), &dns_servers)?;
+    let with = (&published, &accounts);
+    let (snapshot, mut applied) = first_snapshot(&config, &lifetime, with, &dns_servers)?;
     let authority = Authority::open(&config.state_dir)?;
     trust::publish(&config, &authority)?;
     let journal = config.journal.then(audit::Journal::open).flatten();
@@ -51,6 +54,9 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let containers = Arc::new(containers);
     let mut enrolments = Enrolments::adopt(Arc::clone(&fence), Arc::clone(&containers));
     enrolments.settle(&snapshot.policy);
+    if lifetime == Lifetime::Service && snapshot.policy.refusing().is_none() {
+        applied.unkept = kept::keep(&config.state_dir, &applied.sources);
+    }
     let shared = Arc::new(Shared {
         live: Live::new(snapshot),
         fence,
@@ -105,10 +111,42 @@ fn unbound(error: std::io::Error) -> Error {
     }
 }
 
+/// What is decided by first. Where an agent has governed before, no fault of policy or secrets keeps the fence from standing: the
+/// host may have been started anew, and then nothing else holds its workloads.
 fn first_snapshot(
+    config: &Config,
+    lifetime: &Lifetime,
+    with: (&Published, &Registry),
+    dns_servers: &[IpAddr],
+) -> Result<(Snapshot, Applied), Error> {
+    let kept = match lifetime {
+        Lifetime::Service => last_good(config),
+        Lifetime::Private { .. } => None,
+    };
+    let from_disk = from_disk(config, with, dns_servers, kept.is_some());
+    match (from_disk, kept) {
+        (Err(fault), Some(kept)) => refusing_all(config, with, kept, fault),
+        (from_disk, _) => from_disk,
+    }
+}
+
+fn last_good(config: &Config) -> Option<Vec<Source>> {
+    kept::read(&config.state_dir).unwrap_or_else(|error| {
+        let path = kept::path(&config.state_dir);
+        tracing::error!(
+            "{}: {error}: the last good policy is not known",
+            path.display()
+        );
+        None
+    })
+}
+
+/// By the policy on disk. `lacking`: also without the secrets that are not there.
+fn from_disk(
     config: &Config,
     (published, accounts): (&Published, &Registry),
     dns_servers: &[IpAddr],
+    lacking: bool,
 ) -> Result<(Snapshot, Applied), Error> {
     let loaded = policy::compile(policy::read(&config.policy)?)?;
     for warning in &loaded.warnings {
@@ -120,9 +158,49 @@ fn first_snapshot(
         // Nothing of the agent's listens yet.
         own: Arc::new([]),
     };
-    let vault = policy::ask_vault(&loaded.policy, config, &reach)?;
-    let snapshot = policy::snapshot(loaded.policy, config, (published, &vault, accounts), 1)?;
-    Ok((snapshot, Applied::new(loaded.sources, secret_files, vault)))
+    let (vault, not_given) = match policy::ask_vault(&loaded.policy, config, &reach) {
+        (_, Some(fault)) if !lacking => return Err(fault),
+        asked => asked,
+    };
+    let with = (published, &vault, accounts);
+    let (snapshot, not_read) = policy::snapshot(loaded.policy, config, with, 1, &|_| lacking)?;
+    let mut applied = Applied::new(loaded.sources, secret_files, Arc::new(vault));
+    applied.lacks(not_given.as_ref(), not_read.as_ref());
+    Ok((snapshot, applied))
+}
+
+/// By the workloads of the last good policy, of which nothing is allowed.
+fn refusing_all(
+    config: &Config,
+    (published, accounts): (&Published, &Registry),
+    kept: Vec<Source>,
+    fault: Error,
+) -> Result<(Snapshot, Applied), Error> {
+    let loaded = match policy::compile(kept) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let first = error.first_line();
+            tracing::error!("the last good policy cannot be used either: {first}");
+            return Err(fault);
+        }
+    };
+    let first = fault.first_line();
+    tracing::error!(
+        "{fault}\nthe fence stands by the last good policy's workloads, and all that they ask for is refused until a reload is good"
+    );
+    let why = Reason {
+        code: "policy_fault",
+        detail: format!(
+            "the policy on this host cannot be taken up, so nothing is allowed: {first}"
+        ),
+        hint: "mend the policy (`tollgate check` shows every fault), then `tollgate reload`".into(),
+    };
+    let (policy, vault) = (loaded.policy.refuse_all(why), Values::default());
+    let with = (published, &vault, accounts);
+    let (snapshot, _) = policy::snapshot(policy, config, with, 1, &|_| true)?;
+    let mut applied = Applied::new(loaded.sources, Default::default(), Arc::default());
+    applied.stale = Some(first);
+    Ok((snapshot, applied))
 }
 
 /// The data plane's addresses; the same port for all workers.

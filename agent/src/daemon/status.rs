@@ -5,7 +5,7 @@ use crate::audit::Stats;
 use crate::kernel::Layer;
 use crate::snapshot::Snapshot;
 use std::sync::atomic::Ordering;
-use tollgate_policy::Mode;
+use tollgate_policy::{Mode, Reason};
 
 impl Agent {
     /// Health, now.
@@ -28,7 +28,10 @@ impl Agent {
             (watched.put_back.clone(), watched.skipped.counts())
         };
         Status {
-            verdict: verdict(&layers, self.gaps(), self.config.mode, plane_up),
+            verdict: refusing(
+                verdict(&layers, self.gaps(), self.config.mode, plane_up),
+                snapshot.policy.refusing(),
+            ),
             agent: AgentStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
@@ -45,7 +48,12 @@ impl Agent {
             connections: lock(&self.plane)
                 .as_ref()
                 .map_or(0, |plane| plane.connections()),
-            fail_modes: fail_modes(&policy, &audit, self.budgets.troubles()),
+            fail_modes: fail_modes(
+                &policy,
+                lock(&self.applied).unkept.is_some(),
+                &audit,
+                self.budgets.troubles(),
+            ),
             layers,
             put_back,
             skipped,
@@ -110,6 +118,22 @@ fn verdict(
     }
 }
 
+/// The same where nothing is allowed, for this reason.
+fn refusing(verdict: Verdict, reason: Option<&Reason>) -> Verdict {
+    let Some(Reason { detail, hint, .. }) = reason else {
+        return verdict;
+    };
+    let told = format!("{detail}; {hint}");
+    match verdict {
+        Verdict::NotEnforcing { why } => Verdict::NotEnforcing {
+            why: std::iter::once(told).chain(why).collect(),
+        },
+        // Denials pass.
+        Verdict::Observing => Verdict::NotEnforcing { why: vec![told] },
+        Verdict::Enforcing | Verdict::Refusing { .. } => Verdict::Refusing { why: told },
+    }
+}
+
 /// What is wrong with a layer that must be in force.
 fn lack(layer: &Layer) -> Option<String> {
     let cause = layer
@@ -127,6 +151,7 @@ fn lack(layer: &Layer) -> Option<String> {
 /// Every named failure, what happens then, and whether it is so now.
 fn fail_modes(
     policy: &PolicyStatus,
+    unkept: bool,
     audit: &Stats,
     [unwritten, unread]: [bool; 2],
 ) -> Vec<FailMode> {
@@ -138,12 +163,17 @@ fn fail_modes(
     vec![
         mode(
             "policy invalid",
-            "the last good one stays in force",
+            "the last good one stays in force; at a start its workloads are held, and all they ask for is refused",
             policy.stale.is_some(),
         ),
         mode(
+            "policy cannot be kept in the state directory",
+            "it is in force; a start at which the policy is invalid goes by the one kept before",
+            unkept,
+        ),
+        mode(
             "secret source down",
-            "the last good values stay in force",
+            "the last good values stay in force; what needs one that was not there at the start is refused",
             policy.secrets_stale.is_some(),
         ),
         mode(
@@ -223,6 +253,27 @@ mod tests {
             verdict(&layers, [], Mode::Observe, true),
             Verdict::Observing
         );
+    }
+
+    #[test]
+    fn what_refuses_all_is_said_before_all_else() {
+        let reason = Reason {
+            code: "policy_fault",
+            detail: "a fault".to_owned(),
+            hint: "mend it".to_owned(),
+        };
+        let told = "a fault; mend it".to_owned();
+        let open = |why: &[&str]| Verdict::NotEnforcing {
+            why: why.iter().map(|one| (*one).to_owned()).collect(),
+        };
+        for (before, after) in [
+            (Verdict::Enforcing, Verdict::Refusing { why: told.clone() }),
+            (Verdict::Observing, open(&[&told])),
+            (open(&["a gap"]), open(&[&told, "a gap"])),
+        ] {
+            assert_eq!(refusing(before.clone(), None), before);
+            assert_eq!(refusing(before, Some(&reason)), after);
+        }
     }
 
     #[test]

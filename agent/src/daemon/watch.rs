@@ -69,7 +69,10 @@ pub(super) async fn vault(agent: Arc<Agent>) {
     let Some(every) = every else {
         return std::future::pending().await;
     };
-    let mut wait = every;
+    let mut wait = match lock(&agent.applied).vault_stale {
+        None => every,
+        Some(_) => every.min(VAULT_DOWN),
+    };
     loop {
         tokio::time::sleep(wait).await;
         let looking = Arc::clone(&agent);

@@ -71,17 +71,15 @@ impl Unproven {
 }
 
 impl Identities {
-    /// What the identities of `policy` are proven by; keys of their own are among the secrets.
-    ///
-    /// # Errors
-    /// Every file that cannot be had or used.
+    /// What the identities of `policy` are proven by, with what is not to be had: keys of their own are among the secrets. An
+    /// identity without them is proven by nothing.
     pub(crate) fn load(
         policy: &Policy,
         sources: secrets::Sources<'_>,
         revoked: Revoked,
         published: &Published,
-    ) -> Result<Self, Vec<secrets::Error>> {
-        let (mut tokens, mut issuers, mut faults) = (HashMap::new(), HashMap::new(), Vec::new());
+    ) -> (Self, secrets::Absent) {
+        let (mut tokens, mut issuers, mut absent) = (HashMap::new(), HashMap::new(), Vec::new());
         for identity in policy.identities() {
             let name: Arc<str> = identity.name.as_str().into();
             match &identity.proof {
@@ -103,21 +101,20 @@ impl Identities {
                             .and_then(|found| jwt::Keys::of_file(&found.place, &found.bytes))
                         {
                             Ok(keys) => entry.own(keys, asked),
-                            Err(fault) => faults.push(fault),
+                            Err(fault) => {
+                                absent.push((format!("identity {}", identity.name), fault));
+                            }
                         },
                     }
                 }
             }
         }
-        if faults.is_empty() {
-            Ok(Self {
-                tokens,
-                revoked,
-                issuers,
-            })
-        } else {
-            Err(faults)
-        }
+        let identities = Self {
+            tokens,
+            revoked,
+            issuers,
+        };
+        (identities, absent)
     }
 
     /// Whose token this is.

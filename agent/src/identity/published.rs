@@ -117,8 +117,11 @@ fn due(shared: &Weak<Shared>, tried: &HashMap<Box<str>, Instant>) -> Option<Vec<
         let is_wanted = source.keys.load().is_none() || source.wanted.load(Ordering::Relaxed);
         let wait = if is_wanted { LEAST } else { EVERY };
         if tried.get(issuer).is_none_or(|last| last.elapsed() >= wait) {
+            let Some(via) = snapshot.secrets.via(None) else {
+                continue;
+            };
             let fetch = Fetch {
-                via: snapshot.secrets.via(None),
+                via,
                 own: Arc::clone(&shared.own),
                 servers: shared.dns_servers.clone(),
             };

@@ -12,7 +12,7 @@ use super::sign::Signing;
 use super::websocket;
 use crate::secrets::{Injection, Put, Unsigned};
 use crate::snapshot::Snapshot;
-use crate::upstream::{Destination, Key};
+use crate::upstream::{Destination, Key, Via};
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -34,6 +34,7 @@ pub(super) struct Rewritten<'p> {
     /// Where it asks for a WebSocket: bytes of a message at most.
     pub(super) websocket: Option<usize>,
     snapshot: &'p Snapshot,
+    via: Via,
     plan_api: Option<&'p tollgate_policy::Api>,
     _made_here: (),
 }
@@ -58,7 +59,7 @@ impl Rewritten<'_> {
                 .plan_api
                 .map(|api| api.addresses.clone())
                 .unwrap_or_default(),
-            via: self.snapshot.secrets.via(self.plan_api),
+            via: self.via.clone(),
             own: Arc::clone(own),
         }
     }
@@ -83,6 +84,10 @@ pub(super) fn rewrite<'p>(
     parsed.headers = looked_at(&headers, snapshot);
     let mut stripped = strip(&mut headers, &plan.headers);
     let injection = injection(snapshot, &plan)?;
+    let via = snapshot.secrets.via(plan.api).ok_or_else(|| {
+        let api = plan.api.map_or("this host", |api| &api.name);
+        unavailable(format!("what {api} is verified by cannot be had now"))
+    })?;
     let mut response = ResponseRules::of(&plan, injection.map(Injection::masker));
     response.metered = tracker
         .charge()
@@ -132,6 +137,7 @@ pub(super) fn rewrite<'p>(
         response,
         websocket,
         snapshot,
+        via,
         plan_api: plan.api,
         _made_here: (),
     })
@@ -211,14 +217,21 @@ fn injection<'p>(
         return Ok(None);
     };
     let injection = snapshot.secrets.injection(credential).ok_or_else(|| {
-        Refusal::failed(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "secret_unavailable",
-            format!("the credential {} has no value now", credential.name),
-            "`tollgate status` shows which secret could not be read".into(),
-        )
+        unavailable(format!(
+            "the credential {} has no value now",
+            credential.name
+        ))
     })?;
     Ok(Some(injection))
+}
+
+fn unavailable(detail: String) -> Refusal {
+    Refusal::failed(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "secret_unavailable",
+        detail,
+        "`tollgate status` shows which secret could not be read".into(),
+    )
 }
 
 fn inject(

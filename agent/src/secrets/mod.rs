@@ -29,10 +29,13 @@ const SECRET_BYTES: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct Secrets {
     injections: HashMap<String, Injection>,
-    /// Apis with their own CA, or a client certificate.
-    own_roots: HashMap<String, Arc<ClientConfig>>,
-    system_roots: Arc<ClientConfig>,
+    /// Apis with their own CA, or a client certificate; `None` where those are not to be had.
+    own_roots: HashMap<String, Option<Arc<ClientConfig>>>,
+    system_roots: Option<Arc<ClientConfig>>,
 }
+
+/// What could not be had, with what lacks it.
+pub type Absent = Vec<(String, Error)>;
 
 /// A credential, ready to be put in.
 pub(crate) struct Injection {
@@ -124,19 +127,17 @@ pub enum Error {
 }
 
 impl Secrets {
-    /// Looks up every secret and CA that `policy` names.
-    ///
-    /// # Errors
-    /// Every secret that could not be had.
-    pub fn load(policy: &Policy, sources: Sources<'_>) -> Result<Self, Vec<Error>> {
-        let mut faults = Vec::new();
+    /// Looks up every secret and CA that `policy` names; with what is not to be had.
+    pub fn load(policy: &Policy, sources: Sources<'_>) -> (Self, Absent) {
+        let mut absent = Vec::new();
+        let mut lack = |what, error| absent.push((what, error));
         let mut injections = HashMap::new();
         for credential in policy.credentials() {
             match injection(credential, sources) {
                 Ok(injection) => {
                     injections.insert(credential.name.clone(), injection);
                 }
-                Err(fault) => faults.push(fault),
+                Err(fault) => lack(format!("credential {}", credential.name), fault),
             }
         }
         let mut own_roots = HashMap::new();
@@ -144,25 +145,18 @@ impl Secrets {
             if api.ca.is_none() && api.certificate.is_none() {
                 continue;
             }
-            match own_roots_of(api, sources) {
-                Ok(config) => {
-                    own_roots.insert(api.name.clone(), config);
-                }
-                Err(fault) => faults.push(fault),
-            }
+            let own = own_roots_of(api, sources);
+            let own = own.map_err(|fault| lack(format!("api {}", api.name), fault));
+            own_roots.insert(api.name.clone(), own.ok());
         }
-        match Roots::System.client(None) {
-            Ok(system_roots) if faults.is_empty() => Ok(Self {
-                injections,
-                own_roots,
-                system_roots,
-            }),
-            Ok(_) => Err(faults),
-            Err(fault) => {
-                faults.push(fault.into());
-                Err(faults)
-            }
-        }
+        let system = Roots::System.client(None);
+        let system = system.map_err(|fault| lack("trust roots".to_owned(), fault.into()));
+        let secrets = Self {
+            injections,
+            own_roots,
+            system_roots: system.ok(),
+        };
+        (secrets, absent)
     }
 
     /// The headers of a credential.
@@ -170,13 +164,15 @@ impl Secrets {
         self.injections.get(&credential.name)
     }
 
-    /// How an api's upstreams are reached and verified: by its own CA, or the system's roots.
-    pub(crate) fn via(&self, api: Option<&Api>) -> Via {
+    /// How an api's upstreams are reached and verified: by its own CA, or the system's roots. `None` where those are not
+    /// to be had: an api's own are never stood in for by others.
+    pub(crate) fn via(&self, api: Option<&Api>) -> Option<Via> {
         if api.is_some_and(|api| api.scheme == Scheme::Http) {
-            return Via::Clear;
+            return Some(Via::Clear);
         }
         let own = api.and_then(|api| self.own_roots.get(&api.name));
-        Via::Tls(Arc::clone(own.unwrap_or(&self.system_roots)))
+        let roots = own.unwrap_or(&self.system_roots).as_ref()?;
+        Some(Via::Tls(Arc::clone(roots)))
     }
 }
 

@@ -43,6 +43,13 @@ impl Values {
     pub(super) fn get(&self, key: &str) -> Option<&Zeroizing<Vec<u8>>> {
         self.0.get(key)
     }
+
+    /// Has what `others` have besides.
+    pub(crate) fn fill_in(&mut self, others: &Self) {
+        for (key, value) in &others.0 {
+            self.0.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
 }
 
 /// How the server is reached.
@@ -54,27 +61,31 @@ pub(crate) struct Reach<'a> {
     pub(crate) own: Arc<[SocketAddr]>,
 }
 
-/// Reads every one of `references`. Blocks, for no longer than some [`PATIENCE`].
-///
-/// # Errors
-/// Every value that could not be had.
+/// Reads every one of `references`, and says why it could not read others. Blocks, for no longer than some [`PATIENCE`].
 pub(crate) fn read(
     config: Option<&Vault>,
     reach: &Reach<'_>,
     references: &[&SecretRef],
-) -> Result<Values, Vec<Error>> {
+) -> (Values, Vec<Error>) {
+    let none = |faults| (Values::default(), faults);
     if references.is_empty() {
-        return Ok(Values::default());
+        return none(Vec::new());
     }
     let Some(config) = config else {
         let what = "the agent's configuration has no `vault:`, which says where to ask";
-        return Err(all(references, what));
+        return none(all(references, what));
     };
-    let session = Session::new(config, reach).map_err(|fault| vec![fault])?;
+    let session = match Session::new(config, reach) {
+        Ok(session) => session,
+        Err(fault) => return none(vec![fault]),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let runtime = runtime.map_err(|error| all(references, &error.to_string()))?;
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return none(all(references, &error.to_string())),
+    };
     // The connection has a task of its own.
     tokio::task::LocalSet::new().block_on(&runtime, session.read(references))
 }
@@ -125,7 +136,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    async fn read(&self, references: &[&SecretRef]) -> Result<Values, Vec<Error>> {
+    async fn read(&self, references: &[&SecretRef]) -> (Values, Vec<Error>) {
         let mut by_path: BTreeMap<&str, Vec<(&str, &SecretRef)>> = BTreeMap::new();
         for reference in references {
             let (path, field) = reference.key.split_once('#').unwrap_or_default();
@@ -151,10 +162,7 @@ impl<'a> Session<'a> {
             };
             faults.extend(fields.iter().map(|(_, whole)| fault(whole, &trouble)));
         }
-        match faults.is_empty() {
-            true => Ok(values),
-            false => Err(faults),
-        }
+        (values, faults)
     }
 
     /// The fields of the secret at `path`.
@@ -334,10 +342,10 @@ mod tests {
             dns_servers: &[],
             own: Arc::new([]),
         };
-        let faults = read(None, &reach, &[&here[0], &here[1]]).unwrap_err();
+        let (_, faults) = read(None, &reach, &[&here[0], &here[1]]);
         assert_eq!(faults.len(), 2);
         assert!(faults[0].to_string().contains("vault:a#b"), "{}", faults[0]);
-        assert!(read(None, &reach, &[]).is_ok());
+        assert!(read(None, &reach, &[]).1.is_empty());
     }
 
     #[test]
@@ -372,7 +380,7 @@ mod tests {
                 own: Arc::new([]),
             };
             let began = Instant::now();
-            let faults = read(Some(&config), &reach, &[&reference("a#b")]).unwrap_err();
+            let (_, faults) = read(Some(&config), &reach, &[&reference("a#b")]);
             let told = faults[0].to_string();
             assert!(
                 told.contains("vault:a#b") && told.contains("no connection"),

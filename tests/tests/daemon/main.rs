@@ -23,6 +23,7 @@ mod looks;
 mod namespaces;
 mod outside;
 mod pods;
+mod rebooting;
 mod recognising;
 mod running;
 mod starting;

@@ -347,6 +347,43 @@ fn what_is_beside_the_service_is_governed() {
     host.systemctl(&["daemon-reload"]);
 }
 
+/// The host starts anew with a policy that is wrong: who was governed is refused, and where the agent cannot start, so is the unit.
+#[test]
+fn a_unit_that_requires_the_service_never_runs_without_it() {
+    let host = Host::new();
+    let drop_in = Path::new("/etc/systemd/system").join(format!("{}.d", host::UNIT));
+    fs::create_dir_all(&drop_in).unwrap();
+    let unit = "[Unit]\nRequires=tollgate.service\nAfter=tollgate.service\n";
+    fs::write(drop_in.join("requires.conf"), unit).unwrap();
+    host.systemctl(&["daemon-reload"]);
+    let reboot = || {
+        host.systemctl(&["stop", "tollgate"]);
+        assert_ne!(host.show(host::UNIT, "ActiveState"), "active");
+        fs::remove_dir_all("/sys/fs/bpf/tollgate").unwrap();
+    };
+    reboot();
+    let policy = Path::new("/etc/tollgate/policy.d/policy.yaml");
+    fs::write(policy, host::POLICY.replace("apis:", "apsi:")).unwrap();
+    host.start_asking(host::UNIT);
+    assert_eq!(host.show("tollgate", "ActiveState"), "active");
+    assert_eq!(host.report(host::DENIED), "0 403");
+    assert_ne!(host.report(&host.allowed), "0 200");
+    assert_eq!(host.nginx_requests(), 0);
+
+    reboot();
+    fs::remove_file("/var/lib/tollgate/policy-in-force.json").unwrap();
+    let started = host.output("systemctl", &["start", host::UNIT]);
+    assert!(!started.status.success(), "{}", text(&started.stdout));
+    assert_ne!(host.show(host::UNIT, "ActiveState"), "active");
+    // It is tried again, and comes up as soon as it can.
+    fs::write(policy, host::POLICY).unwrap();
+    host.comes_back("0");
+    host.start_asking(host::UNIT);
+    assert_eq!(host.report(&host.allowed), "0 200");
+    fs::remove_dir_all(&drop_in).unwrap();
+    host.systemctl(&["daemon-reload"]);
+}
+
 /// Again and again out of memory: what it governs is refused, and nothing of it gets out.
 #[test]
 fn an_agent_that_runs_out_of_memory_leaves_nothing_open() {

@@ -163,6 +163,7 @@ fn assemble(reading: &mut Reading<'_>, mut document: Document<'_>, hash: String)
         subjects: subjects.grants,
         guards: subjects.guards,
         budgeted: budget::budgeted(&budgets),
+        refusing: None,
         counted,
         prices: budget::prices(document.prices),
         budgets,

@@ -21,6 +21,9 @@ impl Policy {
             Connection::Name(host, port) => self.sni_index(host, port)?,
         };
         let api = self.apis.get(index)?;
+        if let Some(reason) = &self.refusing {
+            return Some(denial(Some(api), Mode::Enforce, None, reason.clone()));
+        }
         let caller = self.caller(subject, now);
         let grants = self.subjects.get(subject.workload);
         let granted = grants.and_then(|grants| grants.apis.get(&index));

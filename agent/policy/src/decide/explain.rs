@@ -34,6 +34,9 @@ impl Policy {
         let Ok(scope) = self.scope(ask) else {
             return Vec::new();
         };
+        if self.refusing.is_some() {
+            return Vec::new();
+        }
         let path = &ask.request.target.path;
         let matching = scope.rules.allow.matches(path);
         let mut near: Vec<(Nearness, NearMiss<'p>)> = Vec::new();

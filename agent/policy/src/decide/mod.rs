@@ -128,6 +128,9 @@ struct Scope<'p> {
 impl Policy {
     /// Decides one request. With [`Body::Unread`](crate::Body::Unread) and a rule that must see the body, asks for it.
     pub fn decide<'p>(&'p self, subject: &Subject<'_>, request: &Request<'_>) -> Outcome<'p> {
+        if let Some(reason) = &self.refusing {
+            return Outcome::Decided(denial(None, Mode::Enforce, None, reason.clone()));
+        }
         let ask = self.ask(subject, request);
         let scope = match self.scope(&ask) {
             Ok(scope) => scope,

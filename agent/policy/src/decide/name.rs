@@ -12,6 +12,12 @@ impl Policy {
     /// # Errors
     /// It may not, and why.
     pub fn name(&self, workload: &str, host: &Host, now: i64) -> Result<(), Unnamed> {
+        if let Some(reason) = &self.refusing {
+            return Err(Unnamed {
+                mode: Mode::Enforce,
+                reason: reason.clone(),
+            });
+        }
         let grants = self.subjects.get(workload);
         let mut nearest = None;
         for (_, index) in self.hosts.find(host) {

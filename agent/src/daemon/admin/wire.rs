@@ -513,6 +513,11 @@ pub enum Verdict {
     Enforcing,
     /// Everything is recorded and denials pass.
     Observing,
+    /// Nothing is allowed, for want of a policy that can be taken up; nothing gets past.
+    Refusing {
+        /// Why, and what to do.
+        why: String,
+    },
     /// Something governed can get past.
     NotEnforcing {
         /// Why, each a sentence.
