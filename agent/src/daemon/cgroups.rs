@@ -58,6 +58,7 @@ pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
 
 /// `own`: the agent's cgroup and those above it.
 fn walk_at_most(most: usize, root: &Path, policy: &Policy, own: &[String]) -> Found {
+    let selectors = Means::of(policy);
     let mut found = Found::default();
     let mut todo = VecDeque::from([Due::default()]);
     // Level by level: who may make cgroups makes them below others, and hides none.
@@ -84,7 +85,7 @@ fn walk_at_most(most: usize, root: &Path, policy: &Policy, own: &[String]) -> Fo
         };
         let means = match name.is_empty() {
             true => None,
-            false => workload_of(policy, &name).or(due.beside),
+            false => selectors.workload_of(&name).or(due.beside),
         };
         let (inherited, beside) = if own.contains(&name) {
             if means.is_some() {
@@ -166,55 +167,94 @@ fn is_gone(error: &io::Error) -> bool {
     [Errno::NOENT, Errno::NODEV].contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
-/// The first workload, by name, that has a selector for this cgroup.
-pub(super) fn workload_of(policy: &Policy, cgroup: &str) -> Option<String> {
-    policy
-        .workloads()
-        .iter()
-        .find(|w| {
-            let mut selectors = w.selectors.iter();
-            selectors.any(|s| !has_process(s) && selects(s, cgroup))
+/// The selectors of a policy that are about cgroups alone, taken apart once for a walk: there are many cgroups.
+struct Means<'p>(Vec<(&'p str, Pattern<'p>)>);
+
+/// A selector's conditions on cgroups.
+struct Pattern<'p> {
+    unit: Option<&'p str>,
+    glob: Option<Vec<&'p str>>,
+}
+
+impl<'p> Means<'p> {
+    fn of(policy: &'p Policy) -> Self {
+        let all = policy.workloads().iter().flat_map(|workload| {
+            let own = workload.selectors.iter().filter(|s| !has_process(s));
+            own.filter_map(|s| Some((&*workload.name, Pattern::of(s)?)))
+        });
+        Self(all.collect())
+    }
+
+    /// The first workload, by name, that has a selector for this cgroup.
+    fn workload_of(&self, cgroup: &str) -> Option<String> {
+        let path = segments(cgroup);
+        let mut all = self.0.iter();
+        let found = all.find(|(_, pattern)| pattern.fits(&path));
+        found.map(|(workload, _)| (*workload).to_owned())
+    }
+}
+
+impl<'p> Pattern<'p> {
+    /// `None`: it has none, or what it says of them is about containers.
+    fn of(selector: &'p Selector) -> Option<Self> {
+        let (unit, glob) = (selector.unit.as_deref(), selector.cgroup.as_deref());
+        let is_of_cgroups = (unit.is_some() || glob.is_some()) && !selector.is_of_containers();
+        is_of_cgroups.then(|| Self {
+            unit,
+            glob: glob.map(segments),
         })
-        .map(|w| w.name.clone())
+    }
+
+    fn fits(&self, path: &[&str]) -> bool {
+        self.unit.is_none_or(|unit| is_unit(unit, path))
+            && (self.glob.as_ref()).is_none_or(|glob| glob_matches(glob, path))
+    }
+}
+
+fn segments(path: &str) -> Vec<&str> {
+    path.trim_start_matches('/').split('/').collect()
 }
 
 /// Whether the conditions on cgroups of `selector` hold for this one (path below the root, starting with `/`); it has
 /// some.
 pub(super) fn selects(selector: &Selector, cgroup: &str) -> bool {
-    let unit = selector.unit.as_deref().map(|unit| is_unit(unit, cgroup));
-    let glob = selector.cgroup.as_deref().map(|glob| {
-        let pattern: Vec<&str> = glob.trim_start_matches('/').split('/').collect();
-        let path: Vec<&str> = cgroup.trim_start_matches('/').split('/').collect();
-        glob_matches(&pattern, &path)
-    });
-    !selector.is_of_containers()
-        && (unit.is_some() || glob.is_some())
-        && unit.unwrap_or(true)
-        && glob.unwrap_or(true)
+    Pattern::of(selector).is_some_and(|pattern| pattern.fits(&segments(cgroup)))
 }
 
 /// Only the system manager's units: below a slice of slices. A user's own manager is a delegated service, and
 /// anybody can have a unit of any name there.
-fn is_unit(unit: &str, cgroup: &str) -> bool {
-    let mut segments = cgroup.trim_start_matches('/').split('/');
-    segments.next_back() == Some(unit) && segments.all(|s| s.ends_with(".slice"))
+fn is_unit(unit: &str, path: &[&str]) -> bool {
+    path.split_last().is_some_and(|(last, above)| {
+        *last == unit && above.iter().all(|segment| segment.ends_with(".slice"))
+    })
 }
 
-/// `**` is any rest, the directory it stands in included, so that its future children are governed before they exist.
-fn glob_matches(pattern: &[&str], path: &[&str]) -> bool {
-    match (pattern.split_first(), path.split_first()) {
-        (Some((&"**", [])), _) => true,
-        (Some((&"**", rest)), _) => {
-            glob_matches(rest, path)
-                || path
-                    .split_first()
-                    .is_some_and(|(_, tail)| glob_matches(pattern, tail))
+/// `**` is any rest, the directory it stands in included, so that its future children are governed before they exist. Only the
+/// last one met is gone back to: what stands before it is as near as can be, so that nothing would be found by going further.
+fn glob_matches(mut pattern: &[&str], mut path: &[&str]) -> bool {
+    let mut back = None;
+    loop {
+        match (pattern.split_first(), path.split_first()) {
+            (Some((&"**", [])), _) => return true,
+            (Some((&"**", rest)), _) => {
+                pattern = rest;
+                back = Some((rest, path));
+                continue;
+            }
+            (None, None) => return true,
+            (Some((p, rest)), Some((s, tail))) if segment_matches(p, s) => {
+                (pattern, path) = (rest, tail);
+                continue;
+            }
+            _ => {}
         }
-        (None, None) => true,
-        (Some((p, pattern)), Some((s, path))) => {
-            segment_matches(p, s) && glob_matches(pattern, path)
+        match back {
+            Some((rest, [_, tail @ ..])) => {
+                (pattern, path) = (rest, tail);
+                back = Some((rest, tail));
+            }
+            _ => return false,
         }
-        _ => false,
     }
 }
 

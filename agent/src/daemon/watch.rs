@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc;
 
@@ -16,6 +16,10 @@ use tokio::sync::mpsc;
 const WALK: Duration = Duration::from_secs(1);
 /// How soon after a change the tree is walked: many cgroups are made at once.
 const SETTLE: Duration = Duration::from_millis(2);
+/// How soon where changes do not cease: who may make cgroups is not to keep the agent walking.
+const BUSY: Duration = Duration::from_millis(20);
+/// Without a change for so long they have ceased.
+const CALM: Duration = Duration::from_millis(50);
 /// How often Vault is asked at least while it gives nothing.
 const VAULT_DOWN: Duration = Duration::from_secs(10);
 /// How often the files behind secrets are looked at.
@@ -24,29 +28,47 @@ const SECRETS: Duration = Duration::from_millis(400);
 /// Keeps what is governed true to the host, for ever.
 pub(super) async fn cgroups(agent: Arc<Agent>) -> io::Result<()> {
     let mut watch = Watch::new()?;
-    let mut known = Vec::new();
+    let (mut known, mut pace) = (Vec::new(), Pace(SETTLE));
     let learned = lock(&agent.enrolments).learned();
     loop {
         let settling = Arc::clone(&agent);
-        match tokio::task::spawn_blocking(move || settling.settle()).await {
+        let walked = tokio::task::spawn_blocking(move || settling.settle()).await;
+        let is_known = match walked {
             Ok(mut directories) => {
                 watch.add(&directories);
                 directories.sort_unstable();
-                if directories != known {
-                    // What was made between the walk and its watch was seen by neither: walk again.
-                    known = directories;
-                    continue;
-                }
+                std::mem::replace(&mut known, directories) == known
             }
-            Err(e) => tracing::error!("looking for cgroups failed: {e}"),
+            Err(e) => {
+                tracing::error!("looking for cgroups failed: {e}");
+                true
+            }
+        };
+        let since = Instant::now();
+        // What was made between the walk and its watch was seen by neither: else it is walked again.
+        if is_known {
+            tokio::select! {
+                _ = tokio::time::timeout(WALK, watch.changed()) => {}
+                () = agent.containers.learned.notified() => {}
+                () = learned.notified() => {}
+            }
         }
-        tokio::select! {
-            _ = tokio::time::timeout(WALK, watch.changed()) => {}
-            () = agent.containers.learned.notified() => {}
-            () = learned.notified() => {}
-        }
-        tokio::time::sleep(SETTLE).await;
+        tokio::time::sleep(pace.after(since.elapsed())).await;
         watch.drain();
+    }
+}
+
+/// How long the next pause between two walks is: there always is one, and the longer the more they follow each other.
+struct Pace(Duration);
+
+impl Pace {
+    /// `calm`: for so long nothing had changed.
+    fn after(&mut self, calm: Duration) -> Duration {
+        if calm >= CALM {
+            self.0 = SETTLE;
+        }
+        let next = (self.0 * 2).min(BUSY);
+        std::mem::replace(&mut self.0, next)
     }
 }
 
@@ -148,5 +170,19 @@ impl Watch {
     fn drain(&self) {
         let mut buffer = [0; 4096];
         while self.events.try_read(&mut buffer).is_ok_and(|n| n > 0) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_makes_cgroups_without_end_does_not_keep_the_agent_walking() {
+        let mut pace = Pace(SETTLE);
+        let mut pauses = |calm| (0..6).map(|_| pace.after(calm)).collect::<Vec<_>>();
+        let busy = [2, 4, 8, 16, 20, 20].map(Duration::from_millis);
+        assert_eq!(pauses(Duration::ZERO), busy);
+        assert_eq!(pauses(CALM), [SETTLE; 6]);
     }
 }
