@@ -3,23 +3,21 @@ use super::admin::wire::{Enrolled, Fault, FaultKind, Recognised};
 use super::cgroups::{self, Match};
 use super::containers::Containers;
 use super::rules::Rules;
+use super::runs::{
+    RUN_GRACE, RUNS, alive, is_run, make_run, processes, remove_tree, sweep_orphans,
+};
 use super::troubles::Troubles;
 use crate::config::Config;
 use crate::kernel::{self, Evidence, Fence, FileState, GovernedProcess, Openings, SocketName};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tollgate_policy::Policy;
 use tollgate_policy::syntax::{nearest, quote};
 
-/// Where cgroups of `tollgate run` are, below the cgroup2 root.
-const RUNS: &str = "/tollgate";
 /// Runs at one time at most.
 const RUNS_MAX: usize = 1024;
-/// A run's cgroup that is empty this long after the agent first saw it, with nobody about to fill it, is removed.
-const RUN_GRACE: Duration = Duration::from_secs(10);
 
 /// What is not known where there are too many cgroups.
 const UNSEEN: &str = "there are more cgroups than the agent looks at (65536): of workloads among the others, only those are governed that were made since the policy named them; bound cgroups where users make their own (cgroup.max.descendants)";
@@ -135,14 +133,14 @@ impl Enrolments {
         for wanted in found.matches.iter().filter(|m| !is_run(&m.cgroup)) {
             self.govern(wanted);
         }
-        let is_wanted = |cgroup: &str| found.matches.iter().any(|m| m.cgroup == cgroup);
-        self.ungoverned.keep(is_wanted);
+        let wanted = found.matches.iter();
+        let wanted: HashMap<&str, &str> = wanted.map(|m| (&*m.cgroup, &*m.workload)).collect();
+        self.ungoverned.keep(|cgroup| wanted.contains_key(cgroup));
         self.rules
             .settle(&self.fence, &found.directories, &contained.known);
         Containers::let_go(&self.fence, &contained, &found.directories);
         // What was not looked at may well be there.
-        let stays =
-            |cgroup: &String| self.unseen || found.matches.iter().any(|m| m.cgroup == *cgroup);
+        let stays = |cgroup: &String| self.unseen || wanted.contains_key(&**cgroup);
         let gone: Vec<String> = self
             .selected
             .keys()
@@ -155,6 +153,7 @@ impl Enrolments {
                 release(&self.fence, old.cgroup_id);
             }
         }
+        self.release_strays(policy, &wanted);
         self.part_with_others(policy);
         self.rules.enrol_running(&self.fence);
         self.sweep_runs();
@@ -162,6 +161,43 @@ impl Enrolments {
             self.fence.let_in(&beyond);
         }
         found.directories
+    }
+
+    /// No longer governs what hooks did by the names of an earlier policy, while the agent took up this one: no walk saw it.
+    fn release_strays(&mut self, policy: &Policy, wanted: &HashMap<&str, &str>) {
+        if self.settled.as_deref() == Some(policy.hash()) || !self.rules.are_told() {
+            return;
+        }
+        let names = names(policy);
+        let all: Vec<kernel::Governed> = self.not_of_runs().collect();
+        for stray in all {
+            let Some(cgroup) = &stray.cgroup else {
+                if stray.is_gone {
+                    release(&self.fence, stray.cgroup_id);
+                }
+                continue;
+            };
+            let above = Path::new(cgroup).ancestors();
+            let mut above = above.filter_map(|path| wanted.get(path.to_str()?));
+            // Itself, or the one that it is governed with.
+            let is_wanted = wanted.contains_key(&**cgroup)
+                || above.next().is_some_and(|name| **name == *stray.workload);
+            let is_unseen = self.unseen && names.contains(&*stray.workload);
+            if !is_wanted && !is_unseen {
+                tracing::info!(cgroup, workload = stray.workload, "no longer governed");
+                release(&self.fence, stray.cgroup_id);
+                self.selected.remove(cgroup);
+            }
+        }
+    }
+
+    /// What the kernel governs, but for runs, which end when they do, and what is not anybody's yet.
+    fn not_of_runs(&self) -> impl Iterator<Item = kernel::Governed> {
+        let is_run = |one: &kernel::Governed| {
+            one.cgroup.as_deref().is_some_and(is_run) || self.runs.contains_key(&one.cgroup_id)
+        };
+        let all = self.fence.governed().into_iter();
+        all.filter(move |one| one.workload != kernel::UNSETTLED_NAME && !is_run(one))
     }
 
     /// Begins to let go of workloads that `policy` has no more: whom another workload has now becomes that one's. Not while the
@@ -180,7 +216,11 @@ impl Enrolments {
             return;
         }
         let names = names(policy);
-        match self.fence.forget_workloads(|name| names.contains(name)) {
+        let forgotten = self.fence.forget_workloads(|name| names.contains(name));
+        let is_left = |one: kernel::Governed| !names.contains(&*one.workload);
+        match forgotten {
+            // What has a cgroup still was kept.
+            Ok(()) if self.not_of_runs().any(is_left) => {}
             Ok(()) => self.settled = Some(policy.hash().to_owned()),
             Err(e) => tracing::error!("what is no workload's any more stays held: {e}"),
         }
@@ -447,40 +487,6 @@ fn openings(workload: &tollgate_policy::Workload) -> Openings {
     }
 }
 
-/// Makes a run's cgroup. Another agent may remove their common parent at the same time, for being empty.
-fn make_run(root: &Path, directory: &Path) -> std::io::Result<()> {
-    let parent = root.join(RUNS.trim_start_matches('/'));
-    let make = || std::fs::create_dir_all(&parent).and_then(|()| std::fs::create_dir(directory));
-    make().or_else(|_| make())?;
-    // Runtimes read their limits there, as whoever the command runs as.
-    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
-}
-
-/// Removes cgroups of runs that are over and whose agent was killed, whichever it was: empty ones that were made a while
-/// ago. One that is in use, or about to be, is neither.
-fn sweep_orphans(root: &Path) {
-    let runs = root.join(RUNS.trim_start_matches('/'));
-    for entry in std::fs::read_dir(&runs)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-    {
-        let made = entry.file_name().to_str().and_then(made_at);
-        let age = made.and_then(|at| std::time::SystemTime::now().duration_since(at).ok());
-        if age.is_some_and(|age| age > RUN_GRACE) && processes(&entry.path()) == 0 {
-            let _ = remove_tree(&entry.path(), 0);
-        }
-    }
-    let _ = std::fs::remove_dir(runs);
-}
-
-/// When a run's cgroup was made: its name says so.
-fn made_at(name: &str) -> Option<std::time::SystemTime> {
-    let id: uuid::Uuid = name.strip_prefix("run-")?.parse().ok()?;
-    let (seconds, nanoseconds) = id.get_timestamp()?.to_unix();
-    std::time::UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds))
-}
-
 /// The workload asked for, or the only one there is.
 fn choose(policy: &Policy, asked: Option<&str>) -> Result<String, Fault> {
     let names: Vec<&str> = policy.workloads().iter().map(|w| w.name.as_str()).collect();
@@ -519,12 +525,6 @@ fn failed(message: String) -> Fault {
     }
 }
 
-fn is_run(cgroup: &str) -> bool {
-    cgroup
-        .strip_prefix(RUNS)
-        .is_some_and(|rest| rest.starts_with("/run-"))
-}
-
 fn directory(root: &Path, cgroup: &str) -> PathBuf {
     root.join(cgroup.trim_start_matches('/'))
 }
@@ -535,58 +535,9 @@ fn inode(directory: &Path) -> Option<u64> {
         .map(|m| std::os::unix::fs::MetadataExt::ino(&m))
 }
 
-fn alive(pid: i32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
-}
-
-/// Processes in a cgroup and below it.
-fn processes(directory: &Path) -> usize {
-    let own = std::fs::read_to_string(directory.join("cgroup.procs"))
-        .map_or(0, |text| text.lines().count());
-    let children = std::fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok);
-    let below = children
-        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-        .map(|e| processes(&e.path()));
-    own.saturating_add(below.sum())
-}
-
-fn remove_tree(directory: &Path, depth: usize) -> std::io::Result<()> {
-    if depth < 32 {
-        let children = std::fs::read_dir(directory)
-            .into_iter()
-            .flatten()
-            .filter_map(Result::ok);
-        for child in children.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
-            remove_tree(&child.path(), depth + 1)?;
-        }
-    }
-    match std::fs::remove_dir(directory) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
 pub(super) fn release(fence: &Fence, cgroup_id: u64) {
     let released: Result<(), kernel::Error> = fence.release(cgroup_id);
     if let Err(e) = released {
         tracing::warn!(cgroup_id, "not released: {e}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_runs_name_says_when_it_was_made() {
-        let name = format!("run-{}", uuid::Uuid::now_v7().simple());
-        let age =
-            made_at(&name).and_then(|at| std::time::SystemTime::now().duration_since(at).ok());
-        assert!(age.is_some_and(|age| age < Duration::from_secs(5)));
-        assert_eq!(made_at("run-1"), None);
-        assert_eq!(made_at("other"), None);
     }
 }

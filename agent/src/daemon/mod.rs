@@ -24,6 +24,7 @@ mod namespaces;
 mod notify;
 mod policy;
 mod rules;
+mod runs;
 mod selectors;
 mod skipped;
 mod sockets;

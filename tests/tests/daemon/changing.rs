@@ -224,3 +224,44 @@ fn no_listing_is_cut_without_a_word() {
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("10000"), "{output:?}");
 }
+
+/// Cgroups that hooks govern by the names of the outgoing policy, after its last walk, are let go of like those that were walked.
+#[test]
+fn what_is_made_while_a_policy_goes_is_let_go_of() {
+    const AT_ONCE: usize = 10;
+    const MOST: usize = 20_000;
+    let mut place = Place::new();
+    place.start();
+    let (done, until) = std::sync::mpsc::channel::<()>();
+    let cgroup = place.cgroup.clone();
+    let busy = std::thread::spawn(move || {
+        for number in 0.. {
+            let directory = cgroup.join(format!("n{number}"));
+            std::fs::create_dir(directory).unwrap();
+            if number % AT_ONCE == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if number == MOST || until.try_recv().is_ok() {
+                return number;
+            }
+        }
+        0
+    });
+    let job = "  job: { match: { cgroup: \"CGROUP/**\" } }\n";
+    let grant = "  - { role: reader, to: { workload: job } }\n";
+    place.write_policy(&POLICY.replace(job, "").replace(grant, ""));
+    let reload = place.output(&["reload"]);
+    let _ = done.send(());
+    let made = busy.join().unwrap();
+    assert_eq!(reload.status.code(), Some(0), "{}", text(&reload.stderr));
+    let free = eventually(Duration::from_secs(20), || {
+        (!place.governed()).then_some(())
+    });
+    let left = place.workloads().len();
+    let asked = place.ask();
+    for number in 0..=made {
+        let _ = std::fs::remove_dir(place.cgroup.join(format!("n{number}")));
+    }
+    assert!(free.is_some(), "{left} of {made} are governed still");
+    assert_ne!(asked, forbidden());
+}
