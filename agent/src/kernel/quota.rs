@@ -68,7 +68,9 @@ impl Fence {
                 writers.quotas.set(*id, none, 0).map_err(write("QUOTAS"))?;
                 let known = writers.spent.get(id, 0).map_err(read("SPENT"))?;
                 let before = wanted.get(id).and_then(|allowance| allowance.before);
-                let spent = first(known, old, &new, before);
+                let window = now.as_nanos().checked_div(new.length.into()).unwrap_or(0);
+                let window = u64::try_from(window).unwrap_or(u64::MAX);
+                let spent = first(known, old, (&new, window), before);
                 writers.spent.set(*id, spent, 0).map_err(write("SPENT"))?;
             }
             // Windows begin where the wall clock says; it may have been set since.
@@ -115,8 +117,13 @@ fn quota(allowance: &Allowance<'_>, now: Duration, boot: Duration) -> Quota {
     }
 }
 
-/// What counting begins with when a workload is given a quota, or windows of another length.
-fn first(known: Spent, old: Quota, new: &Quota, before: Option<(u64, u64)>) -> Spent {
+/// What counting begins with when a workload is given a quota, or windows of another length; with the window that it is now.
+fn first(
+    known: Spent,
+    old: Quota,
+    (new, window): (&Quota, u64),
+    before: Option<(u64, u64)>,
+) -> Spent {
     let fresh = Spent {
         base: known.total,
         ..Spent::default()
@@ -130,6 +137,8 @@ fn first(known: Spent, old: Quota, new: &Quota, before: Option<(u64, u64)>) -> S
             ..Spent::default()
         },
         _ if new.length == 0 => known,
+        // Taken out and put in again: numbers of windows of another length are far from this one.
+        _ if old.length == 0 && known.epoch == window => known,
         _ => fresh,
     }
 }
@@ -143,4 +152,41 @@ fn clocks() -> (Duration, Duration) {
     );
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     (now.unwrap_or_default(), boot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_spent_stays_so_where_a_quota_is_taken_out_and_put_in_again() {
+        const DAY: u64 = 86_400 * NANOSECONDS;
+        let of = |length| Quota {
+            length,
+            ..Quota::default()
+        };
+        let (none, day, hour) = (Quota::default(), of(DAY), of(DAY / 24));
+        let (today, now) = (20_000, 480_007);
+        let known = Spent {
+            total: 100,
+            base: 40,
+            epoch: today,
+            ..Spent::default()
+        };
+        let left = |spent: Spent| (spent.total - spent.base, spent.epoch);
+        let before = Some((today, 7));
+        for kept in [None, before] {
+            let out = first(known, day, (&none, 0), kept);
+            assert_eq!(left(first(out, none, (&day, today), kept)), (60, today));
+            // Other windows count anew.
+            assert_eq!(left(first(out, none, (&hour, now), kept)), (0, 0));
+            assert_eq!(left(first(known, day, (&hour, now), kept)), (0, 0));
+            assert_eq!(left(first(out, none, (&day, today + 1), kept)), (0, 0));
+        }
+        let nothing = Spent::default();
+        assert_eq!(
+            left(first(nothing, none, (&day, today), before)),
+            (7, today)
+        );
+    }
 }

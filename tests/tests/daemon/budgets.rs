@@ -72,9 +72,14 @@ fn what_is_spent_is_shown_and_refused_and_kept() {
     place.write_policy(&limited("1MiB/day"));
     assert!(place.output(&["reload"]).status.success());
     assert_eq!(place.ask(), forbidden());
+    let before = spent(&place);
     place.write_policy(POLICY);
     assert!(place.output(&["reload"]).status.success());
     assert!(usage(&place).is_empty());
+    // Taken out and put in again it is the same one.
+    place.write_policy(&limited("1MiB/day"));
+    assert!(place.output(&["reload"]).status.success());
+    assert_eq!(spent(&place), before);
 }
 
 /// Bytes sent, and received.
