@@ -182,13 +182,17 @@ fn bpffs() -> Finding {
     }
 }
 
+/// What the directory of such pins begins with, before the process that made it.
+const TRIED: &str = "tollgate-doctor-";
+
 /// Only the kernel can say what it takes: a fence around nobody, which is lifted at once.
 fn hooks(config: &Config) -> Vec<Finding> {
     if !rustix::process::geteuid().is_root() {
         let told = note("hooks", "not tried", "run with sudo to have them tried");
         return vec![told];
     }
-    let name = format!("tollgate-doctor-{}", std::process::id());
+    sweep(&config.pin_dir);
+    let name = format!("{TRIED}{}", std::process::id());
     let options = Options {
         pin_dir: config.pin_dir.with_file_name(name),
         cgroup_root: config.cgroup_root.clone(),
@@ -216,6 +220,20 @@ fn hooks(config: &Config) -> Vec<Finding> {
     }];
     findings.extend(missing(&layers));
     findings
+}
+
+/// Removes what a doctor left that was ended between the two: fences around nobody, which every packet passes through.
+fn sweep(pin_dir: &Path) {
+    let beside = pin_dir.parent().and_then(|parent| parent.read_dir().ok());
+    for entry in beside.into_iter().flatten().filter_map(Result::ok) {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(TRIED));
+        let process = process.and_then(|digits| digits.parse::<u32>().ok());
+        if process.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // What cannot be removed is found again.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// What stands now: not what this kernel would take.

@@ -32,7 +32,9 @@ impl Agent {
     /// was there, so all that is governed is looked at as if it had been governed just now.
     fn mend(&self) {
         let mended = self.shared.fence.mend();
-        let was_open = mended.iter().any(|one| one.result.is_ok() && one.was_open);
+        let was_open = mended
+            .iter()
+            .any(|one| matches!(one.result, Some(Ok(()))) && one.was_open);
         let skipped = self.shared.fence.skipped();
         let mut watched = lock(&self.watched);
         watched.take(mended);
@@ -58,14 +60,14 @@ impl Watched {
                 layer, why, result, ..
             } = one;
             match result {
-                Ok(()) => {
+                Some(Ok(())) => {
                     tracing::error!(
                         "the fence was changed by another hand: {layer} was not in force ({why}), and is again"
                     );
                     let count = self.put_back.entry(layer.to_owned()).or_default();
                     *count = count.saturating_add(1);
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     let said = error.to_string();
                     if self.failing.get(layer) != Some(&said) {
                         tracing::error!(
@@ -73,6 +75,12 @@ impl Watched {
                         );
                     }
                     failing.insert(layer, said);
+                }
+                None => {
+                    if self.failing.get(layer) != Some(&why) {
+                        tracing::error!("it is not known whether {layer} is in force: {why}");
+                    }
+                    failing.insert(layer, why);
                 }
             }
         }

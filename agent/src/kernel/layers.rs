@@ -224,7 +224,14 @@ pub(super) fn why_unpinned(unpinned: &[(&Held, Unpinned)]) -> String {
 
 /// The kernel gave no answer for want of something else than the layer.
 fn cannot_ask(error: &std::io::Error) -> String {
-    format!("cannot ask the kernel: {error}")
+    format!("{CANNOT_ASK}{error}")
+}
+
+const CANNOT_ASK: &str = "cannot ask the kernel: ";
+
+/// Was the kernel asked in vain why something is not in force? Then it may well be.
+pub(super) fn is_unknown(why: &str) -> bool {
+    why.starts_with(CANNOT_ASK)
 }
 
 /// Can connections from before their process was governed be ended?

@@ -10,8 +10,8 @@ pub struct Mended {
     pub layer: &'static str,
     /// Why it was not in force.
     pub why: String,
-    /// Whether it is again.
-    pub result: Result<(), Error>,
+    /// Whether it is again. `None`: it may have been all the time, and nothing was done.
+    pub result: Option<Result<(), Error>>,
     /// Whether something may have passed meanwhile that no hook saw.
     pub was_open: bool,
 }
@@ -22,8 +22,9 @@ impl Fence {
         let gone = programs.filter_map(|program| Some((program, self.why_not(program.hook)?)));
         gone.map(|(program, why)| Mended {
             layer: program.hook.name,
+            result: (!layers::is_unknown(&why))
+                .then(|| load::attach_anew(&self.pins, &self.root, program)),
             why,
-            result: load::attach_anew(&self.pins, &self.root, program),
             was_open: true,
         })
         .chain(self.pin_maps())
@@ -38,10 +39,11 @@ impl Fence {
         (!gone.is_empty()).then(|| Mended {
             layer: "maps",
             why: layers::why_unpinned(&gone),
-            result: gone
-                .iter()
-                .map(|(map, _)| self.pins.pin_again(map))
-                .fold(Ok(()), Result::and),
+            result: Some(
+                gone.iter()
+                    .map(|(map, _)| self.pins.pin_again(map))
+                    .fold(Ok(()), Result::and),
+            ),
             was_open: false,
         })
     }

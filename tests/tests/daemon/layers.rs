@@ -3,8 +3,10 @@ use crate::established::Talker;
 use crate::support::*;
 use harness::eventually;
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Names of the layers for which `is` holds.
 fn layers(status: &serde_json::Value, is: impl Fn(&serde_json::Value) -> bool) -> BTreeSet<String> {
@@ -45,7 +47,7 @@ fn status_says_enforcing_only_while_every_layer_that_holds_is_there() {
     // Those that only count, tell or tidy up: it goes on to hold.
     let others: Vec<&String> = others.iter().filter(|name| pinned(name)).collect();
     for name in &others {
-        std::fs::remove_file(links.join(name)).unwrap();
+        fs::remove_file(links.join(name)).unwrap();
         let status = place.status();
         let off = layers(&status, |layer| layer["enforcing"] == false);
         assert!(off.contains(*name), "{name} is still claimed: {status}");
@@ -62,7 +64,7 @@ fn status_says_enforcing_only_while_every_layer_that_holds_is_there() {
             "maps" => links.with_file_name("maps").join("GOVERNED"),
             name => links.join(name),
         };
-        std::fs::remove_file(pin).unwrap();
+        fs::remove_file(pin).unwrap();
         let output = place.output(&["status", "-o", "json"]);
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(status["verdict"]["state"], "not_enforcing", "{name}");
@@ -95,10 +97,10 @@ fn what_is_taken_away_is_put_back_and_what_passed_meanwhile_is_ended() {
     place.start();
     assert_eq!(place.ask(), forbidden());
     let links = links(&place);
-    let all: Vec<_> = std::fs::read_dir(&links).unwrap().collect();
+    let all: Vec<_> = fs::read_dir(&links).unwrap().collect();
     assert!(all.len() >= 10, "{all:?}");
     for link in &all {
-        std::fs::remove_file(link.as_ref().unwrap().path()).unwrap();
+        fs::remove_file(link.as_ref().unwrap().path()).unwrap();
     }
     // Nothing holds it: it gets out, over IPv4 and IPv6.
     let mut talker = Talker::new(&place);
@@ -129,7 +131,7 @@ fn a_map_that_is_unpinned_is_pinned_again_and_nothing_is_ended() {
     assert_eq!(place.ask(), forbidden());
     let maps = links(&place).with_file_name("maps");
     for name in ["GOVERNED", "WORKLOADS"] {
-        std::fs::remove_file(maps.join(name)).unwrap();
+        fs::remove_file(maps.join(name)).unwrap();
     }
     let back = eventually(START, || {
         let status = place.status();
@@ -146,4 +148,64 @@ fn a_map_that_is_unpinned_is_pinned_again_and_nothing_is_ended() {
         "{told}"
     );
     assert_eq!(place.ask(), forbidden());
+}
+
+/// One that is ended by Ctrl-C leaves what it has attached: every packet of the host would pass through that for ever.
+#[test]
+fn a_doctor_removes_what_one_before_it_left() {
+    let place = Place::new();
+    let pins = |pid: &str| Path::new("/sys/fs/bpf").join(format!("tollgate-doctor-{pid}"));
+    // No process can have this number, and this test's own goes on.
+    let gone = pins("4294967295");
+    let there = pins(&std::process::id().to_string());
+    for left in [&gone, &there] {
+        fs::create_dir_all(left.join("links")).unwrap();
+    }
+    let code = place.output(&["doctor"]).status.code();
+    let (swept, kept) = (!gone.exists(), there.exists());
+    for left in [&gone, &there] {
+        let _ = fs::remove_dir_all(left);
+    }
+    assert!(code.is_some() && swept && kept, "{swept} {kept}");
+}
+
+/// What could not be asked is not known to be gone, and nobody is said to have taken it.
+#[test]
+fn a_hook_that_cannot_be_asked_after_is_not_said_to_be_gone() {
+    use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+    let mut place = Place::new();
+    place.start();
+    let agent = Pid::from_child(place.agent.as_ref().unwrap());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", agent.as_raw_nonzero())).unwrap();
+    let files = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let maximum = files
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .ok();
+    let limit = |current| {
+        prlimit(Some(agent), Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    };
+    limit(Some(3));
+    std::thread::sleep(Duration::from_secs(4));
+    limit(maximum);
+    let up = eventually(Duration::from_secs(10), || {
+        let output = place.output(&["status", "-o", "json"]);
+        (!output.stdout.is_empty()).then_some(())
+    });
+    assert!(up.is_some(), "it does not answer again");
+    assert_eq!(place.status()["put_back"].as_object().unwrap().len(), 0);
+    let mut said = place.agent.as_mut().unwrap().stderr.take().unwrap();
+    place.end(Signal::TERM);
+    let mut told = String::new();
+    std::io::Read::read_to_string(&mut said, &mut told).unwrap();
+    assert!(
+        told.contains("it is not known whether egress is in force"),
+        "{told}"
+    );
+    assert!(!told.contains("cannot be put back"), "{told}");
 }

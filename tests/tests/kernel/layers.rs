@@ -120,7 +120,7 @@ fn a_map_that_is_not_pinned_is_told_and_pinned_again() {
         let [
             Mended {
                 layer: "maps",
-                result: Ok(()),
+                result: Some(Ok(())),
                 was_open: false,
                 ..
             },
