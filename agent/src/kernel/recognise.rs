@@ -141,12 +141,20 @@ impl Fence {
             Err(MapError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
             {
-                // Full of files that were seen once: start over. What is in use is asked for again.
-                let all: Vec<File> = entries(&writers.executables)
-                    .map(|(file, _)| file)
-                    .collect();
-                all.iter()
-                    .for_each(|file| drop(writers.executables.remove(file)));
+                // Full of files that were seen once: start over. What is in use of them is asked for again, unless it is called as no
+                // rule has it: what is of a class, and what waits for a look, goes last.
+                let class = |known: &Executable| known.class & u32::from(u16::MAX);
+                forget(&mut writers, |known| class(known) == u32::from(OTHER));
+                if writers.executables.insert(key, known, 0).is_ok() {
+                    return Ok(());
+                }
+                forget(&mut writers, |known| {
+                    class(known) < u32::from(abi::FIRST_CLASS)
+                });
+                if writers.executables.insert(key, known, 0).is_ok() {
+                    return Ok(());
+                }
+                forget(&mut writers, |_| true);
                 writers.executables.insert(key, known, 0)
             }
             result => result,
@@ -157,15 +165,18 @@ impl Fence {
     /// Forgets what class files are of, and what processes run: other ones are asked for now.
     pub(super) fn forget_files(&self) {
         let mut writers = self.maps.write();
-        let all: Vec<File> = entries(&writers.executables)
-            .map(|(file, _)| file)
-            .collect();
-        all.iter()
-            .for_each(|file| drop(writers.executables.remove(file)));
+        forget(&mut writers, |_| true);
         drop(writers);
         self.marks
             .clear(|mark| mark.workload() == 0 && mark.class() != UNKNOWN);
     }
+}
+
+fn forget(writers: &mut Writers, is_meant: impl Fn(&Executable) -> bool) {
+    let all = entries(&writers.executables).filter(|(_, known)| is_meant(known));
+    let all: Vec<File> = all.map(|(file, _)| file).collect();
+    all.iter()
+        .for_each(|file| drop(writers.executables.remove(file)));
 }
 
 /// A class of the domain, which counts from 0, as the hooks have it.

@@ -421,11 +421,30 @@ fn a_list_of_executables_that_is_full_hides_nobody() {
     fence.know(&new, Some(3)).unwrap();
     let new = folder.path().join("new");
     assert_eq!(scene.whose(&exec(&new)).as_deref(), Some("tools"));
-    // The first one was forgotten with the rest.
-    assert_eq!(python_outside(&scene.script(&exec(&tool))), REFUSED);
+    // The first one was not forgotten with the rest.
+    assert_eq!(scene.whose(&exec(&tool)).as_deref(), Some("tools"));
     fence.know(&state(&tool), None).unwrap();
     assert_eq!(scene.whose(&exec(&tool)), None);
     let body = exec(&new);
+    scene.stand.lift();
+    eventually("nobody steers it", || scene.whose(&body).is_none());
+}
+
+/// Emptying it leaves what is of a class: by another name than the rules have it would be taken for nobody's.
+#[test]
+fn a_list_of_executables_that_is_full_keeps_those_that_rules_mean() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tool, new) = (copy(folder.path(), "tool"), copy(folder.path(), "new"));
+    let link = folder.path().join("link");
+    std::fs::hard_link(&tool, &link).unwrap();
+    let mut scene = Scene::new(&by_tool());
+    let fence = scene.stand.fence();
+    let within = scene.of_tools();
+    let body = exec_within(&within, &link, &scene);
+    fence.know(&state(&tool), Some(3)).unwrap();
+    fill(&scene.stand, "EXECUTABLES");
+    fence.know(&state(&new), None).unwrap();
+    assert_eq!(scene.whose(&body).as_deref(), Some("tools"));
     scene.stand.lift();
     eventually("nobody steers it", || scene.whose(&body).is_none());
 }
