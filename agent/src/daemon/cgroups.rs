@@ -2,6 +2,7 @@
 use super::selectors::has_process;
 use rustix::io::Errno;
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -68,13 +69,18 @@ fn walk_at_most(most: usize, root: &Path, policy: &Policy, own: &[String]) -> Fo
             found.truncated = true;
             break;
         }
+        let directory = root.join(name.trim_start_matches('/'));
         if name.matches('/').count() > DEPTH {
+            let cannot = format!(
+                "{} is deeper than the agent looks ({DEPTH} levels)",
+                directory.display()
+            );
+            found.unread = Some(cannot);
             continue;
         }
-        let directory = root.join(name.trim_start_matches('/'));
         let looked = std::fs::metadata(&directory)
             .and_then(|meta| Ok((meta.ino(), subdirectories(&directory)?)));
-        let (inode, children) = match looked {
+        let (inode, (children, unnamed)) = match looked {
             Ok(looked) => looked,
             Err(error) if is_gone(&error) => continue,
             Err(error) => {
@@ -83,6 +89,13 @@ fn walk_at_most(most: usize, root: &Path, policy: &Policy, own: &[String]) -> Fo
                 continue;
             }
         };
+        if let Some(unnamed) = unnamed {
+            let cannot = format!(
+                "cannot look at {unnamed:?} in {}: its name is no UTF-8",
+                directory.display()
+            );
+            found.unread = Some(cannot);
+        }
         let means = match name.is_empty() {
             true => None,
             false => selectors.workload_of(&name).or(due.beside),
@@ -151,15 +164,19 @@ fn program(process: u32) -> Option<String> {
     Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
 }
 
-fn subdirectories(directory: &Path) -> io::Result<Vec<String>> {
-    let mut found = Vec::new();
+/// The names of those that a policy could name, and one that it could not.
+fn subdirectories(directory: &Path) -> io::Result<(Vec<String>, Option<OsString>)> {
+    let (mut found, mut unnamed) = (Vec::new(), None);
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            found.extend(entry.file_name().into_string().ok());
+            match entry.file_name().into_string() {
+                Ok(name) => found.push(name),
+                Err(name) => unnamed = Some(name),
+            }
         }
     }
-    Ok(found)
+    Ok((found, unnamed))
 }
 
 /// Is it none any more? All else that fails says nothing of what is there.
@@ -345,6 +362,38 @@ mod tests {
         assert_eq!(seen(7), (vec!["far".to_owned(), "near".to_owned()], false));
         assert_eq!(seen(6), (vec!["near".to_owned()], true));
         assert_eq!(seen(3), (vec!["near".to_owned()], true));
+    }
+
+    /// What the agent cannot look at may be a workload's.
+    #[test]
+    fn names_and_depths_that_are_not_looked_at_are_said() {
+        use std::os::unix::ffi::OsStrExt;
+        let root = tempfile::tempdir().expect("a directory");
+        let text = "version: 1\nworkloads: { near: { match: { cgroup: /b } } }\n";
+        let source = Source {
+            name: "p".into(),
+            text: text.into(),
+        };
+        let policy = tollgate_policy::compile(&[source])
+            .expect("a policy")
+            .policy;
+        let unread = || walk_at_most(1000, root.path(), &policy, &[]).unread;
+        let mut deep = root.path().to_owned();
+        deep.extend(["d"; DEPTH]);
+        std::fs::create_dir_all(&deep).expect("made");
+        assert_eq!(unread(), None);
+        let deeper = deep.join("one-more");
+        std::fs::create_dir(&deeper).expect("made");
+        let said = unread().expect("said");
+        assert!(
+            said.contains("deeper") && said.contains("one-more"),
+            "{said}"
+        );
+        std::fs::remove_dir(&deeper).expect("removed");
+        let unnamed = root.path().join(std::ffi::OsStr::from_bytes(b"n\xff"));
+        std::fs::create_dir(&unnamed).expect("made");
+        let said = unread().expect("said");
+        assert!(said.contains("UTF-8") && said.contains("n\\xFF"), "{said}");
     }
 
     /// The agent cannot hold itself: where a selector means its cgroup as well, all else is governed one by one.
