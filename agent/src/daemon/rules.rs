@@ -61,7 +61,7 @@ impl Rules {
             }
         }
         // Who cannot be read about now is who he was.
-        let users = troubles.note("users in /etc/passwd", Database::read());
+        let users = troubles.note("users in /etc/passwd", self.users.again());
         let users = users.unwrap_or_else(|| self.users.clone());
         let moved = !self.selectors.wants.is_empty() && self.executables.look_at_paths();
         let are_others = users != self.users;

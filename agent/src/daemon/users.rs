@@ -1,6 +1,6 @@
 //! Users and groups from the local files: whom a command runs as, with what sudo says, and whom selectors name.
 use anyhow::{Context, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A user to become.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,14 +33,24 @@ impl Database {
     }
 
     /// Of this host.
-    pub(super) fn read() -> std::io::Result<Self> {
-        let read = |path| match std::fs::read_to_string(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+    fn read() -> std::io::Result<Self> {
+        Self::read_in(Path::new("/etc"), false)
+    }
+
+    /// Of this host, now that it was so before. A list of users that is there no more says nothing: editors put another in its place.
+    pub(super) fn again(&self) -> std::io::Result<Self> {
+        Self::read_in(Path::new("/etc"), !self.passwd.is_empty())
+    }
+
+    /// `had`: there were users.
+    fn read_in(directory: &Path, had: bool) -> std::io::Result<Self> {
+        let read = |name: &str, had: bool| match std::fs::read_to_string(directory.join(name)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !had => Ok(String::new()),
             read => read,
         };
         Ok(Self {
-            passwd: read("/etc/passwd")?,
-            group: read("/etc/group")?,
+            passwd: read("passwd", had)?,
+            group: read("group", false)?,
         })
     }
 
@@ -172,6 +182,18 @@ mod tests {
             passwd: "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\nbroken\nx:x:y:z\nnobody:x:65534:65534::/nonexistent:\n".to_owned(),
             group: "root:x:0:\nann:x:1000:\ndev:x:50:bob,ann\nops:x:51:bob\n".to_owned(),
         }
+    }
+
+    #[test]
+    fn a_list_that_is_away_for_a_moment_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let none = Database::read_in(folder.path(), false).unwrap();
+        assert_eq!(none, Database::default());
+        std::fs::write(folder.path().join("passwd"), &database().passwd).unwrap();
+        let some = Database::read_in(folder.path(), false).unwrap();
+        assert_eq!(some.uid("ann"), Some(1000));
+        std::fs::remove_file(folder.path().join("passwd")).unwrap();
+        assert!(Database::read_in(folder.path(), true).is_err());
     }
 
     #[test]
