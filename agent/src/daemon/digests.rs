@@ -1,8 +1,8 @@
 //! Digests of files, of which each is taken beside all else: whoever serves a file (FUSE, NFS) may answer late or never, and nobody
 //! else is to wait for that. How a file is, the kernel says without asking its filesystem.
 use super::content::{self, Content};
-use crate::kernel::FileState;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use crate::kernel::{FileState, unescape};
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
@@ -28,6 +28,18 @@ pub(super) enum At {
     Path(PathBuf),
     /// What this process runs.
     Process(u32),
+}
+
+impl At {
+    /// What the file is called there.
+    pub(super) fn name(&self) -> Option<String> {
+        let path = match self {
+            Self::Path(path) => path.clone(),
+            Self::Process(process) => std::fs::read_link(runs(*process)).ok()?,
+        };
+        let name = path.file_name()?.to_str()?;
+        Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
+    }
 }
 
 /// A file that was read; without content where it was gone, changed or could not be.
@@ -155,60 +167,71 @@ fn runs(process: u32) -> PathBuf {
 
 /// What a process runs, and how the kernel last knew that file to be.
 pub(super) fn running(process: u32) -> Option<FileState> {
-    Some(state(&seen(CWD, runs(process))?, Some(process)))
+    let found = look(CWD, runs(process)).ok()?;
+    Some(state(&found, device(found.stx_mnt_id, process)))
 }
 
 /// Does a process run this file? Its device may be one that only a hook could tell.
 pub(super) fn is_running(process: u32, state: &FileState) -> bool {
-    let found = seen(CWD, runs(process));
-    found.is_some_and(|found| (found.stx_ino, changed(&found)) == (state.inode, state.changed))
-}
-
-/// What lies at a path. A link into another process's view of the files is not followed: who may write there could have one lead to
-/// files that it serves itself.
-pub(super) fn lying_at(path: &Path) -> io::Result<FileState> {
-    let (flags, links) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_MAGICLINKS);
-    let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), links)?;
-    let seen = seen(found, "").ok_or(io::ErrorKind::NotFound)?;
-    Ok(state(&seen, None))
+    let found = look(CWD, runs(process));
+    found.is_ok_and(|found| (found.stx_ino, changed(&found)) == (state.inode, state.changed))
 }
 
 /// How the kernel last knew a regular file to be: its filesystem is not asked, which might never answer.
-fn seen(beside: impl AsFd, path: impl rustix::path::Arg) -> Option<Statx> {
+pub(super) fn look(beside: impl AsFd, path: impl rustix::path::Arg) -> io::Result<Statx> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
     let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::CTIME | StatxFlags::MNT_ID;
-    let found = rustix::fs::statx(beside, path, flags, wanted).ok()?;
-    let kind = FileType::from_raw_mode(found.stx_mode.into());
-    kind.is_file().then_some(found)
+    let found = rustix::fs::statx(beside, path, flags, wanted)?;
+    match FileType::from_raw_mode(found.stx_mode.into()).is_file() {
+        true => Ok(found),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
 }
 
 fn changed(found: &Statx) -> (i64, u32) {
     (found.stx_ctime.tv_sec, found.stx_ctime.tv_nsec)
 }
 
-/// `of`: through whose view of the mounts it was found.
-fn state(found: &Statx, of: Option<u32>) -> FileState {
+/// A file as it was found. `device`: its mount's, where that is known. What `stat` says of files is another one on Btrfs and on some
+/// overlays.
+pub(super) fn state(found: &Statx, device: Option<u32>) -> FileState {
     let own = || (found.stx_dev_major << 20) | found.stx_dev_minor;
     FileState {
-        device: device(found.stx_mnt_id, of).unwrap_or_else(own),
+        device: device.unwrap_or_else(own),
         inode: found.stx_ino,
         changed: changed(found),
     }
 }
 
-/// The device of a mount's filesystem, as the mount table has it. What `stat` says of files is another one on Btrfs and on some
-/// overlays.
-fn device(mount: u64, of: Option<u32>) -> Option<u32> {
-    let own = mounted(Path::new("/proc/self/mountinfo"), mount);
-    own.or_else(|| mounted(Path::new(&format!("/proc/{}/mountinfo", of?)), mount))
+/// The device of a mount's filesystem, as the mount table has it, or that of a process through whose view of the mounts it was found.
+fn device(mount: u64, of: u32) -> Option<u32> {
+    let tables = ["self".to_owned(), of.to_string()];
+    tables.iter().find_map(|of| {
+        let table = std::fs::read(format!("/proc/{of}/mountinfo")).ok()?;
+        Some(mounted(&table, mount)?.device)
+    })
 }
 
-/// The third field of the mount's line: `major:minor`.
-fn mounted(table: &Path, mount: u64) -> Option<u32> {
-    let (table, mount) = (std::fs::read_to_string(table).ok()?, mount.to_string());
+/// A mount, as a line of the mount table has it.
+pub(super) struct Mount {
+    pub(super) device: u32,
+    /// What of its filesystem is seen there.
+    pub(super) root: PathBuf,
+    pub(super) point: PathBuf,
+}
+
+/// The mount of this number: `ID parent major:minor root point …`.
+pub(super) fn mounted(table: &[u8], mount: u64) -> Option<Mount> {
+    let mount = mount.to_string();
     let line = table
-        .lines()
-        .find(|line| line.split(' ').next() == Some(&mount))?;
-    let (major, minor) = line.split(' ').nth(2)?.split_once(':')?;
-    Some((major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?)
+        .split(|byte| *byte == b'\n')
+        .find(|line| line.split(|byte| *byte == b' ').next() == Some(mount.as_bytes()))?;
+    let mut fields = line.split(|byte| *byte == b' ').skip(2);
+    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+    let root = fields.next()?;
+    Some(Mount {
+        device: (major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?,
+        root: unescape(root.strip_suffix(b"//deleted").unwrap_or(root)),
+        point: unescape(fields.next()?),
+    })
 }

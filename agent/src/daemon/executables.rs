@@ -1,11 +1,12 @@
 //! Which of the executables that a policy names a file is: by its device and inode, and by its content, which is read
 //! once and again when the file was changed.
 use super::content::Content;
-use super::digests::{At, Digests, is_running, lying_at};
-use crate::kernel::{FileState, is_shortage};
+use super::digests::{At, Digests, is_running};
+use super::paths::Paths;
+use crate::kernel::FileState;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// Classes, after which the hooks have no more numbers.
 const CLASSES: u16 = 60_000;
@@ -21,8 +22,8 @@ pub(super) struct Wants {
 #[derive(Debug, Default)]
 pub(super) struct Executables {
     wants: Vec<Wants>,
-    /// The file at each path that is named, where there is one.
-    paths: HashMap<PathBuf, FileState>,
+    /// The files at the paths that are named.
+    pub(super) paths: Paths,
     /// Which of `wants` the files of each class are.
     pub(super) classes: BTreeMap<u16, Vec<usize>>,
     pub(super) digests: Digests,
@@ -33,35 +34,38 @@ impl Executables {
     pub(super) fn want(&mut self, wants: &[Wants]) {
         self.wants = wants.to_vec();
         self.classes.clear();
+        let is_wanted = |path: &Path| wants.iter().any(|one| one.exe.as_deref() == Some(path));
+        self.paths.keep(is_wanted);
         self.look_at_paths();
+    }
+
+    /// Takes up which files an earlier agent has seen at the named paths: `known` are classes that it told of files.
+    pub(super) fn take_over(&mut self, known: &[(FileState, u16)]) {
+        let all = self.wants.iter().enumerate();
+        for (number, path) in all.filter_map(|(number, one)| Some((number, one.exe.as_ref()?))) {
+            let class = self.first_class(&[number]);
+            for (state, _) in known.iter().filter(|(_, known)| *known == class) {
+                self.paths.has_seen(path, *state);
+            }
+        }
     }
 
     /// Looks at what lies at the named paths now; whether it is something else than before.
     pub(super) fn look_at_paths(&mut self) -> bool {
         let named = self.wants.iter().filter_map(|wants| wants.exe.as_ref());
-        let state = |path: &PathBuf| match lying_at(path) {
-            // What lies there now cannot be told.
-            Err(error) if is_shortage(&error) => self.paths.get(path).copied(),
-            found => found.ok(),
-        };
-        let found: HashMap<PathBuf, FileState> = named
-            .filter_map(|path| Some((path.clone(), state(path)?)))
-            .collect();
-        let changed = found != self.paths;
-        self.paths = found;
         // Whatever runs from there is asked for soon.
-        changed
+        self.paths.look(named)
     }
 
-    /// The files at the named paths as they were looked at last.
+    /// The files that lie at the named paths, or did.
     pub(super) fn named(&self) -> Vec<(At, FileState)> {
-        let all = self.paths.iter();
-        all.map(|(path, state)| (At::Path(path.clone()), *state))
+        let all = self.paths.files();
+        all.map(|(path, state)| (At::Path(path.to_owned()), state))
             .collect()
     }
 
     /// Which of the named executables this file is, as the indices of what names it. `None`: that depends on what is in it, which
-    /// is being read.
+    /// is being read, or on what lies at a path.
     pub(super) fn fulfils(&mut self, at: &At, state: &FileState) -> Option<Vec<usize>> {
         let by_digest = |wants: &Wants| wants.sha256.is_some() && self.is_at(wants, state);
         if self.wants.iter().any(by_digest) && self.digests.known(state).is_none() {
@@ -74,15 +78,15 @@ impl Executables {
         };
         let all = self.wants.iter().enumerate();
         let fulfilled = all.filter(|(_, wants)| is(wants));
-        Some(fulfilled.map(|(number, _)| number).collect())
+        let fulfilled: Vec<usize> = fulfilled.map(|(number, _)| number).collect();
+        let is_unclear = || at.name().is_some_and(|name| self.paths.may_have(&name));
+        let is_clear = !fulfilled.is_empty() || self.paths.are_known() || !is_unclear();
+        is_clear.then_some(fulfilled)
     }
 
     fn is_at(&self, wants: &Wants, state: &FileState) -> bool {
-        let same = |known: &FileState| (known.device, known.inode) == (state.device, state.inode);
-        wants
-            .exe
-            .as_ref()
-            .is_none_or(|path| self.paths.get(path).is_some_and(same))
+        let path = wants.exe.as_ref();
+        path.is_none_or(|path| self.paths.has(path, state))
     }
 
     /// The number of the class of files that are these; `None` for those that are nothing that is named. A class's number
@@ -95,6 +99,17 @@ impl Executables {
         if let Some((class, _)) = known {
             return Some(*class);
         }
+        let first = u32::from(self.first_class(fulfilled));
+        let numbers = (0..u32::from(CLASSES)).map(|more| (first + more) % u32::from(CLASSES));
+        let class = numbers
+            .filter_map(|number| u16::try_from(number).ok())
+            .find(|number| !self.classes.contains_key(number))?;
+        self.classes.insert(class, fulfilled.to_vec());
+        Some(class)
+    }
+
+    /// The class that these have, unless others have it.
+    fn first_class(&self, fulfilled: &[usize]) -> u16 {
         let mut text = Sha256::new();
         for number in fulfilled {
             text.update(format!("{:?}\n", self.wants.get(*number)));
@@ -103,13 +118,8 @@ impl Executables {
         let first = digest
             .iter()
             .take(2)
-            .fold(0, |sum, byte| sum * 256 + u32::from(*byte));
-        let numbers = (0..u32::from(CLASSES)).map(|more| (first + more) % u32::from(CLASSES));
-        let class = numbers
-            .filter_map(|number| u16::try_from(number).ok())
-            .find(|number| !self.classes.contains_key(number))?;
-        self.classes.insert(class, fulfilled.to_vec());
-        Some(class)
+            .fold(0, |sum, byte| sum * 256 + u16::from(*byte));
+        first % CLASSES
     }
 
     /// The digest of a file that was read while it was in `state`, if it was.
@@ -131,14 +141,14 @@ pub(super) fn runners(state: &FileState) -> impl Iterator<Item = u32> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::daemon::paths::lying_at;
     use rustix::fs::{FileType, Mode};
-    use std::path::Path;
     use std::time::{Duration, Instant};
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     fn look(executables: &mut Executables, path: &Path) -> Vec<usize> {
-        let state = lying_at(path).unwrap();
+        let state = lying_at(path).unwrap().state;
         let (at, begun) = (At::Path(path.to_owned()), Instant::now());
         if let Some(known) = executables.fulfils(&at, &state) {
             return known;
@@ -186,6 +196,6 @@ mod tests {
         std::fs::remove_file(&named).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &named, FileType::Fifo, Mode::RUSR, 0).unwrap();
         assert!(known.look_at_paths());
-        assert!(known.named().is_empty());
+        assert!(lying_at(&named).is_err());
     }
 }

@@ -22,6 +22,7 @@ mod kept;
 mod mend;
 mod namespaces;
 mod notify;
+mod paths;
 mod policy;
 mod rules;
 mod runs;

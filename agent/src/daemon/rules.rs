@@ -53,9 +53,12 @@ impl Rules {
         let is_new = self.policy.as_deref() != Some(policy.hash());
         if is_new {
             let old = std::mem::replace(&mut self.selectors, Selectors::of(policy));
-            self.policy = Some(policy.hash().to_owned());
+            let before = self.policy.replace(policy.hash().to_owned());
             if old.wants != self.selectors.wants {
                 self.executables.want(&self.selectors.wants);
+                if before.is_none() {
+                    self.executables.take_over(&fence.classed_executables());
+                }
                 fence.forget_executables();
                 self.stale = true;
             }
@@ -73,6 +76,10 @@ impl Rules {
                     "nobody is recognised by a user that is not in /etc/passwd: mend the name, or give the number of one that only other sources (LDAP, sssd) know"
                 );
             }
+        }
+        if moved {
+            // Who runs what has come there since the last look may have been taken for nobody's, and is not asked for again.
+            self.scan();
         }
         if is_new || moved || are_others {
             self.users = users;
@@ -102,9 +109,11 @@ impl Rules {
     fn tell(&mut self, fence: &Fence) {
         let own = super::cgroups::of_process(std::process::id());
         let own = own.into_iter().next().unwrap_or_default();
-        let next = self
+        let mut next = self
             .selectors
             .recognition(&self.users, &self.executables.classes, &own);
+        let others = self.executables.paths.other_names();
+        next.exe_names.extend(others.cloned());
         if self.told.as_ref() == Some(&next) {
             self.untold = None;
             return;
@@ -220,7 +229,11 @@ impl Rules {
         if (state.inode, state.changed) != (seen.inode, seen.changed) {
             return;
         }
-        self.executables.look_at_paths();
+        if self.executables.look_at_paths() {
+            self.stale = true;
+            self.scan();
+            self.learned().notify_one();
+        }
         if let Some(fulfilled) = self.executables.fulfils(&At::Process(process), &seen) {
             self.met(fence, &seen, &fulfilled);
         }

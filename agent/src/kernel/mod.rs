@@ -47,6 +47,7 @@ pub use model::{
     Before, Case, CgroupPath, Earlier, Enrolled, Fate, FileState, Governed, Looked, Outcome,
     Recognition, Runs,
 };
+pub(crate) use probe::unescape;
 pub use quota::{Allowance, Usage};
 pub use recognise::can_follow;
 pub use shared::Beyond;
@@ -455,6 +456,11 @@ impl Fence {
     /// See [`Error`].
     pub fn know(&self, file: &FileState, class: Option<u16>) -> Result<(), Error> {
         self.know_file(file, class)
+    }
+
+    /// The files that are of some class, each with that.
+    pub fn classed_executables(&self) -> Vec<(FileState, u16)> {
+        self.classed_files()
     }
 
     /// Forgets of which classes files are.

@@ -111,7 +111,7 @@ fn mounted_cgroup2() -> Option<PathBuf> {
 }
 
 /// Mount points have blanks and backslashes as three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
+pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {

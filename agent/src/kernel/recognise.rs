@@ -162,6 +162,21 @@ impl Fence {
         .map_err(write("EXECUTABLES"))
     }
 
+    /// The files of which the hooks were told a class, with that.
+    pub(super) fn classed_files(&self) -> Vec<(FileState, u16)> {
+        let writers = self.maps.write();
+        let all = entries(&writers.executables).filter_map(|(file, known)| {
+            let class = u16::try_from(known.class).ok()?;
+            let state = FileState {
+                device: file.device,
+                inode: file.inode,
+                changed: (known.seconds, known.nanoseconds),
+            };
+            Some((state, class.checked_sub(abi::FIRST_CLASS)?))
+        });
+        all.collect()
+    }
+
     /// Forgets what class files are of, and what processes run: other ones are asked for now.
     pub(super) fn forget_files(&self) {
         let mut writers = self.maps.write();

@@ -20,6 +20,7 @@ mod layers;
 mod living;
 mod load;
 mod looks;
+mod moving;
 mod namespaces;
 mod outside;
 mod pods;
