@@ -190,6 +190,9 @@ fn agent_and_policy(status: &Status, lines: &mut Lines) {
         status.governed, status.processes
     );
     lines.fact("governed", &governed);
+    for selector in &status.unresolved {
+        lines.fact("selector", &output::escape(selector));
+    }
     for namespace in &status.namespaces {
         lines.fact("namespace", &of_namespace(namespace));
     }

@@ -172,10 +172,16 @@ impl Agent {
         tracing::info!(hash, changed, "policy applied");
         let lacking = [not_given, not_read].into_iter().flatten();
         let lacking = lacking.map(|fault| fault.first_line());
+        let unresolved = lock(&self.enrolments).unresolved();
         Ok(Reply::Reloaded {
             hash,
             changed,
-            warnings: loaded.warnings.into_iter().chain(lacking).collect(),
+            warnings: loaded
+                .warnings
+                .into_iter()
+                .chain(lacking)
+                .chain(unresolved)
+                .collect(),
             unheld: self.gaps(),
         })
     }

@@ -251,6 +251,11 @@ impl Enrolments {
         all
     }
 
+    /// Selectors by which nobody is recognised now, or not all the time, and why.
+    pub(super) fn unresolved(&self) -> Vec<String> {
+        self.rules.unresolved()
+    }
+
     /// Looks at a file that `process` runs.
     pub(super) fn meet(&mut self, process: u32, file: FileState) {
         self.rules.meet(&self.fence, process, file);

@@ -125,6 +125,26 @@ impl Paths {
     pub(super) fn other_names(&self) -> impl Iterator<Item = &String> {
         self.names.values().flatten()
     }
+
+    /// What a person should know of a path: that nothing is recognised by it, or not all the time.
+    pub(super) fn trouble(&self, path: &Path) -> Option<String> {
+        let found = self.now.get(path);
+        match (self.unread.get(path), found) {
+            (Some(why), Some(_)) => Some(format!(
+                "it cannot be looked at ({why}): what lay there last counts"
+            )),
+            (Some(why), None) => Some(format!("it cannot be looked at: {why}")),
+            (None, None) => {
+                Some("no file lies there: nobody is recognised by it until one does".to_owned())
+            }
+            (None, Some(found)) => (!is_called(path, &found.name)).then(|| {
+                format!(
+                    "it is another name of a file called {}: one of yet another name is free for up to a second after it comes there, and while no agent runs. Name the file itself",
+                    found.name
+                )
+            }),
+        }
+    }
 }
 
 fn push<T: PartialEq>(all: &mut VecDeque<T>, one: T) {
@@ -248,12 +268,19 @@ mod tests {
         assert!(!look(&mut paths));
         assert!(!paths.are_known() && paths.may_have("app") && !paths.may_have("other"));
         turn(&live, &r1);
-        assert!(look(&mut paths));
+        assert!(look(&mut paths) && paths.trouble(&path).is_none());
         turn(&live, Path::new("live"));
         assert!(!look(&mut paths), "a link that leads nowhere is no answer");
         assert!(paths.are_known() && paths.has(&path, &first) && !paths.may_have("app"));
+        assert!(
+            paths
+                .trouble(&path)
+                .unwrap()
+                .contains("cannot be looked at")
+        );
         std::fs::remove_file(&live).unwrap();
         assert!(look(&mut paths) && !paths.may_have("app"));
+        assert!(paths.trouble(&path).unwrap().contains("no file lies there"));
         assert!(paths.has(&path, &first), "it may come back");
     }
 
@@ -265,6 +292,7 @@ mod tests {
         turn(&path, &file);
         let mut paths = Paths::default();
         assert!(paths.look(std::iter::once(&path)));
+        assert!(paths.trouble(&path).unwrap().contains("called tool 2"));
         turn(&path, Path::new("r1/app"));
         assert!(paths.look(std::iter::once(&path)));
         let names: Vec<_> = paths.other_names().collect();

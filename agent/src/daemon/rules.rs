@@ -42,6 +42,8 @@ pub(super) struct Rules {
     stale: bool,
     /// Why they were not told all of it.
     untold: Option<String>,
+    /// What was said of selectors last.
+    unresolved: Vec<String>,
     /// How often who runs already is to be asked for still: the hooks were told something else than before. The last
     /// [`MORE_SCANS`] of them only while not all were.
     scans: usize,
@@ -68,15 +70,6 @@ impl Rules {
         let users = users.unwrap_or_else(|| self.users.clone());
         let moved = !self.selectors.wants.is_empty() && self.executables.look_at_paths();
         let are_others = users != self.users;
-        if is_new || are_others {
-            for (user, workload) in self.selectors.unknown_users(&users) {
-                tracing::warn!(
-                    user,
-                    workload,
-                    "nobody is recognised by a user that is not in /etc/passwd: mend the name, or give the number of one that only other sources (LDAP, sssd) know"
-                );
-            }
-        }
         if moved {
             // Who runs what has come there since the last look may have been taken for nobody's, and is not asked for again.
             self.scan();
@@ -85,6 +78,7 @@ impl Rules {
             self.users = users;
             self.stale = true;
         }
+        self.tell_of_unresolved();
         let mut read = Vec::new();
         if std::mem::take(&mut self.stale) {
             read = self.look_at_running(fence);
@@ -98,6 +92,21 @@ impl Rules {
                 self.met(fence, &state, &fulfilled);
             }
         }
+    }
+
+    /// Logs what selectors do not recognise as they are written, where that is new.
+    fn tell_of_unresolved(&mut self) {
+        let now = self.unresolved();
+        for line in now.iter().filter(|line| !self.unresolved.contains(line)) {
+            tracing::warn!("{line}");
+        }
+        self.unresolved = now;
+    }
+
+    /// Selectors by which nobody is recognised now, or not all the time, and why.
+    pub(super) fn unresolved(&self) -> Vec<String> {
+        self.selectors
+            .unresolved(&self.users, &self.executables.paths)
     }
 
     /// Do the hooks recognise by what was taken up last?

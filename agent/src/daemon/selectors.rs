@@ -2,10 +2,12 @@
 //! and cgroup together.
 use super::containers::{Container, Held};
 use super::executables::Wants;
+use super::paths::Paths;
 use super::users::Database;
 use crate::kernel::{Case, CgroupPath, Recognition, Runs};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use tollgate_policy::{Policy, Selector};
 
 /// Slices that a unit's cgroup may lie in, one in the other: deeper ones are found by the agent's own walk.
@@ -195,16 +197,23 @@ impl Selectors {
         Some((one.number, &one.workload))
     }
 
-    /// Users that are named and that the host does not know, with the workload that names them.
-    pub(super) fn unknown_users<'a>(
-        &'a self,
-        users: &'a Database,
-    ) -> impl Iterator<Item = (&'a str, &'a str)> {
-        let unknown = |one: &'a Numbered| {
-            let user = one.selector.user.as_deref()?;
-            users.uid(user).is_none().then_some((user, &*one.workload))
+    /// Selectors by which nobody is recognised on this host now, or not all the time, and why.
+    pub(super) fn unresolved(&self, users: &Database, paths: &Paths) -> Vec<String> {
+        let unknown = |user: &String| {
+            users.uid(user).is_none().then(|| "no such user is in /etc/passwd: mend the name, or give the number of one that only other sources (LDAP, sssd) know".to_owned())
         };
-        self.all.iter().filter_map(unknown)
+        let of = |one: &Numbered| {
+            let selector = &one.selector;
+            let user = selector.user.as_ref().and_then(unknown);
+            let exe = selector.exe.as_ref().map(Path::new);
+            let why = user.or_else(|| paths.trouble(exe?))?;
+            Some(format!(
+                "{} of workload {}: {why}",
+                shown(selector),
+                one.workload
+            ))
+        };
+        self.all.iter().filter_map(of).collect()
     }
 
     /// Does any selector look at processes themselves?
@@ -433,8 +442,19 @@ mod tests {
         let policy = tollgate_policy::compile(&[source]).unwrap().policy;
         let selectors = Selectors::of(&policy);
         let users = Database::of("root:x:0:0::/:/bin/sh\n", "");
-        let unknown: Vec<_> = selectors.unknown_users(&users).collect();
-        assert_eq!(unknown, [("nobody-there", "d")]);
+        let unknown = selectors.unresolved(&users, &Paths::default());
+        let told: Vec<_> = unknown
+            .iter()
+            .filter_map(|line| line.split_once(": "))
+            .map(|(selector, _)| selector)
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "exe /bin/sh of workload b",
+                "user nobody-there of workload d"
+            ]
+        );
         let classes = BTreeMap::from([(9, vec![0])]);
         let told = selectors.recognition(&users, &classes, "/");
         assert!(told.by_executable && !told.by_digest && told.exe_names.contains("sh"));

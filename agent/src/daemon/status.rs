@@ -45,6 +45,7 @@ impl Agent {
             namespaces: self.namespaces.all(),
             containers: self.containers.refused(),
             idle_workloads,
+            unresolved: lock(&self.enrolments).unresolved(),
             connections: lock(&self.plane)
                 .as_ref()
                 .map_or(0, |plane| plane.connections()),

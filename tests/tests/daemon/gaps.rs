@@ -230,3 +230,44 @@ fn what_the_kernel_half_has_no_room_for_is_said() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     becomes_enforcing(&place);
 }
+
+/// Selectors by which nobody is recognised are no fault, since who is meant may come: they are said for as long as they are so.
+#[test]
+fn selectors_that_recognise_nobody_are_said() {
+    let mut place = Place::new();
+    let program = place.path("program");
+    let policy = |user: &str| {
+        let more = format!(
+            "workloads:\n  people: {{ match: {{ user: {user} }} }}\n  named: {{ match: {{ exe: {} }} }}\n",
+            program.display()
+        );
+        POLICY.replace("workloads:\n", &more)
+    };
+    place.write_policy(&policy("nobody-there"));
+    place.start();
+    becomes_enforcing(&place);
+    let unresolved = |place: &Place| place.status()["unresolved"].to_string();
+    let both = |said: &str| {
+        said.contains("user nobody-there of workload people")
+            && said.contains(&format!("exe {} of workload named", program.display()))
+    };
+    assert!(both(&unresolved(&place)), "{}", unresolved(&place));
+    let shown = text(&place.output(&["status"]).stdout);
+    assert!(both(&shown) && shown.contains("  selector "), "{shown}");
+    let output = place.output(&["reload"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(both(&said) && said.contains("warning"), "{said}");
+
+    fs::copy("/usr/bin/curl", &program).unwrap();
+    place.write_policy(&policy("nobody"));
+    let output = place.output(&["reload"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(unresolved(&place), "[]");
+    fs::remove_file(&program).unwrap();
+    let told = eventually(START, || {
+        unresolved(&place).contains("no file lies").then_some(())
+    });
+    assert!(told.is_some(), "{}", unresolved(&place));
+    becomes_enforcing(&place);
+}

@@ -141,7 +141,7 @@ pub enum Reply {
         hash: String,
         /// Whether it differs from before.
         changed: bool,
-        /// Warnings of the compiler.
+        /// Warnings of the compiler, and selectors by which nobody is recognised now, or not all the time.
         warnings: Vec<String>,
         /// What the kernel does not hold of it, for a person.
         #[serde(default)]
@@ -459,6 +459,9 @@ pub struct Status {
     pub processes: usize,
     /// Workloads of the policy that nothing on the host matches now: no cgroup and no process.
     pub idle_workloads: Vec<String>,
+    /// Selectors of the policy by which nobody is recognised now, or not all the time, and why, for a person.
+    #[serde(default)]
+    pub unresolved: Vec<String>,
     /// Network namespaces other than the agent's own in which something governed is.
     #[serde(default)]
     pub namespaces: Vec<Namespace>,
