@@ -14,7 +14,7 @@ pub mod rules;
 pub mod settings;
 
 /// Version of everything in this crate; kept in [`settings::Settings::abi`].
-pub const ABI: u32 = 7;
+pub const ABI: u32 = 8;
 
 /// Implements `aya::Pod` for plain ABI structs.
 macro_rules! pod {

@@ -10,7 +10,7 @@ pub const FILTER_WORDS: usize = 64;
 ///
 /// Governed: the workload, 16 bits; how it came to be, 16 bits; when, 30 bits, in seconds since boot; two bits of what it
 /// has open. Otherwise 16 bits of zero, 16 bits of what executable it runs, and 32 bits that say for what the rules were
-/// last asked in vain.
+/// last asked in vain, or what it waits for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark(pub u64);
@@ -25,6 +25,8 @@ pub const WORKLOAD_IDS: u32 = UNSETTLED as u32;
 pub const UNKNOWN: u16 = 0;
 /// [`Mark::class`]: what it runs is none of the executables that rules name.
 pub const OTHER: u16 = 1;
+/// [`Mark::class`]: it is refused until it is known what it, or who made it, has run. The other half is a key of `WAITING`.
+const WAITS: u16 = u16::MAX;
 /// First class of an executable that rules name.
 pub const FIRST_CLASS: u16 = 2;
 /// [`Mark::how`]: it was in a governed cgroup.
@@ -49,6 +51,21 @@ impl Mark {
     #[inline(always)]
     pub const fn running(class: u16) -> Self {
         Self((class as u64) << 16)
+    }
+
+    /// Of a process that is not governed and waits for a program to be known; 0: nobody can say for which.
+    #[inline(always)]
+    pub const fn waiting(number: u32) -> Self {
+        Self::running(WAITS).stamped(number)
+    }
+
+    /// What it waits for.
+    #[inline(always)]
+    pub const fn awaits(self) -> Option<u32> {
+        match (self.workload(), self.class()) {
+            (0, WAITS) => Some(self.stamp()),
+            _ => None,
+        }
     }
 
     /// The same, for whom the rules were asked in vain, `stamp` being theirs and the user's.
@@ -288,6 +305,67 @@ pub struct Executable {
     pub class: u32,
 }
 
+/// Programs at once that were run before they were known, each with those before it.
+pub const MAX_WAITING: u32 = 16_384;
+/// Programs that one process may wait for. Who has run more is refused until it ends.
+pub const MAX_BEFORE: u32 = 16;
+
+/// A program that was run and that a rule could mean, and how it was run: a value of `WAITING`. Who ran it waits, and so does
+/// all that it makes, whatever that runs since.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// The file that it is.
+    pub file: File,
+    /// When that was last changed, seconds.
+    pub seconds: i64,
+    /// What conditions held for its cgroups.
+    pub conditions: u64,
+    /// When it was last changed, nanoseconds.
+    pub nanoseconds: u32,
+    /// The real user.
+    pub uid: u32,
+    /// What it waited for already then: another key; 0: nothing.
+    pub before: u32,
+    /// How many programs those are.
+    pub depth: u32,
+    /// Its class, if it is known.
+    pub class: u32,
+    /// The second in which the agent was asked.
+    pub asked: u32,
+}
+
+impl Waiting {
+    /// Is it the same program, run in the same way?
+    #[inline(always)]
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.file.inode == other.file.inode
+            && self.file.device == other.file.device
+            && self.seconds == other.seconds
+            && self.nanoseconds == other.nanoseconds
+            && self.conditions == other.conditions
+            && self.uid == other.uid
+    }
+
+    /// The key that it has unless another one has that, never 0. Everybody's who has run the same is the same.
+    #[inline(always)]
+    pub fn number(&self) -> u32 {
+        let words = [
+            self.file.inode,
+            self.seconds as u64,
+            self.conditions,
+            self.file.device as u64 | (self.nanoseconds as u64) << 32,
+            self.uid as u64 | (self.before as u64) << 32,
+        ];
+        let mut sum = 0_u64;
+        for word in words {
+            sum = (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            sum ^= sum >> 32;
+        }
+        sum as u32 | 1
+    }
+}
+
 /// What must hold for a rule: the key of `RULES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -390,10 +468,11 @@ const _: () = assert!(size_of::<Executable>() == 16);
 const _: () = assert!(size_of::<Case>() == 16);
 const _: () = assert!(size_of::<Rule>() == 16);
 const _: () = assert!(size_of::<Unseen>() == 40);
+const _: () = assert!(size_of::<Waiting>() == 56);
 const _: () = assert!(crate::limits::MAX_WORKLOADS < WORKLOAD_IDS);
 const _: () = assert!(MAX_LEVEL <= 32);
 pod!(
-    Mark, Scope, Subtree, Step, Arrival, File, Executable, Case, Rule, Unseen
+    Mark, Scope, Subtree, Step, Arrival, File, Executable, Case, Rule, Unseen, Waiting
 );
 
 #[cfg(test)]
@@ -458,6 +537,15 @@ mod tests {
         assert_eq!(shape.generation(), GENERATIONS - 1);
         assert!(shape.is_like(Shape::new(31, 0x8000_0002, true, 0)));
         assert!(!shape.is_like(Shape::new(31, 0x8000_0002, false, 0)));
+    }
+
+    #[test]
+    fn who_waits_waits_with_all_that_it_makes() {
+        let mark = Mark::waiting(9);
+        assert_eq!((mark.awaits(), mark.is_governed()), (Some(9), false));
+        assert_eq!(mark.inherited(5), mark);
+        assert_eq!(Mark::running(9).stamped(9).awaits(), None);
+        assert_eq!(Mark::governed(7, WAITS, 9).awaits(), None);
     }
 
     #[test]

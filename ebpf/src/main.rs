@@ -1,7 +1,7 @@
 //! Tollgate's eBPF programs, attached at the root of the cgroup tree and to tracepoints of the scheduler's.
 //!
 //! This file is the list of hooks: each reads its context and asks one of the modules. `select` says
-//! whose task it is, `recognise` and `rules` how that is known, `birth` of which cgroups, `attribute` who it is, `namespace`
+//! whose task it is, `recognise` and `rules` how that is known, `waiting` who waits for that, `birth` of which cgroups, `attribute` who it is, `namespace`
 //! whether the agent is there, `steer` where it goes, `flow` how its record gets to the agent, `names` how it is asked for
 //! names, `fence` what is refused, `bind` what is bound, `unix` who is spoken to, `entry` what comes in, `exit` what leaves
 //! nevertheless, `handed` what is sent over others' connections, `lsm` what is beside the network, `account` what is counted, `quota` when that is enough.
@@ -49,6 +49,7 @@ mod rules;
 mod select;
 mod steer;
 mod unix;
+mod waiting;
 
 use account::Direction;
 use aya_ebpf::{

@@ -21,7 +21,8 @@ use tollgate_common::{
     quota::{Quota, Spent},
     recognise::{
         Arrival, Beyond, CGROUP_NAME, Case, EXE_NAME, Executable, File, MAX_EXECUTABLES,
-        MAX_PROCESSES, MAX_RULES, MAX_STEPS, Mark, Rule, Scope, Step, Subtree,
+        MAX_PROCESSES, MAX_RULES, MAX_STEPS, MAX_WAITING, Mark, Rule, Scope, Step, Subtree,
+        Waiting,
     },
     settings::{Name, Ports, Settings},
 };
@@ -73,6 +74,9 @@ pub(crate) static EXE_NAMES: HashMap<[u8; EXE_NAME], u32, { MAX_RULES as usize }
 /// By what processes are recognised that are in no governed cgroup.
 #[btf_map]
 pub(crate) static RULES: HashMap<Case, Rule, { MAX_RULES as usize }, LAZY> = HashMap::new();
+/// Programs that were run before they were known.
+#[btf_map]
+pub(crate) static WAITING: HashMap<u32, Waiting, { MAX_WAITING as usize }, LAZY> = HashMap::new();
 /// Where a tracepoint's program puts the names that it reads. Nothing else runs there meanwhile.
 #[btf_map]
 pub(crate) static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();

@@ -4,7 +4,7 @@ use crate::{
     atomic,
     attribute::{self, OFFSETS, read},
     maps::PROCESSES,
-    rules, select,
+    rules, select, waiting,
 };
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns};
 use tollgate_common::recognise::{ANY_RULE, BY_CGROUP, EXEMPT, Mark, UNSETTLED};
@@ -86,16 +86,27 @@ pub(crate) fn executed(task: u64) {
         return;
     }
     let rules = select::scope().map_or(0, select::rules);
-    let new = Mark::running(rules::class_at_exec(rules, process, task));
-    // The agent may have marked it since: that stays.
-    replace(process, old, new);
-    if rules & ANY_RULE != 0 {
-        select::task(); // Its answer is marked.
-        let new = mark(process).unwrap_or_default();
-        if new.is_governed() {
-            replace(process, new, new.as_another_program());
-            attribute::learn(task);
+    let class = rules::class_at_exec(rules, process, task);
+    let waits = old.awaits().is_some() && rules & ANY_RULE != 0;
+    // Who waits for what it ran before does so whatever it runs now.
+    if !waits || waiting::runs(process, class) == 0 {
+        let old = if waits {
+            mark(process).unwrap_or_default()
+        } else {
+            old
+        };
+        // The agent may have marked it since: that stays.
+        replace(process, old, Mark::running(class));
+        if rules & ANY_RULE != 0 {
+            select::task(); // Its answer is marked.
         }
+    }
+    let new = mark(process).unwrap_or_default();
+    if new.is_governed() {
+        replace(process, new, new.as_another_program());
+    }
+    if new.is_governed() || new.awaits().is_some() {
+        attribute::learn(task);
     }
 }
 
@@ -115,7 +126,7 @@ pub(crate) fn moved(task: u64) {
             attribute::learn(task);
         }
         // Other conditions may hold there.
-        None if !old.is_governed() => {
+        None if !old.is_governed() && old.awaits().is_none() => {
             replace(process, old, Mark::running(old.class()));
         }
         None => (),

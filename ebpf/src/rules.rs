@@ -8,6 +8,7 @@ use crate::{
     recognise,
     repeat::{GO_ON, STOP, repeat},
     select::{self, BY_MARK},
+    waiting,
 };
 use aya_ebpf::{
     bindings::BPF_ANY,
@@ -34,24 +35,34 @@ pub(crate) fn recognise() -> u64 {
     let uid = bpf_get_current_uid_gid() as u32;
     let stamp = stamp(rules, uid);
     let process = recognise::current();
-    let mark = recognise::mark(process).unwrap_or_default();
-    if rules & ANY_RULE == 0 || mark.stamp() == stamp || process <= INIT {
+    let mut mark = recognise::mark(process).unwrap_or_default();
+    if rules & ANY_RULE == 0 || process <= INIT {
+        return 0;
+    }
+    if mark.awaits().is_some() {
+        let settled = waiting::settle(process);
+        if settled != 0 {
+            return settled;
+        }
+        mark = recognise::mark(process).unwrap_or_default();
+    }
+    if mark.stamp() == stamp {
         return 0;
     }
     let class = match mark.class() {
         UNKNOWN if rules & BY_EXECUTABLE != 0 => current_class(process),
         known => known,
     };
-    let mut question = Question {
-        conditions: select::conditions(),
-        class: u32::from(class),
-        uid,
-        best: NOT_FOUND,
-    };
+    let mut question = Question::of(class, uid);
     ask(&mut question);
     let best = question.best;
     let new = match best.workload as u16 {
-        UNSETTLED => return BY_MARK | u64::from(UNSETTLED), // Asked again the next time.
+        UNSETTLED => {
+            if class == UNKNOWN {
+                waiting::begin(process);
+            }
+            return BY_MARK | u64::from(UNSETTLED); // Asked again the next time.
+        }
         0 => Mark::running(class).stamped(stamp),
         workload => Mark::governed(workload, best.number as u16 + 1, recognise::now()).after(mark),
     };
@@ -62,7 +73,7 @@ pub(crate) fn recognise() -> u64 {
     }
 }
 
-const NOT_FOUND: Rule = Rule {
+pub(crate) const NOT_FOUND: Rule = Rule {
     workload: 0,
     rank: u32::MAX,
     number: 0,
@@ -77,16 +88,29 @@ fn stamp(rules: u64, uid: u32) -> u32 {
 }
 
 /// What the rules are asked by, and the best of what they say.
-struct Question {
-    conditions: u64,
-    class: u32,
-    uid: u32,
-    best: Rule,
+pub(crate) struct Question {
+    pub(crate) conditions: u64,
+    pub(crate) class: u32,
+    pub(crate) uid: u32,
+    pub(crate) best: Rule,
+}
+
+impl Question {
+    /// Of who runs a program of this class in the current process's cgroups.
+    #[inline(always)]
+    pub(crate) fn of(class: u16, uid: u32) -> Self {
+        Self {
+            conditions: select::conditions(),
+            class: u32::from(class),
+            uid,
+            best: NOT_FOUND,
+        }
+    }
 }
 
 /// Asks the rules of each condition that holds, and those without one.
 #[inline(always)]
-fn ask(question: &mut Question) {
+pub(crate) fn ask(question: &mut Question) {
     repeat(ASKED + 1, ask_next, question);
     if question.conditions != 0 {
         // More hold than can be asked: rather nobody's than the wrong one's.
@@ -111,7 +135,7 @@ extern "C" fn ask_next(turn: u64, question: *mut Question) -> i64 {
 }
 
 #[inline(always)]
-fn ask_with(condition: u32, class: u32, uid: u32, best: &mut Rule) {
+pub(crate) fn ask_with(condition: u32, class: u32, uid: u32, best: &mut Rule) {
     let other = u32::from(OTHER);
     consider(
         Case {
@@ -174,7 +198,8 @@ fn current_class(process: u32) -> u16 {
     let Some((file, changed, _)) = executable(task) else {
         return OTHER; // No program of its own.
     };
-    let class = known_class(&file, &changed).unwrap_or(UNKNOWN);
+    let known = known_class(&file, changed.seconds, changed.nanoseconds);
+    let class = known.unwrap_or(UNKNOWN);
     if class == UNKNOWN {
         tell(process, &file, &changed);
     }
@@ -190,7 +215,7 @@ pub(crate) fn class_at_exec(rules: u64, process: u32, task: u64) -> u16 {
     let Some((file, changed, dentry)) = executable(task) else {
         return UNKNOWN;
     };
-    let class = match known_class(&file, &changed) {
+    let class = match known_class(&file, changed.seconds, changed.nanoseconds) {
         Some(class) => class,
         None if rules & BY_DIGEST != 0 || is_named(dentry) => UNKNOWN,
         None => OTHER,
@@ -203,16 +228,16 @@ pub(crate) fn class_at_exec(rules: u64, process: u32, task: u64) -> u16 {
 
 /// `None`: nothing is known of the file. One that was changed since it was looked at has no class.
 #[inline(always)]
-fn known_class(file: &File, changed: &Executable) -> Option<u16> {
+pub(crate) fn known_class(file: &File, seconds: i64, nanoseconds: u32) -> Option<u16> {
     // SAFETY: a live map value; the memory of a removed one stays readable.
     let known = unsafe { &*EXECUTABLES.get_ptr(file)? };
-    let is_same = known.seconds == changed.seconds && known.nanoseconds == changed.nanoseconds;
+    let is_same = known.seconds == seconds && known.nanoseconds == nanoseconds;
     Some(if is_same { known.class as u16 } else { UNKNOWN })
 }
 
 /// A task's executable: which file, when it was last changed, and where its name is.
 #[inline(always)]
-fn executable(task: u64) -> Option<(File, Executable, u64)> {
+pub(crate) fn executable(task: u64) -> Option<(File, Executable, u64)> {
     let at = OFFSETS.load();
     // SAFETY: reads through a helper that checks the address.
     unsafe {
@@ -260,9 +285,13 @@ fn is_named(dentry: u64) -> bool {
 /// once, into an entry that is longer.
 #[inline(always)]
 fn tell(process: u32, file: &File, changed: &Executable) {
-    if was_told(file, changed) {
-        return;
+    if !was_told(file, changed) {
+        send(process, file, changed.seconds, changed.nanoseconds);
     }
+}
+
+#[inline(always)]
+pub(crate) fn send(process: u32, file: &File, seconds: i64, nanoseconds: u32) {
     let Some(mut entry) = EVENTS.reserve(0) else {
         return account::lost();
     };
@@ -274,8 +303,8 @@ fn tell(process: u32, file: &File, changed: &Executable) {
         (*event).file.inode = file.inode;
         (*event).file.device = file.device;
         (*event).file.reserved = 0;
-        (*event).seconds = changed.seconds;
-        (*event).nanoseconds = changed.nanoseconds;
+        (*event).seconds = seconds;
+        (*event).nanoseconds = nanoseconds;
         (*event).reserved = 0;
     }
     entry.submit(0);

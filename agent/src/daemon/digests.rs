@@ -2,10 +2,10 @@
 //! else is to wait for that. How a file is, the kernel says without asking its filesystem.
 use super::content::{self, Content};
 use crate::kernel::{FileState, unescape};
-use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -28,6 +28,8 @@ pub(super) enum At {
     Path(PathBuf),
     /// What this process runs.
     Process(u32),
+    /// It is held, whatever becomes of its name.
+    Held(Held),
 }
 
 impl At {
@@ -36,11 +38,32 @@ impl At {
         let path = match self {
             Self::Path(path) => path.clone(),
             Self::Process(process) => std::fs::read_link(runs(*process)).ok()?,
+            Self::Held(held) => std::fs::read_link(held.path()).ok()?,
         };
         let name = path.file_name()?.to_str()?;
         Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
     }
 }
+
+/// A file that is open, though not to be read.
+#[derive(Debug, Clone)]
+pub(super) struct Held(Arc<OwnedFd>);
+
+impl Held {
+    /// Where it can be opened, by others too.
+    fn path(&self) -> PathBuf {
+        let (own, file) = (std::process::id(), self.0.as_raw_fd());
+        PathBuf::from(format!("/proc/{own}/fd/{file}"))
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Held {}
 
 /// A file that was read; without content where it was gone, changed or could not be.
 struct Done {
@@ -89,7 +112,11 @@ impl Digests {
     pub(super) fn ask(&mut self, at: &At, state: &FileState) {
         let is_asked = self.reading.contains_key(state)
             || self.waiting.iter().any(|(_, waiting)| waiting == state);
-        if !is_asked && self.waiting.len() < WAITING {
+        let room = match at {
+            At::Held(_) => AT_ONCE_WITH_LATE, // Each has a descriptor.
+            _ => WAITING,
+        };
+        if !is_asked && self.waiting.len() < room {
             self.waiting.push_back((at.clone(), *state));
             self.go_on();
         }
@@ -147,6 +174,7 @@ impl Digests {
                 let content = match &at {
                     At::Path(path) => reader(path, &state),
                     At::Process(process) => reader(&runs(*process), &state),
+                    At::Held(held) => reader(&held.path(), &state),
                 };
                 // Nobody listens any more: the agent ends.
                 let _ = tell.send(Done { at, state, content });
@@ -175,6 +203,46 @@ pub(super) fn running(process: u32) -> Option<FileState> {
 pub(super) fn is_running(process: u32, state: &FileState) -> bool {
     let found = look(CWD, runs(process));
     found.is_ok_and(|found| (found.stx_ino, changed(&found)) == (state.inode, state.changed))
+}
+
+/// Where a file can be read that `process` has run: what somebody runs, or what lies where it was run from. `path`: that, within its
+/// filesystem.
+pub(super) fn place_of(process: u32, state: &FileState, path: Option<&str>) -> Option<At> {
+    let mut all = std::iter::once(process).chain(crate::kernel::processes());
+    if let Some(runner) = all.find(|process| is_running(*process, state)) {
+        return Some(At::Process(runner));
+    }
+    let views = [
+        ("/proc/self/mountinfo".to_owned(), "/".to_owned()),
+        (
+            format!("/proc/{process}/mountinfo"),
+            format!("/proc/{process}/root"),
+        ),
+    ];
+    let mut held = views
+        .iter()
+        .filter_map(|(table, root)| held_in(table, root, process, state, path?));
+    held.next()
+}
+
+/// The same in one view of the mounts.
+fn held_in(table: &str, root: &str, of: u32, state: &FileState, path: &str) -> Option<At> {
+    let table = std::fs::read(table).ok()?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty()).ok()?;
+    // Whose names are not all known to the kernel itself would be asked for them, and might never answer.
+    let links = ResolveFlags::NO_MAGICLINKS | ResolveFlags::IN_ROOT | ResolveFlags::CACHED;
+    let open = |path: PathBuf| rustix::fs::openat2(&root, path, flags, Mode::empty(), links).ok();
+    let is_it = |file: &OwnedFd| {
+        let found = look(file, "");
+        found.is_ok_and(|found| self::state(&found, device(found.stx_mnt_id, of)) == *state)
+    };
+    let mut found = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| Mount::of(line)?.place_of(state.device, Path::new(path)))
+        .filter_map(open)
+        .filter(is_it);
+    Some(At::Held(Held(Arc::new(found.next()?))))
 }
 
 /// How the kernel last knew a regular file to be: its filesystem is not asked, which might never answer.
@@ -220,18 +288,56 @@ pub(super) struct Mount {
     pub(super) point: PathBuf,
 }
 
-/// The mount of this number: `ID parent major:minor root point …`.
+impl Mount {
+    /// `ID parent major:minor root point …`
+    fn of(line: &[u8]) -> Option<Self> {
+        let mut fields = line.split(|byte| *byte == b' ').skip(2);
+        let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+        let root = fields.next()?;
+        Some(Self {
+            device: (major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?,
+            root: unescape(root.strip_suffix(b"//deleted").unwrap_or(root)),
+            point: unescape(fields.next()?),
+        })
+    }
+
+    /// Where a file of this path within its filesystem lies, if it is to be seen there.
+    fn place_of(&self, device: u32, path: &Path) -> Option<PathBuf> {
+        let rest = path.strip_prefix(&self.root).ok()?;
+        let place = match rest.as_os_str().is_empty() {
+            true => self.point.clone(),
+            false => self.point.join(rest),
+        };
+        (device == self.device).then_some(place)
+    }
+}
+
+/// The mount of this number.
 pub(super) fn mounted(table: &[u8], mount: u64) -> Option<Mount> {
     let mount = mount.to_string();
     let line = table
         .split(|byte| *byte == b'\n')
         .find(|line| line.split(|byte| *byte == b' ').next() == Some(mount.as_bytes()))?;
-    let mut fields = line.split(|byte| *byte == b' ').skip(2);
-    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
-    let root = fields.next()?;
-    Some(Mount {
-        device: (major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?,
-        root: unescape(root.strip_suffix(b"//deleted").unwrap_or(root)),
-        point: unescape(fields.next()?),
-    })
+    Mount::of(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_found_below_where_its_filesystem_is_mounted() {
+        let line = b"30 1 254:1 /sub /mnt/a\\040b rw,noatime shared:1 - ext4 /dev/vda1 rw";
+        let device = (254 << 20) | 1;
+        let found = |line: &[u8], device, path: &str| {
+            Mount::of(line).and_then(|mount| mount.place_of(device, Path::new(path)))
+        };
+        let at = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(found(line, device, "/sub/x/y"), at("/mnt/a b/x/y"));
+        assert_eq!(found(line, device, "/sub"), at("/mnt/a b"));
+        assert_eq!(found(line, device, "/subway/x"), None);
+        assert_eq!(found(line, 7, "/sub/x"), None);
+        let whole = b"30 1 254:1 / / rw - ext4 /dev/vda1 rw";
+        assert_eq!(found(whole, device, "/x"), at("/x"));
+    }
 }

@@ -67,8 +67,7 @@ impl Executables {
     /// Which of the named executables this file is, as the indices of what names it. `None`: that depends on what is in it, which
     /// is being read, or on what lies at a path.
     pub(super) fn fulfils(&mut self, at: &At, state: &FileState) -> Option<Vec<usize>> {
-        let by_digest = |wants: &Wants| wants.sha256.is_some() && self.is_at(wants, state);
-        if self.wants.iter().any(by_digest) && self.digests.known(state).is_none() {
+        if self.is_to_be_read(state) {
             self.digests.ask(at, state);
             return None;
         }
@@ -82,6 +81,12 @@ impl Executables {
         let is_unclear = || at.name().is_some_and(|name| self.paths.may_have(&name));
         let is_clear = !fulfilled.is_empty() || self.paths.are_known() || !is_unclear();
         is_clear.then_some(fulfilled)
+    }
+
+    /// Does it depend on what is in a file which it is, and was that not read?
+    pub(super) fn is_to_be_read(&self, state: &FileState) -> bool {
+        let by_digest = |wants: &Wants| wants.sha256.is_some() && self.is_at(wants, state);
+        self.wants.iter().any(by_digest) && self.digests.known(state).is_none()
     }
 
     fn is_at(&self, wants: &Wants, state: &FileState) -> bool {

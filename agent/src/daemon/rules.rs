@@ -1,5 +1,7 @@
 //! Rules for who is in no governed cgroup: kept true to the policy, to the host's users and to the files that
 //! executables are; processes that ran before a rule are enrolled.
+mod waiting;
+
 use super::containers::Container;
 use super::digests::{At, running};
 use super::executables::{Executables, runners};
@@ -47,6 +49,7 @@ pub(super) struct Rules {
     /// How often who runs already is to be asked for still: the hooks were told something else than before. The last
     /// [`MORE_SCANS`] of them only while not all were.
     scans: usize,
+    waiting: waiting::Waiting,
 }
 
 impl Rules {
@@ -92,6 +95,7 @@ impl Rules {
                 self.met(fence, &state, &fulfilled);
             }
         }
+        self.settle_waiting(fence);
     }
 
     /// Logs what selectors do not recognise as they are written, where that is new.
@@ -232,16 +236,15 @@ impl Rules {
 
     /// Looks at a file that a hook has not seen before, which `process` runs.
     pub(super) fn meet(&mut self, fence: &Fence, process: u32, seen: FileState) {
-        let Some(state) = running(process) else {
-            return; // Gone: who runs it next tells again.
-        };
-        if (state.inode, state.changed) != (seen.inode, seen.changed) {
-            return;
-        }
         if self.executables.look_at_paths() {
             self.stale = true;
             self.scan();
             self.learned().notify_one();
+        }
+        let is_it = |state: FileState| (state.inode, state.changed) == (seen.inode, seen.changed);
+        if !running(process).is_some_and(is_it) {
+            // It runs something else by now, or has ended: who waits for it is settled by where the file lies.
+            return self.settle_waiting(fence);
         }
         if let Some(fulfilled) = self.executables.fulfils(&At::Process(process), &seen) {
             self.met(fence, &seen, &fulfilled);
@@ -253,6 +256,8 @@ impl Rules {
     fn met(&mut self, fence: &Fence, state: &FileState, fulfilled: &[usize]) {
         let all = crate::kernel::processes().into_iter();
         let free: HashSet<u32> = all.filter(|process| fence.is_free(*process)).collect();
+        let waiting = fence.waiting().into_iter().map(|(process, _)| process);
+        let waiting: Vec<u32> = waiting.collect();
         self.know(fence, state, fulfilled);
         let unsettled: Vec<u32> = runners(state)
             .filter(|process| free.contains(process))
@@ -260,7 +265,8 @@ impl Rules {
         for process in &unsettled {
             self.enrol(fence, *process);
         }
-        fence.look_again_at(unsettled);
+        self.settle_waiting(fence);
+        fence.look_again_at(unsettled.into_iter().chain(waiting));
     }
 
     /// Has all who run asked for again.
@@ -295,6 +301,9 @@ impl Rules {
 
     /// Whether a rule recognises it, and it is governed by that from now on.
     fn enrol(&mut self, fence: &Fence, process: u32) -> bool {
+        if fence.awaits(process).is_some() {
+            return false; // What it has run before is asked for first.
+        }
         let Some((rule, workload)) = self.recognise(process) else {
             return false;
         };

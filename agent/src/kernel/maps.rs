@@ -9,7 +9,7 @@ use tollgate_common::flow::{Account, AgentSocket, Asker, Inode, Path, Port, Quer
 use tollgate_common::openings::{Kept, Listen, Named};
 use tollgate_common::quota::{Quota, Spent};
 use tollgate_common::recognise::{
-    Arrival, CGROUP_NAME, Case, EXE_NAME, Executable, File, Rule, Step, Subtree,
+    Arrival, CGROUP_NAME, Case, EXE_NAME, Executable, File, Rule, Step, Subtree, Waiting,
 };
 use tollgate_common::settings::{Name, Ports, Settings};
 
@@ -56,6 +56,7 @@ pub(super) struct Writers {
     pub(super) executables: HashMap<MapData, File, Executable>,
     pub(super) exe_names: HashMap<MapData, [u8; EXE_NAME], u32>,
     pub(super) rules: HashMap<MapData, Case, Rule>,
+    pub(super) waiting: HashMap<MapData, u32, Waiting>,
     pub(super) listen: HashMap<MapData, Listen, u32>,
     pub(super) unix: LpmTrie<MapData, Named, u32>,
     pub(super) kept: HashMap<MapData, u64, Kept>,
@@ -103,6 +104,7 @@ impl Maps {
                 executables: open(pins, "EXECUTABLES")?,
                 exe_names: open(pins, "EXE_NAMES")?,
                 rules: open(pins, "RULES")?,
+                waiting: open(pins, "WAITING")?,
                 listen: open(pins, "LISTEN")?,
                 unix: open(pins, "UNIX")?,
                 kept: open(pins, "KEPT")?,

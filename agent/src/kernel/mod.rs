@@ -35,6 +35,7 @@ mod shared;
 mod syn;
 mod sys;
 mod translate;
+mod waiting;
 
 pub use askers::{Namespace, since_boot};
 pub use btf::Kernel;
@@ -44,7 +45,7 @@ pub use govern::UNSETTLED_NAME;
 pub use left::{Left, left};
 pub use mend::Mended;
 pub use model::{
-    Before, Case, CgroupPath, Earlier, Enrolled, Fate, FileState, Governed, Looked, Outcome,
+    Before, Case, CgroupPath, Earlier, Enrolled, Fate, FileState, Governed, Looked, Outcome, Ran,
     Recognition, Runs,
 };
 pub(crate) use probe::unescape;

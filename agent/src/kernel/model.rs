@@ -14,6 +14,19 @@ pub struct FileState {
     pub changed: (i64, u32),
 }
 
+/// A program that was run before it was known, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ran {
+    /// What was run.
+    pub file: FileState,
+    /// The real user.
+    pub uid: u32,
+    /// What conditions held for its cgroups.
+    pub conditions: u64,
+    /// The hooks know by now what it is.
+    pub is_known: bool,
+}
+
 /// A cgroup subtree under governance.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Governed {

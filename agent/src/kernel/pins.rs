@@ -41,6 +41,7 @@ const MAPS: &[Shape] = &[
     shape::<recognise::File, recognise::Executable>("EXECUTABLES", recognise::MAX_EXECUTABLES),
     shape::<[u8; recognise::EXE_NAME], u32>("EXE_NAMES", recognise::MAX_RULES),
     shape::<recognise::Case, recognise::Rule>("RULES", recognise::MAX_RULES),
+    shape::<u32, recognise::Waiting>("WAITING", recognise::MAX_WAITING),
     shape::<u64, settings::Ports>("NAMESPACES", limits::MAX_NAMESPACES),
     shape::<u64, u64>("STRANGERS", limits::MAX_STRANGERS),
     shape::<openings::Listen, u32>("LISTEN", limits::MAX_LISTEN),

@@ -129,13 +129,10 @@ impl Fence {
         let known = Executable {
             seconds: file.changed.0,
             nanoseconds: file.changed.1,
-            class: u32::from(class.map_or(OTHER, class_of)),
+            class: told(class),
         };
-        let key = File {
-            inode: file.inode,
-            device: file.device,
-            reserved: 0,
-        };
+        let key = key(file);
+        self.know_run(file, class)?;
         let mut writers = self.maps.write();
         match writers.executables.insert(key, known, 0) {
             Err(MapError::SyscallError(error))
@@ -182,8 +179,10 @@ impl Fence {
         let mut writers = self.maps.write();
         forget(&mut writers, |_| true);
         drop(writers);
-        self.marks
-            .clear(|mark| mark.workload() == 0 && mark.class() != UNKNOWN);
+        self.forget_run();
+        self.marks.clear(|mark| {
+            mark.workload() == 0 && mark.class() != UNKNOWN && mark.awaits().is_none()
+        });
     }
 }
 
@@ -192,6 +191,20 @@ fn forget(writers: &mut Writers, is_meant: impl Fn(&Executable) -> bool) {
     let all: Vec<File> = all.map(|(file, _)| file).collect();
     all.iter()
         .for_each(|file| drop(writers.executables.remove(file)));
+}
+
+/// A file as the hooks have it.
+fn key(file: &FileState) -> File {
+    File {
+        inode: file.inode,
+        device: file.device,
+        reserved: 0,
+    }
+}
+
+/// What the hooks are told of a file; `None`: it is of no class.
+pub(super) fn told(class: Option<u16>) -> u32 {
+    u32::from(class.map_or(OTHER, class_of))
 }
 
 /// A class of the domain, which counts from 0, as the hooks have it.
@@ -235,7 +248,7 @@ fn flags(by: &Recognition) -> u64 {
         | flag(by.by_container, abi::BY_CONTAINER)
 }
 
-fn entries<K: aya::Pod, V: aya::Pod>(
+pub(super) fn entries<K: aya::Pod, V: aya::Pod>(
     map: &Map<MapData, K, V>,
 ) -> impl Iterator<Item = (K, V)> + '_ {
     map.iter().filter_map(Result::ok)

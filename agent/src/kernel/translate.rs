@@ -137,22 +137,26 @@ fn label(owner: &Owner, paths: &Paths) -> String {
 }
 
 fn recorded_path(owner: &Owner, paths: &Paths) -> String {
+    // A kernel thread, or gone before anybody looked.
+    path_within(owner.exe_inode, owner.exe_dev, paths).unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Where a file was within its filesystem, as the hook read it.
+pub(super) fn path_within(number: u64, device: u32, paths: &Paths) -> Option<String> {
     let inode = Inode {
-        number: owner.exe_inode,
-        device: owner.exe_dev,
+        number,
+        device,
         reserved: 0,
     };
     let recorded = paths.get(&inode, 0).ok();
-    let Some(recorded) = recorded.filter(|path| path.parts != 0) else {
-        return "unknown".to_owned(); // A kernel thread, or gone before anybody looked.
-    };
+    let recorded = recorded.filter(|path| path.parts != 0)?;
     let parts = recorded.parts as usize;
     let mut path = String::from(if parts > PATH_PARTS { "…" } else { "" });
     for part in recorded.names.iter().take(parts).rev() {
         path.push('/');
         path.push_str(&text(part));
     }
-    path
+    Some(path)
 }
 
 /// Text up to NUL.

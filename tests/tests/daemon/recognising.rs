@@ -92,7 +92,9 @@ fn users_and_executables_are_recognised_as_the_policy_names_them() {
         .unwrap();
     place.start();
 
-    assert_eq!(outside.asked_by(INTERN, "curl"), [GOVERNED; 2]);
+    // What it ran on its way may have to be looked at first.
+    let intern = || (outside.asked_by(INTERN, "curl") == [GOVERNED; 2]).then_some(());
+    assert!(eventually(START, intern).is_some(), "not recognised");
     assert!(outside.is_free_for(5, "curl"));
     let named = named.display().to_string();
     assert_eq!(outside.asked_by(5, &named), [GOVERNED; 2]);
@@ -164,6 +166,88 @@ fn users_and_executables_are_recognised_as_the_policy_names_them() {
     let _ = Command::new("kill").arg(sleeper.id().to_string()).status();
     let _ = sleeper.kill();
     let _ = sleeper.wait();
+}
+
+/// What it became at once says nothing of it: refused, or recognised, and never free, with the agent and without.
+#[test]
+fn who_becomes_another_program_at_once_is_what_it_was() {
+    let mut place = Place::new();
+    fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
+    let canary = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    canary.set_nonblocking(true).unwrap();
+    let url = format!("http://{}/", canary.local_addr().unwrap());
+    let directory = place.directory.clone();
+    let asks =
+        format!("curl -sS -m 2 -o /dev/null -w '%{{http_code}} %{{exitcode}}' {url} 2>/dev/null");
+    let new = |name: &str, bytes: &[u8]| {
+        let to = directory.join(name);
+        fs::write(&to, bytes).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+        to.display().to_string()
+    };
+    let once = new("once", asks.as_bytes());
+    let until = "until test \"$SAID\" = '403 0'; do sleep 0.2; SAID=$(sh $ONCE); done; echo came";
+    let until = new("until", until.replace("$ONCE", &once).as_bytes());
+    let mut bytes = fs::read("/bin/bash").unwrap();
+    bytes.push(0);
+    let meant = new("meant", &bytes);
+    bytes.push(0);
+    let sum = digest(Path::new(&meant));
+    let more = format!("workloads:\n  content: {{ match: {{ user: 54323, sha256: {sum} }} }}\n");
+    let policy = POLICY.replace("workloads:\n", &more);
+    let becomes = |program: &str, script: &str| format!("exec {program} -c 'exec sh {script}'");
+    let leaves = |program: &str, script: &str| format!("{program} -c 'sh {script} & exit 0'");
+    let is_held = |output: &Output| {
+        let said = text(&output.stdout);
+        assert!(["403 0", "000 7"].contains(&said.as_str()), "{output:?}");
+        assert!(canary.accept().is_err(), "it got out: {output:?}");
+    };
+    place.write_policy(&policy);
+    place.start();
+    // All that runs besides is known from here on.
+    let free = || {
+        as_user(54_323, &format!("sleep 0; bash -c 'sh {once}'"));
+        canary.accept().is_ok().then_some(())
+    };
+    assert!(eventually(START, free).is_some(), "never free");
+    while canary.accept().is_ok() {}
+    for n in 0..6 {
+        let program = new(&format!("alive-{n}"), &bytes[..bytes.len() - 1]);
+        let way: &dyn Fn(&str, &str) -> String = if n % 2 == 0 { &becomes } else { &leaves };
+        is_held(&as_user(54_323, &way(&program, &once)));
+    }
+    let program = new("waits", &bytes[..bytes.len() - 1]);
+    assert_eq!(
+        text(&as_user(54_323, &becomes(&program, &until)).stdout).trim(),
+        "came"
+    );
+    // Another content is nobody's, once it is known.
+    let program = new("another", &bytes);
+    let script = "until sh $ONCE | grep -q ' 28$'; do sleep 0.2; done; echo free";
+    let script = new("free", script.replace("$ONCE", &once).as_bytes());
+    assert_eq!(
+        text(&as_user(54_323, &becomes(&program, &script)).stdout).trim(),
+        "free"
+    );
+    assert!(canary.accept().is_ok());
+
+    place.end(Signal::KILL);
+    while canary.accept().is_ok() {}
+    for n in 0..4 {
+        let program = new(&format!("dead-{n}"), &bytes[..bytes.len() - 1]);
+        let way: &dyn Fn(&str, &str) -> String = if n % 2 == 0 { &becomes } else { &leaves };
+        is_held(&as_user(54_323, &way(&program, &once)));
+    }
+    let program = new("waits-dead", &bytes[..bytes.len() - 1]);
+    let script = becomes(&program, &until);
+    let waits = std::thread::spawn(move || text(&as_user(54_323, &script).stdout));
+    let asleep = eventually(START, || {
+        let all = Command::new("pgrep").args(["-f", &until]).output().unwrap();
+        (!all.stdout.is_empty()).then_some(())
+    });
+    assert!(asleep.is_some());
+    place.start();
+    assert_eq!(waits.join().unwrap().trim(), "came");
 }
 
 /// A filesystem that lets the agent wait for ever.
