@@ -153,6 +153,9 @@ pub const TOLD: u64 = 1;
 /// [`Pending::state`]: that nothing is sent over the socket, since its workload did not make it, was told.
 pub const TOLD_PASSED: u64 = 2;
 
+/// [`Pending::waits`]: its owner did.
+pub const OF_WHO_WAITS: u64 = 1 << 32;
+
 /// A refusal that is due with the first packet that its socket sends: the value of `PENDING`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -161,6 +164,8 @@ pub struct Pending {
     pub state: u64,
     /// The governed cgroup by which its owner was found: a key of `GOVERNED`.
     pub governed: u64,
+    /// What its owner waited for then, with [`OF_WHO_WAITS`]: see `recognise::Waiting`. 0: it did not.
+    pub waits: u64,
     /// What is told then, all but its time.
     pub refused: Refused,
 }
@@ -178,7 +183,7 @@ pub struct RefusalKey {
 const _: () = assert!(size_of::<Refused>() == 56 + size_of::<Owner>());
 const _: () = assert!(size_of::<Stranger>() == 24);
 const _: () = assert!(size_of::<Overspent>() == 8);
-const _: () = assert!(size_of::<Pending>() == 16 + size_of::<Refused>());
+const _: () = assert!(size_of::<Pending>() == 24 + size_of::<Refused>());
 const _: () = assert!(size_of::<NameRefused>() == 112 + size_of::<Refused>());
 const _: () = assert!(size_of::<RefusalKey>() == 8);
 pod!(

@@ -6,7 +6,7 @@ use crate::{
     attribute,
     fence::{Attempt, Errno, PASS},
     maps::{self, PENDING},
-    namespace, select,
+    namespace, select, waiting,
 };
 use aya_ebpf::{EbpfContext as _, programs::SockContext};
 use tollgate_common::{
@@ -34,10 +34,16 @@ pub(crate) fn bound(ctx: &SockContext, address: Address) -> i32 {
     }
     if attempt.protocol == TCP && attempt.socket_type == STREAM {
         // It may have been made outside, and may be about to listen.
-        if !attempt.is_unsettled() && maps::make(ctx, attempt.workload).is_none() {
+        let is_entered = match attempt.is_unsettled() {
+            true => remember(ctx, &attempt).is_some(),
+            false => {
+                remember(ctx, &attempt);
+                maps::make(ctx, attempt.workload).is_some()
+            }
+        };
+        if !is_entered {
             return attempt.refuse(Reason::Unrecorded, Errno::Eperm);
         }
-        remember(ctx, &attempt);
     }
     PASS
 }
@@ -56,12 +62,12 @@ fn is_the_agents(ctx: &SockContext, port: u16) -> bool {
         .is_some_and(|ports| port != 0 && (port == ports.port4 || port == ports.port6))
 }
 
-/// Puts the task on the socket: a packet that is refused there later has no task of its own to be told with.
+/// Puts the task on the socket: a packet that is refused there later has no task of its own to be told with, nor to ask whose it is
+/// where that was not known. `None`: there is no memory.
 #[inline(always)]
-fn remember(ctx: &SockContext, attempt: &Attempt) {
-    let Some(pending) = PENDING.of_or_new(ctx.as_ptr()) else {
-        return;
-    };
+pub(crate) fn remember(ctx: &SockContext, attempt: &Attempt) -> Option<()> {
+    let pending = PENDING.of_or_new(ctx.as_ptr())?;
+    pending.waits = waiting::of_current();
     pending.governed = attempt.governed;
     let refused: *mut Refused = &raw mut pending.refused;
     // SAFETY: `pending` is the socket's own value.
@@ -72,4 +78,5 @@ fn remember(ctx: &SockContext, attempt: &Attempt) {
         // A task without a program (a kernel thread) is told as what it is.
         let _ = attribute::current(&raw mut (*refused).owner, attempt.workload);
     }
+    Some(())
 }

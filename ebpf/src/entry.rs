@@ -4,14 +4,16 @@ use crate::{
     account,
     exit::{self, Packet},
     listener,
-    maps::{LISTEN, ORIGIN, client_of},
+    maps::{LISTEN, ORIGIN, PENDING, client_of},
+    select::{self, Governed},
+    waiting,
 };
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_TCP_LISTEN, BPF_TCP_SYN_SENT, bpf_sock},
     programs::SkBuffContext,
 };
-use tollgate_common::{event::Reason, flow::Client, openings::Listen};
+use tollgate_common::{event::Reason, flow::Client, openings::Listen, recognise::UNSETTLED};
 
 /// The byte of a TCP header that has its flags, and the one that ends a connection.
 const FLAGS: usize = 13;
@@ -49,7 +51,8 @@ pub(crate) fn may_listen(workload: u32, port: u16) -> bool {
 
 #[inline(always)]
 fn is_served(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<&Client>) -> bool {
-    let Some(governed) = exit::governed(ctx, socket, client) else {
+    let governed = exit::governed(ctx, socket, client).or_else(|| of_who_waits(socket));
+    let Some(governed) = governed else {
         return true;
     };
     if may_listen(governed.workload, field!(socket, src_port) as u16) {
@@ -60,11 +63,25 @@ fn is_served(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<&Client>
         }
         return true;
     }
-    account::refusal(governed.workload, Reason::Listen);
+    let reason = match governed.workload == u32::from(UNSETTLED) {
+        true => Reason::Unsettled,
+        false => Reason::Listen,
+    };
+    account::refusal(governed.workload, reason);
     if let Some(packet) = Packet::read(ctx) {
-        exit::tell(ctx, socket, &governed, Reason::Listen, &packet.destination);
+        exit::tell(ctx, socket, &governed, reason, &packet.destination);
     }
     false
+}
+
+/// Whose a socket is that was made or bound by who waited to be known.
+#[inline(always)]
+fn of_who_waits(socket: *mut bpf_sock) -> Option<Governed> {
+    let workload = waiting::whose_socket(PENDING.of(socket.cast())?);
+    (workload != 0).then_some(Governed {
+        cgroup: select::MARKED,
+        workload,
+    })
 }
 
 /// The agent may have died since the hook saw its listener, and somebody else may be at its port. That

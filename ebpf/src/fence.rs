@@ -1,6 +1,6 @@
 //! Refusing: what cannot be steered does not pass, and the agent is told.
 use crate::{
-    account, atomic, attribute,
+    account, atomic, attribute, bind,
     maps::{self, CLIENTS, EVENTS, PENDING, socket_of},
     names,
     select::MARKED,
@@ -233,9 +233,13 @@ pub(crate) fn held_peer(ctx: &SockAddrContext, own: &Address) -> Option<Address>
 /// tell later, when its packets leave, whose it is; without memory for that there is no socket.
 #[inline(always)]
 pub(crate) fn made(ctx: &SockContext, attempt: &Attempt) -> i32 {
-    // Who is not settled may have it, and is told when it connects or sends.
+    // Who is not settled may have it, and is told when it connects or sends; who connects to it waits as well. To listen without a
+    // bind has no hook.
     if attempt.is_unsettled() {
-        return PASS;
+        return match attempt.socket_type != STREAM || bind::remember(ctx, attempt).is_some() {
+            true => PASS,
+            false => attempt.refuse(Reason::Unrecorded, Errno::Eperm),
+        };
     }
     if attempt.governed != MARKED {
         // Room for its connection, and a name: making these takes longer than all else that is done for one.

@@ -13,8 +13,9 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_get_current_uid_gid, generated::bpf_get_current_task},
 };
-use tollgate_common::recognise::{
-    ASKED, MAX_BEFORE, Mark, Rule, UNKNOWN, UNSETTLED, WORKLOAD_IDS, Waiting,
+use tollgate_common::{
+    event::{OF_WHO_WAITS, Pending},
+    recognise::{ASKED, MAX_BEFORE, Mark, Rule, UNKNOWN, UNSETTLED, WORKLOAD_IDS, Waiting},
 };
 
 /// What is returned of who waits.
@@ -59,27 +60,10 @@ pub(crate) fn settle(process: u32) -> u64 {
     if mark.is_governed() {
         return BY_MARK | u64::from(mark.workload());
     }
-    let mut walk = Walk {
-        question: Question {
-            conditions: 0,
-            class: 0,
-            uid: 0,
-            best: NOT_FOUND,
-        },
-        found: NOT_FOUND,
-        number: u64::from(mark.awaits().unwrap_or(0)),
-        before: 0,
-        is_asking: 0,
-    };
-    if walk.number == 0 {
+    let mut found = NOT_FOUND;
+    if whose(mark.awaits().unwrap_or(0), process, &mut found) == 0 {
         return WAITS;
     }
-    repeat(TURNS, next, &mut walk);
-    if walk.number != 0 {
-        tell(process, walk.number as u32);
-        return WAITS;
-    }
-    let found = walk.found;
     let new = match found.workload {
         0 => Mark::running(UNKNOWN),
         workload => {
@@ -91,6 +75,63 @@ pub(crate) fn settle(process: u32) -> u64 {
         true if found.workload == 0 => 0,
         true => BY_MARK | u64::from(found.workload),
         false => WAITS, // Asked again the next time.
+    }
+}
+
+/// Who has what waits under this number, in `found`; 0: that is not known yet.
+#[inline(never)]
+fn whose(number: u32, process: u32, found: &mut Rule) -> u32 {
+    let mut walk = Walk {
+        question: Question {
+            conditions: 0,
+            class: 0,
+            uid: 0,
+            best: NOT_FOUND,
+        },
+        found: NOT_FOUND,
+        number: u64::from(number),
+        before: 0,
+        is_asking: 0,
+    };
+    if number == 0 {
+        return 0;
+    }
+    repeat(TURNS, next, &mut walk);
+    if walk.number != 0 {
+        tell(process, walk.number as u32);
+        return 0;
+    }
+    *found = walk.found;
+    1
+}
+
+/// What is put on a socket of the current process.
+#[inline(always)]
+pub(crate) fn of_current() -> u64 {
+    let mark = recognise::mark(recognise::current()).unwrap_or_default();
+    mark.awaits()
+        .map_or(0, |number| OF_WHO_WAITS | u64::from(number))
+}
+
+/// Whose a socket is by what its owner waited for: a workload, [`UNSETTLED`], or 0: nobody's. Who else has it by now waits for the
+/// same, and as long as somebody does it stands in `WAITING`.
+#[inline(always)]
+pub(crate) fn whose_socket(pending: &Pending) -> u32 {
+    if pending.waits == 0 {
+        return 0;
+    }
+    let (number, owner) = (pending.waits as u32, pending.refused.owner.tgid);
+    let mut found = NOT_FOUND;
+    if number == 0 || WAITING.get_ptr(number).is_some() {
+        return match whose(number, owner, &mut found) {
+            0 => u32::from(UNSETTLED),
+            _ => found.workload,
+        };
+    }
+    let mark = recognise::mark(owner).unwrap_or_default();
+    match mark.is_governed() {
+        true => u32::from(mark.workload()),
+        false => 0,
     }
 }
 

@@ -3,7 +3,7 @@ use crate::support::*;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use tollgate::kernel::{Case, CgroupPath, Event, FileState, Recognition, Runs};
+use tollgate::kernel::{Case, CgroupPath, Event, FileState, Openings, Recognition, Runs};
 
 const INTERN: u32 = 54_321;
 
@@ -458,6 +458,74 @@ os.execv('{first}', ['bash', '-c', {how:?}, '{next}', {waits:?}])"
     assert_eq!(running.line(), "ok ok");
     assert_eq!(scene.who().as_deref(), Some("digest"));
     running.finish();
+    scene.stand.lift();
+}
+
+/// Who waits to be known serves nobody either: bound, or at whatever port `listen` chooses.
+#[test]
+fn nobody_connects_to_who_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let by = Recognition {
+        cases: vec![
+            case("digest", Some(INTERN), Runs::Class(4), None),
+            case("digest", Some(INTERN), Runs::Unknown, None),
+        ],
+        by_executable: true,
+        by_digest: true,
+        ..Recognition::default()
+    };
+    let mut scene = Scene::new(&by);
+    let fence = scene.stand.fence();
+    let serves = "import socket, sys
+def start(ip, is_bound):
+    s = socket.socket(socket.AF_INET6 if ':' in ip else socket.AF_INET)
+    if is_bound: s.bind((ip, 0))
+    s.listen(); return s
+all = [start(ip, is_bound) for ip in ('127.0.0.1', '::1') for is_bound in (True, False)]
+print(*(s.getsockname()[1] for s in all), flush=True); sys.stdin.read()";
+    let start = |program: &Path| {
+        let mut server = Running::start_outside(&format!(
+            "os.setresuid({INTERN}, {INTERN}, {INTERN})
+os.execve('{}', ['python3', '-ISc', {serves:?}], {{'PYTHONHOME': '/usr'}})",
+            program.display()
+        ));
+        let ports: Vec<u16> = server
+            .line()
+            .split(' ')
+            .map(|port| port.parse().unwrap())
+            .collect();
+        let at = ["127.0.0.1", "127.0.0.1", "::1", "::1"];
+        let at: Vec<(&str, u16)> = at.into_iter().zip(ports).collect();
+        (server, at)
+    };
+    let opens = |(ip, port): &(&str, u16)| crate::listen::dial(ip, *port).is_some();
+    for class in [None, Some(4)] {
+        let any = folder.path().join(format!("any-{class:?}"));
+        std::fs::copy("/usr/bin/python3", &any).unwrap();
+        let (server, at) = start(&any);
+        assert!(!at.iter().any(opens), "it serves before it is known");
+        fence.know(&state(&any), class).unwrap();
+        let is_free = class.is_none();
+        assert!(at.iter().all(|one| opens(one) == is_free), "{class:?}");
+        let openings = Openings {
+            workload: "digest".to_owned(),
+            listen: at.iter().map(|(_, port)| *port).collect(),
+            unix: Vec::new(),
+        };
+        fence.permit(&[openings]).unwrap();
+        assert!(at.iter().all(opens), "{class:?}");
+        fence.permit(&[]).unwrap();
+        assert!(at.iter().all(|one| opens(one) == is_free), "{class:?}");
+        if is_free {
+            // Also when nothing is remembered of it.
+            let mut idle = std::collections::HashSet::new();
+            fence.waits_no_more(server.pid(), fence.awaits(server.pid()).unwrap());
+            (0..2).for_each(|_| fence.forget_waiting(&mut idle));
+            assert!(at.iter().all(opens));
+        }
+        server.finish();
+    }
     scene.stand.lift();
 }
 
