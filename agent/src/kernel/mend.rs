@@ -18,6 +18,7 @@ pub struct Mended {
 
 impl Fence {
     pub(super) fn put_back(&self) -> Vec<Mended> {
+        self.exempt_nobody_else();
         let programs = self.programs.loaded.iter();
         let gone = programs.filter_map(|program| Some((program, self.why_not(program.hook)?)));
         gone.map(|(program, why)| Mended {

@@ -295,6 +295,12 @@ pub fn processes() -> Vec<u32> {
     processes::ids().collect()
 }
 
+impl Drop for Fence {
+    fn drop(&mut self) {
+        self.exempt_no_more();
+    }
+}
+
 impl Fence {
     /// Probes, loads, attaches at the cgroup root and pins; adopts what an earlier agent pinned,
     /// replacing programs atomically. A first start that fails leaves nothing behind; an adoption

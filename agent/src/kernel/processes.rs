@@ -204,11 +204,27 @@ impl Fence {
         }
     }
 
-    /// Nothing steers this process: it is the agent itself.
+    /// Nothing steers this process: it is the agent itself. Whose id an earlier agent had is none: only one is at these pins.
     pub(super) fn exempt_self(&self) {
         let process = std::process::id();
+        self.marks
+            .clear_but(process, |mark| mark.workload() == EXEMPT);
         let exempt = Mark::governed(EXEMPT, BY_CGROUP, seconds_since_boot());
         while !self.marks.replace(process, self.marks.get(process), exempt) {}
+    }
+
+    /// Whom no hook was shown has the mark of who had its id before, be it an agent's.
+    pub(super) fn exempt_nobody_else(&self) {
+        let exempt = |mark: Mark| (mark.workload() == EXEMPT).then_some(Mark(0));
+        for process in ids().filter(|process| *process != std::process::id()) {
+            self.marks.change(process, exempt);
+        }
+    }
+
+    /// The next process with this one's id is not the agent: the kernel may not show it to the hooks.
+    pub(super) fn exempt_no_more(&self) {
+        let exempt = |mark: Mark| (mark.workload() == EXEMPT).then_some(Mark(0));
+        self.marks.change(std::process::id(), exempt);
     }
 
     pub(super) fn processes(&self) -> Vec<GovernedProcess> {

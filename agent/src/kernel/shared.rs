@@ -272,13 +272,18 @@ impl Marks {
     /// Takes every mark away that `of` holds for. A child has its parent's, and can get it from one that is still to come, in a
     /// place that is done already: it goes on until nothing is found, but not for ever after whoever forks faster.
     pub(super) fn clear(&self, of: impl Fn(Mark) -> bool) {
-        clear_until_none(|| self.clear_once(&of));
+        self.clear_but(MAX_PROCESSES, of);
+    }
+
+    /// The same, but for one process.
+    pub(super) fn clear_but(&self, other: u32, of: impl Fn(Mark) -> bool) {
+        clear_until_none(|| self.clear_once(other, &of));
     }
 
     /// One pass; returns whether it found any.
-    fn clear_once(&self, of: impl Fn(Mark) -> bool) -> bool {
+    fn clear_once(&self, other: u32, of: impl Fn(Mark) -> bool) -> bool {
         let mut found = false;
-        for process in 0..MAX_PROCESSES {
+        for process in (0..MAX_PROCESSES).filter(|process| *process != other) {
             let old = self.get(process);
             if old.0 != 0 && of(old) {
                 found = true;

@@ -303,3 +303,55 @@ fn lift_leaves_nothing() {
         !attached().iter().any(|id| programs.contains(id))
     });
 }
+
+/// Whom a hook was not shown has the mark of who had its id before: where that was an agent, nothing would govern it.
+#[test]
+fn only_the_agent_itself_is_exempt() {
+    let mut stand = Stand::new();
+    let [(server, connect), _] = servers();
+    let body = format!("say('up')\nwhile sys.stdin.readline(): {connect}");
+    let mut client = Running::start(&stand.cgroup, &body);
+    assert_eq!(client.line(), "up");
+    let pid = client.pid();
+    let exempt = |stand: &Stand| {
+        let pin = stand.options.pin_dir.join("maps/PROCESSES");
+        let mark = [0xff, 0xff, 0, 0, 0, 0, 0, 0].map(|byte: u8| byte.to_string());
+        let key = pid.to_le_bytes().map(|byte| byte.to_string());
+        let mut update = Command::new("bpftool");
+        update.args(["map", "update", "pinned"]).arg(&pin);
+        update.arg("key").args(key).arg("value").args(mark);
+        assert!(update.status().unwrap().success());
+    };
+    // While an agent runs, and by the next one.
+    let ways: [fn(&mut Stand); 2] = [
+        |stand| assert!(stand.fence().mend().is_empty()),
+        |stand| {
+            drop(stand.fence.take());
+            stand.fence = Some(open(&stand.options));
+        },
+    ];
+    for way in ways {
+        exempt(&stand);
+        way(&mut stand);
+        stand.listen();
+        client.send("\n");
+        assert_eq!(client.line(), "ok");
+        drop(accept(&stand.agent4));
+        assert_quiet(&server.listener);
+    }
+    // It is no more once it has gone.
+    drop(stand.fence.take());
+    let own = std::process::id()
+        .to_le_bytes()
+        .map(|byte| byte.to_string());
+    let pin = stand.options.pin_dir.join("maps/PROCESSES");
+    let mut look = Command::new("bpftool");
+    look.args(["-j", "map", "lookup", "pinned"])
+        .arg(&pin)
+        .arg("key")
+        .args(own);
+    let found = String::from_utf8(look.output().unwrap().stdout).unwrap();
+    assert!(!found.contains("0xff"), "{found}");
+    stand.fence = Some(open(&stand.options));
+    client.finish();
+}
