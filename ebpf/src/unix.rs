@@ -167,7 +167,10 @@ fn copy(address: u64, length: u32, name: &mut [u8; SOCKET_NAME_BYTES]) -> Option
     if unsafe { bpf_probe_read_kernel(to, length as u32, from as *const _) } < 0 {
         return None;
     }
-    Some(())
+    // One that ends in NUL is another one, and would look like that without.
+    // SAFETY: as above.
+    let last: u8 = unsafe { attribute::read(from.wrapping_add(length - 1), 0)? };
+    (name[0] != ABSTRACT || length == 1 || last != 0).then_some(())
 }
 
 /// A name that is being looked through.

@@ -246,6 +246,9 @@ own = unix(socket.SOCK_STREAM); own.bind(at + '-own'); own.listen()
 def stream_to(to): return name(lambda: unix(socket.SOCK_STREAM).connect(to))
 def linked_to(to): return name(lambda: unix(socket.SOCK_DGRAM).connect(to))
 say(stream_to(hidden), stream_to(hidden + '-below/none'))
+others = [unix(socket.SOCK_STREAM) for _ in range(2)]
+for other, more in zip(others, ('\\0', '\\0\\0')): other.bind(hidden + more); other.listen()
+say(stream_to(hidden + '\\0'), stream_to(hidden + '\\0\\0'))
 say(stream_to(at), stream_to(at + '-below/stream'), stream_to(at + '-own'), linked_to(at + '-below/datagram'),
     name(lambda: unix(socket.SOCK_DGRAM).sendto(b'x', at + '-datagram')))",
         daemon.tried(),
@@ -254,19 +257,20 @@ say(stream_to(at), stream_to(at + '-below/stream'), stream_to(at + '-own'), link
     if is_held(&stand) {
         assert_eq!(
             stand.run(&script),
-            "ok ECONNREFUSED\nEPERM EPERM EPERM EPERM EPERM"
+            "ok ECONNREFUSED\nEPERM EPERM\nEPERM EPERM EPERM EPERM EPERM",
+            "a name that ends in NUL is another one"
         );
         assert_eq!(daemon.heard(), 1, "the abstract one");
-        let told = refusals(stand.fence(), 5);
+        let told = refusals(stand.fence(), 7);
         let expected = match judged(&stand) {
             Some(Judged::Bound) => daemon.path("stream"),
             _ => format!("./{abstract_name}"),
         };
-        assert_eq!(told[0].name, Some(expected), "people can tell them apart");
+        assert_eq!(told[2].name, Some(expected), "people can tell them apart");
     }
     stand.lift();
     eventually("it is the fence that refuses them", || {
-        stand.run(&script) == "ok ECONNREFUSED\nok ok ok ok ok"
+        stand.run(&script) == "ok ECONNREFUSED\nok ok\nok ok ok ok ok"
     });
 }
 
