@@ -131,6 +131,7 @@ fn give_up_capabilities() -> anyhow::Result<()> {
 /// - io_uring does not exist: its operations pass by a seccomp filter unseen;
 /// - taking descriptors out of other processes, loading eBPF, and asking the kernel for keys, which a program of root's outside
 ///   would get (from DNS, for one), are refused;
+/// - what the kernel says that it runs is not the command's to change;
 /// - what is typed into its terminal is not the command's to write: the shell that started it would run that.
 ///
 /// Debuggers work. Programs for another architecture than the host's own are killed: their system calls have other
@@ -154,6 +155,7 @@ fn filters() -> anyhow::Result<Vec<BpfProgram>> {
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
     };
     let netlink = u64::from(libc::AF_NETLINK.unsigned_abs());
+    let memory = u64::from(libc::PR_SET_MM.unsigned_abs());
     let other_netlink = SeccompCondition::new(
         2,
         SeccompCmpArgLen::Dword,
@@ -164,6 +166,7 @@ fn filters() -> anyhow::Result<Vec<BpfProgram>> {
         .map(|request| SeccompRule::new(vec![is(1, request)?]))
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
+    let other_program = [SeccompRule::new(vec![is(0, memory)?])?];
     Ok(vec![
         filter(
             &[libc::SYS_socket],
@@ -171,6 +174,7 @@ fn filters() -> anyhow::Result<Vec<BpfProgram>> {
             errno(libc::EPROTONOSUPPORT),
         )?,
         filter(&[libc::SYS_ioctl], &typing, errno(libc::EPERM))?,
+        filter(&[libc::SYS_prctl], &other_program, errno(libc::EPERM))?,
         filter(
             &[libc::SYS_socket],
             &[SeccompRule::new(other_family)?],

@@ -245,6 +245,8 @@ path = sys.argv[1]
 # Of x86-64: request_key, then io_uring_setup, pidfd_getfd and bpf, which say that the arguments are wrong where they can.
 print("key", name(lambda: call(249, b"user", b"nobody's", None, 0)))
 print("calls", name(lambda: call(425, 1, None)), name(lambda: call(438, -1, 0, 0)), name(lambda: call(321, -1, None, 0)))
+# PR_SET_MM_EXE_FILE, of what is no file.
+print("program", name(lambda: call(157, 35, 13, 0, 0, 0)), name(lambda: call(157, 35, 14, 0, 0, 0)))
 print("is a socket", stat.S_ISSOCK(os.stat(path).st_mode))
 print("connect", name(lambda: socket.socket(socket.AF_UNIX).connect(path)))
 for family, kind, protocol in (16, 3, 0), (16, 3, 4), (16, 3, 15), (17, 3, 0), (40, 1, 0), (44, 3, 0), (1, 1, 0), (2, 1, 0), (10, 1, 0):
@@ -271,9 +273,10 @@ print(open("/proc/self/status").read().split("NoNewPrivs:")[1].split()[0])
     let expected = [
         "key EPERM",
         "calls ENOSYS EPERM EPERM",
+        "program EPERM EPERM",
         "is a socket False",
         // By the kernel's hook, or where it has none, because there is no socket.
-        inside[3].as_str(),
+        inside[4].as_str(),
         "16 0 ok",
         "16 4 EPROTONOSUPPORT",
         "16 15 EPROTONOSUPPORT",
@@ -289,9 +292,10 @@ print(open("/proc/self/status").read().split("NoNewPrivs:")[1].split()[0])
         "1",
     ];
     assert_eq!(inside, expected);
-    assert!(["connect EPERM", "connect ECONNREFUSED"].contains(&expected[3]));
+    assert!(["connect EPERM", "connect ECONNREFUSED"].contains(&expected[4]));
     assert_eq!(outside[0], "key ENOKEY");
-    assert_eq!(outside[2..4], ["is a socket True", "connect ok"]);
+    assert_eq!(outside[3..5], ["is a socket True", "connect ok"]);
+    assert_ne!(outside[2], "program EPERM EPERM");
     let calls: Vec<&str> = outside[1].split(' ').collect();
     assert!(["EFAULT", "EPERM"].contains(&calls[1]), "{calls:?}"); // A host may forbid it.
     assert_eq!(calls[2..], ["EBADF", "EINVAL"]);
@@ -302,7 +306,7 @@ print(open("/proc/self/status").read().split("NoNewPrivs:")[1].split()[0])
         );
     }
     assert!(!outside.contains(&"typing EPERM".to_owned()), "{outside:?}");
-    assert!(outside[14].ends_with(" True"), "{outside:?}");
+    assert!(outside[15].ends_with(" True"), "{outside:?}");
 
     // Its policy lets it.
     let policy = fs::read_to_string(place.path("policy.yaml")).unwrap();
@@ -318,5 +322,5 @@ print(open("/proc/self/status").read().split("NoNewPrivs:")[1].split()[0])
             .success()
     );
     let inside = said(&run_as(&place, "nobody", &program));
-    assert_eq!(inside[2..4], ["is a socket True", "connect ok"]);
+    assert_eq!(inside[3..5], ["is a socket True", "connect ok"]);
 }
