@@ -233,21 +233,29 @@ fn enter(class: u16, before: u32) -> u32 {
         return before; // It was run before.
     }
     search.wanted.depth = search.depth as u32 + 1;
-    let first = search.wanted.number();
-    for place in 0..PLACES {
-        let number = first.wrapping_add(place << 1);
-        // Somebody else may enter it at the same time.
-        let _ = WAITING.insert(number, &search.wanted, u64::from(BPF_NOEXIST));
-        let Some(there) = WAITING.get_ptr(number) else {
-            return 0;
-        };
-        // SAFETY: a live map value; the memory of a removed one stays readable.
-        let there = unsafe { &*there };
-        if there.before == before && there.is_like(&search.wanted) {
-            return number;
-        }
+    search.number = u64::from(search.wanted.number());
+    search.depth = 0;
+    repeat(PLACES, place, &mut search);
+    search.depth as u32
+}
+
+/// Enters it under one of the keys that it may have; `depth` is that key then.
+extern "C" fn place(turn: u64, search: *mut Search) -> i64 {
+    // SAFETY: `repeat` passes what it was given.
+    let search = unsafe { &mut *search };
+    let number = (search.number as u32).wrapping_add((turn as u32) << 1);
+    // Somebody else may enter it at the same time.
+    let _ = WAITING.insert(number, &search.wanted, u64::from(BPF_NOEXIST));
+    let Some(there) = WAITING.get_ptr(number) else {
+        return STOP;
+    };
+    // SAFETY: a live map value; the memory of a removed one stays readable.
+    let there = unsafe { &*there };
+    if there.before == search.wanted.before && there.is_like(&search.wanted) {
+        search.depth = u64::from(number);
+        return STOP;
     }
-    0
+    GO_ON
 }
 
 /// Among what a process waits for already.
@@ -260,7 +268,7 @@ struct Search {
 }
 
 /// Looks at one of them.
-extern "C" fn look(_: u64, search: *mut Search) -> i64 {
+extern "C" fn look(turn: u64, search: *mut Search) -> i64 {
     // SAFETY: `repeat` passes what it was given.
     let search = unsafe { &mut *search };
     if search.number == 0 {
@@ -275,7 +283,7 @@ extern "C" fn look(_: u64, search: *mut Search) -> i64 {
     if there.is_like(&search.wanted) {
         return STOP;
     }
-    search.depth += 1;
+    search.depth = turn + 1;
     search.number = u64::from(there.before);
     GO_ON
 }

@@ -33,4 +33,5 @@ mod steer;
 mod stress;
 mod support;
 mod unix;
+mod waiting;
 mod ways;

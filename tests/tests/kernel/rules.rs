@@ -3,11 +3,16 @@ use crate::support::*;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use tollgate::kernel::{Case, CgroupPath, Event, FileState, Openings, Recognition, Runs};
+use tollgate::kernel::{Case, CgroupPath, Event, FileState, Recognition, Runs};
 
-const INTERN: u32 = 54_321;
+pub(crate) const INTERN: u32 = 54_321;
 
-fn case(workload: &str, uid: Option<u32>, executable: Runs, condition: Option<u32>) -> Case {
+pub(crate) fn case(
+    workload: &str,
+    uid: Option<u32>,
+    executable: Runs,
+    condition: Option<u32>,
+) -> Case {
     Case {
         condition,
         uid,
@@ -19,20 +24,20 @@ fn case(workload: &str, uid: Option<u32>, executable: Runs, condition: Option<u3
 }
 
 /// A stand, and servers that only what is not governed reaches.
-struct Scene {
-    stand: Stand,
-    servers: [Elsewhere; 2],
+pub(crate) struct Scene {
+    pub(crate) stand: Stand,
+    pub(crate) servers: [Elsewhere; 2],
 }
 
 impl Scene {
-    fn new(by: &Recognition) -> Self {
+    pub(crate) fn new(by: &Recognition) -> Self {
         let stand = Stand::new();
         stand.fence().recognise(by).unwrap();
         let servers = ["127.0.0.1", "::1"].map(Elsewhere::new);
         Self { stand, servers }
     }
 
-    fn script(&self, body: &str) -> String {
+    pub(crate) fn script(&self, body: &str) -> String {
         format!(
             "PORTS = {}, {}
 def both(): say(tcp('127.0.0.1', PORTS[0])[1], tcp('::1', PORTS[1])[1])
@@ -43,7 +48,7 @@ def both(): say(tcp('127.0.0.1', PORTS[0])[1], tcp('::1', PORTS[1])[1])
     }
 
     /// A cgroup in which the rules of [`by_tool`] hold.
-    fn of_tools(&self) -> Cgroup {
+    pub(crate) fn of_tools(&self) -> Cgroup {
         let fence = self.stand.fence();
         let cgroup = Cgroup::new(fence.cgroup_root(), unique());
         fence.fulfils(&cgroup.name, 1).unwrap();
@@ -51,12 +56,12 @@ def both(): say(tcp('127.0.0.1', PORTS[0])[1], tcp('::1', PORTS[1])[1])
     }
 
     /// Runs the script; whose both connections were, and nobody's where they were free.
-    fn whose(&self, body: &str) -> Option<String> {
+    pub(crate) fn whose(&self, body: &str) -> Option<String> {
         assert_eq!(python_outside(&self.script(body)), "ok ok", "{body}");
         self.who()
     }
 
-    fn who(&self) -> Option<String> {
+    pub(crate) fn who(&self) -> Option<String> {
         if self.servers[0].listener.accept().is_ok() {
             accept(&self.servers[1].listener);
             return None;
@@ -162,14 +167,14 @@ fn a_user_within_a_cgroup_is_both() {
 }
 
 /// A copy of a shell, that is called `name`.
-fn copy(folder: &Path, name: &str) -> PathBuf {
+pub(crate) fn copy(folder: &Path, name: &str) -> PathBuf {
     let to = folder.join(name);
     std::fs::copy("/bin/bash", &to).unwrap();
     std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o755)).unwrap();
     to
 }
 
-fn state(path: &Path) -> FileState {
+pub(crate) fn state(path: &Path) -> FileState {
     let found = path.metadata().unwrap();
     let device = rustix::fs::major(found.dev()) << 20 | rustix::fs::minor(found.dev());
     FileState {
@@ -180,7 +185,7 @@ fn state(path: &Path) -> FileState {
 }
 
 /// What a shell connects by, to both servers.
-fn connecting(scene: &Scene) -> String {
+pub(crate) fn connecting(scene: &Scene) -> String {
     let [v4, v6] = [0, 1].map(|at| scene.servers[at].address.port());
     format!(
         "for at in 127.0.0.1/{v4} ::1/{v6}; do (exec 3<>/dev/tcp/$at) 2>/dev/null && echo -n 'ok ' || echo -n 'refused '; done"
@@ -188,7 +193,7 @@ fn connecting(scene: &Scene) -> String {
 }
 
 /// Replaces the process by this shell, which then connects.
-fn exec_by(program: &Path, scene: &Scene) -> String {
+pub(crate) fn exec_by(program: &Path, scene: &Scene) -> String {
     format!(
         "os.execv('{}', ['bash', '-c', {:?}])",
         program.display(),
@@ -217,7 +222,7 @@ os.dup2(memory, 9)
 /// What runs a program that is named to it, as the kernel has it do with every program that needs it.
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 
-const REFUSED: &str = "refused refused";
+pub(crate) const REFUSED: &str = "refused refused";
 
 /// Within a cgroup of its own: what else runs on this machine is not to wait for a look that nobody takes.
 fn by_tool() -> Recognition {
@@ -365,168 +370,6 @@ fn with_digests_every_unknown_executable_waits() {
     let as_intern = format!("os.setresuid({INTERN}, {INTERN}, {INTERN})\n{from_memory}");
     assert_eq!(python_outside(&scene.script(&as_intern)), REFUSED);
     assert_eq!(scene.whose(&from_memory), None);
-}
-
-/// It runs something known, or has another process do that and ends: both wait for what was run first, and are what that makes them.
-#[test]
-fn who_has_run_what_is_not_known_waits_for_that() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let other = copy(folder.path(), "other");
-    let by = Recognition {
-        cases: vec![
-            case("digest", Some(INTERN), Runs::Class(4), None),
-            case("digest", Some(INTERN), Runs::Unknown, None),
-            case("second", Some(INTERN), Runs::Class(5), None),
-        ],
-        by_executable: true,
-        by_digest: true,
-        ..Recognition::default()
-    };
-    let mut scene = Scene::new(&by);
-    let fence = scene.stand.fence();
-    fence.know(&state(&other), None).unwrap();
-    let becomes = "exec \"$0\" -c \"$1\"";
-    let leaves = "\"$0\" -c \"$1\" 0<&3 & exit 0";
-    let start = |programs: [&Path; 2], how: &str| {
-        let connecting = connecting(&scene);
-        let waits = format!("read x; {connecting}; echo; read x; {connecting}; echo");
-        let [first, next] = programs.map(Path::display);
-        Running::start_outside(&format!(
-            "os.setresuid({INTERN}, {INTERN}, {INTERN}); os.dup2(0, 3)
-os.execv('{first}', ['bash', '-c', {how:?}, '{next}', {waits:?}])"
-        ))
-    };
-    let mut count = 0;
-    let mut new = || {
-        count += 1;
-        copy(folder.path(), &format!("any-{count}"))
-    };
-    for how in [becomes, leaves] {
-        for class in [Some(4), None] {
-            let any = new();
-            let mut running = start([&any, &other], how);
-            running.send("\n");
-            assert_eq!(running.line(), REFUSED, "{how}");
-            fence.know(&state(&any), class).unwrap();
-            running.send("\n");
-            assert_eq!(running.line(), "ok ok", "{how}");
-            let whose = class.map(|_| "digest");
-            assert_eq!(scene.who().as_deref(), whose, "{how}");
-            running.finish();
-        }
-    }
-    // Of two the first has it, also where the second is known before, and nobody's only if neither is.
-    for (classes, whose) in [
-        ([Some(4), Some(5)], Some("digest")),
-        ([None, Some(5)], Some("second")),
-        ([None, None], None),
-    ] {
-        let both = [new(), new()];
-        let mut running = start([&both[0], &both[1]], becomes);
-        fence.know(&state(&both[1]), classes[1]).unwrap();
-        running.send("\n");
-        assert_eq!(running.line(), REFUSED, "{classes:?}");
-        fence.know(&state(&both[0]), classes[0]).unwrap();
-        running.send("\n");
-        assert_eq!(running.line(), "ok ok", "{classes:?}");
-        assert_eq!(scene.who().as_deref(), whose, "{classes:?}");
-        running.finish();
-    }
-    // What there is no room to remember is refused. Once nobody waits for what there is, there is room.
-    fill(&scene.stand, "WAITING");
-    let any = new();
-    let mut running = start([&any, &other], becomes);
-    running.send("\n");
-    assert_eq!(running.line(), REFUSED);
-    fence.know(&state(&any), None).unwrap();
-    running.send("\n");
-    assert_eq!(running.line(), REFUSED, "nobody knows what for");
-    running.finish();
-    let mut idle = std::collections::HashSet::new();
-    (0..2).for_each(|_| fence.forget_waiting(&mut idle));
-    let any = new();
-    let mut running = start([&any, &other], becomes);
-    running.send("\n");
-    assert_eq!(running.line(), REFUSED);
-    let waits = fence.awaits(running.pid()).unwrap();
-    assert_eq!(fence.waiting(), [(running.pid(), waits)]);
-    assert_eq!(fence.waited_for(waits)[0].file, state(&any));
-    (0..2).for_each(|_| fence.forget_waiting(&mut idle));
-    fence.know(&state(&any), Some(4)).unwrap();
-    running.send("\n");
-    assert_eq!(running.line(), "ok ok");
-    assert_eq!(scene.who().as_deref(), Some("digest"));
-    running.finish();
-    scene.stand.lift();
-}
-
-/// Who waits to be known serves nobody either: bound, or at whatever port `listen` chooses.
-#[test]
-fn nobody_connects_to_who_waits() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let by = Recognition {
-        cases: vec![
-            case("digest", Some(INTERN), Runs::Class(4), None),
-            case("digest", Some(INTERN), Runs::Unknown, None),
-        ],
-        by_executable: true,
-        by_digest: true,
-        ..Recognition::default()
-    };
-    let mut scene = Scene::new(&by);
-    let fence = scene.stand.fence();
-    let serves = "import socket, sys
-def start(ip, is_bound):
-    s = socket.socket(socket.AF_INET6 if ':' in ip else socket.AF_INET)
-    if is_bound: s.bind((ip, 0))
-    s.listen(); return s
-all = [start(ip, is_bound) for ip in ('127.0.0.1', '::1') for is_bound in (True, False)]
-print(*(s.getsockname()[1] for s in all), flush=True); sys.stdin.read()";
-    let start = |program: &Path| {
-        let mut server = Running::start_outside(&format!(
-            "os.setresuid({INTERN}, {INTERN}, {INTERN})
-os.execve('{}', ['python3', '-ISc', {serves:?}], {{'PYTHONHOME': '/usr'}})",
-            program.display()
-        ));
-        let ports: Vec<u16> = server
-            .line()
-            .split(' ')
-            .map(|port| port.parse().unwrap())
-            .collect();
-        let at = ["127.0.0.1", "127.0.0.1", "::1", "::1"];
-        let at: Vec<(&str, u16)> = at.into_iter().zip(ports).collect();
-        (server, at)
-    };
-    let opens = |(ip, port): &(&str, u16)| crate::listen::dial(ip, *port).is_some();
-    for class in [None, Some(4)] {
-        let any = folder.path().join(format!("any-{class:?}"));
-        std::fs::copy("/usr/bin/python3", &any).unwrap();
-        let (server, at) = start(&any);
-        assert!(!at.iter().any(opens), "it serves before it is known");
-        fence.know(&state(&any), class).unwrap();
-        let is_free = class.is_none();
-        assert!(at.iter().all(|one| opens(one) == is_free), "{class:?}");
-        let openings = Openings {
-            workload: "digest".to_owned(),
-            listen: at.iter().map(|(_, port)| *port).collect(),
-            unix: Vec::new(),
-        };
-        fence.permit(&[openings]).unwrap();
-        assert!(at.iter().all(opens), "{class:?}");
-        fence.permit(&[]).unwrap();
-        assert!(at.iter().all(|one| opens(one) == is_free), "{class:?}");
-        if is_free {
-            // Also when nothing is remembered of it.
-            let mut idle = std::collections::HashSet::new();
-            fence.waits_no_more(server.pid(), fence.awaits(server.pid()).unwrap());
-            (0..2).for_each(|_| fence.forget_waiting(&mut idle));
-            assert!(at.iter().all(opens));
-        }
-        server.finish();
-    }
-    scene.stand.lift();
 }
 
 #[test]
