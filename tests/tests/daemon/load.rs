@@ -175,7 +175,7 @@ impl Canary {
     }
 }
 
-/// An address of each family that is this run's alone, since others may run beside it; port 53 of both is free.
+/// An address of each family that nobody else has, since others may run beside it; port 53 of both is free.
 pub(crate) struct Own {
     four: String,
     six: String,
@@ -183,10 +183,13 @@ pub(crate) struct Own {
 
 impl Own {
     pub(crate) fn new() -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(9);
         let [.., high, low] = std::process::id().to_be_bytes();
+        // Whoever listens there does so until this process ends.
+        let count = COUNT.fetch_add(1, Ordering::SeqCst);
         let own = Self {
-            four: format!("127.{high}.{low}.9"),
-            six: format!("fd00:746f:6c6c::{high:x}:{low:x}"),
+            four: format!("127.{high}.{low}.{count}"),
+            six: format!("fd00:746f:6c6c::{high:x}:{low:x}:{count:x}"),
         };
         assert!(own.ip("replace"), "no address for {}", own.six);
         own

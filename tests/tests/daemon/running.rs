@@ -108,7 +108,9 @@ fn a_private_agent_that_gets(signal: Signal) {
     // Its launcher does not look at it before the command ends.
     let ended = eventually(START, || {
         let stat = fs::read_to_string(format!("/proc/{agent}/stat")).unwrap();
-        stat.contains(") Z ").then_some(())
+        // Its other threads hold its listeners until they have ended too.
+        let threads = fs::read_dir(format!("/proc/{agent}/task")).unwrap().count();
+        (threads == 1 && stat.contains(") Z ")).then_some(())
     });
     assert!(ended.is_some(), "the agent goes on after {signal:?}");
     run.stdin.take().unwrap().write_all(b"go\n").unwrap();
