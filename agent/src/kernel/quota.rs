@@ -125,6 +125,7 @@ fn first(
     before: Option<(u64, u64)>,
 ) -> Spent {
     let fresh = Spent {
+        total: known.total,
         base: known.total,
         ..Spent::default()
     };
