@@ -14,7 +14,7 @@ use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::{
         bpf_get_current_uid_gid,
-        generated::{bpf_get_current_task, bpf_probe_read_kernel_str},
+        generated::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str},
     },
 };
 use tollgate_common::recognise::{
@@ -40,7 +40,7 @@ pub(crate) fn recognise() -> u64 {
         return 0;
     }
     if mark.awaits().is_some() {
-        let settled = waiting::settle(process);
+        let settled = any(waiting::settle(process));
         if settled != 0 {
             return settled;
         }
@@ -53,6 +53,7 @@ pub(crate) fn recognise() -> u64 {
         UNKNOWN if rules & BY_EXECUTABLE != 0 => current_class(process),
         known => known,
     };
+    let class = any(u64::from(class)) as u16;
     let mut question = Question::of(class, uid);
     ask(&mut question);
     let best = question.best;
@@ -257,6 +258,18 @@ pub(crate) fn executable(task: u64) -> Option<(File, Executable, u64)> {
         };
         Some((file, changed, pointer(exe, at.file_dentry)?))
     }
+}
+
+/// The same number, of which the verifier forgets what it knows: it would look at all that follows once for each that it knows of.
+#[inline(always)]
+pub(crate) fn any(number: u64) -> u64 {
+    let mut same = number;
+    // SAFETY: needed to call a helper; both are ours, on the stack, and as long as is said, so that it cannot fail.
+    unsafe {
+        let from = core::ptr::from_ref(&number).cast();
+        bpf_probe_read_kernel(core::ptr::from_mut(&mut same).cast(), 8, from);
+    }
+    same
 }
 
 /// Do rules name an executable that is called like this one?
