@@ -339,6 +339,15 @@ mod tests {
         assert!(!selects(&both, "/system.slice/other.service"));
     }
 
+    fn policy(text: &str) -> Policy {
+        let source = Source {
+            name: "p".into(),
+            text: text.into(),
+        };
+        let compiled = tollgate_policy::compile(&[source]);
+        compiled.expect("a policy").policy
+    }
+
     /// Who may make cgroups makes them below others: those near the root are seen, and it is said that others are not.
     #[test]
     fn where_there_are_too_many_those_near_the_root_are_seen() {
@@ -347,13 +356,7 @@ mod tests {
             std::fs::create_dir_all(root.path().join(name)).expect("made");
         }
         let text = "version: 1\nworkloads: { near: { match: { cgroup: /b } }, far: { match: { cgroup: /a/1/deep } } }\n";
-        let source = Source {
-            name: "p".into(),
-            text: text.into(),
-        };
-        let policy = tollgate_policy::compile(&[source])
-            .expect("a policy")
-            .policy;
+        let policy = policy(text);
         let seen = |most| {
             let found = walk_at_most(most, root.path(), &policy, &[]);
             let workloads = found.matches.into_iter().map(|m| m.workload);
@@ -370,13 +373,7 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let root = tempfile::tempdir().expect("a directory");
         let text = "version: 1\nworkloads: { near: { match: { cgroup: /b } } }\n";
-        let source = Source {
-            name: "p".into(),
-            text: text.into(),
-        };
-        let policy = tollgate_policy::compile(&[source])
-            .expect("a policy")
-            .policy;
+        let policy = policy(text);
         let unread = || walk_at_most(1000, root.path(), &policy, &[]).unread;
         let mut deep = root.path().to_owned();
         deep.extend(["d"; DEPTH]);

@@ -4,6 +4,7 @@ use super::agent::{Agent, lock};
 use crate::audit::Stats;
 use crate::kernel::Layer;
 use crate::snapshot::Snapshot;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use tollgate_policy::{Mode, Reason};
 
@@ -16,12 +17,13 @@ impl Agent {
         let audit = self.log.stats();
         let policy = self.policy_status(&snapshot);
         let (governed, processes) = (fence.governed(), fence.governed_processes());
-        let is_here = |name: &String| {
-            governed.iter().any(|one| one.workload == *name)
-                || processes.iter().any(|one| one.workload == *name)
-        };
+        let here: HashSet<&String> = governed
+            .iter()
+            .map(|one| &one.workload)
+            .chain(processes.iter().map(|one| &one.workload))
+            .collect();
         let idle = snapshot.policy.workloads().iter().map(|w| &w.name);
-        let idle_workloads = idle.filter(|name| !is_here(name)).cloned().collect();
+        let idle_workloads = idle.filter(|name| !here.contains(name)).cloned().collect();
         let plane_up = lock(&self.plane).is_some();
         let (put_back, skipped) = {
             let watched = lock(&self.watched);

@@ -84,6 +84,9 @@ impl Fence {
     /// Makes room of what nobody waits for: now, and at the call before, which left it in `idle`.
     pub fn forget_waiting(&self, idle: &mut HashSet<u32>) {
         let all: HashMap<u32, Waiting> = entries(&self.maps.write().waiting).collect();
+        if all.is_empty() {
+            return idle.clear();
+        }
         let used = self.used(&all);
         let unused: HashSet<u32> = all.keys().filter(|n| !used.contains(n)).copied().collect();
         let gone: Vec<u32> = unused.intersection(idle).copied().collect();

@@ -9,15 +9,17 @@ use std::collections::HashSet;
 pub(super) struct Waiting {
     /// What nobody waited for when they were looked at last.
     idle: HashSet<u32>,
-    /// Files that were told of as not to be found.
+    /// Files that were told of as not to be found, as long as somebody waits for them: there are no more than the hooks have room for.
     unfound: HashSet<FileState>,
 }
 
 impl Rules {
     /// Settles all who wait for programs that are known by now, and has the others read.
     pub(super) fn settle_waiting(&mut self, fence: &Fence) {
+        let mut wanted = HashSet::new();
         for (process, number) in fence.waiting() {
             let ran = fence.waited_for(number);
+            wanted.extend(ran.iter().map(|one| one.file));
             if ran.is_empty() {
                 continue; // Nobody can say: it is refused.
             }
@@ -34,6 +36,7 @@ impl Rules {
                 }
             }
         }
+        self.waiting.unfound.retain(|file| wanted.contains(file));
         fence.forget_waiting(&mut self.waiting.idle);
     }
 
