@@ -170,6 +170,16 @@ impl Canary {
         }
     }
 
+    /// Who is not governed gets through to each of them.
+    pub(crate) fn all_hear(canaries: &[Self], connector: &str) {
+        let free = Client::start(None, connector);
+        let heard = eventually(START, || {
+            canaries.iter().all(|one| one.hits() > 3).then_some(())
+        });
+        assert!(heard.is_some(), "the canaries hear nothing");
+        free.finish();
+    }
+
     pub(crate) fn hits(&self) -> u64 {
         self.hits.load(Ordering::SeqCst)
     }

@@ -152,12 +152,7 @@ fn an_upgrade_and_the_way_back_lose_nothing_and_let_nothing_out() {
     let [four, six, ..] = own.canaries();
     let canaries = [four, six];
     let connector = targets(&[&canaries[0].address, &canaries[1].address]) + CONNECTOR;
-    let free = Client::start(None, &connector);
-    let heard = eventually(START, || {
-        canaries.iter().all(|c| c.hits() > 3).then_some(())
-    });
-    assert!(heard.is_some(), "the canaries hear nothing");
-    free.finish();
+    Canary::all_hear(&canaries, &connector);
     sources.iter().for_each(Source::tells_whose);
     let unsteered = || -> (Vec<u64>, Vec<u64>) {
         let hits = canaries.iter().map(Canary::hits).collect();

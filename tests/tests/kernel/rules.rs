@@ -337,11 +337,9 @@ fn an_executable_is_what_the_kernel_runs() {
     assert_eq!(scene.whose(&exec(&nameless)), None, "as the agent says");
 }
 
-#[test]
-fn with_digests_every_unknown_executable_waits() {
-    let folder = tempfile::tempdir().unwrap();
-    let any = copy(folder.path(), "any");
-    let by = Recognition {
+/// A user's programs of class 4, which any that is not known may be of.
+pub(crate) fn by_digest() -> Recognition {
+    Recognition {
         cases: vec![
             case("digest", Some(INTERN), Runs::Class(4), None),
             case("digest", Some(INTERN), Runs::Unknown, None),
@@ -349,8 +347,14 @@ fn with_digests_every_unknown_executable_waits() {
         by_executable: true,
         by_digest: true,
         ..Recognition::default()
-    };
-    let scene = Scene::new(&by);
+    }
+}
+
+#[test]
+fn with_digests_every_unknown_executable_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let any = copy(folder.path(), "any");
+    let scene = Scene::new(&by_digest());
     let fence = scene.stand.fence();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let as_intern = format!(

@@ -105,16 +105,7 @@ os.execv('{first}', ['bash', '-c', {how:?}, '{next}', {waits:?}])"
 fn nobody_connects_to_who_waits() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let by = Recognition {
-        cases: vec![
-            case("digest", Some(INTERN), Runs::Class(4), None),
-            case("digest", Some(INTERN), Runs::Unknown, None),
-        ],
-        by_executable: true,
-        by_digest: true,
-        ..Recognition::default()
-    };
-    let mut scene = Scene::new(&by);
+    let mut scene = Scene::new(&by_digest());
     let fence = scene.stand.fence();
     let serves = "import socket, sys
 def start(ip, is_bound):
