@@ -8,15 +8,15 @@
 #![allow(clippy::needless_borrows_for_generic_args)]
 use crate::{
     account, atomic,
-    attribute::{load, offset},
+    attribute::{follow, load, offset},
     exit, listener,
     maps::{ACCEPTED, EVENTS, ORPHANS, client_of, socket_of},
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_ANY, BPF_TCP_CLOSE, bpf_sock, seq_file},
+    bindings::{BPF_ANY, BPF_TCP_CLOSE, bpf_sock, file, seq_file},
     cty::c_void,
-    helpers::generated::bpf_seq_write,
+    helpers::generated::{bpf_seq_write, bpf_sock_from_file},
     programs::{SkBuffContext, SockAddrContext},
 };
 use tollgate_common::{
@@ -111,10 +111,50 @@ struct Meta {
     file: *mut seq_file,
 }
 
-/// Writes what a client's socket carries, unless its connection has ended.
+/// An open file of those that the agent has listed: `struct bpf_iter__task_file`.
+#[repr(C)]
+pub(crate) struct Opened {
+    meta: *const Meta,
+    task: *const c_void,
+    descriptor: u32,
+    file: *mut file,
+}
+
+/// Writes what a client's socket carries.
 #[inline(always)]
 pub(crate) fn list(listed: *const Listed) -> i32 {
-    let (socket, value) = (field!(listed, socket), field!(listed, value));
+    write(
+        field!(listed, meta),
+        field!(listed, socket),
+        field!(listed, value),
+    )
+}
+
+/// Writes what an open file's socket carries, if it is a client's.
+#[inline(always)]
+pub(crate) fn list_opened(opened: *const Opened) -> i32 {
+    let file = field!(opened, file);
+    if file.is_null() {
+        return 0;
+    }
+    // SAFETY: needed to call a helper, with the file that the kernel passed, and to read the socket that it returned, whose type
+    // the verifier knows.
+    let socket = unsafe {
+        let socket = bpf_sock_from_file(file).cast_const().cast::<u8>();
+        if socket.is_null() {
+            return 0;
+        }
+        follow(socket, offset!(socket_sk))
+    };
+    let client = socket.and_then(|socket| Some((socket, client_of(socket.cast_mut().cast())?)));
+    client.map_or(0, |(socket, client)| {
+        write(field!(opened, meta), socket, client)
+    })
+}
+
+/// Writes what a socket carries, unless its connection has ended.
+#[inline(always)]
+fn write(meta: *const Meta, socket: *const u8, value: *const Client) -> i32 {
     if socket.is_null() || value.is_null() {
         return 0;
     }
@@ -123,9 +163,8 @@ pub(crate) fn list(listed: *const Listed) -> i32 {
     if u32::from(state) == BPF_TCP_CLOSE && field!(value, port.address.port) != 0 {
         return 0;
     }
-    let meta = field!(listed, meta);
     let file = field!(meta, file);
     // SAFETY: needed to call a helper, with the file that the kernel passed and a whole value of its map.
-    unsafe { bpf_seq_write(file, value.cast(), size_of::<Client>() as u32) };
+    unsafe { bpf_seq_write(file, value.cast_mut().cast(), size_of::<Client>() as u32) };
     0
 }

@@ -317,6 +317,13 @@ extern "C" fn list_clients(listed: *const flow::Listed) -> i32 {
     flow::list(listed)
 }
 
+/// The same of what somebody has open, for kernels that go through no map.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+extern "C" fn list_opened(opened: *const flow::Opened) -> i32 {
+    flow::list_opened(opened)
+}
+
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
     recognise::forked(ctx.arg(0), ctx.arg(1));

@@ -86,10 +86,10 @@ pub(crate) fn executed(task: u64) {
         return;
     }
     let rules = select::scope().map_or(0, select::rules);
-    let class = rules::any(u64::from(rules::class_at_exec(rules, process, task))) as u16;
+    let class = rules::class_at_exec(rules, process, task);
     let waits = old.awaits().is_some() && rules & ANY_RULE != 0;
     // Who waits for what it ran before does so whatever it runs now.
-    if !waits || rules::any(waiting::runs(process, class)) == 0 {
+    if !waits || waiting::runs(process, class) == 0 {
         let old = if waits {
             mark(process).unwrap_or_default()
         } else {

@@ -14,7 +14,7 @@ use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::{
         bpf_get_current_uid_gid,
-        generated::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str},
+        generated::{bpf_get_current_task, bpf_probe_read_kernel_str},
     },
 };
 use tollgate_common::recognise::{
@@ -29,8 +29,12 @@ const INIT: u32 = 1;
 
 /// Asks the rules whose the current process is: [`BY_MARK`] and the workload, or 0. Asked in vain, they are not asked
 /// again until they change, the user does, or the cgroup.
+///
+/// The kernel knows it by name, as it does others: such a function the verifier looks at once for each program, and not once
+/// for all that may have gone before each call.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn recognise() -> u64 {
+pub(crate) extern "C" fn whose_by_rules() -> u64 {
     let rules = select::scope().map_or(0, select::rules);
     let uid = bpf_get_current_uid_gid() as u32;
     let stamp = stamp(rules, uid);
@@ -40,7 +44,7 @@ pub(crate) fn recognise() -> u64 {
         return 0;
     }
     if mark.awaits().is_some() {
-        let settled = any(waiting::settle(process));
+        let settled = waiting::settle(process);
         if settled != 0 {
             return settled;
         }
@@ -53,11 +57,8 @@ pub(crate) fn recognise() -> u64 {
         UNKNOWN if rules & BY_EXECUTABLE != 0 => current_class(process),
         known => known,
     };
-    let class = any(u64::from(class)) as u16;
-    let mut question = Question::of(class, uid);
-    ask(&mut question);
-    let best = question.best;
-    let new = match best.workload as u16 {
+    let best = Question::of(class, uid).ask();
+    let new = match best.workload() {
         UNSETTLED => {
             if class == UNKNOWN {
                 waiting::begin(process);
@@ -65,21 +66,46 @@ pub(crate) fn recognise() -> u64 {
             return BY_MARK | u64::from(UNSETTLED); // Asked again the next time.
         }
         0 => Mark::running(class).stamped(stamp),
-        workload => Mark::governed(workload, best.number as u16 + 1, recognise::now()).after(mark),
+        workload => Mark::governed(workload, best.number() + 1, recognise::now()).after(mark),
     };
     recognise::replace(process, mark, new);
-    match best.workload {
+    match best.workload() {
         0 => 0,
         workload => BY_MARK | u64::from(workload),
     }
 }
 
-pub(crate) const NOT_FOUND: Rule = Rule {
-    workload: 0,
-    rank: u32::MAX,
-    number: 0,
-    reserved: 0,
-};
+/// A rule in one word: its rank, its workload and its number, from the top. Of several the least has it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Found(pub(crate) u64);
+
+impl Found {
+    /// No rule's.
+    pub(crate) const NOBODY: Self = Self((u32::MAX as u64) << 32);
+    /// That is not known yet.
+    pub(crate) const NOT_YET: Self = Self((UNSETTLED as u64) << 16);
+
+    #[inline(always)]
+    fn of(rule: &Rule) -> Self {
+        Self(
+            u64::from(rule.rank) << 32
+                | u64::from(rule.workload as u16) << 16
+                | u64::from(rule.number as u16),
+        )
+    }
+
+    /// Whose it is; 0: nobody's.
+    #[inline(always)]
+    pub(crate) fn workload(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// The rule's.
+    #[inline(always)]
+    pub(crate) fn number(self) -> u16 {
+        self.0 as u16
+    }
+}
 
 /// Another number for each change of the rules and each user; never that of who was not asked for.
 #[inline(always)]
@@ -91,9 +117,9 @@ fn stamp(rules: u64, uid: u32) -> u32 {
 /// What the rules are asked by, and the best of what they say.
 pub(crate) struct Question {
     pub(crate) conditions: u64,
-    pub(crate) class: u32,
-    pub(crate) uid: u32,
-    pub(crate) best: Rule,
+    pub(crate) class: u64,
+    pub(crate) uid: u64,
+    pub(crate) best: Found,
 }
 
 impl Question {
@@ -102,95 +128,77 @@ impl Question {
     pub(crate) fn of(class: u16, uid: u32) -> Self {
         Self {
             conditions: select::conditions(),
-            class: u32::from(class),
-            uid,
-            best: NOT_FOUND,
+            class: u64::from(class),
+            uid: u64::from(uid),
+            best: Found::NOBODY,
         }
     }
-}
 
-/// Asks the rules of each condition that holds, and those without one.
-#[inline(always)]
-pub(crate) fn ask(question: &mut Question) {
-    repeat(ASKED + 1, ask_next, question);
-    if question.conditions != 0 {
-        // More hold than can be asked: rather nobody's than the wrong one's.
-        question.best.workload = u32::from(UNSETTLED);
+    /// Asks the rules of each condition that holds, and those without one.
+    #[inline(always)]
+    pub(crate) fn ask(mut self) -> Found {
+        repeat(ASKED + 1, next, &mut self);
+        match self.conditions {
+            0 => self.best,
+            _ => Found::NOT_YET, // More hold than can be asked: rather nobody's than the wrong one's.
+        }
+    }
+
+    /// Asks the rules of one condition; 0: those without one.
+    #[inline(always)]
+    pub(crate) fn ask_of(&mut self, condition: u32) {
+        let found = Found(rule_of(condition, self.class as u32, self.uid as u32));
+        self.best = self.best.min(found);
+    }
+
+    /// Takes the next condition out; 0: there is none.
+    #[inline(always)]
+    pub(crate) fn take(&mut self) -> u32 {
+        let conditions = self.conditions;
+        self.conditions = conditions & conditions.wrapping_sub(1);
+        match conditions {
+            0 => 0,
+            _ => conditions.trailing_zeros() + 1,
+        }
     }
 }
 
 /// Asks those without a condition first, then those of one condition after the other.
-extern "C" fn ask_next(turn: u64, question: *mut Question) -> i64 {
+extern "C" fn next(turn: u64, question: *mut Question) -> i64 {
     // SAFETY: `repeat` passes what it was given.
     let question = unsafe { &mut *question };
-    let mut condition = 0;
-    if turn != 0 {
-        if question.conditions == 0 {
-            return STOP;
-        }
-        condition = question.conditions.trailing_zeros() + 1;
-        question.conditions &= question.conditions.wrapping_sub(1);
+    let condition = match turn {
+        0 => 0,
+        _ => question.take(),
+    };
+    if turn != 0 && condition == 0 {
+        return STOP;
     }
-    ask_with(condition, question.class, question.uid, &mut question.best);
+    question.ask_of(condition);
     GO_ON
 }
 
-#[inline(always)]
-pub(crate) fn ask_with(condition: u32, class: u32, uid: u32, best: &mut Rule) {
+/// The best rule of one condition for who runs a program of this class: a [`Found`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rule_of(condition: u32, class: u32, uid: u32) -> u64 {
     let other = u32::from(OTHER);
-    consider(
-        Case {
+    let of = |class, uid, any_user| {
+        let case = Case {
             condition,
-            class: other,
+            class,
             uid,
-            any_user: 0,
-        },
-        best,
-    );
-    consider(
-        Case {
-            condition,
-            class: other,
-            uid: 0,
-            any_user: 1,
-        },
-        best,
-    );
-    if class != other {
-        consider(
-            Case {
-                condition,
-                class,
-                uid,
-                any_user: 0,
-            },
-            best,
-        );
-        consider(
-            Case {
-                condition,
-                class,
-                uid: 0,
-                any_user: 1,
-            },
-            best,
-        );
-    }
-}
-
-#[inline(always)]
-fn consider(case: Case, best: &mut Rule) {
-    if let Some(rule) = RULES.get_ptr(case) {
+            any_user,
+        };
         // SAFETY: a live map value; the memory of a removed one stays readable.
-        let rule = unsafe { &*rule };
-        // Without a branch: of each that compares values the verifier looks at all that follows once more for each outcome.
-        let is_better = u64::from(rule.rank).wrapping_sub(u64::from(best.rank)) >> 63;
-        let mask = core::hint::black_box(is_better).wrapping_neg() as u32;
-        let better = |new: u32, old: u32| (new & mask) | (old & !mask);
-        best.rank = better(rule.rank, best.rank);
-        best.workload = better(rule.workload, best.workload);
-        best.number = better(rule.number, best.number);
+        let rule = RULES.get_ptr(case).map(|rule| unsafe { &*rule });
+        rule.map_or(Found::NOBODY, Found::of)
+    };
+    let mut best = of(other, uid, 0).min(of(other, 0, 1));
+    if class != other {
+        best = best.min(of(class, uid, 0)).min(of(class, 0, 1));
     }
+    best.0
 }
 
 /// What class the current process's executable is of, as far as that is known. What is not is told to the agent.
@@ -258,18 +266,6 @@ pub(crate) fn executable(task: u64) -> Option<(File, Executable, u64)> {
         };
         Some((file, changed, pointer(exe, at.file_dentry)?))
     }
-}
-
-/// The same number, of which the verifier forgets what it knows: it would look at all that follows once for each that it knows of.
-#[inline(always)]
-pub(crate) fn any(number: u64) -> u64 {
-    let mut same = number;
-    // SAFETY: needed to call a helper; both are ours, on the stack, and as long as is said, so that it cannot fail.
-    unsafe {
-        let from = core::ptr::from_ref(&number).cast();
-        bpf_probe_read_kernel(core::ptr::from_mut(&mut same).cast(), 8, from);
-    }
-    same
 }
 
 /// Do rules name an executable that is called like this one?

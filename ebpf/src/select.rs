@@ -35,7 +35,7 @@ pub(crate) fn task() -> Option<Governed> {
     let mut cgroup = 0;
     let mut found = find(&mut cgroup);
     if found == ASK {
-        found = by_rules::recognise();
+        found = by_rules::whose_by_rules();
     }
     match found {
         0 => None,

@@ -6,7 +6,7 @@ use crate::{
     maps::WAITING,
     recognise,
     repeat::{GO_ON, STOP, repeat},
-    rules::{self, NOT_FOUND, Question, ask, ask_with},
+    rules::{self, Found, Question},
     select::BY_MARK,
 };
 use aya_ebpf::{
@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use tollgate_common::{
     event::{OF_WHO_WAITS, Pending},
-    recognise::{ASKED, MAX_BEFORE, Mark, Rule, UNKNOWN, UNSETTLED, WORKLOAD_IDS, Waiting},
+    recognise::{ASKED, MAX_BEFORE, Mark, UNKNOWN, UNSETTLED, WORKLOAD_IDS, Waiting},
 };
 
 /// What is returned of who waits.
@@ -26,25 +26,27 @@ const TURNS: u32 = MAX_BEFORE * (ASKED + 1);
 const PLACES: u32 = 4;
 
 /// The current process runs what is not known: it waits from now on.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn begin(process: u32) {
+pub(crate) extern "C" fn begin(process: u32) -> u32 {
     let mark = recognise::mark(process).unwrap_or_default();
     let number = enter(UNKNOWN, mark.awaits().unwrap_or(0));
     recognise::replace(process, mark, Mark::waiting(number));
+    number
 }
 
 /// A process that waits has become a program of this class, which may be another one to wait for. What [`settle`] returns.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn runs(process: u32, class: u16) -> u64 {
+pub(crate) extern "C" fn runs(process: u32, class: u16) -> u64 {
     let settled = settle(process);
     if settled != WAITS {
         return settled;
     }
-    let mut question = Question::of(class, bpf_get_current_uid_gid() as u32);
-    ask(&mut question);
+    let found = Question::of(class, bpf_get_current_uid_gid() as u32).ask();
     let mark = recognise::mark(process).unwrap_or_default();
     // Who waits for nobody knows what goes on to.
-    if question.best.workload != 0
+    if found.workload() != 0
         && let Some(before @ 1..) = mark.awaits()
     {
         recognise::replace(process, mark, Mark::waiting(enter(class, before)));
@@ -54,55 +56,51 @@ pub(crate) fn runs(process: u32, class: u16) -> u64 {
 
 /// Asks whose a process that waits is by what it has run: [`WAITS`], [`BY_MARK`] and the workload, or 0: that is nobody's, and what
 /// it runs now is to be asked for. Of several that have it, the first does.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn settle(process: u32) -> u64 {
+pub(crate) extern "C" fn settle(process: u32) -> u64 {
     let mark = recognise::mark(process).unwrap_or_default();
     if mark.is_governed() {
         return BY_MARK | u64::from(mark.workload());
     }
-    let mut found = NOT_FOUND;
-    if whose(mark.awaits().unwrap_or(0), process, &mut found) == 0 {
-        return WAITS;
-    }
-    let new = match found.workload {
+    let found = Found(whose(mark.awaits().unwrap_or(0), process));
+    let new = match found.workload() {
+        UNSETTLED => return WAITS,
         0 => Mark::running(UNKNOWN),
-        workload => {
-            let how = found.number as u16 + 1;
-            Mark::governed(workload as u16, how, recognise::now()).after(mark)
-        }
+        workload => Mark::governed(workload, found.number() + 1, recognise::now()).after(mark),
     };
     match recognise::replace(process, mark, new) {
-        true if found.workload == 0 => 0,
-        true => BY_MARK | u64::from(found.workload),
+        true if found.workload() == 0 => 0,
+        true => BY_MARK | u64::from(found.workload()),
         false => WAITS, // Asked again the next time.
     }
 }
 
-/// Who has what waits under this number, in `found`; 0: that is not known yet.
+/// Who has what waits under this number: a [`Found`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn whose(number: u32, process: u32, found: &mut Rule) -> u32 {
+extern "C" fn whose(number: u32, process: u32) -> u64 {
     let mut walk = Walk {
         question: Question {
             conditions: 0,
             class: 0,
             uid: 0,
-            best: NOT_FOUND,
+            best: Found::NOBODY,
         },
-        found: NOT_FOUND,
+        found: Found::NOBODY,
         number: u64::from(number),
         before: 0,
         is_asking: 0,
     };
     if number == 0 {
-        return 0;
+        return Found::NOT_YET.0;
     }
     repeat(TURNS, next, &mut walk);
     if walk.number != 0 {
         tell(process, walk.number as u32);
-        return 0;
+        return Found::NOT_YET.0;
     }
-    *found = walk.found;
-    1
+    walk.found.0
 }
 
 /// What is put on a socket of the current process.
@@ -121,12 +119,8 @@ pub(crate) fn whose_socket(pending: &Pending) -> u32 {
         return 0;
     }
     let (number, owner) = (pending.waits as u32, pending.refused.owner.tgid);
-    let mut found = NOT_FOUND;
     if number == 0 || WAITING.get_ptr(number).is_some() {
-        return match whose(number, owner, &mut found) {
-            0 => u32::from(UNSETTLED),
-            _ => found.workload,
-        };
+        return u32::from(Found(whose(number, owner)).workload());
     }
     let mark = recognise::mark(owner).unwrap_or_default();
     match mark.is_governed() {
@@ -139,7 +133,7 @@ pub(crate) fn whose_socket(pending: &Pending) -> u32 {
 struct Walk {
     question: Question,
     /// Who has it by what was asked for so far.
-    found: Rule,
+    found: Found,
     /// What is asked for; 0: that was all.
     number: u64,
     /// What was run before it.
@@ -164,26 +158,24 @@ extern "C" fn next(_: u64, walk: *mut Walk) -> i64 {
         let program = unsafe { &*program };
         walk.question = Question {
             conditions: program.conditions,
-            class: u32::from(class(program)),
-            uid: program.uid,
-            best: NOT_FOUND,
+            class: u64::from(class(program)),
+            uid: u64::from(program.uid),
+            best: Found::NOBODY,
         };
         walk.before = u64::from(program.before);
         walk.is_asking = 1;
     } else {
-        condition = walk.question.conditions.trailing_zeros() + 1;
-        walk.question.conditions &= walk.question.conditions.wrapping_sub(1);
+        condition = walk.question.take();
     }
-    let (class, uid) = (walk.question.class, walk.question.uid);
-    ask_with(condition, class, uid, &mut walk.question.best);
+    walk.question.ask_of(condition);
     if walk.question.conditions != 0 {
         return GO_ON;
     }
     let best = walk.question.best;
-    if best.workload == u32::from(UNSETTLED) {
+    if best.workload() == UNSETTLED {
         return STOP;
     }
-    if best.workload != 0 {
+    if best.workload() != 0 {
         walk.found = best;
     }
     walk.is_asking = 0;

@@ -83,6 +83,9 @@ const TIERS: &[Tier] = &[
     },
 ];
 
+/// What the longest of the test programs takes, twice over; as `timeout` has it.
+const PATIENCE: &str = "15m";
+
 /// One program of tests.
 struct Program {
     package: String,
@@ -189,9 +192,11 @@ fn run_tier(
     let before = tally.passed + tally.failed;
     for program in programs {
         println!("      {} · {}", program.package, program.name);
-        // In a mount namespace of its own: a BPF file system that a test mounts goes with it.
-        let mut command = sh::command("unshare");
-        command.args(["--mount", "--"]).arg(&program.executable);
+        // A test that waits for ever ends the run, which then names it. In a mount namespace of its own: a BPF file system that a
+        // test mounts goes with it.
+        let mut command = sh::command("timeout");
+        command.args(["--kill-after=30", PATIENCE, "unshare", "--mount", "--"]);
+        command.arg(&program.executable);
         command
             .current_dir(&program.directory)
             .env("CARGO_MANIFEST_DIR", &program.directory)

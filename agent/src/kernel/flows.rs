@@ -4,6 +4,7 @@ use super::{
     askers::since_boot,
     events::code,
     govern::UNSETTLED_NAME,
+    load::Listing,
     namespaces, syn, sys,
     translate::{abi, address, counters, time},
 };
@@ -11,7 +12,7 @@ use rustix::net::getpeername;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use tollgate_common::event::Reason;
 use tollgate_common::flow::{Account, CLIENT_CLOSED, Client, Port, Steered};
 
@@ -52,8 +53,15 @@ impl Fence {
     }
 
     pub(super) fn live_flows(&self) -> Result<Vec<FlowAccount>, Error> {
-        let clients: Vec<Client> =
-            sys::list(&self.programs.listing, &self.maps.clients).map_err(unlisted)?;
+        let (program, map) = match &self.programs.listing {
+            Listing::Carried(program) => (program, Some(self.maps.clients.as_fd())),
+            Listing::Opened(program) => (program, None),
+        };
+        let mut clients: Vec<Client> = sys::list(program, map).map_err(unlisted)?;
+        // More than one process may have it open.
+        let cookie = |client: &Client| client.record.steered.connection.cookie;
+        clients.sort_unstable_by_key(cookie);
+        clients.dedup_by_key(|client| cookie(client));
         let live = clients.iter().filter(|client| {
             client.record.steered.connection.cookie != 0 && client.state & CLIENT_CLOSED == 0
         });

@@ -61,10 +61,18 @@ impl Absent {
 pub(super) struct Programs {
     pub(super) loaded: Vec<Loaded>,
     pub(super) absent: Vec<Absent>,
-    /// The one that lists what clients' sockets carry.
-    pub(super) listing: OwnedFd,
+    pub(super) listing: Listing,
     /// The maps that they use and that are pinned.
     pub(super) maps: Vec<Held>,
+}
+
+/// The program that lists what clients' sockets carry.
+#[derive(Debug)]
+pub(super) enum Listing {
+    /// It goes through the map of that.
+    Carried(OwnedFd),
+    /// It goes through the files that somebody has open: a kernel may keep maps from being gone through (`EPERM`).
+    Opened(OwnedFd),
 }
 
 impl Programs {
@@ -247,16 +255,34 @@ fn held(ebpf: &Ebpf, pins: &Pins) -> Result<Vec<Held>, Error> {
 }
 
 /// Loads the program that lists what clients' sockets carry.
-fn listing(ebpf: &mut Ebpf, btf: Option<&aya::Btf>) -> Result<OwnedFd, Error> {
-    const NAME: &str = "list_clients";
-    let missing = Error::MissingPart { what: NAME };
-    let Some(Program::Iter(program)) = ebpf.program_mut(NAME) else {
+fn listing(ebpf: &mut Ebpf, btf: Option<&aya::Btf>) -> Result<Listing, Error> {
+    let through_map = iterator(ebpf, "list_clients", "bpf_sk_storage_map", btf);
+    match through_map {
+        Err(Error::NotPermitted) => {
+            let through_files = iterator(ebpf, "list_opened", "task_file", btf)?;
+            tracing::info!(
+                "this kernel lets nobody go through a map: `tollgate flows` lists what is going on over sockets that somebody has open"
+            );
+            Ok(Listing::Opened(through_files))
+        }
+        found => found.map(Listing::Carried),
+    }
+}
+
+fn iterator(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    over: &str,
+    btf: Option<&aya::Btf>,
+) -> Result<OwnedFd, Error> {
+    let missing = Error::MissingPart { what: name };
+    let Some(Program::Iter(program)) = ebpf.program_mut(name) else {
         return Err(missing);
     };
     program
-        .load("bpf_sk_storage_map", btf.ok_or(missing)?)
+        .load(over, btf.ok_or(missing)?)
         .and_then(|()| cloned(program.fd()?.as_fd()))
-        .map_err(|error| refused(NAME, &error))
+        .map_err(|error| refused(name, &error))
 }
 
 fn cloned(fd: BorrowedFd<'_>) -> Result<OwnedFd, ProgramError> {

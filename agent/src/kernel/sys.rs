@@ -273,15 +273,20 @@ pub(super) fn tracepoint(program: impl AsFd, name: &str) -> io::Result<OwnedFd> 
     bpf_fd(BPF_RAW_TRACEPOINT_OPEN, &mut attributes)
 }
 
-/// What a program writes that goes through the values of a map, each whole.
-pub(super) fn list<V: aya::Pod>(program: impl AsFd, map: impl AsFd) -> io::Result<Vec<V>> {
-    let of = pair(raw(map.as_fd()), 0);
+/// What a program writes that goes through a map, or through what it was loaded for: values, each whole.
+pub(super) fn list<V: aya::Pod>(
+    program: impl AsFd,
+    map: Option<BorrowedFd<'_>>,
+) -> io::Result<Vec<V>> {
+    let of = map.map_or(0, |map| pair(raw(map), 0));
     let mut attributes = Attributes::default();
     // prog_fd, target_fd; attach_type, flags; iter_info; iter_info_len
     attributes.0[0] = pair(raw(program.as_fd()), 0);
     attributes.0[1] = pair(ITERATES, 0);
-    attributes.0[2] = std::ptr::from_ref(&of).addr() as u64;
-    attributes.0[3] = pair(4, 0);
+    if map.is_some() {
+        attributes.0[2] = std::ptr::from_ref(&of).addr() as u64;
+        attributes.0[3] = pair(4, 0);
+    }
     let link = bpf_fd(BPF_LINK_CREATE, &mut attributes)?;
     let mut attributes = Attributes::default();
     // link_fd, flags

@@ -5,10 +5,11 @@ use harness::eventually;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 const INTERN: u32 = 54_322;
@@ -253,7 +254,7 @@ fn who_becomes_another_program_at_once_is_what_it_was() {
 /// A filesystem that lets the agent wait for ever.
 struct Late {
     server: Child,
-    said: BufReader<ChildStdout>,
+    said: Receiver<String>,
     mount: PathBuf,
 }
 
@@ -265,14 +266,24 @@ impl Late {
         command.arg(&mount).arg(program);
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut server = command.spawn().unwrap();
-        let said = BufReader::new(server.stdout.take().unwrap());
-        let mut late = Self {
+        let (tell, said) = channel();
+        let lines = BufReader::new(server.stdout.take().unwrap()).lines();
+        std::thread::spawn(move || {
+            lines
+                .map_while(Result::ok)
+                .try_for_each(|line| tell.send(line))
+        });
+        assert_eq!(said.recv_timeout(START).as_deref(), Ok("serves"));
+        Self {
             server,
             said,
             mount,
-        };
-        assert_eq!(line(&mut late.said), "serves");
-        late
+        }
+    }
+
+    /// Has somebody opened the program who waits for that now?
+    fn is_opened(&self) -> bool {
+        self.said.try_recv().as_deref() == Ok("waits")
     }
 }
 
@@ -312,11 +323,16 @@ fn a_filesystem_that_never_answers_holds_up_nobody_else() {
     };
     assert!(recognised(&first));
 
-    let mut late = Late::serve(place.path("late"), &first);
+    let late = Late::serve(place.path("late"), &first);
     let program = late.mount.join("program").display().to_string();
-    assert_eq!(outside.asked_by(54_323, &program), [REFUSED; 2]);
-    assert_eq!(line(&mut late.said), "waits");
-    assert_eq!(outside.asked_by(54_323, &program), [REFUSED; 2]);
+    let refused = || assert_eq!(outside.asked_by(54_323, &program), [REFUSED; 2]);
+    // Who has ended before the agent looks has nothing opened.
+    let opened = eventually(START, || {
+        refused();
+        late.is_opened().then_some(())
+    });
+    assert!(opened.is_some(), "not looked at");
+    refused();
     // Whom no rule can mean runs it.
     assert_eq!(outside.asked_by(5, &program), [REACHED; 2]);
 

@@ -44,6 +44,29 @@ fn each_is_missed(how: &str, take: impl Fn(&Path)) {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// As the kernel counted: it looks at what is written in another way many times over, and at each start of the agent.
+#[test]
+fn the_verifier_is_done_with_each_program_soon() {
+    const MOST: u64 = 40_000;
+    let _stand = Stand::new();
+    let field = |text: &str, name: &str| {
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name))?;
+        value.trim().parse::<u64>().ok()
+    };
+    let open = std::fs::read_dir("/proc/self/fdinfo").unwrap();
+    let counts: BTreeMap<u64, u64> = open
+        .filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok())
+        .filter_map(|text| Some((field(&text, "prog_id:")?, field(&text, "verified_insns:")?)))
+        .collect();
+    assert!(counts.len() > 15, "{counts:?}");
+    let long: Vec<_> = counts.iter().filter(|(_, count)| **count > MOST).collect();
+    assert!(
+        long.is_empty(),
+        "programs by id, and instructions: {long:?}"
+    );
+}
+
 #[test]
 fn none_is_claimed_whose_pin_is_gone() {
     each_is_missed("its pin gone", |pin| std::fs::remove_file(pin).unwrap());
