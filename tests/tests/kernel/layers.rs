@@ -47,7 +47,7 @@ fn each_is_missed(how: &str, take: impl Fn(&Path)) {
 /// As the kernel counted: it looks at what is written in another way many times over, and at each start of the agent.
 #[test]
 fn the_verifier_is_done_with_each_program_soon() {
-    const MOST: u64 = 40_000;
+    const MOST: u64 = 60_000;
     let _stand = Stand::new();
     let field = |text: &str, name: &str| {
         let mut lines = text.lines();
