@@ -69,7 +69,7 @@ pub(crate) fn forked(parent: u64, child: u64) {
     let parent = mark(parent).unwrap_or_default();
     // It may have been made in another cgroup than its parent's.
     let new = within(child, parent).unwrap_or(parent.inherited(now()));
-    if !replace(id, old, new) && new.is_governed() {
+    if !replace(id, old, new) && (new.is_governed() || new.awaits().is_some()) {
         set(id, new);
     }
 }

@@ -27,17 +27,17 @@ const NANOSECONDS: u32 = (1 << 31) - 1;
 /// The system's own manager: what it starts is recognised by itself, and would all inherit from it.
 const INIT: u32 = 1;
 
-/// Asks the rules whose the current process is: [`BY_MARK`] and the workload, or 0. Asked in vain, they are not asked
-/// again until they change, the user does, or the cgroup.
+/// Asks the rules whose the current process is, of whose cgroups `conditions` hold: [`BY_MARK`] and the workload, or 0. Asked in vain,
+/// they are not asked again until they change, the user does, or what holds.
 ///
 /// The kernel knows it by name, as it does others: such a function the verifier looks at once for each program, and not once
 /// for all that may have gone before each call.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn whose_by_rules() -> u64 {
+pub(crate) extern "C" fn whose_by_rules(conditions: u64) -> u64 {
     let rules = select::scope().map_or(0, select::rules);
     let uid = bpf_get_current_uid_gid() as u32;
-    let stamp = stamp(rules, uid);
+    let stamp = stamp(rules, uid, conditions);
     let process = recognise::current();
     let mut mark = recognise::mark(process).unwrap_or_default();
     if rules & ANY_RULE == 0 || process <= INIT {
@@ -57,7 +57,7 @@ pub(crate) extern "C" fn whose_by_rules() -> u64 {
         UNKNOWN if rules & BY_EXECUTABLE != 0 => current_class(process),
         known => known,
     };
-    let best = Question::of(class, uid).ask();
+    let best = Question::of(class, uid, conditions).ask();
     let new = match best.workload() {
         UNSETTLED => {
             if class == UNKNOWN {
@@ -107,11 +107,18 @@ impl Found {
     }
 }
 
-/// Another number for each change of the rules and each user; never that of who was not asked for.
+/// Another number for each change of the rules, each user and whatever holds of the cgroups: a process may be made in others than
+/// its maker's, and have threads in several. Never that of who was not asked for.
 #[inline(always)]
-fn stamp(rules: u64, uid: u32) -> u32 {
-    let stamp = (rules >> 32) as u32 ^ uid;
+fn stamp(rules: u64, uid: u32, conditions: u64) -> u32 {
+    let stamp = (rules >> 32) as u32 ^ uid ^ spread(conditions);
     if stamp == 0 { 1 } else { stamp }
+}
+
+/// Other bits for other ones: those of a user's number do not undo them.
+#[inline(always)]
+fn spread(conditions: u64) -> u32 {
+    (conditions.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
 
 /// What the rules are asked by, and the best of what they say.
@@ -123,11 +130,11 @@ pub(crate) struct Question {
 }
 
 impl Question {
-    /// Of who runs a program of this class in the current process's cgroups.
+    /// Of who runs a program of this class in cgroups of which these hold.
     #[inline(always)]
-    pub(crate) fn of(class: u16, uid: u32) -> Self {
+    pub(crate) fn of(class: u16, uid: u32, conditions: u64) -> Self {
         Self {
-            conditions: select::conditions(),
+            conditions,
             class: u64::from(class),
             uid: u64::from(uid),
             best: Found::NOBODY,

@@ -35,7 +35,7 @@ pub(crate) fn task() -> Option<Governed> {
     let mut cgroup = 0;
     let mut found = find(&mut cgroup);
     if found == ASK {
-        found = by_rules::whose_by_rules();
+        found = by_rules::whose_by_rules(cgroup);
     }
     match found {
         0 => None,
@@ -56,7 +56,7 @@ pub(crate) const BY_MARK: u64 = 1 << 63;
 const ASK: u64 = 1 << 62;
 
 /// On a stack of its own, which the connect hooks' has no room for. The workload, with the governed cgroup in `cgroup`, or one of the
-/// above; 0: nobody's.
+/// above, where [`ASK`] has the conditions that hold there; 0: nobody's.
 #[inline(never)]
 fn find(cgroup: &mut u64) -> u64 {
     let Some(scope) = scope() else { return 0 };
@@ -68,12 +68,14 @@ fn find(cgroup: &mut u64) -> u64 {
     if mark.workload() == EXEMPT {
         return 0;
     }
-    if let Some(deepest) = Walk::new(scope).go(task_at, of_task) {
+    let mut walk = Walk::new(scope);
+    if let Some(deepest) = walk.go(task_at, of_task) {
         *cgroup = deepest.cgroup;
         u64::from(deepest.workload)
     } else if mark.is_governed() {
         BY_MARK | u64::from(mark.workload())
     } else if rules != 0 {
+        *cgroup = walk.conditions;
         ASK
     } else {
         0

@@ -7,7 +7,7 @@ use crate::{
     recognise,
     repeat::{GO_ON, STOP, repeat},
     rules::{self, Found, Question},
-    select::BY_MARK,
+    select::{self, BY_MARK},
 };
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -43,7 +43,8 @@ pub(crate) extern "C" fn runs(process: u32, class: u16) -> u64 {
     if settled != WAITS {
         return settled;
     }
-    let found = Question::of(class, bpf_get_current_uid_gid() as u32).ask();
+    let uid = bpf_get_current_uid_gid() as u32;
+    let found = Question::of(class, uid, select::conditions()).ask();
     let mark = recognise::mark(process).unwrap_or_default();
     // Who waits for nobody knows what goes on to.
     if found.workload() != 0
@@ -67,7 +68,10 @@ pub(crate) extern "C" fn settle(process: u32) -> u64 {
     let new = match found.workload() {
         UNSETTLED => return WAITS,
         0 => Mark::running(UNKNOWN),
-        workload => Mark::governed(workload, found.number() + 1, recognise::now()).after(mark),
+        // Nobody has looked at what it opened while it waited.
+        workload => Mark::governed(workload, found.number() + 1, recognise::now())
+            .after(mark)
+            .to_be_looked_at(),
     };
     match recognise::replace(process, mark, new) {
         true if found.workload() == 0 => 0,
@@ -125,6 +129,8 @@ pub(crate) fn whose_socket(pending: &Pending) -> u32 {
     let mark = recognise::mark(owner).unwrap_or_default();
     match mark.is_governed() {
         true => u32::from(mark.workload()),
+        // It ended before anybody knew.
+        false if mark.awaits() == Some(number) => u32::from(UNSETTLED),
         false => 0,
     }
 }
@@ -206,7 +212,7 @@ fn enter(class: u16, before: u32) -> u32 {
         wanted: Waiting {
             file,
             seconds: changed.seconds,
-            conditions: crate::select::conditions(),
+            conditions: select::conditions(),
             nanoseconds: changed.nanoseconds,
             uid: bpf_get_current_uid_gid() as u32,
             before,

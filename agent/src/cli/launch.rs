@@ -176,7 +176,7 @@ fn filters() -> anyhow::Result<Vec<BpfProgram>> {
         filter(&[libc::SYS_ioctl], &typing, errno(libc::EPERM))?,
         filter(&[libc::SYS_prctl], &other_program, errno(libc::EPERM))?,
         filter(
-            &[libc::SYS_socket],
+            &[libc::SYS_socket, libc::SYS_socketpair],
             &[SeccompRule::new(other_family)?],
             errno(libc::EAFNOSUPPORT),
         )?,

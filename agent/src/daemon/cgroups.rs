@@ -159,7 +159,7 @@ pub(super) fn sharing_with_the_agent(root: &Path, own: &[String]) -> Vec<u32> {
 
 /// What a process runs, by its name: an upgrade replaces the file.
 fn program(process: u32) -> Option<String> {
-    let path = std::fs::read_link(format!("/proc/{process}/exe")).ok()?;
+    let path = crate::kernel::program(process)?;
     let name = path.to_str()?;
     Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
 }

@@ -1,8 +1,9 @@
 //! Digests of files, of which each is taken beside all else: whoever serves a file (FUSE, NFS) may answer late or never, and nobody
 //! else is to wait for that. How a file is, the kernel says without asking its filesystem.
 use super::content::{self, Content};
-use crate::kernel::{FileState, unescape};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use super::mounts::device;
+use crate::kernel::{FileState, of_process};
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -37,7 +38,7 @@ impl At {
     pub(super) fn name(&self) -> Option<String> {
         let path = match self {
             Self::Path(path) => path.clone(),
-            Self::Process(process) => std::fs::read_link(runs(*process)).ok()?,
+            Self::Process(process) => crate::kernel::program(*process)?,
             Self::Held(held) => std::fs::read_link(held.path()).ok()?,
         };
         let name = path.file_name()?.to_str()?;
@@ -47,7 +48,7 @@ impl At {
 
 /// A file that is open, though not to be read.
 #[derive(Debug, Clone)]
-pub(super) struct Held(Arc<OwnedFd>);
+pub(super) struct Held(pub(super) Arc<OwnedFd>);
 
 impl Held {
     /// Where it can be opened, by others too.
@@ -189,60 +190,29 @@ impl Digests {
     }
 }
 
+/// Where what a process runs can be opened.
 fn runs(process: u32) -> PathBuf {
-    PathBuf::from(format!("/proc/{process}/exe"))
+    let at = of_process(process, |at| {
+        let at = PathBuf::from(format!("{at}/exe"));
+        std::fs::read_link(&at).is_ok().then_some(at)
+    });
+    at.unwrap_or_default()
 }
 
 /// What a process runs, and how the kernel last knew that file to be.
 pub(super) fn running(process: u32) -> Option<FileState> {
-    let found = look(CWD, runs(process)).ok()?;
+    let found = run_by(process)?;
     Some(state(&found, device(found.stx_mnt_id, process)))
+}
+
+pub(super) fn run_by(process: u32) -> Option<Statx> {
+    of_process(process, |at| look(CWD, format!("{at}/exe")).ok())
 }
 
 /// Does a process run this file? Its device may be one that only a hook could tell.
 pub(super) fn is_running(process: u32, state: &FileState) -> bool {
-    let found = look(CWD, runs(process));
-    found.is_ok_and(|found| (found.stx_ino, changed(&found)) == (state.inode, state.changed))
-}
-
-/// Where a file can be read that `process` has run: what somebody runs, or what lies where it was run from. `path`: that, within its
-/// filesystem.
-pub(super) fn place_of(process: u32, state: &FileState, path: Option<&str>) -> Option<At> {
-    let mut all = std::iter::once(process).chain(crate::kernel::processes());
-    if let Some(runner) = all.find(|process| is_running(*process, state)) {
-        return Some(At::Process(runner));
-    }
-    let views = [
-        ("/proc/self/mountinfo".to_owned(), "/".to_owned()),
-        (
-            format!("/proc/{process}/mountinfo"),
-            format!("/proc/{process}/root"),
-        ),
-    ];
-    let mut held = views
-        .iter()
-        .filter_map(|(table, root)| held_in(table, root, process, state, path?));
-    held.next()
-}
-
-/// The same in one view of the mounts.
-fn held_in(table: &str, root: &str, of: u32, state: &FileState, path: &str) -> Option<At> {
-    let table = std::fs::read(table).ok()?;
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let root = rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty()).ok()?;
-    // Whose names are not all known to the kernel itself would be asked for them, and might never answer.
-    let links = ResolveFlags::NO_MAGICLINKS | ResolveFlags::IN_ROOT | ResolveFlags::CACHED;
-    let open = |path: PathBuf| rustix::fs::openat2(&root, path, flags, Mode::empty(), links).ok();
-    let is_it = |file: &OwnedFd| {
-        let found = look(file, "");
-        found.is_ok_and(|found| self::state(&found, device(found.stx_mnt_id, of)) == *state)
-    };
-    let mut found = table
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| Mount::of(line)?.place_of(state.device, Path::new(path)))
-        .filter_map(open)
-        .filter(is_it);
-    Some(At::Held(Held(Arc::new(found.next()?))))
+    run_by(process)
+        .is_some_and(|found| (found.stx_ino, changed(&found)) == (state.inode, state.changed))
 }
 
 /// How the kernel last knew a regular file to be: its filesystem is not asked, which might never answer.
@@ -256,7 +226,7 @@ pub(super) fn look(beside: impl AsFd, path: impl rustix::path::Arg) -> io::Resul
     }
 }
 
-fn changed(found: &Statx) -> (i64, u32) {
+pub(super) fn changed(found: &Statx) -> (i64, u32) {
     (found.stx_ctime.tv_sec, found.stx_ctime.tv_nsec)
 }
 
@@ -268,76 +238,5 @@ pub(super) fn state(found: &Statx, device: Option<u32>) -> FileState {
         device: device.unwrap_or_else(own),
         inode: found.stx_ino,
         changed: changed(found),
-    }
-}
-
-/// The device of a mount's filesystem, as the mount table has it, or that of a process through whose view of the mounts it was found.
-fn device(mount: u64, of: u32) -> Option<u32> {
-    let tables = ["self".to_owned(), of.to_string()];
-    tables.iter().find_map(|of| {
-        let table = std::fs::read(format!("/proc/{of}/mountinfo")).ok()?;
-        Some(mounted(&table, mount)?.device)
-    })
-}
-
-/// A mount, as a line of the mount table has it.
-pub(super) struct Mount {
-    pub(super) device: u32,
-    /// What of its filesystem is seen there.
-    pub(super) root: PathBuf,
-    pub(super) point: PathBuf,
-}
-
-impl Mount {
-    /// `ID parent major:minor root point …`
-    fn of(line: &[u8]) -> Option<Self> {
-        let mut fields = line.split(|byte| *byte == b' ').skip(2);
-        let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
-        let root = fields.next()?;
-        Some(Self {
-            device: (major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?,
-            root: unescape(root.strip_suffix(b"//deleted").unwrap_or(root)),
-            point: unescape(fields.next()?),
-        })
-    }
-
-    /// Where a file of this path within its filesystem lies, if it is to be seen there.
-    fn place_of(&self, device: u32, path: &Path) -> Option<PathBuf> {
-        let rest = path.strip_prefix(&self.root).ok()?;
-        let place = match rest.as_os_str().is_empty() {
-            true => self.point.clone(),
-            false => self.point.join(rest),
-        };
-        (device == self.device).then_some(place)
-    }
-}
-
-/// The mount of this number.
-pub(super) fn mounted(table: &[u8], mount: u64) -> Option<Mount> {
-    let mount = mount.to_string();
-    let line = table
-        .split(|byte| *byte == b'\n')
-        .find(|line| line.split(|byte| *byte == b' ').next() == Some(mount.as_bytes()))?;
-    Mount::of(line)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_found_below_where_its_filesystem_is_mounted() {
-        let line = b"30 1 254:1 /sub /mnt/a\\040b rw,noatime shared:1 - ext4 /dev/vda1 rw";
-        let device = (254 << 20) | 1;
-        let found = |line: &[u8], device, path: &str| {
-            Mount::of(line).and_then(|mount| mount.place_of(device, Path::new(path)))
-        };
-        let at = |path: &str| Some(PathBuf::from(path));
-        assert_eq!(found(line, device, "/sub/x/y"), at("/mnt/a b/x/y"));
-        assert_eq!(found(line, device, "/sub"), at("/mnt/a b"));
-        assert_eq!(found(line, device, "/subway/x"), None);
-        assert_eq!(found(line, 7, "/sub/x"), None);
-        let whole = b"30 1 254:1 / / rw - ext4 /dev/vda1 rw";
-        assert_eq!(found(whole, device, "/x"), at("/x"));
     }
 }

@@ -136,9 +136,15 @@ impl Enrolments {
         let wanted = found.matches.iter();
         let wanted: HashMap<&str, &str> = wanted.map(|m| (&*m.cgroup, &*m.workload)).collect();
         self.ungoverned.keep(|cgroup| wanted.contains_key(cgroup));
-        self.rules
+        let told = self
+            .rules
             .settle(&self.fence, &found.directories, &contained.known);
-        Containers::let_go(&self.fence, &contained, &found.directories);
+        // While the hooks do not know what its processes may be by, it stays held.
+        if self.troubles.note("conditions of cgroups", told).is_some() {
+            Containers::let_go(&self.fence, &contained, &found.directories);
+        }
+        let held = contained.unheld.clone().map_or(Ok(()), Err);
+        self.troubles.note("containers that are refused", held);
         // What was not looked at may well be there.
         let stays = |cgroup: &String| self.unseen || wanted.contains_key(&**cgroup);
         let gone: Vec<String> = self
@@ -155,7 +161,9 @@ impl Enrolments {
         }
         self.release_strays(policy, &wanted);
         self.part_with_others(policy);
-        self.rules.enrol_running(&self.fence);
+        let enrolled = self.rules.enrol_running(&self.fence);
+        self.troubles
+            .note("processes that ran before a rule", enrolled);
         self.sweep_runs();
         if !self.unseen {
             self.fence.let_in(&beyond);
@@ -338,17 +346,24 @@ impl Enrolments {
         }
     }
 
-    /// Enrols the trees of all cgroups that are governed again: hooks that were away have not seen who was born meanwhile.
-    pub(super) fn again(&mut self) {
+    /// Enrols the trees of all cgroups that are governed again: hooks that were away have not seen who was born meanwhile. Whether
+    /// all are.
+    pub(super) fn again(&mut self) -> bool {
+        let mut all = true;
         let known = self.fence.governed().into_iter();
         for governed in known.filter(|governed| governed.workload != kernel::UNSETTLED_NAME) {
             let Some(cgroup) = governed.cgroup else {
                 continue;
             };
-            if let Err(e) = self.fence.govern(Path::new(&cgroup), &governed.workload) {
+            let done = self.fence.govern(Path::new(&cgroup), &governed.workload);
+            if let Err(e) = done.map(drop)
+                && !e.is_of_a_cgroup_gone()
+            {
                 tracing::error!(cgroup, "not enrolled again: {e}");
+                all = false;
             }
         }
+        all
     }
 
     /// Makes and governs a cgroup for `tollgate run`, asked for by process `pid`.

@@ -40,11 +40,11 @@ impl Executables {
     }
 
     /// Takes up which files an earlier agent has seen at the named paths: `known` are classes that it told of files.
-    pub(super) fn take_over(&mut self, known: &[(FileState, u16)]) {
+    pub(super) fn take_over(&mut self, known: &[(FileState, Option<u16>)]) {
         let all = self.wants.iter().enumerate();
         for (number, path) in all.filter_map(|(number, one)| Some((number, one.exe.as_ref()?))) {
             let class = self.first_class(&[number]);
-            for (state, _) in known.iter().filter(|(_, known)| *known == class) {
+            for (state, _) in known.iter().filter(|(_, known)| *known == Some(class)) {
                 self.paths.has_seen(path, *state);
             }
         }
@@ -71,16 +71,33 @@ impl Executables {
             self.digests.ask(at, state);
             return None;
         }
+        let fulfilled = self.fulfilled(state);
+        // Whose name nobody knows any more may be.
+        let is_unclear = || at.name().is_none_or(|name| self.paths.may_have(&name));
+        let is_clear = !fulfilled.is_empty() || self.paths.are_known() || !is_unclear();
+        is_clear.then_some(fulfilled)
+    }
+
+    /// Is a file still of the class that the hooks have of it, as far as that can be said without reading it?
+    pub(super) fn is_still(&self, class: Option<u16>, state: &FileState) -> bool {
+        let fulfilled = self.fulfilled(state);
+        let is_known = !self.is_to_be_read(state) && self.paths.are_known();
+        let of = match fulfilled.is_empty() {
+            true => None,
+            false => Some(self.first_class(&fulfilled)),
+        };
+        is_known && of == class
+    }
+
+    /// What of the named it is, by all that is known.
+    fn fulfilled(&self, state: &FileState) -> Vec<usize> {
         let digest = self.known_digest(state);
         let is = |wants: &Wants| {
             self.is_at(wants, state) && (wants.sha256.is_none() || wants.sha256.as_ref() == digest)
         };
         let all = self.wants.iter().enumerate();
         let fulfilled = all.filter(|(_, wants)| is(wants));
-        let fulfilled: Vec<usize> = fulfilled.map(|(number, _)| number).collect();
-        let is_unclear = || at.name().is_some_and(|name| self.paths.may_have(&name));
-        let is_clear = !fulfilled.is_empty() || self.paths.are_known() || !is_unclear();
-        is_clear.then_some(fulfilled)
+        fulfilled.map(|(number, _)| number).collect()
     }
 
     /// Does it depend on what is in a file which it is, and was that not read?

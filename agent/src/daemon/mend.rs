@@ -10,6 +10,8 @@ use std::sync::Arc;
 pub(super) struct Watched {
     pub(super) put_back: BTreeMap<String, u64>,
     pub(super) skipped: Skipped,
+    /// Not all that is governed has been enrolled and looked at again since hooks were away.
+    unseen: bool,
     /// The last word on what is not in force, so that it is said once.
     failing: BTreeMap<&'static str, String>,
 }
@@ -39,20 +41,37 @@ impl Agent {
         let mut watched = lock(&self.watched);
         watched.take(mended);
         let is_unseen = watched.skipped.take(skipped);
-        drop(watched);
-        if was_open || is_unseen {
-            lock(&self.enrolments).again();
-            // Who has left the cgroups, or never was in one, has made processes too.
-            self.shared.fence.enrol_descendants();
-            let governed = self.shared.fence.governed_processes();
-            let processes = governed.iter().map(|process| process.pid);
-            self.shared.fence.look_again_at(processes);
-            self.settle();
+        watched.unseen |= was_open || is_unseen;
+        if std::mem::take(&mut watched.unseen) {
+            drop(watched);
+            let done = self.see_again();
+            lock(&self.watched).unseen |= !done;
         }
+    }
+
+    /// Whether that is done.
+    fn see_again(&self) -> bool {
+        let all = lock(&self.enrolments).again();
+        // Who has left the cgroups, or never was in one, has made processes too.
+        self.shared.fence.enrol_descendants();
+        let looked = self.shared.fence.look_again_at_all();
+        if let Err(error) = &looked {
+            tracing::error!("not all that is governed is looked at again: {error}");
+        }
+        self.settle();
+        all && looked.is_ok()
     }
 }
 
 impl Watched {
+    /// Of an agent that has found a fence. `was_open`: not all of it.
+    pub(super) fn new(was_open: bool) -> Self {
+        Self {
+            unseen: was_open,
+            ..Self::default()
+        }
+    }
+
     fn take(&mut self, mended: Vec<Mended>) {
         let mut failing = BTreeMap::new();
         for one in mended {

@@ -1,6 +1,7 @@
 //! What lies at the paths by which a policy names executables, now and since the agent started. A file that has left its path
 //! unchanged comes back so too (a link is turned, a directory above it renamed, a filesystem mounted), and the hooks see nothing of it.
-use super::digests::{look, mounted, state};
+use super::digests::{look, state};
+use super::mounts::{mounted, table};
 use crate::kernel::FileState;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use std::collections::{BTreeMap, VecDeque};
@@ -175,7 +176,7 @@ pub(super) fn lying_at(path: &Path) -> io::Result<Lying> {
     let (flags, links) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_MAGICLINKS);
     let file = rustix::fs::openat2(CWD, path, flags, Mode::empty(), links)?;
     let found = look(&file, "")?;
-    let table = std::fs::read("/proc/self/mountinfo")?;
+    let table = table("self")?;
     let shown = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     let shown = shown.to_string_lossy();
     let shown = Path::new(shown.strip_suffix(" (deleted)").unwrap_or(&shown));

@@ -8,7 +8,7 @@ use super::executables::{Executables, runners};
 use super::selectors::Selectors;
 use super::troubles::Troubles;
 use super::users::Database;
-use crate::kernel::{Fence, FileState, Recognition};
+use crate::kernel::{Fence, FileState, Recognition, of_process};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,7 +33,8 @@ const READING: Duration = Duration::from_secs(10);
 pub(super) struct Rules {
     policy: Option<String>,
     selectors: Selectors,
-    users: Database,
+    /// Nothing is told before they have been read: what an earlier agent told by them stays in force.
+    users: Option<Database>,
     executables: Executables,
     told: Option<Recognition>,
     /// Containers that are known, by their cgroups.
@@ -42,6 +43,8 @@ pub(super) struct Rules {
     fulfilled: Option<HashMap<String, u64>>,
     /// What the hooks are told is to be made again.
     stale: bool,
+    /// Other executables are named than when processes were marked.
+    reclassed: bool,
     /// Why they were not told all of it.
     untold: Option<String>,
     /// What was said of selectors last.
@@ -61,16 +64,17 @@ impl Rules {
             let before = self.policy.replace(policy.hash().to_owned());
             if old.wants != self.selectors.wants {
                 self.executables.want(&self.selectors.wants);
-                if before.is_none() {
-                    self.executables.take_over(&fence.classed_executables());
-                }
-                fence.forget_executables();
+                self.reclass(fence, before.is_none(), troubles);
                 self.stale = true;
             }
         }
         // Who cannot be read about now is who he was.
-        let users = troubles.note("users in /etc/passwd", self.users.again());
-        let users = users.unwrap_or_else(|| self.users.clone());
+        let users = match &self.users {
+            Some(users) => users.again(),
+            None => Database::read(),
+        };
+        let users = troubles.note("users in /etc/passwd", users);
+        let users = users.or_else(|| self.users.clone());
         let moved = !self.selectors.wants.is_empty() && self.executables.look_at_paths();
         let are_others = users != self.users;
         if moved {
@@ -83,8 +87,12 @@ impl Rules {
         }
         self.tell_of_unresolved();
         let mut read = Vec::new();
-        if std::mem::take(&mut self.stale) {
+        if self.users.is_some() && std::mem::take(&mut self.stale) {
             read = self.look_at_running(fence);
+            if std::mem::take(&mut self.reclassed) {
+                // By the new rules a program may be of another class than its process's mark has.
+                fence.forget_classes();
+            }
             self.tell(fence);
         }
         let told = self.untold.as_ref().map_or(Ok(()), Err);
@@ -98,6 +106,18 @@ impl Rules {
         self.settle_waiting(fence);
     }
 
+    /// Has the hooks take no file for what it was by the policy before. What it is still it stays all the time.
+    fn reclass(&mut self, fence: &Fence, is_first: bool, troubles: &mut Troubles) {
+        let mut known = fence.known_executables();
+        if is_first {
+            self.executables.take_over(&known);
+        }
+        self.reclassed = true;
+        known.retain(|(state, class)| !self.executables.is_still(*class, state));
+        let done = fence.know_no_more(&known);
+        troubles.note("executables of the policy before", done);
+    }
+
     /// Logs what selectors do not recognise as they are written, where that is new.
     fn tell_of_unresolved(&mut self) {
         let now = self.unresolved();
@@ -109,8 +129,9 @@ impl Rules {
 
     /// Selectors by which nobody is recognised now, or not all the time, and why.
     pub(super) fn unresolved(&self) -> Vec<String> {
-        self.selectors
-            .unresolved(&self.users, &self.executables.paths)
+        let users = self.users.iter();
+        let all = users.flat_map(|users| self.selectors.unresolved(users, &self.executables.paths));
+        all.collect()
     }
 
     /// Do the hooks recognise by what was taken up last?
@@ -122,9 +143,13 @@ impl Rules {
     fn tell(&mut self, fence: &Fence) {
         let own = super::cgroups::of_process(std::process::id());
         let own = own.into_iter().next().unwrap_or_default();
+        let Some(users) = &self.users else {
+            self.stale = true;
+            return;
+        };
         let mut next = self
             .selectors
-            .recognition(&self.users, &self.executables.classes, &own);
+            .recognition(users, &self.executables.classes, &own);
         let others = self.executables.paths.other_names();
         next.exe_names.extend(others.cloned());
         if self.told.as_ref() == Some(&next) {
@@ -147,12 +172,16 @@ impl Rules {
     }
 
     /// Says which conditions each cgroup fulfils.
+    ///
+    /// # Errors
+    /// The hooks were not told of all.
     pub(super) fn settle(
         &mut self,
         fence: &Fence,
         directories: &[PathBuf],
         contained: &HashMap<String, Container>,
-    ) {
+    ) -> Result<(), String> {
+        let mut done = Ok(());
         if self.contained != *contained {
             self.contained.clone_from(contained);
             self.scan();
@@ -175,13 +204,15 @@ impl Rules {
             match fence.fulfils(Path::new(&cgroup), wanted) {
                 Ok(_) if wanted == 0 => {}
                 Ok(_) => drop(next.insert(cgroup, wanted)),
+                Err(e) if e.is_of_a_cgroup_gone() => {}
                 Err(e) => {
-                    tracing::debug!(cgroup, "conditions not told: {e}");
+                    done = Err(format!("{cgroup}: {e}"));
                     next.insert(cgroup, told);
                 }
             }
         }
         self.fulfilled = Some(next);
+        done
     }
 
     /// Tells when there is something to take up in between.
@@ -263,7 +294,7 @@ impl Rules {
             .filter(|process| free.contains(process))
             .collect();
         for process in &unsettled {
-            self.enrol(fence, *process);
+            self.enrol_again(fence, *process);
         }
         self.settle_waiting(fence);
         fence.look_again_at(unsettled.into_iter().chain(waiting));
@@ -276,43 +307,70 @@ impl Rules {
 
     /// Enrols who ran before the rule that recognises it, those first that were made last: who forks and ends is found before
     /// it has.
-    pub(super) fn enrol_running(&mut self, fence: &Fence) {
+    ///
+    /// # Errors
+    /// Not all of them are: they are asked for again.
+    pub(super) fn enrol_running(&mut self, fence: &Fence) -> Result<(), String> {
         if self.scans == 0 || !self.selectors.has_rules() {
-            return;
+            return Ok(());
         }
         let is_more = self.scans <= MORE_SCANS;
         self.scans -= 1;
         for _ in 0..if is_more { MORE_PASSES } else { PASSES } {
-            let mut all = crate::kernel::processes();
-            all.sort_unstable_by(|a, b| b.cmp(a));
-            let mut is_settled = true;
-            for process in all.into_iter().filter(|process| fence.is_free(*process)) {
-                let found = self.enrol(fence, process);
-                is_settled = is_settled && !found && !has_ended(process);
-            }
-            if is_settled {
-                if is_more {
-                    self.scans = 0;
+            match self.enrol_once(fence) {
+                Ok(true) => {}
+                Ok(false) => {
+                    if is_more {
+                        self.scans = 0;
+                    }
+                    break;
                 }
-                break;
+                Err(error) => {
+                    self.scan();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One pass; whether there may be more to enrol.
+    fn enrol_once(&mut self, fence: &Fence) -> Result<bool, String> {
+        let all = crate::kernel::all_processes();
+        let mut all = all.map_err(|e| format!("/proc cannot be listed: {e}"))?;
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        let (mut is_more, mut done) = (false, Ok(()));
+        for process in all.into_iter().filter(|process| fence.is_free(*process)) {
+            match self.enrol(fence, process) {
+                Ok(found) => is_more = is_more || found || has_ended(process),
+                Err(error) => done = Err(error),
+            }
+        }
+        done.map(|()| is_more)
+    }
+
+    /// Whether a rule recognises it, and it is governed by that from now on.
+    fn enrol(&mut self, fence: &Fence, process: u32) -> Result<bool, String> {
+        if fence.awaits(process).is_some() {
+            return Ok(false); // What it has run before is asked for first.
+        }
+        let Some((rule, workload)) = self.recognise(process) else {
+            return Ok(false);
+        };
+        match fence.enrol(process, workload, rule) {
+            Ok(newly) => Ok(!newly.is_empty()),
+            Err(e) => {
+                let error = format!("process {process} is not governed: {e}");
+                tracing::error!("{error}");
+                Err(error)
             }
         }
     }
 
-    /// Whether a rule recognises it, and it is governed by that from now on.
-    fn enrol(&mut self, fence: &Fence, process: u32) -> bool {
-        if fence.awaits(process).is_some() {
-            return false; // What it has run before is asked for first.
-        }
-        let Some((rule, workload)) = self.recognise(process) else {
-            return false;
-        };
-        match fence.enrol(process, workload, rule) {
-            Ok(newly) => !newly.is_empty(),
-            Err(e) => {
-                tracing::error!(process, "not governed: {e}");
-                false
-            }
+    /// The same, where the hooks ask for it again.
+    fn enrol_again(&mut self, fence: &Fence, process: u32) {
+        if self.enrol(fence, process).is_err() {
+            self.scan();
         }
     }
 
@@ -331,7 +389,8 @@ impl Rules {
             }
         };
         let conditions = self.conditions(process);
-        self.selectors.process(uid, &runs, conditions, &self.users)
+        let users = self.users.as_ref()?;
+        self.selectors.process(uid, &runs, conditions, users)
     }
 
     /// What holds for the cgroup that a process is in: for it or for one above it.
@@ -360,18 +419,22 @@ impl Rules {
 
 /// Has a process ended, be it that nobody has waited for it yet? What it made before that was not asked for by it.
 fn has_ended(process: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"));
-    status.map_or(true, |text| {
-        text.contains("\nState:\tZ") || text.contains("\nState:\tX")
-    })
+    let lives = |text: String| {
+        let has_ended = text.contains("\nState:\tZ") || text.contains("\nState:\tX");
+        (!has_ended).then_some(())
+    };
+    of_process(process, |at| lives(status(at)?)).is_none()
 }
 
 /// The real user of a process; kernel threads, which run no program, have none.
 fn real_user(process: u32) -> Option<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    if !text.lines().any(|line| line.starts_with("VmSize:")) {
-        return None;
-    }
+    let text = of_process(process, |at| {
+        status(at).filter(|text| text.contains("\nVmSize:"))
+    })?;
     let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+fn status(at: &str) -> Option<String> {
+    std::fs::read_to_string(format!("{at}/status")).ok()
 }

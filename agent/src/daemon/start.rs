@@ -5,6 +5,7 @@ use super::containers::Containers;
 use super::enrol::Enrolments;
 use super::error::Error;
 use super::events::Seen;
+use super::mend::Watched;
 use super::namespaces::Namespaces;
 use super::{Lifetime, admin, decisions_dir, kept, policy, trust};
 use crate::audit;
@@ -57,6 +58,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     if lifetime == Lifetime::Service && snapshot.policy.refusing().is_none() {
         applied.unkept = kept::keep(&config.state_dir, &applied.sources);
     }
+    let was_open = fence.was_open();
     let shared = Arc::new(Shared {
         live: Live::new(snapshot),
         fence,
@@ -91,7 +93,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         applied: Mutex::new(applied),
         enrolments: Mutex::new(enrolments),
         earlier: Mutex::default(),
-        watched: Mutex::default(),
+        watched: Mutex::new(Watched::new(was_open)),
         containers,
         namespaces,
         budgets,

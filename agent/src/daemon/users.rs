@@ -33,7 +33,7 @@ impl Database {
     }
 
     /// Of this host.
-    fn read() -> std::io::Result<Self> {
+    pub(super) fn read() -> std::io::Result<Self> {
         Self::read_in(Path::new("/etc"), false)
     }
 
@@ -44,9 +44,10 @@ impl Database {
 
     /// `had`: there were users.
     fn read_in(directory: &Path, had: bool) -> std::io::Result<Self> {
-        let read = |name: &str, had: bool| match std::fs::read_to_string(directory.join(name)) {
+        // A user's own words (chfn) may be of another encoding, and are none of ours.
+        let read = |name: &str, had: bool| match std::fs::read(directory.join(name)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !had => Ok(String::new()),
-            read => read,
+            read => read.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
         };
         Ok(Self {
             passwd: read("passwd", had)?,
@@ -65,7 +66,8 @@ impl Database {
 
     /// The number of a user, given by name or number; `None`: no such name.
     pub(super) fn uid(&self, user: &str) -> Option<u32> {
-        let known = self.by_name(user).map(|user| user.uid);
+        let mut all = self.passwd.lines().filter_map(Line::of);
+        let known = all.find(|line| line.name == user).map(|line| line.uid);
         known.or_else(|| user.parse().ok().filter(|uid| *uid != u32::MAX))
     }
 
@@ -108,42 +110,51 @@ impl Database {
     }
 
     fn by_name(&self, name: &str) -> Option<User> {
-        self.passwd
-            .lines()
-            .filter_map(|line| self.user(line))
-            .find(|u| u.name.as_deref() == Some(name))
+        self.find(|line| line.name == name)
     }
 
     fn by_uid(&self, uid: u32) -> Option<User> {
-        self.passwd
-            .lines()
-            .filter_map(|line| self.user(line))
-            .find(|u| u.uid == uid)
+        self.find(|line| line.uid == uid)
     }
 
-    /// `name:password:uid:gid:comment:home:shell`
-    fn user(&self, line: &str) -> Option<User> {
-        let mut fields = line.split(':');
-        let name = fields.next().filter(|n| !n.is_empty())?;
-        let uid = fields.nth(1)?.parse().ok()?;
-        let gid = fields.next()?.parse().ok()?;
-        let path = |field: Option<&str>| field.filter(|f| !f.is_empty()).map(PathBuf::from);
-        let home = path(fields.nth(1));
-        let shell = path(fields.next());
-        let mut groups = vec![gid];
-        groups.extend(
-            self.group
-                .lines()
-                .filter_map(|line| membership(line, name))
-                .filter(|g| *g != gid),
-        );
+    fn find(&self, is_it: impl Fn(&Line<'_>) -> bool) -> Option<User> {
+        let line = self.passwd.lines().filter_map(Line::of).find(is_it)?;
+        let memberships = self
+            .group
+            .lines()
+            .filter_map(|one| membership(one, line.name));
+        let others = memberships.filter(|gid| *gid != line.gid);
         Some(User {
-            name: Some(name.to_owned()),
-            uid,
-            gid,
-            groups,
-            home,
-            shell,
+            name: Some(line.name.to_owned()),
+            uid: line.uid,
+            gid: line.gid,
+            groups: std::iter::once(line.gid).chain(others).collect(),
+            home: line.home.map(PathBuf::from),
+            shell: line.shell.map(PathBuf::from),
+        })
+    }
+}
+
+/// A line of `/etc/passwd`.
+struct Line<'a> {
+    name: &'a str,
+    uid: u32,
+    gid: u32,
+    home: Option<&'a str>,
+    shell: Option<&'a str>,
+}
+
+impl<'a> Line<'a> {
+    /// `name:password:uid:gid:comment:home:shell`
+    fn of(line: &'a str) -> Option<Self> {
+        let mut fields = line.split(':');
+        let some = |field: Option<&'a str>| field.filter(|field| !field.is_empty());
+        Some(Self {
+            name: some(fields.next())?,
+            uid: fields.nth(1)?.parse().ok()?,
+            gid: fields.next()?.parse().ok()?,
+            home: some(fields.nth(1)),
+            shell: some(fields.next()),
         })
     }
 }
@@ -192,6 +203,10 @@ mod tests {
         std::fs::write(folder.path().join("passwd"), &database().passwd).unwrap();
         let some = Database::read_in(folder.path(), false).unwrap();
         assert_eq!(some.uid("ann"), Some(1000));
+        let odd = b"eve:x:7:7:\xe9v\xe9::\n".as_slice();
+        std::fs::write(folder.path().join("passwd"), odd).unwrap();
+        let odd = Database::read_in(folder.path(), true).unwrap();
+        assert_eq!(odd.uid("eve"), Some(7), "of another encoding");
         std::fs::remove_file(folder.path().join("passwd")).unwrap();
         assert!(Database::read_in(folder.path(), true).is_err());
     }

@@ -307,7 +307,7 @@ impl Fence {
     fn process_of(&self, holder: Option<u32>, socket: &Socket) -> Process {
         let pid = holder.unwrap_or(0);
         let seen = processes::look(pid);
-        let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
+        let exe = processes::program(pid);
         let (exe_dev, exe_inode) = processes::executable(pid).unwrap_or_default();
         let cgroup = self.names.cgroup(&self.root, socket.cgroup);
         Process {

@@ -43,6 +43,20 @@ pub fn left(pin_dir: &Path) -> Left {
     }
 }
 
+/// Is a hook missing of those that stand, or has the kernel left one out for somebody?
+pub(super) fn was_open(pin_dir: &Path) -> bool {
+    let has_skipped = |hook: &Hook| {
+        let link = sys::open_pin(&pin_dir.join("links").join(hook.name));
+        let misses = link
+            .and_then(sys::link_info)
+            .and_then(|link| sys::recursion_misses(sys::program(link.program)?));
+        misses.is_ok_and(|count| count > 0)
+    };
+    let traced = HOOKS.iter().filter(|hook| hook.attach == TRACEPOINT);
+    let is_whole = matches!(left(pin_dir), Left::Stands { missing, without } if missing.is_empty() && without.is_empty());
+    !is_whole || traced.into_iter().any(has_skipped)
+}
+
 /// Does the link that is pinned there hold a program at the hook?
 fn holds(hook: &Hook, pin: &Path) -> io::Result<bool> {
     let link = match sys::open_pin(pin).and_then(sys::link_info) {

@@ -49,6 +49,7 @@ pub use model::{
     Recognition, Runs,
 };
 pub(crate) use probe::unescape;
+pub use processes::{of_process, program};
 pub use quota::{Allowance, Usage};
 pub use recognise::can_follow;
 pub use shared::Beyond;
@@ -85,6 +86,8 @@ pub struct Fence {
     hook_log: log::HookLog,
     /// Workloads that policy is letting go of.
     leaving: arc_swap::ArcSwap<std::collections::HashSet<u32>>,
+    /// Of the fence that was found, not all was in force.
+    was_open: bool,
 }
 
 /// A program as the kernel recorded it when it connected.
@@ -290,9 +293,17 @@ pub struct Layer {
     pub why: Option<String>,
 }
 
-/// Ids of every process that there is.
+/// Ids of every process that there is, as far as they can be listed.
 pub fn processes() -> Vec<u32> {
     processes::ids().collect()
+}
+
+/// The same.
+///
+/// # Errors
+/// The system's word: not all of them are known.
+pub fn all_processes() -> std::io::Result<Vec<u32>> {
+    processes::all_ids()
 }
 
 impl Drop for Fence {
@@ -320,6 +331,7 @@ impl Fence {
         let root = probe::cgroup_root(options.cgroup_root.as_deref())?;
         let pins = pins::Pins::open(&options.pin_dir)?;
         let adopting = pins.are_in_force();
+        let was_open = adopting && left::was_open(&options.pin_dir);
         match Self::stand_up(kernel, &pins, &root, options.counts) {
             Ok((maps, programs, hook_log)) => {
                 let fence = Self {
@@ -334,6 +346,7 @@ impl Fence {
                     listeners: layers::Admitted::default(),
                     hook_log,
                     leaving: Default::default(),
+                    was_open,
                 };
                 fence.read_workloads()?;
                 fence.exempt_self();
@@ -362,6 +375,11 @@ impl Fence {
         pins.note(|hook| programs.has(hook))?;
         load::attach(pins, root, &programs.loaded)?;
         Ok((maps, programs, hook_log))
+    }
+
+    /// Was there a fence of which not all was in force, or which the kernel had not shown all to? Then nothing is known of what passed.
+    pub fn was_open(&self) -> bool {
+        self.was_open
     }
 
     /// Tags the agent's listeners and the datagram sockets at the same ports, and tells the hooks: from here
@@ -441,7 +459,22 @@ impl Fence {
     /// # Errors
     /// See [`Error`].
     pub fn enrol(&self, pid: u32, workload: &str, rule: u16) -> Result<Vec<u32>, Error> {
-        self.enrol_process(pid, workload, rule)
+        self.enrol_process(pid, workload, rule, |_| true)
+    }
+
+    /// The same of a process that waits under this number, and only while it does: its id may be another one's by now.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn enrol_waiting(
+        &self,
+        pid: u32,
+        number: u32,
+        workload: &str,
+        rule: u16,
+    ) -> Result<Vec<u32>, Error> {
+        let waits = |mark: tollgate_common::recognise::Mark| mark.awaits() == Some(number);
+        self.enrol_process(pid, workload, rule, waits)
     }
 
     /// Says which conditions a cgroup fulfils (path below the cgroup2 root). Returns its id.
@@ -465,14 +498,22 @@ impl Fence {
         self.know_file(file, class)
     }
 
-    /// The files that are of some class, each with that.
-    pub fn classed_executables(&self) -> Vec<(FileState, u16)> {
-        self.classed_files()
+    /// The files of which the hooks were told, each with its class, if it is of one.
+    pub fn known_executables(&self) -> Vec<(FileState, Option<u16>)> {
+        self.known_files()
     }
 
-    /// Forgets of which classes files are.
-    pub fn forget_executables(&self) {
-        self.forget_files();
+    /// Says of these that their classes are not known any more: who runs them is asked for again.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn know_no_more(&self, files: &[(FileState, Option<u16>)]) -> Result<(), Error> {
+        self.forget_files(files)
+    }
+
+    /// Forgets of which classes the programs are that processes run: files are asked for that again.
+    pub fn forget_classes(&self) {
+        self.forget_classes_if(|_| true);
     }
 
     /// Lets go of every process of workloads for which `stays` does not hold, and of the sockets that they made.

@@ -3,7 +3,7 @@
 use super::{Error, Evidence, Fence, GovernedProcess, cgroup};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tollgate_common::recognise::{BY_CGROUP, EXEMPT, INHERITED, Mark};
 
 /// Passes over the processes before the rest is left to the hooks: each finds what forked during the one before.
@@ -21,13 +21,36 @@ pub(super) struct Seen {
     pub(super) start: u64,
 }
 
+/// Threads of a process that are asked, at most. One that has ended is among them for a moment only, but for the first.
+const THREADS: usize = 64;
+
+/// What `/proc` says of a process at its own directory or, since that says nothing of a program once the first thread has ended, at
+/// another thread's.
+pub fn of_process<T>(process: u32, ask: impl Fn(&str) -> Option<T>) -> Option<T> {
+    let own = format!("/proc/{process}");
+    let of_another = || {
+        let threads = std::fs::read_dir(format!("{own}/task")).ok()?;
+        let paths = threads.flatten().take(THREADS).map(|entry| entry.path());
+        paths.into_iter().find_map(|path| ask(path.to_str()?))
+    };
+    ask(&own).or_else(of_another)
+}
+
 /// The file that a process runs: device and inode. Its filesystem is not asked how the file is by now: one that the process
 /// itself serves (FUSE) might never answer.
 pub(super) fn executable(process: u32) -> Option<(u64, u64)> {
-    let at = format!("/proc/{process}/exe");
-    let found = rustix::fs::statx(CWD, at, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
+    let ask = |at: &str| {
+        let (at, flags) = (format!("{at}/exe"), AtFlags::STATX_DONT_SYNC);
+        rustix::fs::statx(CWD, at, flags, StatxFlags::INO).ok()
+    };
+    let found = of_process(process, ask)?;
     let device = rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor);
     Some((device, found.stx_ino))
+}
+
+/// The path of the file that a process runs, as it was when that began.
+pub fn program(process: u32) -> Option<PathBuf> {
+    of_process(process, |at| std::fs::read_link(format!("{at}/exe")).ok())
 }
 
 impl Fence {
@@ -51,17 +74,18 @@ impl Fence {
         found
     }
 
-    /// Marks a process that a rule recognises, and what it has made. Returns who was not governed before.
+    /// Marks a process that a rule recognises, if its mark is such a one, and what it has made. Returns who was not governed before.
     pub(super) fn enrol_process(
         &self,
         process: u32,
         workload: &str,
         rule: u16,
+        only: impl Fn(Mark) -> bool,
     ) -> Result<Vec<u32>, Error> {
         let ids = self.workload_ids(&mut self.maps.write(), std::iter::once(workload))?;
         let id = ids.get(workload).and_then(|id| u16::try_from(*id).ok());
         let mut found = Vec::new();
-        if id.is_some_and(|id| self.mark(process, id, rule.saturating_add(1))) {
+        if id.is_some_and(|id| self.mark_if(process, id, rule.saturating_add(1), only)) {
             found.push(process);
             found.extend(self.enrol_descendants());
         }
@@ -132,6 +156,10 @@ impl Fence {
     /// Marks a process as a workload's; whether it was nobody's before. Another workload's takes the new mark
     /// too, where its cgroup says so.
     pub(super) fn mark(&self, process: u32, workload: u16, how: u16) -> bool {
+        self.mark_if(process, workload, how, |_| true)
+    }
+
+    fn mark_if(&self, process: u32, workload: u16, how: u16, only: impl Fn(Mark) -> bool) -> bool {
         let Some(before) = look(process) else {
             return false;
         };
@@ -139,7 +167,7 @@ impl Fence {
             let old = self.marks.get(process);
             let is_held = old.is_governed() && !self.leaves(old);
             let stays = old.workload() == EXEMPT || (is_held && how != BY_CGROUP);
-            if stays || old.workload() == workload {
+            if stays || old.workload() == workload || !only(old) {
                 return false;
             }
             let new = Mark::governed(workload, how, seconds_since_boot()).after(old);
@@ -186,6 +214,15 @@ impl Fence {
         let mut all = all_ids()?;
         all.retain(|process| self.marks.get(*process).is_governed());
         Ok(all)
+    }
+
+    /// Has all who are governed looked at.
+    ///
+    /// # Errors
+    /// The system's word: not all of them are known.
+    pub fn look_again_at_all(&self) -> io::Result<()> {
+        self.look_again_at(self.governed_ids()?);
+        Ok(())
     }
 
     /// Has these processes looked at, if they are governed.
@@ -260,7 +297,7 @@ impl Fence {
         if !mark.is_governed() {
             return None;
         }
-        let exe = std::fs::read_link(format!("/proc/{}/exe", one.process)).ok()?;
+        let exe = program(one.process)?;
         let since = super::translate::time(u64::from(mark.seconds()).saturating_mul(1_000_000_000));
         Some(GovernedProcess {
             pid: one.process,

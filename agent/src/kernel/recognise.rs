@@ -159,29 +159,48 @@ impl Fence {
         .map_err(write("EXECUTABLES"))
     }
 
-    /// The files of which the hooks were told a class, with that.
-    pub(super) fn classed_files(&self) -> Vec<(FileState, u16)> {
+    /// The files of which the hooks were told, with their classes.
+    pub(super) fn known_files(&self) -> Vec<(FileState, Option<u16>)> {
         let writers = self.maps.write();
         let all = entries(&writers.executables).filter_map(|(file, known)| {
+            // The upper half is of those that nobody has told of yet.
             let class = u16::try_from(known.class).ok()?;
             let state = FileState {
                 device: file.device,
                 inode: file.inode,
                 changed: (known.seconds, known.nanoseconds),
             };
-            Some((state, class.checked_sub(abi::FIRST_CLASS)?))
+            (class != UNKNOWN).then_some((state, class.checked_sub(abi::FIRST_CLASS)))
         });
         all.collect()
     }
 
-    /// Forgets what class files are of, and what processes run: other ones are asked for now.
-    pub(super) fn forget_files(&self) {
+    /// Who runs one of them is refused until its class is told: an entry that is not there would be taken for a file that no rule can
+    /// mean.
+    pub(super) fn forget_files(&self, files: &[(FileState, Option<u16>)]) -> Result<(), Error> {
         let mut writers = self.maps.write();
-        forget(&mut writers, |_| true);
+        for (file, _) in files {
+            let unknown = Executable {
+                seconds: file.changed.0,
+                nanoseconds: file.changed.1,
+                class: u32::from(UNKNOWN),
+            };
+            let told = writers.executables.insert(key(file), unknown, 0);
+            told.map_err(write("EXECUTABLES"))?;
+        }
         drop(writers);
         self.forget_run();
+        let classes: HashSet<u16> = files.iter().filter_map(|(_, class)| *class).collect();
+        self.forget_classes_if(|class| classes.contains(&class));
+        Ok(())
+    }
+
+    /// Of the classes of the domain, and of none.
+    pub(super) fn forget_classes_if(&self, is_meant: impl Fn(u16) -> bool) {
         self.marks.clear(|mark| {
-            mark.workload() == 0 && mark.class() != UNKNOWN && mark.awaits().is_none()
+            let class = mark.class();
+            let is_known = mark.workload() == 0 && class != UNKNOWN && mark.awaits().is_none();
+            is_known && is_meant(class.wrapping_sub(abi::FIRST_CLASS))
         });
     }
 }

@@ -184,12 +184,17 @@ pub(super) fn recursion_misses(program: impl AsFd) -> io::Result<u64> {
     Ok(info[MISSES])
 }
 
+/// The program of this id.
+pub(super) fn program(id: u32) -> io::Result<OwnedFd> {
+    by_id(BPF_PROG_GET_FD_BY_ID, id)
+}
+
 /// Maps that one program can use, by the kernel's own limit.
 const MAX_USED: usize = 64;
 
 /// The maps that the program of this id uses, each open.
 pub(super) fn maps_used_by(program: u32) -> io::Result<Vec<OwnedFd>> {
-    let program = by_id(BPF_PROG_GET_FD_BY_ID, program)?;
+    let program = self::program(program)?;
     let mut ids = [0_u32; MAX_USED];
     // `struct bpf_prog_info` up to here; its last words: created_by_uid, nr_map_ids; map_ids
     let mut info = [0_u64; 8];

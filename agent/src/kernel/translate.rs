@@ -130,8 +130,8 @@ fn label(owner: &Owner, paths: &Paths) -> String {
     }
     let is_same =
         processes::executable(owner.tgid) == Some((device(owner.exe_dev), owner.exe_inode));
-    match std::fs::read_link(format!("/proc/{}/exe", owner.tgid)) {
-        Ok(path) if is_same => path.to_string_lossy().into_owned(),
+    match processes::program(owner.tgid) {
+        Some(path) if is_same => path.to_string_lossy().into_owned(),
         _ => recorded_path(owner, paths),
     }
 }

@@ -195,7 +195,8 @@ fn a_hook_that_cannot_be_asked_after_is_not_said_to_be_gone() {
     limit(maximum);
     let up = eventually(Duration::from_secs(10), || {
         let output = place.output(&["status", "-o", "json"]);
-        (!output.stdout.is_empty()).then_some(())
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        status["put_back"].is_object().then_some(())
     });
     assert!(up.is_some(), "it does not answer again");
     assert_eq!(place.status()["put_back"].as_object().unwrap().len(), 0);

@@ -1,7 +1,7 @@
 //! What processes recognised by their user had before, however policy, the agent and they themselves go on meanwhile.
 use crate::support::*;
 use harness::eventually;
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -232,6 +232,50 @@ fn what_a_start_that_failed_did_not_look_at_is_for_the_next() {
     let ended = eventually(START, || before.is_ended().then_some(()));
     assert!(ended.is_some(), "it sends still");
     assert!(before.is_held());
+}
+
+/// It goes on in its other threads: `/proc` says of its first one that it is a zombie, and runs nothing.
+#[test]
+fn who_has_ended_its_first_thread_is_recognised_all_the_same() {
+    const USER: u32 = 54_403;
+    const IN_ANOTHER_THREAD: &str = "
+import ctypes
+def go_on():
+    while True: send(); time.sleep(0.01)
+threading.Thread(target=go_on).start()
+ctypes.CDLL(None).syscall(60, 0)
+";
+    let mut place = Place::new();
+    place.start();
+    let mut before = Theirs::new(USER, IN_ANOTHER_THREAD);
+    let status = format!("/proc/{}/status", before.process.id());
+    let is_zombie = || fs::read_to_string(&status).unwrap().contains("State:\tZ");
+    assert!(eventually(START, || is_zombie().then_some(())).is_some());
+    assert!(before.sends(), "before a rule");
+    by_user(&place, "user", USER);
+    reload(&place);
+    let ended = eventually(START, || before.is_ended().then_some(()));
+    assert!(ended.is_some(), "it sends still");
+    assert_eq!(whose(&place, before.process.id()), ["user"]);
+}
+
+/// What went through while hooks were away, and no agent ran, is looked at by the next one.
+#[test]
+fn what_a_fence_with_holes_let_through_is_ended() {
+    const USER: u32 = 54_404;
+    let mut place = Place::new();
+    by_user(&place, "user", USER);
+    place.start();
+    let links = PathBuf::from("/sys/fs/bpf").join(&place.name).join("links");
+    place.end(Signal::KILL);
+    for hook in ["sock_create", "connect4", "connect6"] {
+        fs::remove_file(links.join(hook)).unwrap();
+    }
+    let mut theirs = Theirs::new(USER, SERVES);
+    assert!(theirs.sends(), "what is away holds nobody");
+    place.start();
+    let ended = eventually(START, || theirs.is_ended().then_some(()));
+    assert!(ended.is_some(), "it sends still");
 }
 
 /// The one who is looked at has ended by then; in the end, none of those whom they made has anything from before.

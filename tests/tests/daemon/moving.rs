@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A server that only what is not governed reaches.
@@ -130,6 +131,46 @@ fn what_comes_back_to_its_path_is_governed_from_its_start_on() {
     }
     // The control: what never was there reaches it.
     assert!(canary.is_reached_by(Path::new("/usr/bin/curl")));
+}
+
+/// Another name of it tells the hooks nothing: they know the file, also while an agent starts or takes up another policy.
+#[test]
+fn a_file_that_is_known_is_so_by_each_of_its_names_all_the_time() {
+    let mut place = Place::new();
+    let canary = Canary::new();
+    let app = copy(&place.path("app"));
+    let other = place.path("other");
+    fs::hard_link(&app, &other).unwrap();
+    name(&place, &app);
+    place.start();
+    canary.waits_for(&app);
+    canary.waits_for(&other);
+    let is_over = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reached = scope.spawn(|| {
+            let mut reached = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                reached += usize::from(canary.is_reached_by(&other));
+            }
+            reached
+        });
+        for round in 0..6 {
+            match round % 2 {
+                0 => place.end(Signal::KILL),
+                _ => place.end(Signal::TERM),
+            };
+            place.start();
+            let more = format!(
+                "workloads:\n  app: {{ match: {{ exe: {} }} }}\n  round{round}: {{ match: {{ exe: /nowhere/{round} }} }}\n",
+                app.display()
+            );
+            place.write_policy(&POLICY.replace("workloads:\n", &more));
+            assert_eq!(place.output(&["reload"]).status.code(), Some(0));
+        }
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(reached.join().unwrap(), 0, "it was free");
+    });
+    canary.waits_for(&other);
 }
 
 /// As what a distribution's link leads to is upgraded.

@@ -166,6 +166,60 @@ fn a_user_within_a_cgroup_is_both() {
     assert_eq!(scene.whose(&within(&far, INTERN)), None);
 }
 
+/// What was nobody's elsewhere is asked for again in the cgroup: of a child that is made there and runs nothing else, and of a thread
+/// that goes there by itself.
+#[test]
+fn a_user_is_nobodys_only_where_it_was_asked_for() {
+    let mut scene = Scene::new(&Recognition {
+        cases: vec![case("near", Some(INTERN), Runs::Anything, Some(0))],
+        ..Recognition::default()
+    });
+    let root = scene.stand.fence().cgroup_root().to_owned();
+    let (near, domain) = (scene.of_tools(), Cgroup::new(&root, unique()));
+    let [inside, outside] = ["inside", "outside"].map(|name| domain.child(name));
+    for cgroup in [&inside, &outside] {
+        std::fs::write(cgroup.path().join("cgroup.type"), "threaded").unwrap();
+    }
+    scene.stand.fence().fulfils(&inside.name, 1).unwrap();
+    let child = format!(
+        "import ctypes, struct
+directory = os.open({:?}, os.O_RDONLY | os.O_DIRECTORY)
+def intern(): os.setresuid({INTERN}, {INTERN}, 0)
+intern()
+with socket.socket(): pass # Asked for here.
+os.seteuid(0)
+arguments = ctypes.create_string_buffer(struct.pack('11Q', 1 << 33, 0, 0, 0, 17, 0, 0, 0, 0, 0, directory))
+sys.stdout.flush()
+pid = ctypes.CDLL(None).syscall(435, arguments, 88)
+assert pid >= 0
+if pid == 0:
+    intern(); both(); os._exit(0)
+os.waitpid(pid, 0)",
+        near.path()
+    );
+    let thread = format!(
+        "import threading
+enter('{outside}')
+def alone():
+    with open('{inside}/cgroup.threads', 'w') as f: f.write(str(threading.get_native_id()))
+there, asked = threading.Event(), threading.Event()
+def wait(): alone(); there.set(); asked.wait(); both()
+t = threading.Thread(target=wait); t.start(); there.wait()
+os.setresuid({INTERN}, {INTERN}, 0)
+with socket.socket(): pass # Asked for there.
+asked.set(); t.join()",
+        inside = inside.path().display(),
+        outside = outside.path().display()
+    );
+    for body in [&child, &thread] {
+        assert_eq!(scene.whose(body).as_deref(), Some("near"), "{body}");
+    }
+    scene.stand.lift();
+    for body in [&child, &thread] {
+        assert_eq!(scene.whose(body), None);
+    }
+}
+
 /// A copy of a shell, that is called `name`.
 pub(crate) fn copy(folder: &Path, name: &str) -> PathBuf {
     let to = folder.join(name);

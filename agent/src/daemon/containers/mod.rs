@@ -49,6 +49,8 @@ pub(super) struct Settled {
     pub(super) matches: Vec<Match>,
     /// All that are known, by their cgroups: a rule on processes may ask for them too.
     pub(super) known: HashMap<String, Container>,
+    /// Why one that is to be refused is not.
+    pub(super) unheld: Option<String>,
     /// Cgroups that are not to be let go of; `None`: there is nothing to let go of.
     stay: Option<HashSet<String>>,
     looks: bool,
@@ -151,7 +153,8 @@ impl Containers {
                 Whose::Unknown(why) => {
                     let known = was(&cgroup);
                     if known.is_none() {
-                        hold(fence, &cgroup);
+                        let unheld = hold(fence, &cgroup).err();
+                        settled.unheld = unheld.or(settled.unheld);
                         refused.insert(cgroup.clone(), why);
                     }
                     known.map(|workload| (workload, None))
@@ -247,10 +250,11 @@ fn release_others(fence: &Fence, directories: Option<&[PathBuf]>, stay: &HashSet
     }
 }
 
-fn hold(fence: &Fence, cgroup: &str) {
-    if let Err(error) = fence.hold(Path::new(cgroup)) {
-        // Gone, or it is looked at again with the next walk.
-        tracing::debug!(cgroup, "not held: {error}");
+/// It is tried again with the next walk.
+fn hold(fence: &Fence, cgroup: &str) -> Result<(), String> {
+    match fence.hold(Path::new(cgroup)) {
+        Err(error) if !error.is_of_a_cgroup_gone() => Err(format!("{cgroup} is not: {error}")),
+        _ => Ok(()),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Who has run what was not known yet, and runs something else by now: settled by what it has run.
-use super::super::digests::{At, place_of};
+use super::super::digests::At;
+use super::super::places::Places;
 use super::Rules;
 use crate::kernel::{Fence, FileState, Ran};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// What is remembered of them.
 #[derive(Debug, Default)]
@@ -14,23 +15,26 @@ pub(super) struct Waiting {
 }
 
 impl Rules {
-    /// Settles all who wait for programs that are known by now, and has the others read.
+    /// Settles all who wait for programs that are known by now, and has the others read. They may be many, and wait for the same.
     pub(super) fn settle_waiting(&mut self, fence: &Fence) {
-        let mut wanted = HashSet::new();
+        let (mut wanted, mut places) = (HashSet::new(), Places::default());
+        let mut all = HashMap::new();
         for (process, number) in fence.waiting() {
-            let ran = fence.waited_for(number);
+            let ran = all
+                .entry(number)
+                .or_insert_with(|| fence.waited_for(number));
             wanted.extend(ran.iter().map(|one| one.file));
             if ran.is_empty() {
                 continue; // Nobody can say: it is refused.
             }
-            match self.whose(fence, process, &ran) {
+            match self.whose(fence, &mut places, process, ran) {
                 None => {}
                 Some(None) => {
                     fence.waits_no_more(process, number);
-                    self.enrol(fence, process);
+                    self.enrol_again(fence, process);
                 }
                 Some(Some((rule, workload))) => {
-                    if let Err(e) = fence.enrol(process, &workload, rule) {
+                    if let Err(e) = fence.enrol_waiting(process, number, &workload, rule) {
                         tracing::error!(process, "not governed: {e}");
                     }
                 }
@@ -41,12 +45,19 @@ impl Rules {
     }
 
     /// By which rule a process is whose, by what it has run: of several, the first. `None`: not all of that is known.
-    fn whose(&mut self, fence: &Fence, process: u32, ran: &[Ran]) -> Option<Option<(u16, String)>> {
+    fn whose(
+        &mut self,
+        fence: &Fence,
+        places: &mut Places,
+        process: u32,
+        ran: &[Ran],
+    ) -> Option<Option<(u16, String)>> {
         for one in ran {
-            let runs = self.fulfilled_by(fence, process, one)?;
+            let runs = self.fulfilled_by(fence, places, process, one)?;
+            let users = self.users.as_ref()?;
             let found = self
                 .selectors
-                .process(one.uid, &runs, one.conditions, &self.users);
+                .process(one.uid, &runs, one.conditions, users);
             if let Some((rule, workload)) = found {
                 return Some(Some((rule, workload.to_owned())));
             }
@@ -55,12 +66,18 @@ impl Rules {
     }
 
     /// Which of the named executables was run. `None`: that is not known yet.
-    fn fulfilled_by(&mut self, fence: &Fence, process: u32, ran: &Ran) -> Option<Vec<usize>> {
+    fn fulfilled_by(
+        &mut self,
+        fence: &Fence,
+        places: &mut Places,
+        process: u32,
+        ran: &Ran,
+    ) -> Option<Vec<usize>> {
         let file = &ran.file;
         let at = match self.executables.is_to_be_read(file) {
             // Where it lies says nothing.
             false => At::Process(process),
-            true => self.place(fence, process, file)?,
+            true => self.place(fence, places, process, file)?,
         };
         let fulfilled = self.executables.fulfils(&at, file)?;
         if !ran.is_known {
@@ -75,8 +92,14 @@ impl Rules {
         Some(fulfilled)
     }
 
-    fn place(&mut self, fence: &Fence, process: u32, file: &FileState) -> Option<At> {
-        let place = place_of(process, file, fence.path_within(file).as_deref());
+    fn place(
+        &mut self,
+        fence: &Fence,
+        places: &mut Places,
+        process: u32,
+        file: &FileState,
+    ) -> Option<At> {
+        let place = places.of(process, file, || fence.path_within(file));
         if place.is_none() && self.waiting.unfound.insert(*file) {
             tracing::warn!(
                 process,
