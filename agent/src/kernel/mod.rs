@@ -453,30 +453,6 @@ impl Fence {
         self.recognise_by(by)
     }
 
-    /// Governs a process that was there before the rule by which it is recognised, and what it has made. Returns
-    /// who was not governed before.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn enrol(&self, pid: u32, workload: &str, rule: u16) -> Result<Vec<u32>, Error> {
-        self.enrol_process(pid, workload, rule, |_| true)
-    }
-
-    /// The same of a process that waits under this number, and only while it does: its id may be another one's by now.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn enrol_waiting(
-        &self,
-        pid: u32,
-        number: u32,
-        workload: &str,
-        rule: u16,
-    ) -> Result<Vec<u32>, Error> {
-        let waits = |mark: tollgate_common::recognise::Mark| mark.awaits() == Some(number);
-        self.enrol_process(pid, workload, rule, waits)
-    }
-
     /// Says which conditions a cgroup fulfils (path below the cgroup2 root). Returns its id.
     ///
     /// # Errors
@@ -496,24 +472,6 @@ impl Fence {
     /// See [`Error`].
     pub fn know(&self, file: &FileState, class: Option<u16>) -> Result<(), Error> {
         self.know_file(file, class)
-    }
-
-    /// The files of which the hooks were told, each with its class, if it is of one.
-    pub fn known_executables(&self) -> Vec<(FileState, Option<u16>)> {
-        self.known_files()
-    }
-
-    /// Says of these that their classes are not known any more: who runs them is asked for again.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn know_no_more(&self, files: &[(FileState, Option<u16>)]) -> Result<(), Error> {
-        self.forget_files(files)
-    }
-
-    /// Forgets of which classes the programs are that processes run: files are asked for that again.
-    pub fn forget_classes(&self) {
-        self.forget_classes_if(|_| true);
     }
 
     /// Lets go of every process of workloads for which `stays` does not hold, and of the sockets that they made.

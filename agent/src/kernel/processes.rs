@@ -74,8 +74,31 @@ impl Fence {
         found
     }
 
+    /// Governs a process that was there before the rule by which it is recognised, and what it has made. Returns
+    /// who was not governed before.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn enrol(&self, pid: u32, workload: &str, rule: u16) -> Result<Vec<u32>, Error> {
+        self.enrol_process(pid, workload, rule, |_| true)
+    }
+
+    /// The same of a process that waits under this number, and only while it does: its id may be another one's by now.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn enrol_waiting(
+        &self,
+        pid: u32,
+        number: u32,
+        workload: &str,
+        rule: u16,
+    ) -> Result<Vec<u32>, Error> {
+        self.enrol_process(pid, workload, rule, |mark| mark.awaits() == Some(number))
+    }
+
     /// Marks a process that a rule recognises, if its mark is such a one, and what it has made. Returns who was not governed before.
-    pub(super) fn enrol_process(
+    fn enrol_process(
         &self,
         process: u32,
         workload: &str,

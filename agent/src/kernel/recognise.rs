@@ -159,8 +159,8 @@ impl Fence {
         .map_err(write("EXECUTABLES"))
     }
 
-    /// The files of which the hooks were told, with their classes.
-    pub(super) fn known_files(&self) -> Vec<(FileState, Option<u16>)> {
+    /// The files of which the hooks were told, each with its class, if it is of one.
+    pub fn known_executables(&self) -> Vec<(FileState, Option<u16>)> {
         let writers = self.maps.write();
         let all = entries(&writers.executables).filter_map(|(file, known)| {
             // The upper half is of those that nobody has told of yet.
@@ -175,9 +175,12 @@ impl Fence {
         all.collect()
     }
 
-    /// Who runs one of them is refused until its class is told: an entry that is not there would be taken for a file that no rule can
-    /// mean.
-    pub(super) fn forget_files(&self, files: &[(FileState, Option<u16>)]) -> Result<(), Error> {
+    /// Says of these that their classes are not known any more: who runs one is refused until that is told again. A file that is not
+    /// there at all would be taken for one that no rule can mean.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn know_no_more(&self, files: &[(FileState, Option<u16>)]) -> Result<(), Error> {
         let mut writers = self.maps.write();
         for (file, _) in files {
             let unknown = Executable {
@@ -195,8 +198,12 @@ impl Fence {
         Ok(())
     }
 
-    /// Of the classes of the domain, and of none.
-    pub(super) fn forget_classes_if(&self, is_meant: impl Fn(u16) -> bool) {
+    /// Forgets of which classes the programs are that processes run: files are asked for that again.
+    pub fn forget_classes(&self) {
+        self.forget_classes_if(|_| true);
+    }
+
+    fn forget_classes_if(&self, is_meant: impl Fn(u16) -> bool) {
         self.marks.clear(|mark| {
             let class = mark.class();
             let is_known = mark.workload() == 0 && class != UNKNOWN && mark.awaits().is_none();
