@@ -58,6 +58,7 @@ const SAME_EVERYWHERE: &[&str] = &[
     "kernel before::",
     "kernel birth::a_cgroup_that_there_is_no_room_for_is_refused",
     "kernel established::connections_that_there_is_no_room_to_keep_are_ended",
+    "kernel established::who_has_many_",
     "kernel layers::a_",
     "kernel layers::n",
     "kernel layers::the_",

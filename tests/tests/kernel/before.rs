@@ -155,7 +155,7 @@ for line in sys.stdin:
 /// A socket says for ever whose it was; policy does not.
 #[test]
 fn what_was_made_while_governed_is_free_once_policy_lets_it_go() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let fence = stand.fence();
     fence.recognise(&Recognition::default()).unwrap();
     let receivers = [receiver("127.0.0.9"), receiver("::1")];
@@ -171,15 +171,15 @@ SERVERS = ('127.0.0.1', {}), ('::1', {}){USES}",
         servers[1].address.port()
     );
     let later = Cgroup::new(fence.cgroup_root(), unique());
-    for by_cgroup in [true, false] {
+    let held = [("late", true), ("enrolled", false)].map(|(workload, by_cgroup)| {
         let mut client = match by_cgroup {
             true => Running::start(&later, &script),
             false => Running::start_outside(&script),
         };
         let govern = |pid: u32| match by_cgroup {
-            true => Some(fence.govern(&later.name, "late").unwrap().cgroup_id),
+            true => Some(fence.govern(&later.name, workload).unwrap().cgroup_id),
             false => {
-                assert_eq!(fence.enrol(pid, "late", 3).unwrap(), [pid]);
+                assert_eq!(fence.enrol(pid, workload, 3).unwrap(), [pid]);
                 None
             }
         };
@@ -194,7 +194,7 @@ SERVERS = ('127.0.0.1', {}), ('::1', {}){USES}",
         }
 
         id.into_iter().for_each(|id| fence.release(id).unwrap());
-        fence.forget_workloads(|name| name != "late").unwrap();
+        fence.forget_workloads(|name| name != workload).unwrap();
         client.send("connect\n");
         assert_eq!(client.line(), "ok ok", "by cgroup: {by_cgroup}");
         assert_eq!(client.line(), "ok ok", "by cgroup: {by_cgroup}");
@@ -206,15 +206,23 @@ SERVERS = ('127.0.0.1', {}), ('::1', {}){USES}",
             assert!(is_served(ip, *port), "{ip} {by_cgroup}");
         }
         // Again its policy's, it is held again.
-        let id = govern(client.pid());
+        govern(client.pid());
         client.send("\n");
         assert_eq!(client.line(), "EPERM EPERM");
         for (ip, port) in IPS.iter().zip(&ports) {
             assert!(dial(ip, *port).is_none(), "{ip} {by_cgroup}");
         }
         assert!(receivers.iter().all(|receiver| heard(receiver) == 0));
-        id.into_iter().for_each(|id| fence.release(id).unwrap());
-        fence.forget_workloads(|name| name != "late").unwrap();
+        (client, ports)
+    });
+    stand.lift();
+    for (mut client, ports) in held {
+        let served = || std::iter::zip(IPS, &ports).all(|(ip, port)| is_served(ip, *port));
+        eventually("it is the fence that holds them", || {
+            client.send("\n");
+            client.line() == "ok ok" && served()
+        });
+        assert!(receivers.iter().all(|receiver| heard(receiver) >= 1));
         client.finish();
     }
 }

@@ -1,8 +1,12 @@
 //! Connections from before their process was governed: ended, or going on where policy says so.
+use crate::before::IPS;
 use crate::exit::{at, heard, receiver};
+use crate::listen::dial;
+use crate::looks::{ended, enrol, looks};
 use crate::support::*;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
+use std::time::Duration;
 use tollgate::kernel::{Before, Fate, Outcome};
 
 /// Connects in every way, says so, then says how each socket fares at every line that it is sent.
@@ -61,11 +65,58 @@ impl Peers {
                 "t{at} = tcp('{ip}', {tcp})[0]; u{at} = udp('{ip}', {udp}); w{at} = waiting('{ip}', {full})\n"
             );
         }
+        let [ip4, ip6] = [0, 1].map(|at| ports(at).0);
         lines
-            + "say('up')
+            + &format!(
+                "say('up')
 for line in sys.stdin:
+    if line == 'anew\\n':
+        anew = tcp('127.0.0.1', {ip4}), tcp('::1', {ip6}); say(anew[0][1], anew[1][1]); continue
     say(*[fares(s, b'x') for s in (t0, t1, u0, u1)], failed(w0), failed(w1))
 "
+            )
+    }
+}
+
+/// What the fence holds when a test is over; it goes in this order.
+struct Held {
+    /// Is it free?
+    is_free: Box<dyn FnMut(&mut Running) -> bool>,
+    process: Running,
+    cgroup: Option<Cgroup>,
+}
+
+impl Held {
+    /// What it connects anew, after it was told to, does not come to these.
+    fn connects(
+        stand: &Stand,
+        mut process: Running,
+        listeners: Vec<Elsewhere>,
+        cgroup: Option<Cgroup>,
+    ) -> Self {
+        let is_free = move |process: &mut Running| {
+            process.send("anew\n");
+            let said = process.line();
+            let mut came = listeners.iter().map(|l| l.listener.accept().is_ok());
+            said == "ok ok" && came.all(|came| came)
+        };
+        assert!(!is_free(&mut process));
+        for agent in [&stand.agent4, &stand.agent6] {
+            assert!(stand.fence().flow_of(&accept(agent)).is_some());
+        }
+        Self {
+            is_free: Box::new(is_free),
+            process,
+            cgroup,
+        }
+    }
+
+    fn is_free_without_the_fence(mut self) {
+        eventually("it is the fence that holds it", || {
+            (self.is_free)(&mut self.process)
+        });
+        self.process.finish();
+        drop(self.cgroup);
     }
 }
 
@@ -98,7 +149,7 @@ fn received(stream: &mut TcpStream) -> Result<Vec<u8>, ErrorKind> {
     Ok(bytes[..read].to_vec())
 }
 
-fn what_was_connected_is_ended_and_its_peer_is_told(stand: &Stand) {
+fn what_was_connected_is_ended_and_its_peer_is_told(stand: &Stand) -> Held {
     let peers = Peers::new();
     let later = Cgroup::new(stand.fence().cgroup_root(), unique());
     let mut process = Running::start(&later, &peers.script());
@@ -162,10 +213,11 @@ fn what_was_connected_is_ended_and_its_peer_is_told(stand: &Stand) {
             .found
             .is_empty()
     );
+    Held::connects(stand, process, peers.listeners, Some(later))
 }
 
 /// Who is recognised by what it runs, or by its user, has sockets that no cgroup tells of.
-fn what_a_process_outside_of_governed_cgroups_had_is_ended(stand: &Stand) {
+fn what_a_process_outside_of_governed_cgroups_had_is_ended(stand: &Stand) -> Held {
     let peers = Peers::new();
     let mut process = Running::start_outside(&peers.script());
     assert_eq!(process.line(), "up");
@@ -197,9 +249,10 @@ fn what_a_process_outside_of_governed_cgroups_had_is_ended(stand: &Stand) {
     for socket in &peers.datagrams {
         assert!(socket.recv(&mut [0]).is_err(), "a datagram arrived");
     }
+    Held::connects(stand, process, peers.listeners, None)
 }
 
-fn what_may_go_on_does_and_goes_nowhere_else(stand: &Stand) {
+fn what_may_go_on_does_and_goes_nowhere_else(stand: &Stand) -> Held {
     let peers = Peers::new();
     let later = Cgroup::new(stand.fence().cgroup_root(), unique());
     let elsewhere = ["127.0.0.1", "::1"].map(receiver);
@@ -208,13 +261,9 @@ fn what_may_go_on_does_and_goes_nowhere_else(stand: &Stand) {
         &format!(
             "for line in sys.stdin:
     if line == 'elsewhere\\n':
-        u0.connect({}); u1.connect({}); say(fares(u0, b'z'), fares(u1, b'z')); continue
-    if line == 'anew\\n':
-        anew = tcp('127.0.0.1', {}), tcp('::1', {}); say(anew[0][1], anew[1][1]); continue",
+        u0.connect({}); u1.connect({}); say(fares(u0, b'z'), fares(u1, b'z')); continue",
             at(&elsewhere[0]),
-            at(&elsewhere[1]),
-            peers.listeners[0].address.port(),
-            peers.listeners[1].address.port()
+            at(&elsewhere[1])
         ),
     );
     let mut process = Running::start(&later, &script);
@@ -283,11 +332,20 @@ fn what_may_go_on_does_and_goes_nowhere_else(stand: &Stand) {
             "a steered connection was ended"
         );
     }
+    Held {
+        is_free: Box::new(move |process| {
+            process.send("elsewhere\n");
+            process.line() == "sent sent" && elsewhere.each_ref().map(heard) == [1, 1]
+        }),
+        process,
+        cgroup: Some(later),
+    }
 }
 
 /// What others have connected to where policy lets them is the workload's to serve.
-fn who_connected_to_an_allowed_port_stays_connected(stand: &Stand) {
-    for ip in ["127.0.0.1", "::1"] {
+fn who_connected_to_an_allowed_port_stays_connected(stand: &Stand) -> [Held; 2] {
+    ["127.0.0.1", "::1"].map(|ip| {
+        let workload = unique();
         let later = Cgroup::new(stand.fence().cgroup_root(), unique());
         let mut process = Running::start(
             &later,
@@ -322,15 +380,15 @@ for line in sys.stdin:
             assert_eq!(received(client).unwrap(), b"x", "nobody governs it yet");
         }
         let openings = tollgate::kernel::Openings {
-            workload: "later".to_owned(),
+            workload: workload.clone(),
             listen: vec![ports[0]],
             unix: Vec::new(),
         };
         stand.fence().permit(&[openings]).unwrap();
-        let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
+        let newly = stand.fence().govern(&later.name, &workload).unwrap().newly;
         let listen = vec![ports[0]];
-        let looked = stand.fence().end_earlier(&newly, &|_: &str| {
-            Some(Before {
+        let looked = stand.fence().end_earlier(&newly, &|name: &str| {
+            (name == workload).then(|| Before {
                 fate: Fate::Destroy,
                 listen: listen.clone(),
             })
@@ -341,11 +399,17 @@ for line in sys.stdin:
         told(&mut process);
         assert_eq!(received(&mut clients[0]).unwrap(), b"x");
         assert_eq!(received(&mut clients[1]), Err(ErrorKind::ConnectionReset));
-    }
+        assert!(dial(ip, ports[1]).is_none());
+        Held {
+            is_free: Box::new(move |_| dial(ip, ports[1]).is_some()),
+            process,
+            cgroup: Some(later),
+        }
+    })
 }
 
-fn other_network_namespaces_are_looked_at_too(stand: &Stand) {
-    for ip in ["127.0.0.1", "::1"] {
+fn other_network_namespaces_are_looked_at_too(stand: &Stand) -> [Held; 2] {
+    ["127.0.0.1", "::1"].map(|ip| {
         let later = Cgroup::new(stand.fence().cgroup_root(), unique());
         let mut process = Running::start(
             &later,
@@ -356,12 +420,13 @@ assert os.system('ip link set lo up') == 0
 l = socket.socket(family('{ip}'), socket.SOCK_STREAM); l.bind(('{ip}', 0)); l.listen()
 s, r = tcp('{ip}', l.getsockname()[1]); a = l.accept()[0]
 say(r)
-for line in sys.stdin: say(name(lambda: s.send(b'x')), name(lambda: a.recv(1)))"
+for line in sys.stdin:
+    say(name(lambda: s.send(b'x')), name(lambda: a.recv(1)), tcp('{ip}', l.getsockname()[1])[1])"
             ),
         );
         assert_eq!(process.line(), "ok");
         process.send("\n");
-        assert_eq!(process.line(), "ok ok", "nobody governs it yet");
+        assert_eq!(process.line(), "ok ok ok", "nobody governs it yet");
         let newly = stand.fence().govern(&later.name, "later").unwrap().newly;
         let found = stand
             .fence()
@@ -372,24 +437,36 @@ for line in sys.stdin: say(name(lambda: s.send(b'x')), name(lambda: a.recv(1)))"
         process.send("\n");
         let told = process.line();
         assert!(!told.contains("ok"), "{ip}: {told}");
-    }
+        Held {
+            is_free: Box::new(|process| {
+                process.send("\n");
+                process.line().ends_with(" ok")
+            }),
+            process,
+            cgroup: Some(later),
+        }
+    })
 }
 
 #[test]
 fn what_was_open_before_is_ended_or_goes_on_as_policy_says() {
-    under_one_fence(&[
+    let mut stand = Stand::new();
+    let ones = [
         what_was_connected_is_ended_and_its_peer_is_told,
         what_a_process_outside_of_governed_cgroups_had_is_ended,
         what_may_go_on_does_and_goes_nowhere_else,
-        who_connected_to_an_allowed_port_stays_connected,
-        other_network_namespaces_are_looked_at_too,
-    ]);
+    ];
+    let mut held: Vec<Held> = ones.iter().map(|test| test(&stand)).collect();
+    held.extend(other_network_namespaces_are_looked_at_too(&stand));
+    held.extend(who_connected_to_an_allowed_port_stays_connected(&stand));
+    stand.lift();
+    held.into_iter().for_each(Held::is_free_without_the_fence);
 }
 
 /// What there is no room to remember does not go on.
 #[test]
 fn connections_that_there_is_no_room_to_keep_are_ended() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let peers = Peers::new();
     let later = Cgroup::new(stand.fence().cgroup_root(), unique());
     let mut process = Running::start(&later, &peers.script());
@@ -413,4 +490,67 @@ fn connections_that_there_is_no_room_to_keep_are_ended() {
     for socket in &peers.datagrams {
         assert!(socket.recv(&mut [0]).is_err(), "a datagram got out");
     }
+    let held = Held::connects(&stand, process, peers.listeners, Some(later));
+    stand.lift();
+    held.is_free_without_the_fence();
+}
+
+/// Connected over IPv4, with so many descriptors of that in a table of many threads, and over IPv6 in one that a thread has for
+/// itself.
+const HAS_MANY: &str = "
+import ctypes, resource, threading
+limit = lambda n: resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+# Not every root may raise it.
+try: limit(200000); most = 200000
+except ValueError: limit(most)
+for_ever, ready = threading.Event(), threading.Event()
+def apart():
+    assert ctypes.CDLL(None).unshare(0x400) == 0
+    own = tcp('::1', PORT6)[0]; ready.set(); for_ever.wait()
+for run in [apart] + [for_ever.wait] * 62: threading.Thread(target=run, daemon=True).start()
+ready.wait()
+s = tcp('127.0.0.1', PORT4)[0]
+for _ in range(min(most - 100, 100000)): os.dup(s.fileno())
+say('has')
+for line in sys.stdin: say(tcp('127.0.0.1', PORT4)[1], tcp('::1', PORT6)[1])
+os._exit(0)
+";
+
+/// However busy the machine is: what the look itself takes.
+fn time_of_this_thread() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    spent.try_into().unwrap()
+}
+
+#[test]
+fn who_has_many_descriptors_in_many_threads_is_looked_at_at_once() {
+    let mut stand = Stand::new();
+    let servers = IPS.map(Elsewhere::new);
+    let [port4, port6] = servers.each_ref().map(|server| server.address.port());
+    let script = format!("PORT4, PORT6 = {port4}, {port6}{HAS_MANY}");
+    let mut process = Running::start_outside(&script);
+    assert_eq!(process.line(), "has");
+    let mut peers = servers.each_ref().map(|server| accept(&server.listener));
+    enrol(stand.fence(), &process, "late");
+    let before = time_of_this_thread();
+    assert_eq!(looks(stand.fence(), &[]), [const { Outcome::Destroyed }; 2]);
+    let took = time_of_this_thread() - before;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(peers.iter_mut().all(ended));
+    let mut dials = || {
+        process.send("\n");
+        process.line()
+    };
+    assert_eq!(dials(), "ok ok");
+    for (server, agent) in servers.iter().zip([&stand.agent4, &stand.agent6]) {
+        let flow = stand.fence().flow_of(&accept(agent)).unwrap();
+        assert_eq!(&*flow.workload, "late");
+        assert_quiet(&server.listener);
+    }
+    stand.lift();
+    for server in &servers {
+        reaches(server, &mut dials);
+    }
+    process.finish();
 }

@@ -182,13 +182,21 @@ say(name(lambda: s.sendmsg([b'yy'], [(*tos, (16).to_bytes(4, 'little'))])))",
 #[test]
 fn a_socket_made_outside_is_held_after_it_was_connected_inside() {
     let mut stand = Stand::new();
-    for ip in ["127.0.0.9", "::1"] {
+    let ways = ["127.0.0.9", "::1"].map(|ip| {
         stand.renew();
-        is_held_after_it_was_connected_inside(&stand, ip);
+        is_held_after_it_was_connected_inside(&stand, ip)
+    });
+    stand.lift();
+    for (receiver, script) in &ways {
+        eventually("it is the fence that holds it", || {
+            let said = python_outside(script);
+            said == "ok\nok ok\nok\nok\nok\nok" && heard(receiver) == 7
+        });
     }
 }
 
-fn is_held_after_it_was_connected_inside(stand: &Stand, ip: &str) {
+/// Returns whom it sends to, and how.
+fn is_held_after_it_was_connected_inside(stand: &Stand, ip: &str) -> (UdpSocket, String) {
     let receiver = receiver(ip);
     let outside = stand.cgroup.root.to_str().unwrap();
     let script = format!(
@@ -227,6 +235,11 @@ for line in range(2): sys.stdin.readline(); say(name(lambda: s.send(b'z')))",
     // It is connected to nowhere still: it has to be connected anew, by somebody who is not governed.
     assert_eq!(client.finish(), "ok", "whom nobody governs may send");
     assert_eq!(heard(&receiver), 0);
+    stand.fence().govern(&stand.cgroup.name, workload).unwrap();
+    let held = "EPERM\nEPERM ok\nok\nEPERM\nEPERM\nEPERM";
+    assert_eq!(python_outside(&script), held, "governed again");
+    assert_eq!(heard(&receiver), 2);
+    (receiver, script)
 }
 
 /// Whoever connected it can leave the cgroup, and remove it.
@@ -266,7 +279,7 @@ for line in sys.stdin: say(name(lambda: s.send(b'x')))",
 /// Everything that the cgroup had open when it was governed, but for what others opened to ports that it may serve.
 #[test]
 fn sockets_from_before_governance_send_nothing() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     stand.fence().release(stand.cgroup.id()).unwrap();
     let datagrams = [receiver("127.0.0.9"), receiver("::1")];
     let streams = [Elsewhere::new("127.0.0.1"), Elsewhere::new("::1")];
@@ -288,7 +301,9 @@ for s in inbound: s.send(b'x')
 late = [kept.accept()[0], gone.accept()[0]]
 kept.close(); gone.close()
 for s in late + inbound: s.send(b'y')
-sys.stdin.read()",
+for line in sys.stdin:
+    say(*[name(lambda: s.send(b'z')) for s in raw + udp])
+    for s in (tcp4, tcp6): s.send(b'z')",
         at(&datagrams[0]),
         at(&datagrams[1]),
         streams[0].address.port(),
@@ -364,6 +379,19 @@ sys.stdin.read()",
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         assert_eq!(stream.read(&mut [0; 8]).unwrap(), 1);
     }
+    // Nor is it held where the fence is gone with all of its programs.
+    let workload = stand.workload();
+    stand.fence().govern(&stand.cgroup.name, workload).unwrap();
+    process.send("\n");
+    assert_eq!(process.line(), "EPERM EPERM EPERM EPERM");
+    stand.lift();
+    for stream in &mut outbound {
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 1);
+    }
+    eventually("it is the fence that keeps them", || {
+        process.send("\n");
+        !process.line().contains("EPERM") && datagrams.iter().all(|d| heard(d) > 0)
+    });
     process.finish();
 }
 

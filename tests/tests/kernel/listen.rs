@@ -134,14 +134,14 @@ say(server.getsockname()[1]); sys.stdin.read()"
 
 #[test]
 fn connections_from_before_are_cut_off() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     stand.fence().release(stand.cgroup.id()).unwrap();
     let serve = format!("{SERVE}say(start('127.0.0.1'), start('::1'))\nsys.stdin.read()");
     let mut server = Running::start(&stand.cgroup, &serve);
     let line = server.line();
     let (port4, port6) = line.split_once(' ').unwrap();
-    let mut callers = [("127.0.0.1", port4), ("::1", port6)]
-        .map(|(ip, port)| dial(ip, port.parse().unwrap()).unwrap());
+    let both = [("127.0.0.1", port4), ("::1", port6)].map(|(ip, port)| (ip, port.parse().unwrap()));
+    let mut callers = both.map(|(ip, port)| dial(ip, port).unwrap());
     assert!(callers.iter_mut().all(hears));
     stand
         .fence()
@@ -152,6 +152,13 @@ fn connections_from_before_are_cut_off() {
         assert!(!hears(caller));
     }
     assert!(counted(&stand)["listen"] >= 2);
+    assert!(both.iter().all(|(ip, port)| dial(ip, *port).is_none()));
+    stand.lift();
+    for (caller, (ip, port)) in callers.iter_mut().zip(both) {
+        caller.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(hears(caller), "TCP sends again what was not answered");
+        assert!(dial(ip, port).is_some_and(|mut free| hears(&mut free)));
+    }
     server.finish();
 }
 
