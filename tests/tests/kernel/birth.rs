@@ -171,6 +171,22 @@ fn workload_of(stand: &Stand, cgroup: &Cgroup) -> Option<String> {
         .map(|governed| governed.workload)
 }
 
+/// Whoever connects from there is the workload's over both families, and nobody's without the fence.
+fn is_held_until_lifted(mut stand: Stand, cgroup: &Cgroup, workload: &str) {
+    let servers = servers();
+    for (server, script) in &servers {
+        assert_eq!(python(cgroup, script), "ok");
+        let agent = stand.agent(&server.address.ip().to_string());
+        let flow = stand.fence().flow_of(&accept(agent)).unwrap();
+        assert_eq!(&*flow.workload, workload);
+        assert_quiet(&server.listener);
+    }
+    stand.lift();
+    for (server, script) in &servers {
+        reaches(server, || python(cgroup, script));
+    }
+}
+
 #[test]
 fn paths_are_matched_name_by_name() {
     let stand = Stand::new();
@@ -211,6 +227,15 @@ fn paths_are_matched_name_by_name() {
     drop((inner, fixed));
     check(&new("fixed"), Some("fixed"));
     check(&new("other/again"), None);
+    // Nobody looks at it, until somebody does again.
+    std::fs::remove_file(stand.options.pin_dir.join("links/cgroup_mkdir")).unwrap();
+    eventually("it is not seen", || {
+        workload_of(&stand, &new("fixed")).is_none()
+    });
+    stand.fence().mend();
+    let fixed = new("fixed");
+    check(&fixed, Some("fixed"));
+    is_held_until_lifted(stand, &fixed, "fixed");
 }
 
 /// Ten thousand names: all are told from each other, and being made takes no longer.
@@ -228,12 +253,13 @@ fn many_paths_are_as_good_as_one() {
         assert_eq!(workload_of(&stand, &made), Some(format!("w{n}")));
     }
     assert_eq!(workload_of(&stand, &top.child("w10000")), None);
+    is_held_until_lifted(stand, &top.child("w5000"), "w5000");
 }
 
 /// A container's cgroup is refused until somebody knows whose it is.
 #[test]
 fn a_new_container_waits_until_it_is_known() {
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let top = Cgroup::new(stand.fence().cgroup_root(), unique());
     let wanted = Recognition {
         by_container: true,
@@ -267,8 +293,10 @@ fn a_new_container_waits_until_it_is_known() {
     );
     stand.fence().govern(&container.name, "known").unwrap();
     assert_eq!(python(&container, &both), "ok ok");
-    let flow = stand.fence().flow_of(&accept(&stand.agent4)).unwrap();
-    assert_eq!(&*flow.workload, "known");
+    for listener in [&stand.agent4, &stand.agent6] {
+        let flow = stand.fence().flow_of(&accept(listener)).unwrap();
+        assert_eq!(&*flow.workload, "known");
+    }
     stand.fence().release(container.id()).unwrap();
     assert_eq!(
         python(&container, &both),
@@ -278,4 +306,10 @@ fn a_new_container_waits_until_it_is_known() {
     servers
         .iter()
         .for_each(|server| drop(accept(&server.listener)));
+    let unknown = top.child(&format!("docker-{}.scope", id.replace('0', "f")));
+    assert_eq!(python(&unknown, &both), "ECONNREFUSED ECONNREFUSED");
+    stand.lift();
+    for server in &servers {
+        reaches(server, || python(&unknown, &both));
+    }
 }

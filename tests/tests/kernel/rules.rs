@@ -61,6 +61,20 @@ def both(): say(tcp('127.0.0.1', PORTS[0])[1], tcp('::1', PORTS[1])[1])
         self.who()
     }
 
+    /// What the script connects comes to both servers, once the fence is lifted.
+    fn is_free_without(&mut self, body: &str) {
+        self.stand.lift();
+        self.reaches(|| python_outside(&self.script(body)));
+    }
+
+    pub(crate) fn reaches(&self, mut connect: impl FnMut() -> String) {
+        eventually("it is the fence that holds it", || {
+            let is_made = connect() == "ok ok";
+            let came = self.servers.each_ref();
+            is_made && came.map(|server| server.listener.accept().is_ok()) == [true; 2]
+        });
+    }
+
     pub(crate) fn who(&self) -> Option<String> {
         if self.servers[0].listener.accept().is_ok() {
             accept(&self.servers[1].listener);
@@ -142,7 +156,7 @@ fn a_user_within_a_cgroup_is_both() {
         ..Recognition::default()
     };
     drop(stand);
-    let scene = Scene::new(&by);
+    let mut scene = Scene::new(&by);
     let near = Cgroup::new(&root, near);
     let inner = near.child("inner");
     let within = |cgroup: &Cgroup, uid: u32| {
@@ -164,6 +178,7 @@ fn a_user_within_a_cgroup_is_both() {
     assert_eq!(scene.whose(&within(&far, INTERN)).as_deref(), Some("near"));
     scene.stand.fence().fulfils(&far.name, 0).unwrap();
     assert_eq!(scene.whose(&within(&far, INTERN)), None);
+    scene.is_free_without(&within(&near, INTERN));
 }
 
 /// What was nobody's elsewhere is asked for again in the cgroup: of a child that is made there and runs nothing else, and of a thread
@@ -300,7 +315,7 @@ fn an_executable_is_its_file_and_not_its_path() {
         folder.path().join("link"),
     );
     std::fs::hard_link(&tool, &link).unwrap();
-    let scene = Scene::new(&by_tool());
+    let mut scene = Scene::new(&by_tool());
     let fence = scene.stand.fence();
     let within = scene.of_tools();
     let exec = |program: &Path| exec_within(&within, program, &scene);
@@ -339,7 +354,9 @@ assert c.mount(b'{}', b'{}', None, 0x1000, None) == 0
         .unwrap()
         .set_len(tool.metadata().unwrap().size() + 1)
         .unwrap();
-    assert_eq!(python_outside(&scene.script(&exec(&tool))), REFUSED);
+    let body = exec(&tool);
+    assert_eq!(python_outside(&scene.script(&body)), REFUSED);
+    scene.is_free_without(&body);
 }
 
 /// What the kernel has as the file that runs: a script's interpreter, and of a program that its loader was told to run, the
@@ -348,7 +365,7 @@ assert c.mount(b'{}', b'{}', None, 0x1000, None) == 0
 fn an_executable_is_what_the_kernel_runs() {
     let folder = tempfile::tempdir().unwrap();
     let (tool, same) = (copy(folder.path(), "tool"), copy(folder.path(), "same"));
-    let scene = Scene::new(&by_tool());
+    let mut scene = Scene::new(&by_tool());
     let fence = scene.stand.fence();
     let within = scene.of_tools();
     let entered = |body: &str| format!("enter('{}')\n{body}", within.path().display());
@@ -389,6 +406,10 @@ fn an_executable_is_what_the_kernel_runs() {
     assert_eq!(scene.whose(&exec(&nameless)).as_deref(), Some("tools"));
     fence.know(&state(&nameless), None).unwrap();
     assert_eq!(scene.whose(&exec(&nameless)), None, "as the agent says");
+    fence.know(&state(&nameless), Some(3)).unwrap();
+    let body = exec(&nameless);
+    assert_eq!(scene.whose(&body).as_deref(), Some("tools"));
+    scene.is_free_without(&body);
 }
 
 /// A user's programs of class 4, which any that is not known may be of.
@@ -408,7 +429,7 @@ pub(crate) fn by_digest() -> Recognition {
 fn with_digests_every_unknown_executable_waits() {
     let folder = tempfile::tempdir().unwrap();
     let any = copy(folder.path(), "any");
-    let scene = Scene::new(&by_digest());
+    let mut scene = Scene::new(&by_digest());
     let fence = scene.stand.fence();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let as_intern = format!(
@@ -428,13 +449,13 @@ fn with_digests_every_unknown_executable_waits() {
     let as_intern = format!("os.setresuid({INTERN}, {INTERN}, {INTERN})\n{from_memory}");
     assert_eq!(python_outside(&scene.script(&as_intern)), REFUSED);
     assert_eq!(scene.whose(&from_memory), None);
+    scene.is_free_without(&as_intern);
 }
 
 #[test]
 fn what_runs_already_is_enrolled_by_a_rule_and_let_go_with_its_workload() {
-    let scene = Scene::new(&Recognition::default());
-    let body =
-        scene.script("say('up'); sys.stdin.readline(); both(); sys.stdin.readline(); both()");
+    let mut scene = Scene::new(&Recognition::default());
+    let body = scene.script("say('up')\nfor line in sys.stdin: both()");
     let mut client = Running::start_outside(&body);
     assert_eq!(client.line(), "up");
     let fence = scene.stand.fence();
@@ -450,6 +471,15 @@ fn what_runs_already_is_enrolled_by_a_rule_and_let_go_with_its_workload() {
     client.send("\n");
     assert_eq!(client.line(), "ok ok");
     assert_eq!(scene.who(), None);
+    fence.enrol(client.pid(), "late", 3).unwrap();
+    client.send("\n");
+    assert_eq!(client.line(), "ok ok");
+    assert_eq!(scene.who().as_deref(), Some("late"));
+    scene.stand.lift();
+    scene.reaches(|| {
+        client.send("\n");
+        client.line()
+    });
     client.finish();
 }
 

@@ -28,7 +28,7 @@ fn who_has_run_what_is_not_known_waits_for_that() {
     let leaves = "\"$0\" -c \"$1\" 0<&3 & exit 0";
     let start = |programs: [&Path; 2], how: &str| {
         let connecting = connecting(&scene);
-        let waits = format!("read x; {connecting}; echo; read x; {connecting}; echo");
+        let waits = format!("while read x; do {connecting}; echo; done");
         let [first, next] = programs.map(Path::display);
         Running::start_outside(&format!(
             "os.setresuid({INTERN}, {INTERN}, {INTERN}); os.dup2(0, 3)
@@ -97,7 +97,19 @@ os.execv('{first}', ['bash', '-c', {how:?}, '{next}', {waits:?}])"
     assert_eq!(running.line(), "ok ok");
     assert_eq!(scene.who().as_deref(), Some("digest"));
     running.finish();
+    let mut waiting = [becomes, leaves].map(|how| start([&new(), &other], how));
+    for running in &mut waiting {
+        running.send("\n");
+        assert_eq!(running.line(), REFUSED);
+    }
     scene.stand.lift();
+    for mut running in waiting {
+        scene.reaches(|| {
+            running.send("\n");
+            running.line()
+        });
+        running.finish();
+    }
 }
 
 /// Who waits to be known serves nobody either: bound, or at whatever port `listen` chooses.
@@ -156,5 +168,11 @@ os.execve('{}', ['python3', '-ISc', {serves:?}], {{'PYTHONHOME': '/usr'}})",
         }
         server.finish();
     }
+    let any = folder.path().join("any");
+    std::fs::copy("/usr/bin/python3", &any).unwrap();
+    let (server, at) = start(&any);
+    assert!(!at.iter().any(opens), "it serves before it is known");
     scene.stand.lift();
+    eventually("nobody waits", || at.iter().all(opens));
+    server.finish();
 }
