@@ -308,8 +308,9 @@ fn lift_leaves_nothing() {
 #[test]
 fn only_the_agent_itself_is_exempt() {
     let mut stand = Stand::new();
-    let [(server, connect), _] = servers();
-    let body = format!("say('up')\nwhile sys.stdin.readline(): {connect}");
+    let servers = servers();
+    let [connect4, connect6] = servers.each_ref().map(|(_, connect)| connect);
+    let body = format!("say('up')\nwhile sys.stdin.readline(): {connect4}; {connect6}");
     let mut client = Running::start(&stand.cgroup, &body);
     assert_eq!(client.line(), "up");
     let pid = client.pid();
@@ -335,9 +336,11 @@ fn only_the_agent_itself_is_exempt() {
         way(&mut stand);
         stand.listen();
         client.send("\n");
-        assert_eq!(client.line(), "ok");
-        drop(accept(&stand.agent4));
-        assert_quiet(&server.listener);
+        for (listener, (server, _)) in [&stand.agent4, &stand.agent6].into_iter().zip(&servers) {
+            assert_eq!(client.line(), "ok");
+            drop(accept(listener));
+            assert_quiet(&server.listener);
+        }
     }
     // It is no more once it has gone.
     drop(stand.fence.take());
@@ -353,5 +356,12 @@ fn only_the_agent_itself_is_exempt() {
     let found = String::from_utf8(look.output().unwrap().stdout).unwrap();
     assert!(!found.contains("0xff"), "{found}");
     stand.fence = Some(open(&stand.options));
+    stand.lift();
+    for (server, _) in &servers {
+        reaches(server, || {
+            client.send("\n");
+            [client.line(), client.line()].join(" ")
+        });
+    }
     client.finish();
 }

@@ -11,7 +11,7 @@ use tollgate::kernel::namespaces::Network;
 use tollgate::kernel::{Flow, Namespace, since_boot};
 
 /// The next query that the agent reads.
-fn query(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+pub fn query(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let deadline = Instant::now() + PATIENCE;
     let mut buffer = [0; 512];
     loop {
@@ -33,13 +33,13 @@ fn receiver_at(ip: &str) -> UdpSocket {
     real
 }
 
-fn asker(stand: &Stand, socket: &UdpSocket, message: &[u8], from: SocketAddr) -> Option<Flow> {
+pub fn asker(stand: &Stand, socket: &UdpSocket, message: &[u8], from: SocketAddr) -> Option<Flow> {
     let namespace = Namespace::of(socket).unwrap();
     let id = message.first_chunk().unwrap();
     stand.fence().asker_of(namespace, from, *id)
 }
 
-fn agents<'s>(stand: &'s Stand, ip: &str) -> &'s UdpSocket {
+pub fn agents<'s>(stand: &'s Stand, ip: &str) -> &'s UdpSocket {
     match ip.contains(':') && !ip.contains('.') {
         true => &stand.dns6,
         false => &stand.dns4,
@@ -309,8 +309,8 @@ except TimeoutError: say('nothing more')"
 /// A socket that somebody else made and passed in asks the agent, and is its maker's again afterwards.
 #[test]
 fn a_socket_made_outside_asks_the_agent() {
-    let stand = Stand::new();
-    for ip in ["127.77.8.10", "::1"] {
+    let mut stand = Stand::new();
+    let ways = ["127.77.8.10", "::1"].map(|ip| {
         let real = receiver_at(ip);
         let script = format!(
             "{DATAGRAM}
@@ -335,6 +335,13 @@ say('done')",
         for expected in [b"s2", b"c2"] {
             assert_eq!(query(&real).0, expected);
         }
+        (real, script)
+    });
+    stand.lift();
+    for (real, script) in &ways {
+        eventually("it is the fence that steers", || {
+            python_outside(script) == "done" && heard(real) == 4
+        });
     }
 }
 
@@ -367,49 +374,68 @@ say(name(lambda: s.sendto(b'q2', agent)))",
     }
 }
 
+/// How many queries the fence keeps for the agent to read.
+fn kept(stand: &Stand) -> usize {
+    let pin = stand.options.pin_dir.join("maps/QUERIES");
+    let output = std::process::Command::new("bpftool")
+        .args(["map", "dump", "pinned"])
+        .arg(pin)
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(told.starts_with('['), "{told}");
+    told.matches("\"key\": ").count()
+}
+
 /// Queries that nobody reads keep nobody from asking; a new agent starts with none.
 #[test]
 fn queries_that_are_not_read_are_bounded() {
     let mut stand = Stand::new();
-    let flood = format!(
-        "{DATAGRAM}
-s = datagram('127.77.8.12'); s.connect(('127.77.8.12', 53))
+    let ways = [["127.77.8.12", "::1"], ["::1", "127.77.8.12"]].map(|[flooded, asked]| {
+        let flood = format!(
+            "{DATAGRAM}
+s = datagram('{flooded}'); s.connect(('{flooded}', 53))
 print(sum(s.send(n.to_bytes(2, 'little')) for n in range(18000)))"
-    );
-    assert_eq!(stand.run(&flood), "36000", "all of it is sent");
+        );
+        assert_eq!(stand.run(&flood), "36000", "all of it is sent");
+        are_bounded(&mut stand, asked);
+        stand.listen();
+        (flooded, flood)
+    });
+    stand.lift();
+    for (flooded, flood) in ways {
+        let real = receiver_at(flooded);
+        eventually("it is the fence that steers them", || {
+            stand.run(&flood) == "36000" && heard(&real) > 0
+        });
+        assert_eq!(heard(agents(&stand, flooded)), 0);
+    }
+}
+
+fn are_bounded(stand: &mut Stand, asked: &str) {
     // What it did not read of the flood is not in its way.
-    stand.dns6.recv(&mut [0; 64]).unwrap_err();
+    agents(stand, asked).recv(&mut [0; 64]).unwrap_err();
     let ask = format!(
         "{DATAGRAM}
-say(name(lambda: datagram('::1').sendto(b'xx', ('::1', 53))))"
+say(name(lambda: datagram('{asked}').sendto(b'xx', ('{asked}', 53))))"
     );
     let client = Running::start(&stand.cgroup, &format!("{ask}\nsys.stdin.read()"));
-    let (message, from) = query(&stand.dns6);
-    assert!(asker(&stand, &stand.dns6, &message, from).is_some());
+    let agent = agents(stand, asked);
+    let (message, from) = query(agent);
+    assert!(asker(stand, agent, &message, from).is_some());
     client.finish();
-    let kept = |stand: &Stand| {
-        let pin = stand.options.pin_dir.join("maps/QUERIES");
-        let output = std::process::Command::new("bpftool")
-            .args(["map", "dump", "pinned"])
-            .arg(pin)
-            .output()
-            .unwrap();
-        let told = String::from_utf8(output.stdout).unwrap();
-        assert!(told.starts_with('['), "{told}");
-        told.matches("\"key\": ").count()
-    };
     stand
         .fence()
         .forget_queries(since_boot().saturating_sub(60_000_000_000));
-    let all = kept(&stand);
+    let all = kept(stand);
     assert!((8_192..=16_384).contains(&all), "{all}; none is so old");
     stand.fence().forget_queries(since_boot());
-    assert_eq!(kept(&stand), 0);
+    assert_eq!(kept(stand), 0);
     assert_eq!(stand.run(&ask), "ok");
-    assert_eq!(kept(&stand), 1);
+    assert_eq!(kept(stand), 1);
     drop(stand.fence.take());
     stand.fence = Some(open(&stand.options));
-    assert_eq!(kept(&stand), 0, "a new agent starts with none");
+    assert_eq!(kept(stand), 0, "a new agent starts with none");
 }
 
 /// A bound address of the client's own is kept, and is what the agent answers to. In a network namespace that has one of

@@ -267,7 +267,7 @@ fn another_workload_is_not_stopped() {
     let mut stand = Stand::new();
     let other = stand.cgroup.child("other");
     stand.fence().govern(&other.name, &unique()).unwrap();
-    for ip in ["198.51.100.7", "2001:db8::7"] {
+    let held = ["198.51.100.7", "2001:db8::7"].map(|ip| {
         stand.renew();
         stand.allow(1, DAY);
         let send =
@@ -277,11 +277,21 @@ fn another_workload_is_not_stopped() {
         assert_eq!(stopped.line(), "ok");
         let mut moving = Running::start(&other, &send);
         assert_eq!(moving.line(), "ok");
-        let mut sums = [0; 2];
-        for sum in &mut sums {
-            *sum = all_there_is(&mut stand.accept(stand.agent(ip)));
-        }
+        let agents = [(); 2].map(|()| {
+            let mut agent = stand.accept(stand.agent(ip));
+            (all_there_is(&mut agent), agent)
+        });
+        let mut sums = agents.each_ref().map(|(sum, _)| *sum);
         sums.sort_unstable();
         assert_eq!(sums, [0, 100_000]);
+        let stopped_one = agents.into_iter().find(|(sum, _)| *sum == 0);
+        (stopped, stopped_one.unwrap().1)
+    });
+    stand.lift();
+    for (stopped, mut agent) in held {
+        // TCP tries again after a second or two.
+        agent.set_read_timeout(Some(PATIENCE)).unwrap();
+        agent.read_exact(&mut vec![0; 100_000]).unwrap();
+        stopped.finish();
     }
 }

@@ -299,7 +299,10 @@ fn who_is_connected_is_known_by_both_ends(stand: &Stand) {
 #[test]
 fn who_had_to_ask_twice_is_known() {
     let mut stand = Stand::new();
-    for ip in ["198.51.100.7", "2001:db8::7"] {
+    let ways = ["127.0.0.1", "::1"].map(|ip| {
+        let server = Elsewhere::new(ip);
+        let port = server.address.port();
+        let script = format!("s, r = tcp('{ip}', {port}); say(r); sys.stdin.read()");
         let agent = match ip.contains(':') {
             true => &mut stand.agent6,
             false => &mut stand.agent4,
@@ -307,7 +310,6 @@ fn who_had_to_ask_twice_is_known() {
         // Room for one (`listen(2)`), which is taken.
         socket2::SockRef::from(&*agent).listen(0).unwrap();
         let first = std::net::TcpStream::connect(agent.local_addr().unwrap()).unwrap();
-        let script = format!("s, r = tcp('{ip}', 443); say(r); sys.stdin.read()");
         let mut client = Running::start(&stand.cgroup, &script);
         eventually("it has asked", || {
             !stand.fence().flows().unwrap().is_empty()
@@ -316,10 +318,16 @@ fn who_had_to_ask_twice_is_known() {
         let listener = stand.agent(ip);
         drop((stand.accept(listener), first));
         assert_eq!(client.line(), "ok");
+        assert_quiet(&server.listener);
         let flow = stand.fence().flow_of(&stand.accept(listener)).unwrap();
         assert_eq!(flow.process.pid, client.pid());
         client.finish();
         eventually("it is over", || stand.fence().flows().unwrap().is_empty());
+        (server, script)
+    });
+    stand.lift();
+    for (server, script) in &ways {
+        reaches(server, || stand.run(script));
     }
 }
 

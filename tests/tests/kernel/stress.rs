@@ -42,7 +42,7 @@ say('done')"
 fn thousands_of_connections_each_have_their_own_owner() {
     use std::io::Write;
     let all = 4 * connections();
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let others = stand.cgroup.child("others");
     stand.fence().govern(&others.name, "others").unwrap();
     let clients = [
@@ -108,6 +108,11 @@ fn thousands_of_connections_each_have_their_own_owner() {
         .map(|account| account.connections)
         .sum();
     assert!(connections >= u64::from(all));
+    stand.lift();
+    for (server, connect) in &servers() {
+        reaches(server, || stand.run(connect));
+        reaches(server, || python(&others, connect));
+    }
 }
 
 /// Workloads, each with a cgroup.
