@@ -48,13 +48,13 @@ OUTSIDE, INSIDE = {:?}, {:?}
     );
     let mut client = Running::start(&inside, &script);
     let listens: u16 = client.line().parse().unwrap();
-    let tried = |what: &str, client: &mut Running| {
+    let tried = |ip: &str, what: &str, client: &mut Running| {
+        let at = std::net::SocketAddr::new(ip.parse().unwrap(), listens);
         let wait = match what {
             "free\n" => Duration::from_secs(5),
             _ => Duration::from_millis(500),
         };
         let call = std::thread::spawn(move || {
-            let at = std::net::SocketAddr::from(([127, 0, 0, 1], listens));
             let _ = std::net::TcpStream::connect_timeout(&at, wait);
         });
         client.send(what);
@@ -62,17 +62,26 @@ OUTSIDE, INSIDE = {:?}, {:?}
         call.join().unwrap();
         came
     };
-    assert_eq!(tried("stay\n", &mut client), "EPERM EPERM silent");
-    assert_eq!(tried("leave\n", &mut client), "EPERM EPERM silent");
+    for (ip, what) in [
+        ("127.0.0.1", "stay\n"),
+        ("::1", "stay\n"),
+        ("127.0.0.1", "leave\n"),
+        ("::1", "gone\n"),
+    ] {
+        let came = tried(ip, what, &mut client);
+        assert_eq!(came, "EPERM EPERM silent", "{ip}: {what}");
+    }
     assert!(!inside.path().exists());
     for receiver in &receivers {
         assert_eq!(heard(receiver), 0);
     }
     stand.lift();
     // The kernel may take the programs away a moment later.
-    eventually("it is free", || {
-        tried("free\n", &mut client) == "ok ok served"
-    });
+    for ip in ["127.0.0.1", "::1"] {
+        eventually("it is free", || {
+            tried(ip, "free\n", &mut client) == "ok ok served"
+        });
+    }
     client.finish();
 }
 

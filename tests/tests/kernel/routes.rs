@@ -222,11 +222,14 @@ fn what_leaves_by_another_device_does_not_leave() {
     }
 }
 
-/// Asks for a name from an address that is nobody's here.
+/// Asks for a name from addresses that are nobody's here.
 const FROM_AFAR: &str = "
 s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 s.setsockopt(socket.IPPROTO_IPV6, 78, 1) # IPV6_FREEBIND
 s.bind(('2001:db8:77::9', 0)); say(name(lambda: s.sendto(b'ask', ('2001:db8::7', 53))))
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IP, 19, 1) # IP_TRANSPARENT
+s.bind(('203.0.113.9', 0)); say(name(lambda: s.sendto(b'ask', ('198.51.100.7', 53))))
 ";
 
 /// A client may have bound an address that is not the host's: what the agent answers would go there, to whoever has it.
@@ -236,12 +239,18 @@ fn what_the_agent_answers_does_not_leave() {
     let client = format!("{CABLE}\nsay('in')\nsys.stdin.readline()\n{FROM_AFAR}\nsys.stdin.read()");
     let mut client = Running::start(&stand.cgroup, &client);
     assert_eq!(client.line(), "in");
-    let [_, (_six, dns6)] = agent_within(&stand, &network_of(&client));
+    let [(_four, dns4), (_six, dns6)] = agent_within(&stand, &network_of(&client));
     client.send("\n");
-    assert_eq!(client.line(), "ok");
-    dns6.set_nonblocking(false).unwrap();
-    let (_, from) = dns6.recv_from(&mut [0; 8]).unwrap();
-    assert_eq!(from.ip().to_string(), "2001:db8:77::9");
+    assert_eq!([client.line(), client.line()], ["ok"; 2]);
+    let asked = |agent: &UdpSocket, afar: &str| {
+        agent.set_nonblocking(false).unwrap();
+        agent.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (_, from) = agent.recv_from(&mut [0; 8]).unwrap();
+        assert_eq!(from.ip().to_string(), afar);
+        from
+    };
+    let from = asked(&dns6, "2001:db8:77::9");
+    let from4 = asked(&dns4, "203.0.113.9");
     let sniff = SNIFF.replace("{PID}", &client.pid().to_string());
     let answered = || {
         let mut sniffer = Running::start_outside(&sniff);
@@ -252,8 +261,16 @@ fn what_the_agent_answers_does_not_leave() {
     };
     let denied = std::io::ErrorKind::PermissionDenied;
     assert_eq!(answered(), (Some(denied), String::new()));
+    // Over IPv4 the kernel itself lets nothing leave that comes from loopback, where nobody sets `route_localnet`.
+    let answered4 = || {
+        dns4.send_to(b"..<udp_answer4>..", from4)
+            .map_err(|e| e.kind())
+    };
+    let invalid = Err(std::io::ErrorKind::InvalidInput);
+    assert_eq!(answered4(), invalid);
     stand.lift();
     assert_eq!(answered(), (None, "udp_answer6".to_owned()));
+    assert_eq!(answered4(), invalid);
 }
 
 /// Hears what the host's own sockets are given a copy of.
@@ -297,7 +314,7 @@ for way in scoped, unconnected, chosen, told:
 say(came)
 ";
 
-/// The same to a subnet, so that the sender is not where the copy says it came from: nowhere any more, at an address that it is
+/// The same to a subnet or a group, so that the sender is not where the copy says it came from: nowhere any more, at an address that it is
 /// not bound to, or where somebody else is.
 const FROM_ELSEWHERE: &str = "
 import ctypes, struct
@@ -311,14 +328,26 @@ def cork(s):
 def pose(s, data, port=0):
     s.bind(('10.9.0.1', port) if port else ('', 0)); s.connect(('10.9.0.255', 5353))
     s.sendmsg([data], [(socket.IPPROTO_IP, 8, struct.pack('=i4s4s', 0, socket.inet_aton('10.9.0.77'), bytes(4)))]) # IP_PKTINFO
-say(name(lambda: cork(many())), name(lambda: pose(many(), b'posing')), name(lambda: pose(many(), b'theirs', 5454)))
+GROUP = 'ff02::fb', 5353, 0, socket.if_nametoindex('c0')
+def cork6(s):
+    s.connect(GROUP); s.send(b'corked6', socket.MSG_MORE)
+    ctypes.CDLL(None).connect(s.fileno(), bytes(28), 28)
+    s.setsockopt(socket.IPPROTO_UDP, 1, 0)
+def pose6(s, data, port=0):
+    s.bind(('fd09::1', port) if port else ('::', 0)); s.connect(GROUP)
+    s.sendmsg([data], [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack('16sI', socket.inet_pton(socket.AF_INET6, 'fd09::77'), GROUP[3]))])
+def six(): return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+say(name(lambda: cork(many())), name(lambda: pose(many(), b'posing')), name(lambda: pose(many(), b'theirs', 5454)),
+    name(lambda: cork6(six())), name(lambda: pose6(six(), b'posing6')), name(lambda: pose6(six(), b'theirs6', 5454)))
 ";
 
 /// Somebody ungoverned, in the client's namespace.
 const BESIDE: &str = "
 import ctypes
 assert ctypes.CDLL(None).setns(os.open('/proc/{PID}/ns/net', os.O_RDONLY), 0x40000000) == 0
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.9.0.77', 5454)); say('beside'); sys.stdin.read()";
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.9.0.77', 5454))
+s6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s6.bind(('fd09::77', 5454))
+say('beside'); sys.stdin.read()";
 
 #[test]
 fn nobody_on_the_host_hears_what_is_sent_to_many() {
@@ -329,7 +358,10 @@ fn nobody_on_the_host_hears_what_is_sent_to_many() {
 
 #[test]
 fn nobody_on_the_host_hears_what_comes_from_nobody() {
-    nobody_hears(FROM_ELSEWHERE, "corked posing theirs");
+    nobody_hears(
+        FROM_ELSEWHERE,
+        "corked corked6 posing posing6 theirs theirs6",
+    );
 }
 
 /// The kernel gives a copy to whoever listens on the host, before the last look at what leaves. Returns what the sender says of it.
@@ -337,7 +369,7 @@ fn nobody_hears(script: &str, all: &str) -> String {
     let mut stand = Stand::new();
     let client = format!(
         "{CABLE}
-subprocess.run('ip addr add 10.9.0.77/32 dev lo', shell=True, check=True)
+ip('address', 'add', '10.9.0.77/32', 'dev', 'lo'); ip('address', 'add', 'fd09::77/128', 'dev', 'c0', 'nodad')
 say('in')
 for line in sys.stdin:
     exec({script:?})"
