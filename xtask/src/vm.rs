@@ -57,6 +57,7 @@ const SAME_EVERYWHERE: &[&str] = &[
     "kernel adopt::workload_ids_",
     "kernel before::",
     "kernel birth::a_cgroup_that_there_is_no_room_for_is_refused",
+    "kernel detached::",
     "kernel established::connections_that_there_is_no_room_to_keep_are_ended",
     "kernel established::who_has_many_",
     "kernel layers::a_",

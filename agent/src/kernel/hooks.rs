@@ -128,7 +128,7 @@ pub(super) const HOOKS: &[Hook] = &[
         attach: 2,
         since: None,
         holds: true,
-        leaves_open: "raw, ICMP, MPTCP and other IP sockets. Even with it: sockets that were made outside and passed in, and families other than IP",
+        leaves_open: "raw, ICMP, MPTCP and other IP sockets, of which raw ones hear what comes to the host; what they send, where `egress` is missing too. Even with it: sockets that were made outside and passed in, and families other than IP",
     },
     Hook {
         name: "post_bind4",

@@ -2,7 +2,7 @@
 use crate::refuse::{counted, events};
 use crate::support::*;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 use tollgate::kernel::Event;
 use tollgate::kernel::namespaces::Network;
@@ -84,30 +84,59 @@ fn bytes_and_packets_are_counted() {
     }
 }
 
-#[test]
-fn a_socket_that_never_connected_ends_too() {
-    let stand = Stand::new();
-    // Bound to an address that has no way to the agent: the hook steers, the kernel then fails.
-    let script = "
-s = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-s.bind(('::1', 0))
-say(name(lambda: s.connect(('::ffff:198.51.100.7', 443))))
+/// Bound to an address that has no way to the agent: the hook steers, the kernel then fails. Was its end told?
+fn tells_of_its_end(stand: &Stand, [own, ip]: [&str; 2]) -> bool {
+    let script = format!(
+        "s = socket.socket(family('{ip}'), socket.SOCK_STREAM)
+if s.family == socket.AF_INET6: s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+else: s.setsockopt(socket.IPPROTO_IP, 15, 1) # IP_FREEBIND
+s.bind(('{own}', 0))
+say(name(lambda: s.connect(('{ip}', 443))))
 sys.stdin.readline()
 s.close()
 say('closed')
-sys.stdin.read()";
-    let mut client = Running::start(&stand.cgroup, script);
+sys.stdin.read()"
+    );
+    let mut client = Running::start(&stand.cgroup, &script);
     assert_ne!(client.line(), "ok");
     client.send("\n");
     assert_eq!(client.line(), "closed");
     assert!(stand.fence().flows().unwrap().is_empty());
-    let events = events(stand.fence(), |events| !events.is_empty());
-    assert!(
-        matches!(events.as_slice(), [Event::Closed { .. }]),
-        "{events:?}"
-    );
     client.finish();
+    let told = ends_told(stand);
+    let asked: std::net::IpAddr = ip.parse().unwrap();
+    assert!(told.len() <= 1, "{told:?}");
+    told.contains(&(asked.to_canonical(), 443).into())
+}
+
+/// Where those connections led whose ends were told since this was last asked.
+pub fn ends_told(stand: &Stand) -> Vec<SocketAddr> {
+    // What is told after them.
+    stand.run("name(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))");
+    let is_last = |event: &Event| matches!(event, Event::Refused(r) if r.reason == "raw");
+    let events = events(stand.fence(), |events| events.iter().any(is_last));
+    let ends = events.iter().filter_map(|event| match event {
+        Event::Closed { flow, .. } => Some(flow.destination),
+        _ => None,
+    });
+    ends.collect()
+}
+
+#[test]
+fn a_socket_that_never_connected_ends_too() {
+    let stand = Stand::new();
+    let ways = [
+        ["::1", "::ffff:198.51.100.7"],
+        ["::ffff:127.0.0.1", "2001:db8::7"],
+        ["198.51.100.9", "198.51.100.7"],
+    ];
+    for way in ways {
+        assert!(tells_of_its_end(&stand, way), "{way:?}");
+    }
+    std::fs::remove_file(stand.options.pin_dir.join("links/tcp_destroy_sock")).unwrap();
+    for way in ways {
+        eventually("nobody tells", || !tells_of_its_end(&stand, way));
+    }
 }
 
 /// A connect that is put off until the first data (TCP_FASTOPEN_CONNECT) is steered like any other,
@@ -327,7 +356,7 @@ fn nothing_is_counted_without_its_program() {
 #[test]
 fn events_that_do_not_fit_are_counted() {
     const TRIES: u64 = 20_000;
-    let stand = Stand::new();
+    let mut stand = Stand::new();
     let script = |tries: u64| {
         format!(
             "both = (socket.AF_INET, 1), (socket.AF_INET6, 58)
@@ -347,4 +376,7 @@ say({{name(lambda: make(*both[n % 2])) for n in range({tries})}})"
         lost,
         "nothing is lost while there is room"
     );
+    stand.lift();
+    let is_made = || stand.run(&script(2)) == "{'ok'}";
+    eventually("it is the fence that refuses them", is_made);
 }

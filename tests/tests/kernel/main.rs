@@ -13,6 +13,7 @@ mod account;
 mod adopt;
 mod before;
 mod birth;
+mod detached;
 mod established;
 mod exit;
 mod layers;
