@@ -3,7 +3,7 @@ use super::output::{self, Colour, Form, Format, Paint};
 use super::{Context, Outcome};
 use crate::config::Config;
 use crate::daemon::admin::client;
-use crate::kernel::{self, Fence, Layer, Left, Options};
+use crate::kernel::{self, Fence, Layer, Left, Open, Options, Standing};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
@@ -27,6 +27,9 @@ struct Finding {
     found: String,
     /// What to do.
     mend: Option<String>,
+    /// Of the fence that stands.
+    #[serde(flatten)]
+    hooks: Option<Standing>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -78,6 +81,7 @@ fn good(check: &'static str, found: impl Into<String>) -> Finding {
         state: State::Good,
         found: found.into(),
         mend: None,
+        hooks: None,
     }
 }
 
@@ -87,6 +91,7 @@ fn bad(check: &'static str, found: impl Into<String>, mend: impl Into<String>) -
         state: State::Bad,
         found: found.into(),
         mend: Some(mend.into()),
+        hooks: None,
     }
 }
 
@@ -96,6 +101,7 @@ fn note(check: &'static str, found: impl Into<String>, mend: impl Into<String>) 
         state: State::Note,
         found: found.into(),
         mend: Some(mend.into()),
+        hooks: None,
     }
 }
 
@@ -240,26 +246,11 @@ fn sweep(pin_dir: &Path) {
 fn fence(config: &Config) -> Finding {
     let pins = config.pin_dir.display();
     match kernel::left(&config.pin_dir) {
-        Left::Stands { missing, without } if missing.is_empty() => good(
-            "fence",
-            match without.join(", ") {
-                none if none.is_empty() => {
-                    format!("stands: every hook that the agent attached is in force ({pins})")
-                }
-                others => format!(
-                    "stands: every hook that keeps in what is governed is in force ({pins}); of the others, not: {others}"
-                ),
-            },
-        ),
+        Left::Stands(hooks) => standing(hooks, &pins.to_string()),
         Left::Nothing => note(
             "fence",
             format!("none ({pins} has no pins): nothing is governed"),
             "start the agent",
-        ),
-        Left::Stands { missing, .. } => bad(
-            "fence",
-            format!("INCOMPLETE ({pins}): {} not in force", missing.join(", ")),
-            "start the agent, which puts back what is missing; `tollgate status` says what is open",
         ),
         Left::Unknown(error) => note(
             "fence",
@@ -269,8 +260,55 @@ fn fence(config: &Config) -> Finding {
     }
 }
 
+fn standing(hooks: Standing, pins: &str) -> Finding {
+    let names = |hooks: &[Open]| {
+        let names: Vec<&str> = hooks.iter().map(|hook| hook.name).collect();
+        names.join(", ")
+    };
+    let others = names(&hooks.without);
+    let mut finding = match hooks.missing.is_empty() {
+        true if others.is_empty() => good(
+            "fence",
+            format!("stands: every hook that the agent attached is in force ({pins})"),
+        ),
+        true => good(
+            "fence",
+            format!(
+                "stands: every hook that keeps in what is governed is in force ({pins}); of the others, not: {others}"
+            ),
+        ),
+        false => bad(
+            "fence",
+            format!(
+                "INCOMPLETE ({pins}): {} not in force; in force: {}",
+                names(&hooks.missing),
+                hooks.in_force.join(", ")
+            ),
+            "start the agent, which puts back what is missing",
+        ),
+    };
+    let gone = hooks.missing.iter().chain(&hooks.without);
+    let open = open(gone.map(|hook| (hook.name, hook.leaves_open)));
+    if !open.is_empty() {
+        finding.mend = Some(format!(
+            "start the agent, which puts back what is missing. Until then this is open: {open}"
+        ));
+    }
+    finding.hooks = Some(hooks);
+    finding
+}
+
 /// What the text of a layer begins with without which nothing passes.
 const CLOSED: &str = "nothing passes";
+
+/// What each of these leaves open, where that is something.
+fn open<'a>(layers: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let open = layers.filter(|(_, leaves_open)| !leaves_open.starts_with(CLOSED));
+    let open: Vec<String> = open
+        .map(|(name, leaves_open)| format!("{name}: {leaves_open}"))
+        .collect();
+    open.join(". ")
+}
 
 fn in_force(layers: &[Layer]) -> String {
     let names = layers.iter().filter(|l| l.enforcing).map(|l| &*l.name);
@@ -289,13 +327,10 @@ fn missing(layers: &[Layer]) -> Vec<Finding> {
     }
     let told = by_reason.into_iter().map(|(why, layers)| {
         let names: Vec<&str> = layers.iter().map(|l| &*l.name).collect();
-        let open = layers.iter().filter(|l| !l.leaves_open.starts_with(CLOSED));
-        let open: Vec<String> = open
-            .map(|l| format!("{}: {}", l.name, l.leaves_open))
-            .collect();
+        let open = open(layers.iter().map(|l| (&*l.name, &*l.leaves_open)));
         let mend = match open.is_empty() {
             true => "nothing is open without them".to_owned(),
-            false => format!("without them another guard is needed. {}", open.join(". ")),
+            false => format!("without them another guard is needed. {open}"),
         };
         note("hooks", format!("not {}: {why}", names.join(", ")), mend)
     });

@@ -3,13 +3,15 @@ use super::output::{self, Colour, Form, Format, Paint};
 use super::{Context, Outcome};
 use crate::daemon::admin::client;
 use crate::daemon::admin::wire::{Namespace, Reply, Request, Status, Verdict};
-use crate::kernel::{self, Left};
+use crate::kernel::{self, Left, Standing};
 use std::path::Path;
 use tollgate_policy::Mode;
 
 /// Show health, the layers in force, and what happens when a part fails
 ///
-/// Exit code 0: enforcing, or observing as configured; 1: not enforcing, or a part has failed; 3: no agent runs.
+/// Exit code 0: enforcing, or observing as configured; 1: not enforcing, or a part has failed; 3: no agent runs. Then the kernel is
+/// asked which hooks are in force: in JSON `fence` says whether all that keep something in are, `in_force` names those that are, and of
+/// the others `missing`, `without` (they keep nothing in) and `beyond` (this kernel has them not) have name and `leaves_open`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -50,10 +52,8 @@ struct Dead {
     agent: Option<()>,
     /// All that keeps in what is governed is in force.
     fence: bool,
-    /// Hooks that do, and are not in force, of a fence that is there.
-    missing: Vec<&'static str>,
-    /// Likewise, of the hooks that keep nothing in.
-    without: Vec<&'static str>,
+    #[serde(flatten)]
+    hooks: Standing,
     pin_dir: String,
 }
 
@@ -61,43 +61,23 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
     let left = kernel::left(pin_dir);
     let pin_dir = pin_dir.display().to_string();
     if format != Format::Table {
-        let (stands, missing, without) = match left {
-            Left::Stands { missing, without } => (true, missing, without),
-            _ => (false, Vec::new(), Vec::new()),
+        let (fence, hooks) = match left {
+            Left::Stands(hooks) => (hooks.missing.is_empty(), hooks),
+            _ => (false, Standing::default()),
         };
-        output::print_json_one(
-            format,
-            &Dead {
-                agent: None,
-                fence: stands && missing.is_empty(),
-                missing,
-                without,
-                pin_dir,
-            },
-        )?;
+        let dead = Dead {
+            agent: None,
+            fence,
+            hooks,
+            pin_dir,
+        };
+        output::print_json_one(format, &dead)?;
         return Ok(Outcome::NoAgent);
     }
     let paint = Paint::stdout();
     show!("{}", paint.paint(Colour::Red, "NO AGENT"));
     match left {
-        Left::Stands { missing, without } => {
-            match missing.is_empty() {
-                true => show!(
-                    "  fence   stands ({pin_dir}): governed connections are refused at once until an agent runs"
-                ),
-                false => show!(
-                    "  fence   {} ({pin_dir}): {} not in force; start the agent, which puts back what is missing",
-                    paint.paint(Colour::Red, "INCOMPLETE"),
-                    missing.join(", ")
-                ),
-            }
-            if !without.is_empty() {
-                show!(
-                    "          not in force, of the hooks that keep nothing in: {}",
-                    without.join(", ")
-                );
-            }
-        }
+        Left::Stands(hooks) => show!("{}", standing(&hooks, &pin_dir, paint)),
         Left::Nothing => show!(
             "  fence   {} ({pin_dir} has no pins): nothing is governed",
             paint.paint(Colour::Red, "none")
@@ -108,6 +88,27 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
     }
     tell!("tollgate: {error}");
     Ok(Outcome::NoAgent)
+}
+
+fn standing(hooks: &Standing, pin_dir: &str, paint: Paint) -> String {
+    let mut lines = Lines(vec![match hooks.missing.is_empty() {
+        true => format!(
+            "  fence   stands ({pin_dir}): governed connections are refused at once until an agent runs"
+        ),
+        false => format!(
+            "  fence   {} ({pin_dir}): start the agent, which puts back what is missing",
+            paint.paint(Colour::Red, "INCOMPLETE")
+        ),
+    }]);
+    lines.in_force(hooks.in_force.iter().copied(), paint);
+    for open in hooks.missing.iter().chain(&hooks.without) {
+        lines.missing(open.name, open.leaves_open, None, paint);
+    }
+    for open in &hooks.beyond {
+        let why = Some("the last agent found that this kernel has it not");
+        lines.missing(open.name, open.leaves_open, why, paint);
+    }
+    lines.0.join("\n")
 }
 
 fn text(status: &Status, paint: Paint) -> String {
@@ -142,6 +143,27 @@ struct Lines(Vec<String>);
 impl Lines {
     fn fact(&mut self, name: &str, value: &str) {
         self.0.push(format!("  {name:<10} {value}"));
+    }
+
+    /// Those in force on one line.
+    fn in_force<'a>(&mut self, names: impl Iterator<Item = &'a str>, paint: Paint) {
+        let names: Vec<String> = names.map(output::escape).collect();
+        self.0.push("layers".to_owned());
+        self.state(Colour::Green, "in force", &names.join(" "), paint);
+    }
+
+    /// Of each other what it leaves open, which is what matters.
+    fn missing(&mut self, name: &str, leaves_open: &str, why: Option<&str>, paint: Paint) {
+        let mut told = format!("{}: {}", output::escape(name), output::escape(leaves_open));
+        if let Some(why) = why {
+            told += &format!(" ({})", output::escape(why));
+        }
+        self.state(Colour::Yellow, "missing", &told, paint);
+    }
+
+    fn state(&mut self, colour: Colour, state: &str, told: &str, paint: Paint) {
+        let state = paint.paint(colour, &format!("{state:<10}"));
+        self.0.push(format!("  {state} {told}"));
     }
 }
 
@@ -254,43 +276,25 @@ fn short(fingerprint: &str) -> String {
     fingerprint.chars().take(16).collect()
 }
 
-/// Those in force on one line; of each other what it leaves open, which is what matters.
 fn layers(status: &Status, lines: &mut Lines, paint: Paint) {
-    lines.0.push("layers".to_owned());
     let (on, off): (Vec<_>, Vec<_>) = status.layers.iter().partition(|l| l.enforcing);
-    let names: Vec<String> = on.iter().map(|l| output::escape(&l.name)).collect();
-    let state = |colour, text: &str| paint.paint(colour, &format!("{text:<10}"));
-    lines.0.push(format!(
-        "  {} {}",
-        state(Colour::Green, "in force"),
-        names.join(" ")
-    ));
+    lines.in_force(on.iter().map(|layer| &*layer.name), paint);
     for layer in off {
-        let why = layer
-            .why
-            .as_deref()
-            .map(|w| format!(" ({})", output::escape(w)));
-        lines.0.push(format!(
-            "  {} {}: {}{}",
-            state(Colour::Yellow, "missing"),
-            output::escape(&layer.name),
-            output::escape(&layer.leaves_open),
-            why.unwrap_or_default(),
-        ));
+        lines.missing(&layer.name, &layer.leaves_open, layer.why.as_deref(), paint);
     }
     if !status.put_back.is_empty() {
-        lines.0.push(format!(
-            "  {} {}: another hand took them away since the start; the agent's log says when",
-            state(Colour::Red, "put back"),
-            counted(&status.put_back),
-        ));
+        let told = format!(
+            "{}: another hand took them away since the start; the agent's log says when",
+            counted(&status.put_back)
+        );
+        lines.state(Colour::Red, "put back", &told, paint);
     }
     if !status.skipped.is_empty() {
-        lines.0.push(format!(
-            "  {} {}: this kernel did not call them, so that processes were not seen for up to a second; then all were enrolled again",
-            state(Colour::Yellow, "skipped"),
-            counted(&status.skipped),
-        ));
+        let told = format!(
+            "{}: this kernel did not call them, so that processes were not seen for up to a second; then all were enrolled again",
+            counted(&status.skipped)
+        );
+        lines.state(Colour::Yellow, "skipped", &told, paint);
     }
 }
 

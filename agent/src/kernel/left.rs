@@ -12,33 +12,65 @@ pub enum Left {
     /// No hook's link is there.
     Nothing,
     /// Hooks that keep in what is governed are in force.
-    Stands {
-        /// Those that are not, of all that the agent attached: it is whole without any.
-        missing: Vec<&'static str>,
-        /// Likewise, of the hooks that keep nothing in.
-        without: Vec<&'static str>,
-    },
+    Stands(Standing),
     /// It could not be asked.
     Unknown(io::Error),
 }
 
+/// The hooks of a fence, by whether they are in force.
+#[derive(Debug, Default, serde::Serialize)]
+pub struct Standing {
+    /// Those that are.
+    pub in_force: Vec<&'static str>,
+    /// Those that are not, of all that keep something in and that the agent attached: it is whole without any.
+    pub missing: Vec<Open>,
+    /// Likewise, of the hooks that keep nothing in.
+    pub without: Vec<Open>,
+    /// Those that the agent did not attach, since this kernel has them not.
+    pub beyond: Vec<Open>,
+}
+
+/// A hook that is not in force.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct Open {
+    /// E.g. `connect4`.
+    pub name: &'static str,
+    /// What is not stopped without it.
+    pub leaves_open: &'static str,
+}
+
+impl From<&Hook> for Open {
+    fn from(hook: &Hook) -> Self {
+        Self {
+            name: hook.name,
+            leaves_open: hook.leaves_open,
+        }
+    }
+}
+
 /// Asks about the pins in `pin_dir`: of hooks that every kernel has, and of those that the agent found in this one.
 pub fn left(pin_dir: &Path) -> Left {
-    let attached = |hook: &&Hook| pins::attached(pin_dir, hook.name).exists();
-    let hooks = HOOKS
-        .iter()
-        .filter(|hook| hook.since.is_none() || attached(hook));
-    let (mut holding, mut missing, mut without) = (false, Vec::new(), Vec::new());
-    for hook in hooks {
+    let attached = |name: &str| pins::attached(pin_dir, name).exists();
+    let (mut holding, mut told) = (false, Standing::default());
+    for hook in HOOKS {
+        if hook.since.is_some() && !attached(hook.name) {
+            if !is_replaced(hook, attached) {
+                told.beyond.push(hook.into());
+            }
+            continue;
+        }
         match holds(hook, &pin_dir.join("links").join(hook.name)) {
-            Ok(true) => holding |= hook.holds,
-            Ok(false) if hook.holds => missing.push(hook.name),
-            Ok(false) => without.push(hook.name),
+            Ok(true) => {
+                holding |= hook.holds;
+                told.in_force.push(hook.name);
+            }
+            Ok(false) if hook.holds => told.missing.push(hook.into()),
+            Ok(false) => told.without.push(hook.into()),
             Err(error) => return Left::Unknown(error),
         }
     }
     match holding {
-        true => Left::Stands { missing, without },
+        true => Left::Stands(told),
         false => Left::Nothing,
     }
 }
@@ -53,8 +85,16 @@ pub(super) fn was_open(pin_dir: &Path) -> bool {
         misses.is_ok_and(|count| count > 0)
     };
     let traced = HOOKS.iter().filter(|hook| hook.attach == TRACEPOINT);
-    let is_whole = matches!(left(pin_dir), Left::Stands { missing, without } if missing.is_empty() && without.is_empty());
-    !is_whole || traced.into_iter().any(has_skipped)
+    let is_whole = |all: Standing| all.missing.is_empty() && all.without.is_empty();
+    let was_whole = matches!(left(pin_dir), Left::Stands(all) if is_whole(all));
+    !was_whole || traced.into_iter().any(has_skipped)
+}
+
+/// Is what a hook does another one's to do, on the kernel that the agent found?
+fn is_replaced(hook: &Hook, attached: impl Fn(&str) -> bool) -> bool {
+    let stands_in = |other: &&Hook| other.stands_in_for() == Some(hook.name);
+    let instead = HOOKS.iter().find(stands_in).map(|other| other.name);
+    hook.stands_in_for().or(instead).is_some_and(attached)
 }
 
 /// Does the link that is pinned there hold a program at the hook?

@@ -42,7 +42,7 @@ pub use btf::Kernel;
 pub use claim::Unheld;
 pub use error::Error;
 pub use govern::UNSETTLED_NAME;
-pub use left::{Left, left};
+pub use left::{Left, Open, Standing, left};
 pub use mend::Mended;
 pub use model::{
     Before, Case, CgroupPath, Earlier, Enrolled, Fate, FileState, Governed, Looked, Outcome, Ran,

@@ -2,6 +2,7 @@
 use crate::established::Talker;
 use crate::support::*;
 use harness::eventually;
+use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
@@ -21,13 +22,18 @@ fn links(place: &Place) -> PathBuf {
     Path::new("/sys/fs/bpf").join(&place.name).join("links")
 }
 
-/// What `doctor` says of the fence that stands, whatever this kernel would take.
-fn diagnosis(place: &Place) -> String {
+/// What `doctor` finds of the fence that stands, whatever this kernel would take.
+fn finding(place: &Place) -> serde_json::Value {
     let output = place.output(&["doctor", "-o", "json"]);
     let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let mut findings = findings.as_array().unwrap().iter();
     let fence = findings.find(|finding| finding["check"] == "fence");
-    fence.unwrap()["found"].as_str().unwrap().to_owned()
+    fence.unwrap().clone()
+}
+
+/// What it says of that.
+fn diagnosis(place: &Place) -> String {
+    finding(place)["found"].as_str().unwrap().to_owned()
 }
 
 #[test]
@@ -88,6 +94,77 @@ fn status_says_enforcing_only_while_every_layer_that_holds_is_there() {
     assert!(none.starts_with("none "), "{none}");
     let told = text(&place.output(&["status"]).stdout);
     assert!(told.starts_with("NOT ENFORCING"), "{told}");
+}
+
+/// Without an agent too: which hooks are in force, and of each other what it leaves open.
+#[test]
+fn without_an_agent_each_hook_is_in_force_or_said_with_what_it_leaves_open() {
+    let mut place = Place::new();
+    place.start();
+    let status = place.status();
+    let leaves_open = |name: &str| {
+        let mut layers = status["layers"].as_array().unwrap().iter();
+        layers.find(|layer| layer["name"] == name).unwrap()["leaves_open"].clone()
+    };
+    let attached = layers(&status, |layer| {
+        let name = layer["name"].as_str().unwrap();
+        layer["enforcing"] == true && links(&place).join(name).exists()
+    });
+    place.end(Signal::KILL);
+    // One that keeps something in, and one that only counts.
+    let gone = ["connect4", "tcp_destroy_sock"];
+    for name in gone {
+        fs::remove_file(links(&place).join(name)).unwrap();
+    }
+    let output = place.output(&["status", "-o", "json"]);
+    assert_eq!(output.status.code(), Some(3));
+    let dead: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = finding(&place);
+    for told in [&dead, &found] {
+        let list = |key: &str| {
+            told[key]
+                .as_array()
+                .unwrap_or_else(|| panic!("{key}: {told}"))
+        };
+        let in_force = list("in_force").iter().map(|name| name.as_str().unwrap());
+        let mut all: BTreeSet<&str> = in_force.collect();
+        assert!(!gone.iter().any(|name| all.contains(name)), "{told}");
+        all.extend(gone);
+        assert!(all.iter().copied().eq(&attached), "{told}");
+        for (key, name) in ["missing", "without"].into_iter().zip(gone) {
+            let open = serde_json::json!([{ "name": name, "leaves_open": leaves_open(name) }]);
+            assert_eq!(told[key], open, "{told}");
+        }
+        // Of what this kernel has not, the agent said the same.
+        for hook in list("beyond") {
+            let name = hook["name"].as_str().unwrap();
+            assert_eq!(hook["leaves_open"], leaves_open(name), "{told}");
+            assert!(!attached.contains(name), "{told}");
+        }
+    }
+    assert_eq!(dead["fence"], false, "{dead}");
+    let open = |name: &str| format!("{name}: {}", leaves_open(name).as_str().unwrap());
+    let told = text(&place.output(&["status"]).stdout);
+    assert!(told.contains("INCOMPLETE"), "{told}");
+    for name in gone {
+        assert!(
+            told.contains(&format!("missing    {}", open(name))),
+            "{told}"
+        );
+    }
+    let in_force = told.lines().find(|line| line.contains("in force  "));
+    let in_force = in_force.unwrap().split_whitespace();
+    assert!(in_force.clone().any(|word| word == "connect6"), "{told}");
+    assert!(!in_force.clone().any(|word| word == "connect4"), "{told}");
+    let mend = found["mend"].as_str().unwrap();
+    assert!(mend.contains(&open("connect4")), "{found}");
+    let table = text(&place.output(&["doctor"]).stdout);
+    assert!(table.contains(&open("connect4")), "{table}");
+    place.start();
+    assert_eq!(place.status()["verdict"]["state"], "enforcing");
+    let whole = finding(&place);
+    assert!(whole["mend"].is_null(), "{whole}");
+    assert_eq!(whole["missing"], serde_json::json!([]));
 }
 
 #[test]
@@ -172,7 +249,7 @@ fn a_doctor_removes_what_one_before_it_left() {
 /// What could not be asked is not known to be gone, and nobody is said to have taken it.
 #[test]
 fn a_hook_that_cannot_be_asked_after_is_not_said_to_be_gone() {
-    use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
     let mut place = Place::new();
     place.start();
     let agent = Pid::from_child(place.agent.as_ref().unwrap());
