@@ -102,6 +102,7 @@ fn root_cannot_leave_its_cgroup_nor_touch_the_fence() {
     place.start();
     let before = host_mounts();
     let elsewhere = place.name.clone();
+    let agent = place.agent.as_ref().unwrap().id();
     let then = format!(
         r#"
 print(open("/proc/self/status").read().split("CapEff:")[1].split()[0], open("/proc/self/cgroup").read().split("\n")[-2])
@@ -116,13 +117,14 @@ attempt("pins", lambda: os.listdir(pins))
 attempt("remove a pin", lambda: os.unlink(pins + "/links/connect4"))
 attempt("secrets", lambda: open(secrets + "/key").read())
 attempt("state", lambda: os.listdir(state))
+attempt("the agent's memory", lambda: open("/proc/{agent}/mem", "rb"))
 attempt("core_pattern", lambda: write("/proc/sys/kernel/core_pattern", "|/bin/false"))
 attempt("uevent_helper", lambda: write("/sys/kernel/uevent_helper", "/bin/false"))
 "#
     );
     let lines = attempts(&place, "root", &then);
     assert_eq!(lines[0], "0000000000000000 0::/");
-    assert_eq!(lines.len(), 16, "{lines:#?}");
+    assert_eq!(lines.len(), 17, "{lines:#?}");
     for line in &lines[1..] {
         assert!(line.ends_with(" refused"), "{line}");
     }

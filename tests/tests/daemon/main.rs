@@ -16,6 +16,7 @@ mod counted;
 mod established;
 mod flows;
 mod gaps;
+mod hardened;
 mod layers;
 mod living;
 mod load;

@@ -143,13 +143,16 @@ impl Place {
 
     /// The same, in a cgroup that is there.
     pub(crate) fn start_in(&mut self, cgroup: &Path) {
+        let enter = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", cgroup.display());
+        self.start_by(&["sh", "-c", &enter, "sh"]);
+    }
+
+    /// The same, by a program that becomes it.
+    pub(crate) fn start_by(&mut self, launcher: &[&str]) {
         let agent = self.tollgate(&["agent"]);
-        let mut command = Command::new("sh");
-        let enter = format!(
-            "echo $$ > {}/cgroup.procs && exec \"$0\" agent",
-            cgroup.display()
-        );
-        command.args(["-c", &enter]).arg(agent.get_program());
+        let mut command = Command::new(launcher[0]);
+        command.args(&launcher[1..]).arg(agent.get_program());
+        command.args(agent.get_args());
         for (name, value) in agent.get_envs() {
             command.env(name, value.unwrap());
         }

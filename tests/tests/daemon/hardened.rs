@@ -1,0 +1,70 @@
+//! What the agent gives up before it holds anything: that others read its memory, and that it leaves it behind.
+use crate::support::*;
+use std::fs;
+use std::process::{Child, Command};
+
+/// Root without the capability that reads every process's memory, and with all others: of a process that has no more
+/// than these, only what that process has given up keeps it.
+const LAUNCHER: [&str; 5] = [
+    "prlimit",
+    "--core=unlimited",
+    "setpriv",
+    "--inh-caps=-sys_ptrace",
+    "--bounding-set=-sys_ptrace",
+];
+
+/// A program beside the agent, started as it is.
+struct Beside(Child);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What becomes of opening the memory of a process, governed.
+fn opened(place: &Place, pid: u32) -> String {
+    let open = format!(
+        "
+try:
+    open('/proc/{pid}/mem', 'rb')
+    print('opened')
+except PermissionError: print('refused')"
+    );
+    let arguments = [&LAUNCHER[1..], &["python3", "-c", &open]].concat();
+    let output = place.in_job(LAUNCHER[0], &arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout).trim().to_owned()
+}
+
+/// Soft and hard limit of the size of a core dump.
+fn core(pid: u32) -> Vec<String> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let mut lines = limits.lines();
+    let line = lines.find_map(|line| line.strip_prefix("Max core file size"));
+    let words = line.unwrap().split_whitespace().take(2);
+    words.map(str::to_owned).collect()
+}
+
+#[test]
+fn governed_root_does_not_read_the_agents_memory_and_it_leaves_none_behind() {
+    let mut place = Place::new();
+    let mut beside = Command::new(LAUNCHER[0]);
+    beside.args(&LAUNCHER[1..]).args(["sleep", "1h"]);
+    let beside = Beside(beside.spawn().unwrap());
+    place.start_by(&LAUNCHER);
+    let agent = place.agent.as_ref().unwrap().id();
+    assert_eq!(opened(&place, agent), "refused");
+    assert_eq!(core(agent), ["0"; 2]);
+    // Where BPF LSM programs run, they keep it from the other one too, which is not the workload's.
+    let status = place.status();
+    let mut layers = status["layers"].as_array().unwrap().iter();
+    let second = layers.find(|layer| layer["name"] == "ptrace_access_check");
+    let other = match second.unwrap()["enforcing"] == true {
+        true => "refused",
+        false => "opened",
+    };
+    assert_eq!(opened(&place, beside.0.id()), other);
+    assert_eq!(core(beside.0.id()), ["unlimited"; 2]);
+}
