@@ -1,13 +1,13 @@
 //! `tollgate status` when somebody takes the kernel half away under a running agent.
 use crate::established::Talker;
 use crate::support::*;
-use harness::eventually;
+use harness::{at_most, eventually};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Names of the layers for which `is` holds.
 fn layers(status: &serde_json::Value, is: impl Fn(&serde_json::Value) -> bool) -> BTreeSet<String> {
@@ -165,6 +165,38 @@ fn without_an_agent_each_hook_is_in_force_or_said_with_what_it_leaves_open() {
     let whole = finding(&place);
     assert!(whole["mend"].is_null(), "{whole}");
     assert_eq!(whole["missing"], serde_json::json!([]));
+}
+
+/// As often as the agent looks where nothing else is configured.
+#[test]
+fn a_hook_that_is_taken_away_is_named_until_it_is_back_which_takes_two_seconds_at_most() {
+    let mut place = Place::new();
+    place.start();
+    let mut named = 0;
+    for hook in ["connect4", "egress", "sched_process_fork"] {
+        let link = links(&place).join(hook);
+        fs::remove_file(&link).unwrap();
+        let taken = Instant::now();
+        loop {
+            let asked = taken.elapsed();
+            let status = place.status();
+            let state = &status["verdict"]["state"];
+            if !link.exists() {
+                // Nobody had put it back when that was answered.
+                assert_eq!(state, "not_enforcing", "{hook}: {status}");
+                let off = layers(&status, |layer| layer["enforcing"] == false);
+                assert!(off.contains(hook), "{status}");
+                named += 1;
+            } else if state == "enforcing" && status["put_back"][hook] == 1 {
+                break;
+            }
+            assert!(asked < at_most(Duration::from_secs(2)), "{hook}: {status}");
+        }
+    }
+    assert!(
+        named > 0,
+        "it was put back each time before anybody could ask"
+    );
 }
 
 #[test]
