@@ -1,6 +1,6 @@
 //! Budgets: held by the kernel, shown by `usage`, told to whoever runs into them, and kept.
 use crate::support::*;
-use harness::eventually;
+use harness::{at_most, eventually};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
@@ -80,6 +80,28 @@ fn what_is_spent_is_shown_and_refused_and_kept() {
     place.write_policy(&limited("1MiB/day"));
     assert!(place.output(&["reload"]).status.success());
     assert_eq!(spent(&place), before);
+}
+
+/// The host goes down without a word, and takes the maps with it: what was counted since the last writing is lost, which
+/// was five seconds before at most.
+#[test]
+fn a_host_that_goes_down_forgets_the_last_seconds_and_no_more() {
+    not_at_midnight();
+    let mut place = Place::new();
+    place.write_policy(&limited("1MiB/day"));
+    place.start();
+    assert_eq!(place.ask(), forbidden());
+    let before = spent(&place);
+    assert!(before > 300, "{before}");
+    std::thread::sleep(at_most(Duration::from_secs(6)));
+    assert_eq!(place.ask(), forbidden());
+    let last = spent(&place);
+    assert!(last > before, "{last}");
+    place.end(Signal::KILL);
+    fs::remove_dir_all(format!("/sys/fs/bpf/{}", place.name)).unwrap();
+    place.start();
+    let kept = spent(&place);
+    assert!((before..=last).contains(&kept), "{before} {kept} {last}");
 }
 
 /// Bytes sent, and received.
