@@ -95,3 +95,48 @@ fn the_workloads_of_the_service_compile() {
     let policy = compile(&[source(&merged)]).unwrap().policy;
     assert_eq!(policy.workloads().len(), 3);
 }
+
+/// Sources and their texts, below the directories that have tests and rules.
+fn sources() -> String {
+    let mut all = String::new();
+    let mut directories: Vec<_> = ["agent", "tests", "xtask"]
+        .map(|directory| repository().join(directory))
+        .into();
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            match path.extension() {
+                _ if path.is_dir() => directories.push(path),
+                Some(rust) if rust == "rs" => all += &std::fs::read_to_string(path).unwrap(),
+                _ => {}
+            }
+        }
+    }
+    all
+}
+
+/// Each says at its end, in brackets, which test or rule it is checked by, and that is there.
+#[test]
+fn invariants_are_checked_by_what_they_name() {
+    let text = std::fs::read_to_string(repository().join("ARCHITECTURE.md")).unwrap();
+    let sources = sources();
+    let invariants: Vec<&str> = text.split("**Invariant:**").skip(1).collect();
+    assert!(invariants.len() > 15);
+    for invariant in invariants {
+        let ends = ["\n\n", "\n- "].map(|end| invariant.find(end).unwrap_or(invariant.len()));
+        let said = invariant[..ends[0].min(ends[1])].trim();
+        let checks = said
+            .strip_suffix(".)")
+            .and_then(|said| said.rsplit_once('('));
+        let (_, checks) = checks.unwrap_or_else(|| panic!("checked by what? {said}"));
+        let names: Vec<&str> = checks.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "checked by what? {said}");
+        for name in names {
+            let there = ["fn", "struct"].map(|kind| format!("{kind} {name}"));
+            assert!(
+                there.iter().any(|one| sources.contains(one)),
+                "{name}: {said}"
+            );
+        }
+    }
+}
