@@ -24,6 +24,71 @@ fn recorded(flow: &Flow) -> Who {
     (of.pid, of.start / 10_000_000, of.exe_dev, of.exe_inode)
 }
 
+/// Connects by a ring: within the call that asks for it, by a worker of the kernel's, and by the kernel's own thread that looks for
+/// what is asked. Says of each what came of it and which thread it had made for that.
+fn by_rings(ip: &str, port: u16) -> String {
+    const RING: &str = include_str!("ways/ring.py");
+    format!(
+        "{RING}
+def threads():
+    all = [open(f'/proc/self/task/{{task}}/comm').read() for task in os.listdir('/proc/self/task')]
+    return [comm[:7] for comm in all if comm.startswith('iou-')]
+to = ctypes.create_string_buffer(sockaddr(family('{ip}'), '{ip}', {port}))
+kept = []
+for setup, flags in (0, 0), (0, ASYNC), (SQPOLL, 0):
+    s, ring = socket.socket(family('{ip}'), socket.SOCK_STREAM), Ring(setup)
+    kept += [s, ring]
+    r = name(lambda: ring.do(CONNECT, s.fileno(), ctypes.addressof(to), 0, len(to) - 1, flags=flags))
+    say(r, *threads()); sys.stdin.readline()"
+    )
+}
+
+/// What each of [`by_rings`] says. The worker stays for a while.
+const BY_RINGS: [&[&str]; 3] = [
+    &["ok"],
+    &["ok iou-wrk"],
+    &["ok iou-wrk iou-sqp", "ok iou-sqp iou-wrk", "ok iou-sqp"],
+];
+
+fn is_made_by_rings(stand: &Stand, server: &Elsewhere, mut each: impl FnMut(u32)) {
+    let (ip, port) = (server.address.ip().to_string(), server.address.port());
+    let mut client = Running::start(&stand.cgroup, &by_rings(&ip, port));
+    for said in BY_RINGS {
+        let line = client.line();
+        assert!(said.contains(&line.as_str()), "{ip}: {line}");
+        each(client.pid());
+        client.send("\n");
+    }
+    client.finish();
+}
+
+#[test]
+fn who_connects_by_a_ring_is_the_owner_whichever_thread_does_it() {
+    let mut stand = Stand::new();
+    let servers = ["127.0.0.1", "::1"].map(Elsewhere::new);
+    for server in &servers {
+        let listener = stand.agent(&server.address.ip().to_string());
+        is_made_by_rings(&stand, server, |pid| {
+            let flow = stand.fence().flow_of(&stand.accept(listener));
+            let flow = flow.expect("steered");
+            assert_eq!(recorded(&flow), who(pid));
+            assert_eq!(&*flow.workload, stand.workload());
+            assert_eq!(flow.destination, server.address);
+        });
+        assert_quiet(&server.listener);
+    }
+    stand.lift();
+    for server in &servers {
+        eventually("it is the fence that steers", || {
+            let mut reached = 0;
+            is_made_by_rings(&stand, server, |_| {
+                reached += usize::from(server.listener.accept().is_ok());
+            });
+            reached == 3
+        });
+    }
+}
+
 /// Another program, as far as the kernel can tell: a copy of what this process runs.
 fn another(folder: &tempfile::TempDir, pid: u32) -> PathBuf {
     let to = folder.path().join("another");

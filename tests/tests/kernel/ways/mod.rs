@@ -57,7 +57,8 @@ fn python(script: &str, arguments: &[&str]) -> Command {
 /// Tries every way, from `cgroup` if there is one; returns what came of each by its name.
 fn tried(cgroup: &str, canary: &Canary) -> BTreeMap<String, String> {
     let arguments = [cgroup, &canary.port, RESOLVER];
-    let output = python(include_str!("ways.py"), &arguments)
+    let script = concat!(include_str!("ring.py"), include_str!("ways.py"));
+    let output = python(script, &arguments)
         .stderr(Stdio::inherit())
         .output()
         .unwrap();
