@@ -341,6 +341,44 @@ os.waitpid(pid, 0)"
     ));
 }
 
+/// There is a place for each id that a kernel can give, so also for the last one.
+#[test]
+fn the_last_process_id_there_can_be_is_governed() {
+    const LAST: u32 = (4 << 20) - 1;
+    let _all = Setting::to("/proc/sys/kernel/pid_max", "4194304");
+    let mut scene = Scene::new();
+    let body = scene.script(&format!(
+        "import ctypes, struct
+wanted = ctypes.c_int({LAST})
+arguments = ctypes.create_string_buffer(struct.pack('10Q', 0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(wanted), 1))
+pid = ctypes.CDLL(None).syscall(435, arguments, 80)
+if pid == 0:
+    inside(); outside(); both(); sys.stdin.readline(); os._exit(0)
+assert pid == {LAST}, pid
+os.waitpid(pid, 0)"
+    ));
+    let mut client = Running::start_outside(&body);
+    assert_eq!(client.line(), "ok ok");
+    let fence = scene.stand.fence();
+    for listener in [&scene.stand.agent4, &scene.stand.agent6] {
+        let flow = fence.flow_of(&accept(listener)).unwrap();
+        assert_eq!(&*flow.workload, scene.stand.workload());
+        assert_eq!(flow.process.pid, LAST);
+    }
+    assert_eq!(
+        fence.workload_of(LAST).as_deref(),
+        Some(scene.stand.workload())
+    );
+    client.finish();
+    for server in &scene.servers {
+        assert_quiet(&server.listener);
+    }
+    scene.stand.lift();
+    for server in &scene.servers {
+        reaches(server, || python_outside(&body));
+    }
+}
+
 /// What is refused inside is refused to who has left, with sockets that were made after and before.
 #[test]
 fn who_left_may_send_no_datagrams_and_make_no_raw_sockets() {
