@@ -230,6 +230,56 @@ fn every_way_of_asking_is_answered_from_where_it_was_asked() {
     assert_eq!(kept["ttl"], 60, "however long its server says");
 }
 
+impl Names {
+    /// The seconds that an answer may be kept, and its address as it stands in there.
+    fn answered(&mut self, name: &str) -> (u64, bool) {
+        let answer = self.ask(json!({"do": "raw", "name": name}));
+        assert_eq!([&answer["code"], &answer["answers"]], [0, 1], "{answer}");
+        let wire: String = V4.octets().iter().map(|&byte| char::from(byte)).collect();
+        let is_first = answer["text"].as_str().unwrap().ends_with(&wire);
+        (answer["ttl"].as_u64().unwrap(), is_first)
+    }
+}
+
+/// What a worker remembers is as old as when it was asked for, and tells its client so.
+#[test]
+fn answers_grow_old_where_they_are_kept() {
+    let mut names = Names::new();
+    let other = || Answer::Addresses(vec![Ipv4Addr::new(93, 184, 216, 51).into()]);
+    for (name, says) in [("long.wild.example", 86_400), ("short.wild.example", 1)] {
+        names.world.dns.keep(says);
+        names
+            .world
+            .dns
+            .set(name, Answer::Addresses(vec![V4.into()]));
+        let whole = u64::from(says.min(60));
+        // Each of the two workers remembers by itself.
+        let both = eventually(Duration::from_secs(5), || {
+            let (seconds, is_first) = names.answered(name);
+            assert!(is_first && seconds <= whole, "{name}: {seconds}");
+            (names.world.dns.queries_for(name) >= 2).then_some(())
+        });
+        assert!(both.is_some(), "{name} is not asked for");
+        let asked = names.world.dns.queries_for(name);
+        names.world.dns.set(name, other());
+        std::thread::sleep(Duration::from_millis(2_100));
+        let later: Vec<_> = (0..8).map(|_| names.answered(name)).collect();
+        let again = names.world.dns.queries_for(name) - asked;
+        match says {
+            1 => {
+                assert!(later.iter().all(|(_, is_first)| !is_first), "{later:?}");
+                assert!(again > 0, "nobody was asked");
+            }
+            _ => {
+                let older =
+                    |(seconds, is_first): &(u64, bool)| *is_first && (1..=58).contains(seconds);
+                assert!(later.iter().all(older), "{later:?}");
+                assert_eq!(again, 0, "it is known");
+            }
+        }
+    }
+}
+
 /// What a program might write into names to get it out.
 fn smuggled() -> Vec<String> {
     let long = "deadbeef".repeat(7);
