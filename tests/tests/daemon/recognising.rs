@@ -34,7 +34,7 @@ fn as_user(uid: u32, script: &str) -> Output {
 
 impl Outside {
     /// What comes of it if this user asks by this program.
-    fn asked_by(&self, user: u32, program: &str) -> [u32; 2] {
+    pub(crate) fn asked_by(&self, user: u32, program: &str) -> [u32; 2] {
         self.came(&as_user(user, &self.ask(program)))
     }
 
@@ -49,7 +49,7 @@ impl Outside {
     }
 }
 
-fn digest(path: &Path) -> String {
+pub(crate) fn digest(path: &Path) -> String {
     let output = Command::new("sha256sum").arg(path).output().unwrap();
     text(&output.stdout).split(' ').next().unwrap().to_owned()
 }
@@ -462,4 +462,122 @@ fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
     eprintln!("listed after {took:?}");
     let limit = harness::at_most(Duration::from_millis(100));
     assert!(took.len() == 10 && took[9] < limit, "{took:?}");
+}
+
+/// A process that becomes a workload's when it is told to, and stays.
+struct Told(Child);
+
+impl Told {
+    /// `becomes`: what a shell does then.
+    fn new(becomes: &str) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("read told; {becomes}")]);
+        Self(command.stdin(Stdio::piped()).spawn().unwrap())
+    }
+
+    fn go(&mut self) {
+        let input = self.0.stdin.as_mut().unwrap();
+        std::io::Write::write_all(input, b"\n").unwrap();
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Is the process listed, for people, under this workload, since then and by that?
+fn is_shown(place: &Place, pid: u32, own: &Value) -> bool {
+    let shown = text(&place.output(&["workloads", "--processes"]).stdout);
+    let name = format!("({pid})");
+    let line = shown.lines().find(|line| line.contains(&name));
+    let line = line.unwrap_or_else(|| panic!("{pid} is not among {shown}"));
+    let since: jiff::Timestamp = own["since"].as_str().unwrap().parse().unwrap();
+    // To the second, and what time it was is told from how long ago it was.
+    let about = [-20, 0, 20].map(|off| {
+        let at = since + jiff::SignedDuration::from_millis(off);
+        let at = at.to_zoned_datetime(jiff::tz::TimeZone::system());
+        at.strftime("%H:%M:%S").to_string()
+    });
+    let [workload, by] = ["workload", "by"].map(|key| own[key].as_str().unwrap());
+    let parent = own["parent"].to_string();
+    line.starts_with(workload)
+        && line.split_whitespace().any(|word| word == parent)
+        && line.trim_end().ends_with(by)
+        && about.iter().any(|time| line.contains(time))
+}
+
+#[test]
+fn each_process_is_listed_since_when_and_by_what_it_is_governed() {
+    let mut place = Place::new();
+    fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
+    let (slice, unit) = (
+        format!("{}.slice", place.name),
+        format!("{}.service", place.name),
+    );
+    let named = place.path("named");
+    fs::copy("/usr/bin/sleep", &named).unwrap();
+    let more = format!(
+        "workloads:\n  unit: {{ match: {{ unit: {unit} }} }}\n  interns: {{ match: {{ user: {INTERN} }} }}\n  named: {{ match: {{ exe: {} }} }}\n",
+        named.display()
+    );
+    let policy = POLICY.replace("CGROUP/**", "CGROUP/*");
+    place.write_policy(&policy.replace("workloads:\n", &more));
+    place.start();
+    let cgroups = [format!("/{}/new", place.name), format!("/{slice}/{unit}")];
+    let directories = cgroups
+        .each_ref()
+        .map(|path| cgroup_root().join(path.trim_start_matches('/')));
+    for directory in &directories {
+        fs::create_dir_all(directory).unwrap();
+    }
+    let enters = directories.each_ref().map(|directory| {
+        format!(
+            "echo $$ > {}/cgroup.procs; exec sleep 60",
+            directory.display()
+        )
+    });
+    let all = [
+        ("job", enters[0].clone(), format!("cgroup {}", cgroups[0])),
+        ("unit", enters[1].clone(), format!("cgroup {}", cgroups[1])),
+        (
+            "interns",
+            format!("exec setpriv --reuid {INTERN} --clear-groups sleep 60"),
+            format!("user {INTERN}"),
+        ),
+        (
+            "named",
+            format!("exec {} 60", named.display()),
+            format!("exe {}", named.display()),
+        ),
+    ];
+    let mut told = all.each_ref().map(|(_, becomes, _)| Told::new(becomes));
+    for ((workload, _, by), one) in all.iter().zip(&mut told) {
+        // Longer than a second, which is what is counted in: neither the start of the process, nor that of the agent or of another.
+        std::thread::sleep(Duration::from_millis(1_500));
+        let pid = one.0.id();
+        let is_ours = |of: &Value| of["pid"].as_u64() == Some(pid.into());
+        assert!(!processes(&place, workload).iter().any(is_ours));
+        let before = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(1);
+        one.go();
+        let own = eventually(START, || {
+            processes(&place, workload).into_iter().find(is_ours)
+        });
+        let own = own.unwrap_or_else(|| panic!("{workload} has no process"));
+        let after = jiff::Timestamp::now();
+        let since: jiff::Timestamp = own["since"].as_str().unwrap().parse().unwrap();
+        assert!(
+            before <= since && since <= after,
+            "{workload}: {before} {since} {after}"
+        );
+        assert_eq!(own["by"], *by);
+        assert!(is_shown(&place, pid, &own), "{own}");
+    }
+    drop(told);
+    for directory in [&directories[0], &directories[1], &cgroup_root().join(slice)] {
+        let gone = eventually(START, || fs::remove_dir(directory).ok());
+        assert!(gone.is_some(), "{}", directory.display());
+    }
 }
