@@ -316,6 +316,9 @@ impl Enrolments {
             && (old.inode, &old.workload) == (wanted.inode, &wanted.workload)
         {
             old.by.clone_from(&wanted.by);
+            // It may have been another's meanwhile, which could not be told.
+            self.ungoverned
+                .note(&wanted.cgroup, Ok::<_, kernel::Error>(()));
             return;
         }
         let old = self.selected.get(&wanted.cgroup);

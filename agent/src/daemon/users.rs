@@ -1,6 +1,8 @@
 //! Users and groups from the local files: whom a command runs as, with what sudo says, and whom selectors name.
 use anyhow::{Context, bail};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A user to become.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct User {
 pub struct Database {
     passwd: String,
     group: String,
+    /// Users' numbers by their names: thousands of selectors are asked about for each process.
+    uids: Arc<HashMap<String, u32>>,
 }
 
 impl Database {
@@ -34,40 +38,38 @@ impl Database {
 
     /// Of this host.
     pub(super) fn read() -> std::io::Result<Self> {
-        Self::read_in(Path::new("/etc"), false)
+        let (passwd, group) = texts(Path::new("/etc"), false)?;
+        Ok(Self::of(passwd, group))
     }
 
     /// Of this host, now that it was so before. A list of users that is there no more says nothing: editors put another in its place.
     pub(super) fn again(&self) -> std::io::Result<Self> {
-        Self::read_in(Path::new("/etc"), !self.passwd.is_empty())
-    }
-
-    /// `had`: there were users.
-    fn read_in(directory: &Path, had: bool) -> std::io::Result<Self> {
-        // A user's own words (chfn) may be of another encoding, and are none of ours.
-        let read = |name: &str, had: bool| match std::fs::read(directory.join(name)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !had => Ok(String::new()),
-            read => read.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
-        };
-        Ok(Self {
-            passwd: read("passwd", had)?,
-            group: read("group", false)?,
+        let (passwd, group) = texts(Path::new("/etc"), !self.passwd.is_empty())?;
+        let is_same = passwd == self.passwd && group == self.group;
+        Ok(match is_same {
+            true => self.clone(),
+            false => Self::of(passwd, group),
         })
     }
 
     /// Of these texts.
-    #[cfg(test)]
-    pub(super) fn of(passwd: &str, group: &str) -> Self {
+    pub(super) fn of(passwd: impl Into<String>, group: impl Into<String>) -> Self {
+        let (passwd, group) = (passwd.into(), group.into());
+        let mut uids = HashMap::new();
+        for line in passwd.lines().filter_map(Line::of) {
+            // Who comes first has the name.
+            uids.entry(line.name.to_owned()).or_insert(line.uid);
+        }
         Self {
-            passwd: passwd.to_owned(),
-            group: group.to_owned(),
+            passwd,
+            group,
+            uids: Arc::new(uids),
         }
     }
 
     /// The number of a user, given by name or number; `None`: no such name.
     pub(super) fn uid(&self, user: &str) -> Option<u32> {
-        let mut all = self.passwd.lines().filter_map(Line::of);
-        let known = all.find(|line| line.name == user).map(|line| line.uid);
+        let known = self.uids.get(user).copied();
         known.or_else(|| user.parse().ok().filter(|uid| *uid != u32::MAX))
     }
 
@@ -159,6 +161,15 @@ impl<'a> Line<'a> {
     }
 }
 
+/// Users and groups as a directory has them. `had`: there were users. A user's own words (`chfn`) may be of another encoding.
+fn texts(directory: &Path, had: bool) -> std::io::Result<(String, String)> {
+    let read = |name: &str, had: bool| match std::fs::read(directory.join(name)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !had => Ok(String::new()),
+        read => read.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+    };
+    Ok((read("passwd", had)?, read("group", false)?))
+}
+
 /// `name:password:gid:member,member`: the gid, if `user` is a member.
 fn membership(line: &str, user: &str) -> Option<u32> {
     let mut fields = line.split(':');
@@ -189,26 +200,25 @@ mod tests {
     use super::*;
 
     fn database() -> Database {
-        Database {
-            passwd: "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\nbroken\nx:x:y:z\nnobody:x:65534:65534::/nonexistent:\n".to_owned(),
-            group: "root:x:0:\nann:x:1000:\ndev:x:50:bob,ann\nops:x:51:bob\n".to_owned(),
-        }
+        Database::of(
+            "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\nbroken\nx:x:y:z\nnobody:x:65534:65534::/nonexistent:\n",
+            "root:x:0:\nann:x:1000:\ndev:x:50:bob,ann\nops:x:51:bob\n",
+        )
     }
 
     #[test]
     fn a_list_that_is_away_for_a_moment_says_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let none = Database::read_in(folder.path(), false).unwrap();
-        assert_eq!(none, Database::default());
+        assert_eq!(texts(folder.path(), false).unwrap(), Default::default());
         std::fs::write(folder.path().join("passwd"), &database().passwd).unwrap();
-        let some = Database::read_in(folder.path(), false).unwrap();
-        assert_eq!(some.uid("ann"), Some(1000));
+        let (passwd, group) = texts(folder.path(), false).unwrap();
+        assert_eq!(Database::of(passwd, group).uid("ann"), Some(1000));
         let odd = b"eve:x:7:7:\xe9v\xe9::\n".as_slice();
         std::fs::write(folder.path().join("passwd"), odd).unwrap();
-        let odd = Database::read_in(folder.path(), true).unwrap();
-        assert_eq!(odd.uid("eve"), Some(7), "of another encoding");
+        let (odd, _) = texts(folder.path(), true).unwrap();
+        assert_eq!(Database::of(odd, "").uid("eve"), Some(7), "of another encoding");
         std::fs::remove_file(folder.path().join("passwd")).unwrap();
-        assert!(Database::read_in(folder.path(), true).is_err());
+        assert!(texts(folder.path(), true).is_err());
     }
 
     #[test]

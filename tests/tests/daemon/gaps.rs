@@ -6,7 +6,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Listeners of both families that a workload must never reach.
 struct Canaries([TcpListener; 2]);
@@ -229,6 +229,79 @@ fn what_the_kernel_half_has_no_room_for_is_said() {
     let output = place.output(&["reload"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     becomes_enforcing(&place);
+}
+
+/// Ten thousand workloads, half of them by cgroup and half by user, are taken up like two: at a reload and at a start.
+#[test]
+fn ten_thousand_workloads_are_a_policy_like_any_other() {
+    let (mut place, canaries) = (Place::new(), Canaries::new());
+    let name = place.name.clone();
+    let one = |n: u32| match n % 2 {
+        0 => format!("  w{n}: {{ match: {{ cgroup: /{name}-{n} }}, listen: [20001] }}\n"),
+        _ => format!("  w{n}: {{ match: {{ user: {} }} }}\n", 1_000_000 + n),
+    };
+    let many: String = (0..10_000).map(one).collect();
+    let more = POLICY.replace("workloads:\n", &format!("workloads:\n{many}"));
+    place.start();
+    place.write_policy(&more);
+    let begun = Instant::now();
+    let output = place.output(&["reload"]);
+    let took = begun.elapsed();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    eprintln!("10 000 workloads taken up in {took:?}");
+    let limit = harness::at_most(Duration::from_secs(5));
+    assert!(took < limit, "{took:?}");
+    becomes_enforcing(&place);
+
+    let of_last = cgroup_root().join(format!("{name}-9998"));
+    fs::create_dir(&of_last).unwrap();
+    let asks = canaries.ask();
+    let by_cgroup = || text(&within(&of_last, &asks).stdout);
+    let by_user = |user: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", user, "--clear-groups", "sh", "-c", &asks]);
+        text(&command.stdin(Stdio::null()).output().unwrap().stdout)
+    };
+    let are_governed = || {
+        assert_eq!(by_cgroup(), "403 403 ");
+        assert_eq!(by_user("1009999"), "403 403 ");
+        assert!(canaries.are_quiet());
+    };
+    are_governed();
+    let decided = text(&place.output(&["decisions", "-o", "json"]).stdout);
+    for workload in ["\"w9998\"", "\"w9999\""] {
+        assert!(decided.contains(workload), "nothing of {workload}");
+    }
+    // As many of other names are too many beside these, whose numbers records have.
+    place.write_policy(&more.replace("  w", "  other"));
+    let output = place.output(&["reload"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("too many workloads"), "{said}");
+    assert!(
+        why(&place).contains("too many workloads"),
+        "{}",
+        why(&place)
+    );
+    for asks in [by_cgroup(), by_user("1009999")] {
+        assert!(canaries.are_quiet(), "{asks}");
+    }
+    place.write_policy(&more);
+    let output = place.output(&["reload"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    becomes_enforcing(&place);
+    are_governed();
+
+    place.end(Signal::TERM);
+    let begun = Instant::now();
+    place.start();
+    becomes_enforcing(&place);
+    assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
+    are_governed();
+    // Nobody's user.
+    by_user("1010000");
+    assert!(canaries.0.iter().all(|canary| canary.accept().is_ok()));
+    fs::remove_dir(&of_last).unwrap();
 }
 
 /// Selectors by which nobody is recognised are no fault, since who is meant may come: they are said for as long as they are so.
