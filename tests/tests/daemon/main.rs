@@ -24,6 +24,7 @@ mod looks;
 mod moving;
 mod namespaces;
 mod outside;
+mod overlaid;
 mod pods;
 mod rebooting;
 mod recognising;
