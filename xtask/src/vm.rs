@@ -87,9 +87,10 @@ const SAME_EVERYWHERE: &[&str] = &[
     "kernel ways::lost_events_open_nothing",
 ];
 
-/// Tests that the machine is not for: there is no containerd in it, cgroup2 is all there is and covered by what keeps a run in, and
+/// Tests that the machine is not for: there is no engine of containers in it, cgroup2 is all there is and covered by what keeps a run in, and
 /// times that hold on a host do not where it is emulated.
 const NOT_HERE: &[&str] = &[
+    "daemon docker::",
     "daemon pods::",
     "daemon confined::a_user_namespace_is_no_way_out",
     "kernel looks::who_has_many_descriptors_in_many_threads_is_looked_at_at_once",

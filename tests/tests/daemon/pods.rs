@@ -2,7 +2,6 @@
 use crate::support::*;
 use harness::{eventually, repository};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -187,23 +186,6 @@ impl Pods {
         called.iter().filter(|path| *path == name).count()
     }
 
-    /// The workload of a pod's processes, and by what they are recognised.
-    fn recognised(&self, container: &str) -> Option<(String, String)> {
-        let all = self.place.workloads();
-        let processes = all
-            .iter()
-            .flat_map(|workload| workload["processes"].as_array().unwrap());
-        let is_in = |pid: &Value| {
-            let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"));
-            cgroups.is_ok_and(|text| text.contains(container))
-        };
-        let word = |value: &Value| value.as_str().unwrap().to_owned();
-        let mut found = processes.filter(|process| is_in(&process["pid"]));
-        found
-            .next()
-            .map(|process| (word(&process["workload"]), word(&process["by"])))
-    }
-
     /// Why a container is refused.
     fn why(&self, id: &str) -> Option<String> {
         let status = self.place.status();
@@ -273,7 +255,7 @@ fn pods_are_governed_by_their_labels_and_images_from_their_first_call() {
     // Its labels are the workload's, and the workload may call: through the agent, which says so.
     let web = pods.run("web", "shop", "other:1", r#"{"app":"web-1"}"#);
     pods.becomes("web", REACHED);
-    let (workload, by) = pods.recognised(&web[0]).unwrap();
+    let (workload, by) = pods.place.recognised(&web[0]).unwrap();
     assert_eq!(workload, "shop");
     assert_eq!(
         by,
@@ -281,7 +263,7 @@ fn pods_are_governed_by_their_labels_and_images_from_their_first_call() {
     );
     // Whoever keeps the pod's namespaces is of the pod.
     let pause = eventually(START, || {
-        pods.recognised(&web[1]).filter(|it| it.0 == "shop")
+        pods.place.recognised(&web[1]).filter(|it| it.0 == "shop")
     });
     assert!(pause.is_some());
 
@@ -291,15 +273,15 @@ fn pods_are_governed_by_their_labels_and_images_from_their_first_call() {
     for (name, ids, expected) in [("app", &app, "app"), ("till", &till, "till")] {
         pods.becomes(name, FORBIDDEN);
         assert_eq!(pods.calls_of(name), 0, "{:?}", pods.logs(name));
-        let (workload, by) = pods.recognised(&ids[0]).unwrap();
+        let (workload, by) = pods.place.recognised(&ids[0]).unwrap();
         assert_eq!(workload, expected, "{by}");
         let denied = format!(r#""workload":"{expected}""#);
         assert!(pods.place.on_disk(&denied) > 0);
     }
-    let by = pods.recognised(&app[0]).unwrap().1;
+    let by = pods.place.recognised(&app[0]).unwrap().1;
     assert_eq!(by, "container registry.example/app:3");
     assert_eq!(
-        pods.recognised(&till[0]).unwrap().1,
+        pods.place.recognised(&till[0]).unwrap().1,
         "user root, labels tier=till"
     );
 
@@ -308,7 +290,7 @@ fn pods_are_governed_by_their_labels_and_images_from_their_first_call() {
     let elsewhere = pods.run("elsewhere", "other", "other:1", r#"{"app":"web-1"}"#);
     for (name, ids) in [("free", &free), ("elsewhere", &elsewhere)] {
         pods.becomes(name, REACHED);
-        assert_eq!(pods.recognised(&ids[0]), None, "{name}");
+        assert_eq!(pods.place.recognised(&ids[0]), None, "{name}");
         let logs = pods.logs(name).concat();
         assert!(!logs.iter().any(|line| line.contains(FORBIDDEN)));
     }
@@ -335,7 +317,7 @@ fn pods_are_governed_by_their_labels_and_images_from_their_first_call() {
     }
     let why = pods.why(&free[0]).unwrap();
     assert!(why.contains("c.sock") && why.contains("labels"), "{why}");
-    assert_eq!(pods.recognised(&app[0]).unwrap().0, "app");
+    assert_eq!(pods.place.recognised(&app[0]).unwrap().0, "app");
     pods.becomes("web", REACHED);
     let till_calls = pods.calls_of("till");
 

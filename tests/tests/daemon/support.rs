@@ -208,6 +208,23 @@ impl Place {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
     }
 
+    /// The workload of a container's processes, and by what they are recognised.
+    pub(crate) fn recognised(&self, container: &str) -> Option<(String, String)> {
+        let all = self.workloads();
+        let processes = all
+            .iter()
+            .flat_map(|workload| workload["processes"].as_array().unwrap());
+        let is_in = |pid: &Value| {
+            let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"));
+            cgroups.is_ok_and(|text| text.contains(container))
+        };
+        let word = |value: &Value| value.as_str().unwrap().to_owned();
+        let mut found = processes.filter(|process| is_in(&process["pid"]));
+        found
+            .next()
+            .map(|process| (word(&process["workload"]), word(&process["by"])))
+    }
+
     /// What the agent answers to a question without parameters, asked without a program's start in between.
     pub(crate) fn asked(&self, question: &str) -> String {
         let mut asked = UnixStream::connect(self.path("run/admin.sock")).unwrap();

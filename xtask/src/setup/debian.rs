@@ -105,6 +105,12 @@ const PACKAGES: &[Package] = &[
         KnownBy::Program("runc"),
         "runs their containers",
     ),
+    package(
+        "docker.io",
+        Need::Everything,
+        KnownBy::Program("dockerd"),
+        "runs Docker's containers",
+    ),
     package("curl", Need::Demo, KnownBy::Program("curl"), "a client"),
     package(
         "ca-certificates",
@@ -289,14 +295,13 @@ pub(super) fn install(packages: &[&Package]) -> Result<()> {
     let _idle = NoServices::hold(packages)?;
     if !lists_are_there() {
         update()?;
-        return apt_install(packages);
     }
     apt_install(packages).or_else(|fault| {
         println!("{fault:#}: trying again with new package lists");
         update()?;
         apt_install(packages)
     })?;
-    disable_nginx(packages);
+    disable_services(packages);
     Ok(())
 }
 
@@ -325,11 +330,26 @@ fn apt_install(packages: &[&Package]) -> Result<()> {
     )
 }
 
-/// The tests start their own nginx: Debian's service must not start at the next boot either.
-fn disable_nginx(packages: &[&Package]) {
-    if packages.iter().any(|p| p.name == "nginx-light") && sh::find("systemctl").is_some() {
+/// Packages whose services the tests start themselves, each with all of its own, and what Debian would start of them.
+const SERVICES: &[(&str, &[&str])] = &[
+    ("nginx-light", &["nginx.service"]),
+    ("containerd", &["containerd.service"]),
+    ("docker.io", &["docker.socket", "docker.service"]),
+];
+
+/// What Debian starts of these packages.
+fn services(packages: &[&Package]) -> Vec<&'static str> {
+    let named = |name: &str| packages.iter().any(|package| package.name == name);
+    let ours = SERVICES.iter().filter(|(package, _)| named(package));
+    ours.flat_map(|(_, units)| units.iter().copied()).collect()
+}
+
+/// They must not start at the next boot either.
+fn disable_services(packages: &[&Package]) {
+    let units = services(packages);
+    if !units.is_empty() && sh::find("systemctl").is_some() {
         let mut systemctl = sh::command("systemctl");
-        systemctl.args(["--quiet", "disable", "nginx.service"]);
+        systemctl.args(["--quiet", "disable"]).args(units);
         let _ = sh::output(systemctl);
     }
 }
@@ -343,7 +363,7 @@ struct NoServices {
 
 impl NoServices {
     fn hold(packages: &[&Package]) -> Result<Self> {
-        let ours = packages.iter().any(|p| p.name == "nginx-light") && !Path::new(POLICY).exists();
+        let ours = !services(packages).is_empty() && !Path::new(POLICY).exists();
         if ours {
             use std::os::unix::fs::PermissionsExt as _;
             std::fs::write(POLICY, "#!/bin/sh\nexit 101\n")
@@ -373,6 +393,17 @@ mod tests {
         assert!(numbers("1.96.0+dfsg1-1~deb12u2") > numbers("1.96"));
         assert!(numbers("1.85.0+dfsg3-1~deb12u3") < numbers("1.96"));
         assert!(numbers("1.100.0") > numbers("1.96"));
+    }
+
+    #[test]
+    fn nothing_that_is_installed_for_tests_is_left_running() {
+        let named = |name: &'static str| PACKAGES.iter().filter(move |p| p.name == name);
+        let two: Vec<_> = named("docker.io").chain(named("curl")).collect();
+        assert_eq!(services(&two), ["docker.socket", "docker.service"]);
+        assert!(services(&two[1..]).is_empty());
+        for (package, _) in SERVICES {
+            assert_eq!(named(package).count(), 1, "{package}");
+        }
     }
 
     #[test]
