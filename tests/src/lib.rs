@@ -15,6 +15,7 @@ pub mod cleanup;
 pub mod client;
 pub mod dns;
 pub mod events;
+pub mod everything;
 pub mod netns;
 pub mod nginx;
 mod world;

@@ -10,8 +10,9 @@
 
 mod host;
 
-use harness::{at_most, eventually};
+use harness::{at_most, eventually, everything};
 use host::{Host, text};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
@@ -445,6 +446,40 @@ fn a_daemon_from_before_its_rule_is_held_and_let_go(host: &Host) {
     let free = eventually(patience, || both(true).then_some(()));
     assert!(free.is_some(), "policy has let go of it");
     host.systemctl(&["stop", "earlier.service"]);
+}
+
+/// With the agent, and while it is down; also the unit that was governed until then, which shows that there was something to lose.
+#[test]
+fn a_host_on_which_nobody_is_governed_loses_nothing() {
+    let host = Host::new();
+    let cgroup = format!("/sys/fs/cgroup/system.slice/{}/cgroup.procs", host::UNIT);
+    let enter = format!("echo $$ > {cgroup} && exec \"$@\"");
+    let lost = |seconds: &str, as_unit: bool| {
+        let run = |program: &str, of: &[&str]| {
+            let entering = ["-c", &enter, "sh", program];
+            Ok(match as_unit {
+                true => host.output("sh", &[&entering, of].concat()),
+                false => host.output(program, of),
+            })
+        };
+        everything::lost(seconds, run).unwrap()
+    };
+    // Unix sockets are held by one of two layers, by which of them is shown elsewhere.
+    let mut held = lost("1", true);
+    held.retain(|what, _| !what.starts_with("SOCK"));
+    assert_eq!(held.len(), 13, "{held:?}");
+
+    host.reload("version: 1\nworkloads: {}\n");
+    let status = || text(&host.output("tollgate", &["status", "-o", "json"]).stdout);
+    let free = eventually(Duration::from_secs(60), || {
+        let status: serde_json::Value = serde_json::from_str(&status()).unwrap();
+        (status["governed"] == 0).then_some(())
+    });
+    assert!(free.is_some(), "{}", status());
+    assert_eq!(lost("30", true), BTreeMap::new(), "with the agent");
+    host.systemctl(&["stop", "tollgate"]);
+    assert_eq!(lost("30", false), BTreeMap::new(), "without the agent");
+    assert_eq!(host.report(&host.allowed), "0 200");
 }
 
 /// What a unit did before it was governed does not go on, and lifting the fence by hand is seen.
