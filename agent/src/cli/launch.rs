@@ -45,9 +45,12 @@ pub(super) struct Args {
     /// Laid over the settings of browsers, so that they trust the CA too
     #[arg(long)]
     browsers: PathBuf,
-    /// Directories that the command finds empty, and sockets that it does not find
+    /// Directories that the command finds empty
     #[arg(long)]
     hide: Vec<PathBuf>,
+    /// Sockets that it finds, of all that have a path; `**` at the end is any rest
+    #[arg(long)]
+    unix: Vec<String>,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -68,8 +71,8 @@ fn prepare(args: &Args) -> anyhow::Result<()> {
         .with_context(|| format!("cannot enter the cgroup: {}", procs.display()))?;
     view::enter(
         &args.cgroup,
-        args.uid == 0,
-        &args.hide,
+        args.uid,
+        (&args.hide, &args.unix),
         (&args.bundle, &args.browsers),
     )
     .context("cannot close off the host's mounts")?;

@@ -179,6 +179,9 @@ fn command(args: &Args, user: &User, enrolled: &Enrolled) -> Command {
     for directory in &enrolled.hidden {
         command.arg("--hide").arg(directory);
     }
+    for socket in &enrolled.unix {
+        command.arg("--unix").arg(socket);
+    }
     command
         .arg("--")
         .args(&args.command)

@@ -401,7 +401,8 @@ impl Enrolments {
                     directory,
                     cgroup,
                     trust: super::trust(&config.runtime_dir),
-                    hidden: hidden(policy, &workload, config),
+                    hidden: hidden(config),
+                    unix: unix(policy, &workload),
                     workload,
                 })
             }
@@ -479,16 +480,20 @@ impl Enrolments {
     }
 }
 
-/// What a run is not to find: the agent's own files, and local daemons that its policy does not let it speak to.
-fn hidden(policy: &Policy, workload: &str, config: &Config) -> Vec<PathBuf> {
+/// The agent's own files, which a run is not to find.
+fn hidden(config: &Config) -> Vec<PathBuf> {
     let mut hidden = vec![config.secrets_dir.clone(), config.state_dir.clone()];
     hidden.extend(config.vault.as_ref().map(|vault| vault.token_file.clone()));
-    let mut all = policy.workloads().iter();
-    let allowed = all
-        .find(|w| w.name == workload)
-        .map_or(&[][..], |w| &w.unix);
-    hidden.extend(super::sockets::closed(allowed));
     hidden
+}
+
+/// Local daemons that a run may speak to: it is to find no others.
+fn unix(policy: &Policy, workload: &str) -> Vec<String> {
+    let mut all = policy.workloads().iter();
+    let own = all.find(|w| w.name == workload);
+    own.map_or_else(Vec::new, |w| {
+        w.unix.iter().map(ToString::to_string).collect()
+    })
 }
 
 fn names(policy: &Policy) -> HashSet<&str> {

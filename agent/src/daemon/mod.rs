@@ -30,7 +30,6 @@ mod rules;
 mod runs;
 mod selectors;
 mod skipped;
-mod sockets;
 mod start;
 mod status;
 mod troubles;

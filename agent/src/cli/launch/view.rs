@@ -13,6 +13,7 @@
 //!
 //! Undoing any of it takes `CAP_SYS_ADMIN` in the initial user namespace. In a user namespace made by the command the
 //! kernel locks these mounts together as they are, and a new mount of cgroup2 starts at the command's own cgroup.
+mod sockets;
 mod trust;
 
 use crate::kernel::namespaces;
@@ -21,6 +22,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{self, MountFlags, MountPropagationFlags};
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -55,17 +57,13 @@ const PROC_SWITCHES: [&str; 7] = [
 /// Enters the view. The process is in `cgroup` already, and still has all privileges.
 pub(super) fn enter(
     cgroup: &Path,
-    root: bool,
-    hidden: &[PathBuf],
+    user: u32,
+    (hidden, unix): (&[PathBuf], &[String]),
     (bundle, browsers): (&Path, &Path),
 ) -> anyhow::Result<()> {
     let cwd = rustix::process::getcwd(Vec::new()).context("the working directory")?;
     let cwd = PathBuf::from(OsString::from_vec(cwd.into_bytes()));
-    // One that is not there has nothing to hide.
-    let hidden: Vec<PathBuf> = hidden
-        .iter()
-        .filter_map(|h| h.canonicalize().ok())
-        .collect();
+    let hidden = real(hidden)?;
     if let Some(secret) = hidden.iter().find(|h| cwd.starts_with(h)) {
         bail!(
             "the working directory is in {}, which is kept from the command: run it from elsewhere",
@@ -81,13 +79,14 @@ pub(super) fn enter(
     for found in mounts.iter().filter(|m| m.kind == "bpf") {
         found.change(cover)?;
     }
-    if root {
+    if user == 0 {
         hold_switches(&mounts)?;
     }
     trust::lay_over(bundle, browsers);
     for directory in &hidden {
         cover(directory).with_context(|| format!("cannot hide {}", directory.display()))?;
     }
+    sockets::cover(unix, user)?;
     // The working directory may be below what was covered: by its name it is what the command is to see.
     if mounts
         .iter()
@@ -101,6 +100,17 @@ pub(super) fn enter(
         })?;
     }
     Ok(())
+}
+
+/// The paths that those lead to. One that is not there has nothing to hide.
+fn real(hidden: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let real = hidden.iter().map(|path| match path.canonicalize() {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        real => real
+            .map(Some)
+            .with_context(|| format!("cannot hide {}", path.display())),
+    });
+    real.filter_map(Result::transpose).collect()
 }
 
 fn narrow_cgroups(cgroup: &Path, mounts: &[Mounted]) -> anyhow::Result<()> {
@@ -230,6 +240,18 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| vec![folder.path().join(name)];
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        assert!(real(&at("none")).unwrap().is_empty());
+        assert!(real(&at("file/none")).unwrap().is_empty());
+        assert_eq!(real(&at("file")).unwrap().len(), 1);
+        std::os::unix::fs::symlink("loop", folder.path().join("loop")).unwrap();
+        assert!(real(&at("loop")).is_err());
+    }
 
     #[test]
     fn mounts_are_read() {

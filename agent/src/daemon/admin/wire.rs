@@ -331,6 +331,9 @@ pub struct Enrolled {
     /// Directories of the agent's own, secrets and state, that the command must not see.
     #[serde(default)]
     pub hidden: Vec<PathBuf>,
+    /// Unix sockets that it may speak to, as policy writes them: those with a path that are not among them are covered.
+    #[serde(default)]
+    pub unix: Vec<String>,
 }
 
 /// Files that clients are pointed at.
