@@ -148,12 +148,10 @@ fn revoke(context: &Context, token: &str, files: &[PathBuf]) -> anyhow::Result<O
     } else {
         public_of(&read(context, files)?, token)?
     };
-    let well_formed = public.len() <= 132
-        && public
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
-    if !well_formed {
-        bail!("this is not the public half of a token");
+    if !identity::is_public_half(&public) {
+        bail!(
+            "this is not the public half of a token, which is `tgi_` and 43 characters: give the whole of it, nothing is revoked"
+        );
     }
     let path = revoked_list(context)?;
     if Revoked::read(&path)?.has(&public) {

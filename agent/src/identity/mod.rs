@@ -9,7 +9,7 @@ pub(crate) use jwt::Cache;
 pub use published::Published;
 pub(crate) use published::refresh;
 pub(crate) use token::is_token;
-pub use token::{Issued, REVOKED, Revoked, issue};
+pub use token::{Issued, REVOKED, Revoked, is_public_half, issue};
 
 use crate::secrets;
 use jwt::Issuer;

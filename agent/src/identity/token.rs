@@ -64,6 +64,13 @@ pub(crate) fn is_token(text: &[u8]) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 
+/// Whether a text has the form of a public half, to its last bit: of one that is cut no token is the other half.
+pub fn is_public_half(text: &str) -> bool {
+    let mut digest = [0; BYTES];
+    let decoded = |half| URL_SAFE_NO_PAD.decode_slice(half, &mut digest);
+    text.strip_prefix(PUBLIC).map(decoded) == Some(Ok(BYTES))
+}
+
 /// Public halves that are no longer taken.
 #[derive(Debug, Default)]
 pub struct Revoked(HashSet<Box<str>>);
@@ -129,6 +136,27 @@ mod tests {
             &token.replace("tgt_", "tgi_"),
         ] {
             assert!(!is_token(text.as_bytes()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_public_half() {
+        let public = issue().unwrap().public;
+        assert!(is_public_half(&public));
+        for text in [
+            "",
+            "tgi_",
+            "tgi_abc",
+            &public[..46],
+            &public[4..],
+            &format!("{public}x"),
+            &format!("{public}\n"),
+            &format!("{}=", &public[..46]),
+            // Bits that no digest has.
+            &format!("{}B", &public[..46]),
+            &public.replace("tgi_", "tgt_"),
+        ] {
+            assert!(!is_public_half(text), "{text:?}");
         }
     }
 
