@@ -121,26 +121,33 @@ fn first_snapshot(
     with: (&Published, &Registry),
     dns_servers: &[IpAddr],
 ) -> Result<(Snapshot, Applied), Error> {
-    let kept = match lifetime {
+    let (kept, has_governed) = match lifetime {
         Lifetime::Service => last_good(config),
-        Lifetime::Private { .. } => None,
+        Lifetime::Private { .. } => (None, false),
     };
-    let from_disk = from_disk(config, with, dns_servers, kept.is_some());
+    let from_disk = from_disk(config, with, dns_servers, has_governed);
     match (from_disk, kept) {
         (Err(fault), Some(kept)) => refusing_all(config, with, kept, fault),
         (from_disk, _) => from_disk,
     }
 }
 
-fn last_good(config: &Config) -> Option<Vec<Source>> {
-    kept::read(&config.state_dir).unwrap_or_else(|error| {
-        let path = kept::path(&config.state_dir);
-        tracing::error!(
-            "{}: {error}: the last good policy is not known",
-            path.display()
-        );
-        None
-    })
+/// The last good policy, and whether there was one: it may be damaged.
+fn last_good(config: &Config) -> (Option<Vec<Source>>, bool) {
+    match kept::read(&config.state_dir) {
+        Ok(kept) => {
+            let has_governed = kept.is_some();
+            (kept, has_governed)
+        }
+        Err(error) => {
+            let path = kept::path(&config.state_dir);
+            tracing::error!(
+                "{}: {error}: the last good policy is not known: the one on disk is taken up without the secrets that are not there",
+                path.display()
+            );
+            (None, true)
+        }
+    }
 }
 
 /// By the policy on disk. `lacking`: also without the secrets that are not there.
@@ -279,7 +286,40 @@ fn parse_resolv_conf(text: &str) -> Vec<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    const POLICY: &str = "version: 1
+workloads: { job: {} }
+apis: { api: { hosts: [api.example.test] } }
+credentials: { key: { secret: \"file:key\", header: { authorization: \"{secret}\" }, to: [api] } }
+roles: { reader: [{ api: api, credential: key, allow: [{ route: GET /v1/things }] }] }
+grants: [{ role: reader, to: { workload: job } }]
+";
+
+    #[test]
+    fn a_kept_policy_that_is_damaged_was_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("policy.yaml"), POLICY).unwrap();
+        let config = Config {
+            policy: vec![at("policy.yaml")],
+            secrets_dir: at("secrets"),
+            state_dir: folder.path().to_owned(),
+            runtime_dir: folder.path().to_owned(),
+            ..Config::default()
+        };
+        let accounts = budgets::registry(&config).unwrap();
+        let published = Published::default();
+        let first = |lifetime| first_snapshot(&config, &lifetime, (&published, &accounts), &[]);
+        assert!(first(Lifetime::Service).is_err());
+        std::fs::write(kept::path(&config.state_dir), "[{").unwrap();
+        let (snapshot, applied) = first(Lifetime::Service).unwrap();
+        assert!(snapshot.policy.refusing().is_none() && !snapshot.absent.is_empty());
+        assert!(applied.secrets_trouble().unwrap().contains("key"));
+        let directory = folder.path().to_owned();
+        assert!(first(Lifetime::Private { directory }).is_err());
+    }
 
     #[test]
     fn resolv_conf() {
