@@ -4,10 +4,11 @@ use super::agent::{Agent, lock};
 use super::dirs;
 use crate::budget::{self, Holder, Line as Counted, Registry, Unit};
 use crate::config::Config;
-use crate::kernel::{Allowance, Error, Fence, Usage};
+use crate::kernel::{Allowance, Fence, Usage};
 use crate::pipeline::Overspent;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tollgate_policy::{Budget, Policy};
@@ -16,6 +17,8 @@ use tollgate_policy::{Budget, Policy};
 const FILE: &str = "usage.json";
 /// Bytes of it at most.
 const FILE_BYTES: u64 = 16 << 20;
+/// Seconds of the longest window.
+const DAY: u64 = 86_400;
 /// How often it is looked who has spent all.
 const LOOK: Duration = Duration::from_secs(1);
 /// What was spent since it was last written is forgotten where the host goes down without a word: it is written once in
@@ -39,7 +42,11 @@ pub(super) struct Budgets {
     path: PathBuf,
     /// As it was when the agent started; kernel maps that live on know better.
     before: Vec<Line>,
+    /// When it was found that what was kept cannot be read.
+    damaged: Option<u64>,
     written: Mutex<Vec<Line>>,
+    /// What is spent cannot be written.
+    failing: AtomicBool,
     /// What the agent counts.
     accounts: Registry,
     /// Why the kernel does not hold the quotas of the policy in force.
@@ -56,24 +63,27 @@ fn now() -> u64 {
 }
 
 impl Budgets {
-    /// Reads what an earlier agent kept. A file that cannot be read is nothing that was kept, and is said so.
+    /// Reads what an earlier agent kept. By a file that cannot be read all is spent until its window ends, if the kernel does not
+    /// know better.
     pub(super) fn read(state_dir: &Path, accounts: Registry) -> Self {
         let path = state_dir.join(FILE);
-        let before = match read(&path) {
-            Ok(lines) => lines,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        let (before, damaged) = match read(&path) {
+            Ok(lines) => (lines, None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (Vec::new(), None),
             Err(error) => {
                 tracing::error!(
-                    "{}: {error}: what was spent of budgets before the host started is not known",
+                    "{}: {error}: what was spent of quotas of bytes before the host started is not known, and counts as all until their windows end",
                     path.display()
                 );
-                Vec::new()
+                (Vec::new(), Some(now()))
             }
         };
         Self {
             path,
             before,
+            damaged,
             written: Mutex::default(),
+            failing: AtomicBool::default(),
             unheld: Mutex::default(),
             accounts,
         }
@@ -92,7 +102,12 @@ impl Budgets {
 
     /// Whether what is spent cannot be written, and whether what was could not be read.
     pub(super) fn troubles(&self) -> [bool; 2] {
-        [self.accounts.is_failing(), self.accounts.is_unknown(now())]
+        let now = now();
+        let is_unknown = self.damaged.is_some_and(|at| at / DAY == now / DAY);
+        [
+            self.accounts.is_failing() || self.failing.load(Ordering::Relaxed),
+            self.accounts.is_unknown(now) || is_unknown,
+        ]
     }
 
     /// Copies what the agent has counted, if that is news.
@@ -100,9 +115,17 @@ impl Budgets {
         self.accounts.copy(now());
     }
 
-    /// Gives the kernel what the policy says.
-    pub(super) fn apply(&self, fence: &Fence, policy: &Policy) -> Result<(), Error> {
-        let allowances: Vec<Allowance<'_>> = policy
+    /// Gives the kernel what the policy says. Where it cannot, what it has stays in force.
+    pub(super) fn hold(&self, fence: &Fence, policy: &Policy) {
+        let held = fence.set_quotas(&self.allowances(policy));
+        if let Err(error) = &held {
+            tracing::error!("budgets: {error}");
+        }
+        *lock(&self.unheld) = held.err().map(|error| error.to_string());
+    }
+
+    fn allowances<'p>(&self, policy: &'p Policy) -> Vec<Allowance<'p>> {
+        policy
             .budgets()
             .iter()
             .filter_map(Budget::kernel_bytes)
@@ -111,15 +134,16 @@ impl Budgets {
                 let seconds = bytes.window.seconds();
                 let known = |line: &&Line| line.workload == *workload && line.seconds == seconds;
                 let before = self.before.iter().find(known);
+                let before = before.map(|line| (line.window, line.spent));
+                let all = || Some((self.damaged?.checked_div(seconds)?, bytes.amount));
                 Allowance {
                     workload,
                     bytes: bytes.amount,
                     seconds,
-                    before: before.map(|line| (line.window, line.spent)),
+                    before: before.or_else(all),
                 }
             })
-            .collect();
-        fence.set_quotas(&allowances)
+            .collect()
     }
 
     /// Writes down what was spent, if that is news.
@@ -139,8 +163,16 @@ impl Budgets {
         }
         let text = serde_json::to_vec(&lines).map_err(std::io::Error::from);
         match text.and_then(|text| dirs::publish(&self.path, &text, 0o600)) {
-            Ok(()) => *written = lines,
-            Err(error) => tracing::error!("{}: {error}: make room", self.path.display()),
+            Ok(()) => {
+                *written = lines;
+                self.failing.store(false, Ordering::Relaxed);
+            }
+            // It is tried again every few seconds.
+            Err(error) => {
+                if !self.failing.swap(true, Ordering::Relaxed) {
+                    tracing::error!("{}: {error}: make room", self.path.display());
+                }
+            }
         }
     }
 }
@@ -185,14 +217,10 @@ pub(super) async fn watch(agent: Arc<Agent>) {
 }
 
 impl Agent {
-    /// Gives the kernel the budgets of the policy in force. Where it cannot, what it has stays in force.
+    /// Gives the kernel the budgets of the policy in force.
     pub(super) fn apply_budgets(&self) {
         let snapshot = self.shared.live.load_full();
-        let applied = self.budgets.apply(&self.shared.fence, &snapshot.policy);
-        if let Err(error) = &applied {
-            tracing::error!("budgets: {error}");
-        }
-        *lock(&self.budgets.unheld) = applied.err().map(|error| error.to_string());
+        self.budgets.hold(&self.shared.fence, &snapshot.policy);
         // Who had nothing left may have more now.
         publish(&self.shared.overspent, &self.shared.fence.usage());
     }
@@ -267,4 +295,63 @@ fn of_account(line: &Counted, now: u64) -> Option<wire::Usage> {
         left: amount(limit.saturating_sub(spent)),
         until: jiff::Timestamp::from_second(until).ok()?,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use tollgate_policy::syntax::Source;
+
+    fn read_from(folder: &Path) -> Budgets {
+        let accounts = Registry::open(folder, folder, dirs::publish, now()).unwrap();
+        Budgets::read(folder, accounts)
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_as_spent_and_is_told() {
+        let text = "version: 1\nworkloads: { job: {} }\nbudgets:\n  small: { for: { workload: job }, limits: { bytes: 300/day } }\n";
+        let (name, text) = ("p".to_owned(), text.to_owned());
+        let policy = tollgate_policy::compile(&[Source { name, text }]).unwrap();
+        let policy = policy.policy;
+        let before = |budgets: &Budgets| budgets.allowances(&policy)[0].before;
+        let folder = tempfile::tempdir().unwrap();
+        let none = read_from(folder.path());
+        assert_eq!((before(&none), none.troubles()), (None, [false, false]));
+        let file = folder.path().join(FILE);
+        for damaged in ["", "[{", "[]]"] {
+            std::fs::write(&file, damaged).unwrap();
+            let mut budgets = read_from(folder.path());
+            let (window, spent) = before(&budgets).unwrap();
+            assert!(now() / DAY - window <= 1 && spent == 300, "{window}");
+            assert_eq!(budgets.troubles(), [false, true]);
+            // By another day all is there again.
+            budgets.damaged = Some(now() - DAY);
+            assert_eq!(budgets.troubles(), [false, false]);
+        }
+        let line = r#"[{"workload":"job","seconds":86400,"window":7,"spent":5}]"#;
+        std::fs::write(&file, line).unwrap();
+        assert_eq!(before(&read_from(folder.path())), Some((7, 5)));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_told_until_it_can() {
+        let folder = tempfile::tempdir().unwrap();
+        let budgets = read_from(folder.path());
+        let usage = [Usage {
+            workload: "job".into(),
+            bytes: 300,
+            seconds: DAY,
+            window: 7,
+            spent: 5,
+        }];
+        std::fs::create_dir(folder.path().join(FILE)).unwrap();
+        for _ in 0..2 {
+            budgets.write(&usage);
+            assert_eq!(budgets.troubles(), [true, false]);
+        }
+        std::fs::remove_dir(folder.path().join(FILE)).unwrap();
+        budgets.write(&usage);
+        assert_eq!(budgets.troubles(), [false, false]);
+    }
 }

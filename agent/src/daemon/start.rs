@@ -50,7 +50,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let addresses = addresses(&listeners)?;
     let fence = Arc::new(stand_fence(&config, &listeners, &addresses)?);
     let budgets = Budgets::read(&config.state_dir, accounts);
-    budgets.apply(&fence, &snapshot.policy)?;
+    budgets.hold(&fence, &snapshot.policy);
     let containers = Containers::start(config.container_engines.clone()).map_err(Error::Threads)?;
     let containers = Arc::new(containers);
     let mut enrolments = Enrolments::adopt(Arc::clone(&fence), Arc::clone(&containers));

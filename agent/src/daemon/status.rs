@@ -186,12 +186,12 @@ fn fail_modes(
         ),
         mode(
             "ledger of budgets cannot be written",
-            "budgets are held; what was spent since is forgotten if the agent ends",
+            "budgets are held; what was spent since is forgotten if the agent ends, of bytes if the host does",
             unwritten,
         ),
         mode(
             "ledger of budgets cannot be read at the start",
-            "what is in no copy either counts as spent until its window ends",
+            "what is in no copy, nor known to the kernel, counts as spent until its window ends",
             unread,
         ),
         mode(

@@ -221,3 +221,26 @@ fn a_ledger_that_cannot_be_read_is_told_and_counts_as_spent() {
     place.start();
     assert_eq!((spent(&place), unread(&place)), (0, false));
 }
+
+/// The same of bytes, which the kernel counts: it is asked what it knows, and after a reboot knows nothing.
+#[test]
+fn bytes_of_which_nothing_can_be_read_count_as_spent() {
+    not_at_midnight();
+    let mut place = Place::new();
+    place.write_policy(&limited("1MiB/day"));
+    place.start();
+    assert_eq!(place.ask(), forbidden());
+    let first = spent(&place);
+    for (rebooted, expected) in [(false, first), (true, 1 << 20)] {
+        place.end(Signal::TERM);
+        fs::write(place.path("state/usage.json"), "[{").unwrap();
+        if rebooted {
+            fs::remove_dir_all(format!("/sys/fs/bpf/{}", place.name)).unwrap();
+        }
+        place.start();
+        assert_eq!(spent(&place), expected);
+    }
+    let (code, said) = place.ask();
+    assert_eq!((code, &*said), (7, "000"));
+    assert_eq!(place.output(&["status"]).status.code(), Some(1));
+}
