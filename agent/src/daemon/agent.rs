@@ -16,6 +16,7 @@ use crate::pipeline::{Plane, Shared};
 use crate::secrets::vault::{Reach, Values};
 use crate::snapshot::Snapshot;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tollgate_policy::Policy;
@@ -42,6 +43,8 @@ pub(super) struct Agent {
     /// Locked before `enrolments`.
     pub(super) earlier: Mutex<Looks>,
     pub(super) watched: Mutex<Watched>,
+    /// Cgroups cannot be watched, or not all: new ones are looked for.
+    pub(super) unwatched: AtomicBool,
     pub(super) containers: Arc<Containers>,
     pub(super) namespaces: Namespaces,
     pub(super) budgets: Budgets,

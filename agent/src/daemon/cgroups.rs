@@ -130,7 +130,8 @@ fn walk_at_most(most: usize, root: &Path, policy: &Policy, own: &[String]) -> Fo
 pub(super) fn of_process(process: u32) -> Vec<String> {
     let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
     let own = text.lines().find_map(|line| line.strip_prefix("0::"));
-    let above = Path::new(own.unwrap_or_default()).ancestors();
+    let above = own.map(|own| Path::new(own).ancestors());
+    let above = above.into_iter().flatten();
     above
         .filter_map(|path| Some(path.to_str()?.to_owned()))
         .collect()

@@ -41,15 +41,14 @@ pub(super) fn run(up: Up) -> Result<(), Error> {
     notify::stopping();
     runtime.shutdown_timeout(LINGER);
     let stopped = stop(agent);
-    ended.map_err(Error::Threads).and(stopped)
+    ended.and(stopped)
 }
 
 /// Everything the control plane does at the same time; ends when the agent is told to stop.
-async fn serve(up: Up) -> std::io::Result<()> {
+async fn serve(up: Up) -> Result<(), Error> {
     let Up { agent, admin } = up;
     let told = Told::listen(&agent)?;
-    admin.set_nonblocking(true)?;
-    let admin = UnixListener::from_std(admin)?;
+    let admin = listening(admin)?;
     let (to_look_at, unseen) = tokio::sync::mpsc::channel(UNSEEN);
     let mut recorder = Recorder::new(
         Arc::clone(&agent.seen),
@@ -61,18 +60,26 @@ async fn serve(up: Up) -> std::io::Result<()> {
     announce(&agent);
     tokio::select! {
         () = told.until_stop(Arc::clone(&agent)) => Ok(()),
-        () = admin::server::serve(admin, Arc::clone(&agent)) => Err(std::io::Error::other("the admin socket ended")),
-        () = agent.shared.fence.events(&mut take) => Err(std::io::Error::other("the kernel's events ended")),
-        ended = watch::cgroups(Arc::clone(&agent)) => ended,
+        () = admin::server::serve(admin, Arc::clone(&agent)) => Err(Error::Ended("the admin socket is served no more")),
+        () = agent.shared.fence.events(&mut take) => Err(Error::Ended("the kernel's events are read no more")),
+        () = watch::cgroups(Arc::clone(&agent)) => Ok(()),
         () = watch::secrets(Arc::clone(&agent)) => Ok(()),
         () = watch::vault(Arc::clone(&agent)) => Ok(()),
         () = crate::identity::refresh(Arc::downgrade(&agent.shared)) => Ok(()),
         () = budgets::watch(Arc::clone(&agent)) => Ok(()),
         () = mend::watch(Arc::clone(&agent)) => Ok(()),
         () = watch::unseen(Arc::clone(&agent), unseen) => Ok(()),
-        broken = heartbeat(&agent) => Err(broken),
+        () = heartbeat(Arc::clone(&agent)) => Err(Error::Ended("a thread of the data plane ended")),
         () = forget_lost_queries(&agent) => Ok(()),
     }
+}
+
+fn listening(admin: std::os::unix::net::UnixListener) -> Result<UnixListener, Error> {
+    let listening = admin
+        .set_nonblocking(true)
+        .and_then(|()| UnixListener::from_std(admin));
+    let what = "the admin socket cannot be listened on";
+    listening.map_err(|source| Error::Control { what, source })
 }
 
 fn announce(agent: &Agent) {
@@ -95,14 +102,15 @@ struct Told {
 }
 
 impl Told {
-    fn listen(agent: &Agent) -> std::io::Result<Self> {
+    fn listen(agent: &Agent) -> Result<Self, Error> {
         let orphaned = matches!(agent.lifetime, Lifetime::Private { .. })
             .then(end_of_input)
-            .transpose()?;
+            .transpose()
+            .map_err(Error::Threads)?;
         Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-            hup: signal(SignalKind::hangup())?,
+            term: listen_to(SignalKind::terminate())?,
+            int: listen_to(SignalKind::interrupt())?,
+            hup: listen_to(SignalKind::hangup())?,
             orphaned,
         })
     }
@@ -133,6 +141,11 @@ impl Told {
             }
         }
     }
+}
+
+fn listen_to(kind: SignalKind) -> Result<Signal, Error> {
+    let what = "signals cannot be listened for";
+    signal(kind).map_err(|source| Error::Control { what, source })
 }
 
 /// Does each `work` that is asked for on a thread of its own, for ever. However often it is asked for while one is under way,
@@ -167,7 +180,7 @@ async fn runs_over(agent: &Agent) {
 
 /// Tells the service manager how things are, and that they are, while every thread of the data plane answers. Ends when
 /// one of those threads is no more: without it connections would wait for nobody.
-async fn heartbeat(agent: &Agent) -> std::io::Error {
+async fn heartbeat(agent: Arc<Agent>) {
     let watchdog = notify::watchdog_interval();
     let period = watchdog.map_or(STATUS, |limit| (limit / 3).min(STATUS));
     let mut ticks = tokio::time::interval(period);
@@ -181,14 +194,18 @@ async fn heartbeat(agent: &Agent) -> std::io::Error {
             continue;
         };
         if broken {
-            return std::io::Error::other("a thread of the data plane ended");
+            return;
         }
         if !pulse.felt(&beats, Instant::now(), (period * 2).max(SILENCE)) {
             tracing::error!("a thread of the data plane does not answer");
         } else if watchdog.is_some() {
             notify::watchdog();
         }
-        notify::status(&describe(agent));
+        // All that is governed is counted for it, which takes long where that is much: not on this thread.
+        let telling = Arc::clone(&agent);
+        drop(tokio::task::spawn_blocking(move || {
+            notify::status(&describe(&telling));
+        }));
     }
 }
 
@@ -229,7 +246,7 @@ impl Pulse {
 fn describe(agent: &Agent) -> String {
     let snapshot = agent.shared.live.load();
     let hash: String = snapshot.stamp.hash.chars().take(12).collect();
-    let governed = agent.shared.fence.governed().len();
+    let governed = agent.shared.fence.count_governed();
     let health = match (agent.shared.sink.healthy(), snapshot.policy.refusing()) {
         (true, None) => "",
         (true, Some(_)) => "; REFUSING ALL: the policy cannot be taken up, see `tollgate status`",

@@ -150,6 +150,19 @@ pub enum Error {
     /// A thread or runtime.
     #[error("cannot start the agent's threads: {0}: raise the limits on processes and memory")]
     Threads(std::io::Error),
+    /// The control plane lacks something that it cannot be without.
+    #[error("{what}: {source}: raise LimitNOFILE= of the agent's unit and fs.file-max")]
+    Control {
+        /// What cannot be had.
+        what: &'static str,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A part of a running agent ended that is never to, and the agent with it: what is governed is refused until it is up again.
+    #[error(
+        "{0}: that is a fault of the agent's, its log says more; it is to be started again, as its service is by itself"
+    )]
+    Ended(&'static str),
     /// A file for others.
     #[error("cannot write {path}: {source}: make room or mend its directory")]
     Publish {

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use tollgate_policy::Reason;
 use tollgate_policy::syntax::Source;
@@ -94,6 +94,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         enrolments: Mutex::new(enrolments),
         earlier: Mutex::default(),
         watched: Mutex::new(Watched::new(was_open)),
+        unwatched: AtomicBool::default(),
         containers,
         namespaces,
         budgets,

@@ -53,7 +53,10 @@ impl Agent {
                 .map_or(0, |plane| plane.connections()),
             fail_modes: fail_modes(
                 &policy,
-                lock(&self.applied).unkept.is_some(),
+                [
+                    lock(&self.applied).unkept.is_some(),
+                    self.unwatched.load(Ordering::Relaxed),
+                ],
                 &audit,
                 self.budgets.troubles(),
             ),
@@ -154,7 +157,7 @@ fn lack(layer: &Layer) -> Option<String> {
 /// Every named failure, what happens then, and whether it is so now.
 fn fail_modes(
     policy: &PolicyStatus,
-    unkept: bool,
+    [unkept, unwatched]: [bool; 2],
     audit: &Stats,
     [unwritten, unread]: [bool; 2],
 ) -> Vec<FailMode> {
@@ -193,6 +196,11 @@ fn fail_modes(
             "ledger of budgets cannot be read at the start",
             "what is in no copy, nor known to the kernel, counts as spent until its window ends",
             unread,
+        ),
+        mode(
+            "cgroups cannot be watched, or not all (fs.inotify.max_user_instances, max_user_watches)",
+            "the kernel governs new ones by their path; the agent looks for them each second",
+            unwatched,
         ),
         mode(
             "agent dead",

@@ -3,10 +3,12 @@ use super::agent::{Agent, lock};
 use crate::kernel::FileState;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc;
@@ -18,6 +20,8 @@ const WALK: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(2);
 /// How soon where changes do not cease: who may make cgroups is not to keep the agent walking.
 const BUSY: Duration = Duration::from_millis(20);
+/// So many times as long as the walk was, before the next begins: of time, walks have a quarter at most.
+const REST: u32 = 3;
 /// Without a change for so long they have ceased.
 const CALM: Duration = Duration::from_millis(50);
 /// How often Vault is asked at least while it gives nothing.
@@ -26,16 +30,22 @@ const VAULT_DOWN: Duration = Duration::from_secs(10);
 const SECRETS: Duration = Duration::from_millis(400);
 
 /// Keeps what is governed true to the host, for ever.
-pub(super) async fn cgroups(agent: Arc<Agent>) -> io::Result<()> {
-    let mut watch = Watch::new()?;
-    let (mut known, mut pace) = (Vec::new(), Pace(SETTLE));
+pub(super) async fn cgroups(agent: Arc<Agent>) {
+    let (mut watch, mut known, mut pace) = (None, Vec::new(), Pace(SETTLE));
     let learned = lock(&agent.enrolments).learned();
     loop {
-        let settling = Arc::clone(&agent);
-        let walked = tokio::task::spawn_blocking(move || settling.settle()).await;
-        let is_known = match walked {
+        // Without one, the walks alone find what is new.
+        watch = watch.or_else(|| Watch::new().ok().map(Arc::new));
+        let (settling, watching) = (Arc::clone(&agent), watch.clone());
+        let began = Instant::now();
+        let walked = tokio::task::spawn_blocking(move || {
+            let directories = settling.settle();
+            let is_whole = watching.is_some_and(|watch| watch.set(&directories));
+            settling.note_watched(is_whole);
+            directories
+        });
+        let is_known = match walked.await {
             Ok(mut directories) => {
-                watch.add(&directories);
                 directories.sort_unstable();
                 std::mem::replace(&mut known, directories) == known
             }
@@ -44,31 +54,56 @@ pub(super) async fn cgroups(agent: Arc<Agent>) -> io::Result<()> {
                 true
             }
         };
-        let since = Instant::now();
+        let (since, took) = (Instant::now(), began.elapsed());
+        let changed = async {
+            match &watch {
+                Some(watch) => watch.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         // What was made between the walk and its watch was seen by neither: else it is walked again.
         if is_known {
             tokio::select! {
-                _ = tokio::time::timeout(WALK, watch.changed()) => {}
+                _ = tokio::time::timeout(WALK, changed) => {}
                 () = agent.containers.learned.notified() => {}
                 () = learned.notified() => {}
             }
         }
-        tokio::time::sleep(pace.after(since.elapsed())).await;
-        watch.drain();
+        tokio::time::sleep(pace.after(since.elapsed(), took)).await;
+        if let Some(watch) = &watch {
+            watch.drain();
+        }
     }
 }
 
-/// How long the next pause between two walks is: there always is one, and the longer the more they follow each other.
+impl Agent {
+    /// Notes whether new cgroups are heard of at once.
+    fn note_watched(&self, is_whole: bool) {
+        if self.unwatched.swap(!is_whole, Ordering::Relaxed) != is_whole {
+            return;
+        }
+        match is_whole {
+            true => tracing::info!("all cgroups are watched again"),
+            false => tracing::warn!(
+                "not all cgroups can be watched: new ones are found within a second instead of at once; raise fs.inotify.max_user_instances and fs.inotify.max_user_watches"
+            ),
+        }
+    }
+}
+
+/// How long the next pause between two walks is: there always is one, and the longer the more they follow each other, and the
+/// longer they take.
 struct Pace(Duration);
 
 impl Pace {
-    /// `calm`: for so long nothing had changed.
-    fn after(&mut self, calm: Duration) -> Duration {
+    /// `calm`: for so long nothing had changed since a walk that `took` so long.
+    fn after(&mut self, calm: Duration, took: Duration) -> Duration {
         if calm >= CALM {
             self.0 = SETTLE;
         }
         let next = (self.0 * 2).min(BUSY);
-        std::mem::replace(&mut self.0, next)
+        let pause = std::mem::replace(&mut self.0, next);
+        pause.max((took * REST).saturating_sub(calm))
     }
 }
 
@@ -127,7 +162,8 @@ pub(super) async fn unseen(agent: Arc<Agent>, mut asked: mpsc::Receiver<(u32, Fi
 /// An inotify instance on cgroup directories. To the runtime it is a pipe: something to wait for and to read.
 struct Watch {
     events: Receiver,
-    full: bool,
+    /// Numbers of the directories.
+    set: Mutex<HashSet<i32>>,
 }
 
 impl Watch {
@@ -135,30 +171,36 @@ impl Watch {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         Ok(Self {
             events: Receiver::from_owned_fd_unchecked(fd)?,
-            full: false,
+            set: Mutex::default(),
         })
     }
 
-    /// Watches `directories`; watching one again changes nothing, and the kernel forgets those that are removed.
-    fn add(&mut self, directories: &[PathBuf]) {
+    /// Watches `directories`, and nothing else any more: the kernel does not forget a cgroup that is removed while it is watched.
+    /// Whether all are. To watch one again changes nothing, and is how it is known that it is the same one. Blocks.
+    fn set(&self, directories: &[PathBuf]) -> bool {
+        let (mut set, mut is_whole) = (HashSet::with_capacity(directories.len()), true);
         for directory in directories {
-            match self.add_one(directory) {
-                Err(Errno::NOSPC) if !self.full => {
-                    self.full = true;
-                    tracing::warn!(
-                        "no inotify watches left: new cgroups are found within a second instead of at once"
-                    );
+            match self.add(directory) {
+                Ok(number) => {
+                    set.insert(number);
                 }
-                // It vanished, or the warning was given: the walk makes up for it.
-                Ok(()) | Err(_) => {}
+                // It vanished.
+                Err(Errno::NOENT | Errno::NODEV) => {}
+                Err(_) => is_whole = false,
             }
         }
+        let mut before = lock(&self.set);
+        for gone in before.difference(&set) {
+            let _ = inotify::remove_watch(self.events.as_fd(), *gone);
+        }
+        *before = set;
+        is_whole
     }
 
-    fn add_one(&self, directory: &Path) -> Result<(), Errno> {
+    fn add(&self, directory: &Path) -> Result<i32, Errno> {
         let flags =
             WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
-        inotify::add_watch(self.events.as_fd(), directory, flags).map(|_| ())
+        inotify::add_watch(self.events.as_fd(), directory, flags)
     }
 
     async fn changed(&self) {
@@ -174,15 +216,52 @@ impl Watch {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn who_makes_cgroups_without_end_does_not_keep_the_agent_walking() {
         let mut pace = Pace(SETTLE);
-        let mut pauses = |calm| (0..6).map(|_| pace.after(calm)).collect::<Vec<_>>();
+        let mut pauses = |calm| {
+            let pauses = (0..6).map(|_| pace.after(calm, Duration::ZERO));
+            pauses.collect::<Vec<_>>()
+        };
         let busy = [2, 4, 8, 16, 20, 20].map(Duration::from_millis);
         assert_eq!(pauses(Duration::ZERO), busy);
         assert_eq!(pauses(CALM), [SETTLE; 6]);
+        // Who has made many, neither.
+        let long = Duration::from_secs(1);
+        assert_eq!(pace.after(Duration::ZERO, long), 3 * long);
+        assert_eq!(pace.after(long, long), 2 * long);
+        assert_eq!(pace.after(4 * long, long), SETTLE);
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_is_watched_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = ["a", "b", "c"].map(|name| folder.path().join(name));
+        let [a, b, c] = all.each_ref();
+        for directory in [a, b] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        let watch = Watch::new().unwrap();
+        let watched = || {
+            let info = format!("/proc/self/fdinfo/{}", watch.events.as_raw_fd());
+            let info = std::fs::read_to_string(info).unwrap();
+            let lines = info.lines().filter(|line| line.starts_with("inotify"));
+            lines.count()
+        };
+        for (directories, count) in [(&all[..2], 2), (&all[..2], 2), (&all[1..], 1), (&all, 2)] {
+            assert!(watch.set(directories));
+            assert_eq!(watched(), count);
+        }
+        watch.drain();
+        std::fs::create_dir(b.join("new")).unwrap();
+        watch.changed().await;
+        std::fs::write(c, "").unwrap();
+        assert!(!watch.set(&all));
+        assert!(watch.set(&all[..2]));
     }
 }

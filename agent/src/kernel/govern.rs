@@ -281,6 +281,28 @@ impl Fence {
         inserted.map_err(write("GOVERNED"))
     }
 
+    /// How many cgroups are governed, without asking where each is.
+    pub fn count_governed(&self) -> usize {
+        let entries = self.maps.governed.iter().filter_map(Result::ok);
+        entries.filter(|(_, subtree)| subtree.workload != 0).count()
+    }
+
+    /// Is this cgroup governed itself? One of which that cannot be known is.
+    pub fn is_governed(&self, path: &Path) -> bool {
+        match cgroup::subtree(&self.root, path) {
+            Ok(subtree) => match self.maps.governed.get(&subtree.id, 0) {
+                Ok(found) => found.workload != 0,
+                Err(missing) => !matches!(missing, MapError::KeyNotFound),
+            },
+            // It is gone, or beside what this agent sees of the tree.
+            Err(Error::Cgroup { source, .. }) => !matches!(
+                source.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput
+            ),
+            Err(_) => false,
+        }
+    }
+
     pub(super) fn all_governed(&self) -> Vec<Governed> {
         let entries = self.maps.governed.iter().filter_map(Result::ok);
         let entries = entries.filter(|(_, subtree)| subtree.workload != 0);

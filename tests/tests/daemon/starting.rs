@@ -1,5 +1,6 @@
 //! What keeps an agent from starting, and the unit that starts it.
 use crate::support::*;
+use rustix::process::Signal;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -157,4 +158,39 @@ fn the_unit_is_sound() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", text(&output.stdout));
+}
+
+/// As where all instances of inotify that a user may have are taken: it looks for itself what is new, and says so.
+#[test]
+fn an_agent_that_cannot_watch_cgroups_finds_them_and_says_so() {
+    let mut place = Place::new();
+    let is_told = |place: &Place| {
+        let status = place.status();
+        let mut modes = status["fail_modes"].as_array().unwrap().iter();
+        let watching = modes.find(|mode| mode["when"].as_str().unwrap().contains("watched"));
+        watching.unwrap()["now"].as_bool().unwrap()
+    };
+    place.start();
+    assert!(!is_told(&place));
+    place.end(Signal::TERM);
+    // Of x86-64: inotify_init1 fails with EMFILE, everything else goes on.
+    let script = "
+import ctypes, os, struct, sys
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 294), (0x6, 0, 0, 0x00050000 | 24), (0x6, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *one) for one in code))
+program = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', 4, ctypes.addressof(code)))
+prctl = ctypes.CDLL(None).prctl
+assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, program) == 0
+os.execv(sys.argv[1], ['tollgate', 'agent'])
+";
+    let agent = place.tollgate(&["agent"]);
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).arg(agent.get_program());
+    for (name, value) in agent.get_envs() {
+        command.env(name, value.unwrap());
+    }
+    place.start_as(command);
+    assert!(is_told(&place), "{:#}", place.status());
+    assert_eq!(place.status()["verdict"]["state"], "enforcing");
+    assert_eq!(place.ask(), forbidden());
 }

@@ -160,7 +160,7 @@ impl Place {
         self.start_as(command);
     }
 
-    fn start_as(&mut self, mut command: Command) {
+    pub(crate) fn start_as(&mut self, mut command: Command) {
         let child = command.stderr(Stdio::piped()).spawn().unwrap();
         let child = self.agent.insert(child);
         let socket = self.directory.join("run/admin.sock");

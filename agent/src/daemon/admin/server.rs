@@ -1,5 +1,6 @@
 //! The agent's side of the admin socket. Bounded in requests, bytes and time; it never touches the data plane.
 use super::super::agent::{Agent, lock};
+use super::super::cgroups;
 use super::super::error::Error;
 use super::super::explain;
 use super::client::socket_path;
@@ -89,7 +90,10 @@ async fn connection(stream: UnixStream, agent: Arc<Agent>) -> std::io::Result<()
     let mut input = BufReader::new(read);
     // Read before anything is refused: an answer to a caller who still writes would be lost to it.
     let request = read_request(&mut input, REQUEST).await;
-    let request = match admitted(&agent, credentials.uid(), caller).and(request) {
+    let (asked, uid) = (Arc::clone(&agent), credentials.uid());
+    let admitted = tokio::task::spawn_blocking(move || admitted(&asked, uid, caller)).await;
+    let admitted = admitted.unwrap_or_else(|_| Err(failed()));
+    let request = match admitted.and(request) {
         Ok(request) => request,
         Err(fault) => return send(&mut out, &Reply::Fault(fault)).await,
     };
@@ -102,12 +106,7 @@ async fn connection(stream: UnixStream, agent: Arc<Agent>) -> std::io::Result<()
     }
     // The disk, the kernel's maps and the compiler are slow: not on this thread.
     let served = tokio::task::spawn_blocking(move || serve_one(&agent, request, caller)).await;
-    let replies = served.unwrap_or_else(|_| {
-        Err(fault(
-            FaultKind::Failed,
-            "the agent failed on this request: see its log",
-        ))
-    });
+    let replies = served.unwrap_or_else(|_| Err(failed()));
     match replies {
         Ok(replies) => {
             for reply in &replies {
@@ -122,7 +121,14 @@ async fn connection(stream: UnixStream, agent: Arc<Agent>) -> std::io::Result<()
     }
 }
 
-/// Root or the agent's own user, and nobody who is governed: no workload may speak for itself here.
+fn failed() -> Fault {
+    fault(
+        FaultKind::Failed,
+        "the agent failed on this request: see its log",
+    )
+}
+
+/// Root or the agent's own user, and nobody who is governed: no workload may speak for itself here. Blocks.
 fn admitted(agent: &Agent, uid: u32, caller: Caller) -> Result<(), Fault> {
     if uid != 0 && uid != rustix::process::geteuid().as_raw() {
         return Err(fault(
@@ -130,41 +136,23 @@ fn admitted(agent: &Agent, uid: u32, caller: Caller) -> Result<(), Fault> {
             "only root may talk to the agent: run this with sudo",
         ));
     }
-    let Some(cgroup) = caller.pid.and_then(cgroup_of) else {
+    let pid = caller.pid.and_then(|pid| u32::try_from(pid).ok());
+    let known = pid.map(|pid| (pid, cgroups::of_process(pid)));
+    let Some((pid, above)) = known.filter(|(_, above)| !above.is_empty()) else {
         return Err(fault(
             FaultKind::Forbidden,
             "the agent cannot tell who asks: the caller is gone or hidden",
         ));
     };
-    let inside = |subtree: &str| {
-        let rest = cgroup
-            .trim_matches('/')
-            .strip_prefix(subtree.trim_matches('/'));
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
     let fence = &agent.shared.fence;
-    let was = caller.pid.and_then(|pid| u32::try_from(pid).ok());
-    if was.is_some_and(|pid| fence.workload_of(pid).is_some())
-        || fence
-            .governed()
-            .iter()
-            .filter_map(|g| g.cgroup.as_deref())
-            .any(inside)
-    {
+    let mut above = above.iter().map(Path::new);
+    if fence.workload_of(pid).is_some() || above.any(|cgroup| fence.is_governed(cgroup)) {
         return Err(fault(
             FaultKind::Forbidden,
             "a governed process may not talk to the agent: ask from outside",
         ));
     }
     Ok(())
-}
-
-/// A process's cgroup below the cgroup2 root.
-fn cgroup_of(pid: i32) -> Option<String> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .map(str::to_owned)
 }
 
 /// Reads the one line of a request.
