@@ -93,7 +93,7 @@ const NOT_HERE: &[&str] = &[
     "daemon docker::",
     "daemon pods::",
     "daemon confined::a_user_namespace_is_no_way_out",
-    "kernel looks::who_has_many_descriptors_in_many_threads_is_looked_at_at_once",
+    "kernel established::who_has_many_",
     "daemon changing::a_reload_under_way_keeps_nobody_from_stopping_the_agent",
     "daemon running::what_was_refused_is_told_however_the_command_ends",
     "daemon storms::",

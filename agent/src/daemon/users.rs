@@ -216,7 +216,11 @@ mod tests {
         let odd = b"eve:x:7:7:\xe9v\xe9::\n".as_slice();
         std::fs::write(folder.path().join("passwd"), odd).unwrap();
         let (odd, _) = texts(folder.path(), true).unwrap();
-        assert_eq!(Database::of(odd, "").uid("eve"), Some(7), "of another encoding");
+        assert_eq!(
+            Database::of(odd, "").uid("eve"),
+            Some(7),
+            "of another encoding"
+        );
         std::fs::remove_file(folder.path().join("passwd")).unwrap();
         assert!(texts(folder.path(), true).is_err());
     }

@@ -111,7 +111,7 @@ impl Held {
         }
     }
 
-    fn is_free_without_the_fence(mut self) {
+    fn goes_free(mut self) {
         eventually("it is the fence that holds it", || {
             (self.is_free)(&mut self.process)
         });
@@ -460,7 +460,7 @@ fn what_was_open_before_is_ended_or_goes_on_as_policy_says() {
     held.extend(other_network_namespaces_are_looked_at_too(&stand));
     held.extend(who_connected_to_an_allowed_port_stays_connected(&stand));
     stand.lift();
-    held.into_iter().for_each(Held::is_free_without_the_fence);
+    held.into_iter().for_each(Held::goes_free);
 }
 
 /// What there is no room to remember does not go on.
@@ -492,7 +492,7 @@ fn connections_that_there_is_no_room_to_keep_are_ended() {
     }
     let held = Held::connects(&stand, process, peers.listeners, Some(later));
     stand.lift();
-    held.is_free_without_the_fence();
+    held.goes_free();
 }
 
 /// Connected over IPv4, with so many descriptors of that in a table of many threads, and over IPv6 in one that a thread has for
