@@ -85,8 +85,8 @@ pub(super) fn was_open(pin_dir: &Path) -> bool {
         misses.is_ok_and(|count| count > 0)
     };
     let traced = HOOKS.iter().filter(|hook| hook.attach == TRACEPOINT);
-    let is_whole = |all: Standing| all.missing.is_empty() && all.without.is_empty();
-    let was_whole = matches!(left(pin_dir), Left::Stands(all) if is_whole(all));
+    let is_whole = |all: &Standing| all.missing.is_empty() && all.without.is_empty();
+    let was_whole = matches!(left(pin_dir), Left::Stands(all) if is_whole(&all));
     !was_whole || traced.into_iter().any(has_skipped)
 }
 

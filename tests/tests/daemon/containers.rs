@@ -1,5 +1,5 @@
 //! Containers by name and image, asked of an engine as none that works is: an HTTP server of the test on a Unix socket, which answers
-//! like Docker's engine, lies, hangs and floods; and of files as runtimes keep them. Docker's own engine is in `docker`.
+//! like Docker's engine, lies, hangs and floods; and of files as runtimes keep them. Real engines are in `docker` and `pods`.
 use crate::outside::{GOVERNED, Outside, REACHED, REFUSED};
 use crate::support::*;
 use harness::eventually;

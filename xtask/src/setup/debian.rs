@@ -111,6 +111,12 @@ const PACKAGES: &[Package] = &[
         KnownBy::Program("dockerd"),
         "runs Docker's containers",
     ),
+    package(
+        "podman",
+        Need::Everything,
+        KnownBy::Program("podman"),
+        "runs Podman's containers",
+    ),
     package("curl", Need::Demo, KnownBy::Program("curl"), "a client"),
     package(
         "ca-certificates",
@@ -335,6 +341,16 @@ const SERVICES: &[(&str, &[&str])] = &[
     ("nginx-light", &["nginx.service"]),
     ("containerd", &["containerd.service"]),
     ("docker.io", &["docker.socket", "docker.service"]),
+    (
+        "podman",
+        &[
+            "podman.socket",
+            "podman.service",
+            "podman-restart.service",
+            "podman-auto-update.timer",
+            "podman-auto-update.service",
+        ],
+    ),
 ];
 
 /// What Debian starts of these packages.
