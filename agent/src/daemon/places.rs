@@ -11,11 +11,14 @@ use std::sync::Arc;
 /// Processes by whose view of the mounts one file is looked for: many may have run it, and wait for it.
 const VIEWS: u32 = 8;
 
+/// A file that somebody runs: its inode, and when it was changed. Its device may be one that only a hook could tell.
+type Run = (u64, (i64, u32));
+
 /// What one look at the host has found: who waits is not looked for by each.
 #[derive(Default)]
 pub(super) struct Places {
-    /// Who runs which file: its inode, and when it was changed. Its device may be one that only a hook could tell.
-    running: Option<HashMap<(u64, (i64, u32)), u32>>,
+    /// Who runs which file.
+    running: Option<HashMap<Run, u32>>,
     /// In how many views each was looked for, and where it is.
     found: HashMap<FileState, (u32, Option<At>)>,
 }
@@ -40,7 +43,7 @@ impl Places {
         found.clone()
     }
 
-    fn running(&mut self) -> &HashMap<(u64, (i64, u32)), u32> {
+    fn running(&mut self) -> &HashMap<Run, u32> {
         self.running.get_or_insert_with(|| {
             let all = crate::kernel::processes().into_iter();
             let runs = |process| {

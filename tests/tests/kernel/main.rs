@@ -23,6 +23,7 @@ mod lsm;
 mod names;
 mod namespaces;
 mod origin;
+mod overlaid;
 mod owner;
 mod quota;
 mod recognise;
