@@ -202,7 +202,16 @@ fn runs(process: u32) -> PathBuf {
 /// What a process runs, and how the kernel last knew that file to be.
 pub(super) fn running(process: u32) -> Option<FileState> {
     let found = run_by(process)?;
-    Some(state(&found, device(found.stx_mnt_id, process)))
+    Some(state(&found, device_of(&found, process)))
+}
+
+/// The device of the filesystem that a file is on, found through this process's view of the mounts.
+pub(super) fn device_of(found: &Statx, process: u32) -> Option<u32> {
+    device(found.stx_mnt_id, own_device(found), process)
+}
+
+fn own_device(found: &Statx) -> u32 {
+    (found.stx_dev_major << 20) | found.stx_dev_minor
 }
 
 pub(super) fn run_by(process: u32) -> Option<Statx> {
@@ -233,9 +242,8 @@ pub(super) fn changed(found: &Statx) -> (i64, u32) {
 /// A file as it was found. `device`: its mount's, where that is known. What `stat` says of files is another one on Btrfs and on some
 /// overlays.
 pub(super) fn state(found: &Statx, device: Option<u32>) -> FileState {
-    let own = || (found.stx_dev_major << 20) | found.stx_dev_minor;
     FileState {
-        device: device.unwrap_or_else(own),
+        device: device.unwrap_or_else(|| own_device(found)),
         inode: found.stx_ino,
         changed: changed(found),
     }

@@ -127,7 +127,7 @@ impl Enrolments {
         let known = policy.workloads().iter().map(|w| &w.name);
         let was = |cgroup: &str| was(cgroup).filter(|name| known.clone().any(|k| k == name));
         let containers = Arc::clone(&self.containers);
-        let contained = containers.settle(&self.fence, policy, &found.directories, &taken, was);
+        let mut contained = containers.settle(&self.fence, policy, &found.directories, &taken, was);
         found.matches.extend(contained.matches.iter().cloned());
         self.look_over(&found);
         for wanted in found.matches.iter().filter(|m| !is_run(&m.cgroup)) {
@@ -136,15 +136,22 @@ impl Enrolments {
         let wanted = found.matches.iter();
         let wanted: HashMap<&str, &str> = wanted.map(|m| (&*m.cgroup, &*m.workload)).collect();
         self.ungoverned.keep(|cgroup| wanted.contains_key(cgroup));
-        let told = self
+        let untold = self
             .rules
             .settle(&self.fence, &found.directories, &contained.known);
         // While the hooks do not know what its processes may be by, it stays held.
-        if self.troubles.note("conditions of cgroups", told).is_some() {
-            Containers::let_go(&self.fence, &contained, &found.directories);
-        }
+        contained.hold_on(untold.iter().map(|(cgroup, _)| Path::new(cgroup)));
+        Containers::let_go(&self.fence, &contained, &found.directories);
+        let first = untold
+            .into_iter()
+            .next()
+            .map(|(cgroup, why)| format!("{cgroup}: {why}"));
+        self.troubles.note(
+            "who rules recognise in a cgroup (containers there stay refused)",
+            first.map_or(Ok(()), Err),
+        );
         let held = contained.unheld.clone().map_or(Ok(()), Err);
-        self.troubles.note("containers that are refused", held);
+        self.troubles.note("containers to be refused", held);
         // What was not looked at may well be there.
         let stays = |cgroup: &String| self.unseen || wanted.contains_key(&**cgroup);
         let gone: Vec<String> = self
@@ -361,6 +368,7 @@ impl Enrolments {
             let done = self.fence.govern(Path::new(&cgroup), &governed.workload);
             if let Err(e) = done.map(drop)
                 && !e.is_of_a_cgroup_gone()
+                && !matches!(e, kernel::Error::GovernsItself { .. })
             {
                 tracing::error!(cgroup, "not enrolled again: {e}");
                 all = false;

@@ -5,7 +5,7 @@ use super::digests::{At, Digests, is_running};
 use super::paths::Paths;
 use crate::kernel::FileState;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Classes, after which the hooks have no more numbers.
@@ -79,14 +79,19 @@ impl Executables {
     }
 
     /// Is a file still of the class that the hooks have of it, as far as that can be said without reading it?
-    pub(super) fn is_still(&self, class: Option<u16>, state: &FileState) -> bool {
-        let fulfilled = self.fulfilled(state);
+    /// That class has rules again, then.
+    pub(super) fn is_still(&mut self, class: Option<u16>, state: &FileState) -> bool {
         let is_known = !self.is_to_be_read(state) && self.paths.are_known();
-        let of = match fulfilled.is_empty() {
-            true => None,
-            false => Some(self.first_class(&fulfilled)),
-        };
-        is_known && of == class
+        is_known && class == self.class(&self.fulfilled(state))
+    }
+
+    /// Whether a file, by its device and inode, may be one that is named.
+    pub(super) fn may_be_named(&self) -> impl Fn(&FileState) -> bool + use<> {
+        let is_anything = self.wants.iter().any(|wants| wants.exe.is_none());
+        let place = |state: &FileState| (state.device, state.inode);
+        let named: HashSet<(u32, u64)> =
+            self.paths.files().map(|(_, state)| place(&state)).collect();
+        move |state| is_anything || named.contains(&place(state))
     }
 
     /// What of the named it is, by all that is known.

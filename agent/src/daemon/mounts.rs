@@ -1,7 +1,7 @@
 //! The mount tables of processes, which are as long as their owners make them.
 use crate::kernel::unescape;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -67,11 +67,12 @@ pub(super) fn mounted(table: &[u8], number: u64) -> Option<Mount> {
     mounts(table).find(|mount| mount.number == number)
 }
 
-/// The device of a mount's filesystem, as the mount table has it, or that of a process through whose view of the mounts it was found.
-pub(super) fn device(mount: u64, of: u32) -> Option<u32> {
+/// The device of a mount's filesystem, as the mount table has it, or that of a process through whose view of the mounts a file was
+/// found; `own`: the device that `stat` says of the file.
+pub(super) fn device(mount: u64, own: u32, of: u32) -> Option<u32> {
     KNOWN.with_borrow_mut(|known| {
         let tables = ["self".to_owned(), of.to_string()];
-        tables.iter().find_map(|of| known.device(mount, of))
+        tables.iter().find_map(|of| known.device((mount, own), of))
     })
 }
 
@@ -79,25 +80,41 @@ thread_local! {
     static KNOWN: RefCell<Known> = RefCell::default();
 }
 
-/// The devices of mounts, by the namespace that those are in.
+/// Mount tables that were read, by their namespaces.
 #[derive(Default)]
-struct Known(HashMap<PathBuf, (Instant, HashMap<u64, u32>)>);
+struct Known(HashMap<PathBuf, Table>);
+
+struct Table {
+    read: Instant,
+    devices: HashMap<u64, u32>,
+    /// Those mounts, with what `stat` said, that were there when the table was read: the number may have come again since.
+    sure: HashSet<(u64, u32)>,
+}
 
 impl Known {
-    fn device(&mut self, mount: u64, of: &str) -> Option<u32> {
+    fn device(&mut self, (mount, own): (u64, u32), of: &str) -> Option<u32> {
         let namespace = std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok()?;
-        let is_fresh = |(read, _): &(Instant, _)| read.elapsed() < FRESH;
-        if !self.0.get(&namespace).is_some_and(is_fresh) {
-            let table = table(of).ok()?;
-            let devices = mounts(&table).map(|mount| (mount.number, mount.device));
-            let devices = devices.collect();
-            if self.0.len() >= NAMESPACES {
-                self.0.clear();
-            }
-            self.0.insert(namespace.clone(), (Instant::now(), devices));
+        self.0.retain(|_, table| table.read.elapsed() < FRESH);
+        let known = self.0.get(&namespace).and_then(|table| {
+            let device = table.devices.get(&mount)?;
+            (*device == own || table.sure.contains(&(mount, own))).then_some(*device)
+        });
+        if known.is_some() {
+            return known;
         }
-        let (_, devices) = self.0.get(&namespace)?;
-        devices.get(&mount).copied()
+        let text = table(of).ok()?;
+        let devices = mounts(&text).map(|mount| (mount.number, mount.device));
+        if self.0.len() >= NAMESPACES {
+            self.0.clear();
+        }
+        let table = self.0.entry(namespace).or_insert_with(|| Table {
+            read: Instant::now(),
+            devices: HashMap::new(),
+            sure: HashSet::new(),
+        });
+        table.devices = devices.collect();
+        table.sure.insert((mount, own));
+        table.devices.get(&mount).copied()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where files lie that processes have run, and run no more.
-use super::digests::{At, Held, changed, look, run_by, state};
-use super::mounts::{device, mounts, table};
+use super::digests::{At, Held, changed, device_of, look, run_by, state};
+use super::mounts::{mounts, table};
 use crate::kernel::FileState;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::collections::HashMap;
@@ -73,7 +73,7 @@ fn held_in(view: &str, root: &str, of: u32, file: &FileState, path: &str) -> Opt
     let open = |path| rustix::fs::openat2(&root, path, flags, Mode::empty(), links).ok();
     let is_it = |open: &OwnedFd| {
         let found = look(open, "");
-        found.is_ok_and(|found| state(&found, device(found.stx_mnt_id, of)) == *file)
+        found.is_ok_and(|found| state(&found, device_of(&found, of)) == *file)
     };
     let mut found = mounts(&table)
         .filter_map(|mount| mount.place_of(file.device, Path::new(path)))

@@ -8,7 +8,7 @@ use super::executables::{Executables, runners};
 use super::selectors::Selectors;
 use super::troubles::Troubles;
 use super::users::Database;
-use crate::kernel::{Fence, FileState, Recognition, of_process};
+use crate::kernel::{Error, Fence, FileState, Recognition, of_process};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,7 +74,11 @@ impl Rules {
             None => Database::read(),
         };
         let users = troubles.note("users in /etc/passwd", users);
-        let users = users.or_else(|| self.users.clone());
+        let users = users.or_else(|| self.users.clone()).or_else(|| {
+            // What an earlier agent told by them stays, if there is such.
+            let is_needed = self.selectors.names_users() && fence.has_rules();
+            (!is_needed).then(Database::default)
+        });
         let moved = !self.selectors.wants.is_empty() && self.executables.look_at_paths();
         let are_others = users != self.users;
         if moved {
@@ -92,6 +96,9 @@ impl Rules {
             if std::mem::take(&mut self.reclassed) {
                 // By the new rules a program may be of another class than its process's mark has.
                 fence.forget_classes();
+                // Who has begun one meanwhile was not asked about it yet.
+                let begun = self.running();
+                self.know_all(fence, &begun);
             }
             self.tell(fence);
         }
@@ -113,7 +120,13 @@ impl Rules {
             self.executables.take_over(&known);
         }
         self.reclassed = true;
-        known.retain(|(state, class)| !self.executables.is_still(*class, state));
+        // Of most it takes no more to say that they are nothing that is named.
+        let may_be_named = self.executables.may_be_named();
+        let are_known = self.executables.paths.are_known();
+        known.retain(|(state, class)| {
+            let is_nothing = are_known && class.is_none() && !may_be_named(state);
+            !is_nothing && !self.executables.is_still(*class, state)
+        });
         let done = fence.know_no_more(&known);
         troubles.note("executables of the policy before", done);
     }
@@ -171,17 +184,14 @@ impl Rules {
         }
     }
 
-    /// Says which conditions each cgroup fulfils.
-    ///
-    /// # Errors
-    /// The hooks were not told of all.
+    /// Says which conditions each cgroup fulfils. Returns those of which the hooks could not be told, and why.
     pub(super) fn settle(
         &mut self,
         fence: &Fence,
         directories: &[PathBuf],
         contained: &HashMap<String, Container>,
-    ) -> Result<(), String> {
-        let mut done = Ok(());
+    ) -> Vec<(String, String)> {
+        let mut untold = Vec::new();
         if self.contained != *contained {
             self.contained.clone_from(contained);
             self.scan();
@@ -204,15 +214,16 @@ impl Rules {
             match fence.fulfils(Path::new(&cgroup), wanted) {
                 Ok(_) if wanted == 0 => {}
                 Ok(_) => drop(next.insert(cgroup, wanted)),
-                Err(e) if e.is_of_a_cgroup_gone() => {}
+                // Hooks look no deeper: it is as those above it are.
+                Err(e) if e.is_of_a_cgroup_gone() || matches!(e, Error::TooDeep { .. }) => {}
                 Err(e) => {
-                    done = Err(format!("{cgroup}: {e}"));
+                    untold.push((cgroup.clone(), e.to_string()));
                     next.insert(cgroup, told);
                 }
             }
         }
         self.fulfilled = Some(next);
-        done
+        untold
     }
 
     /// Tells when there is something to take up in between.
@@ -225,6 +236,16 @@ impl Rules {
         if self.selectors.wants.is_empty() {
             return Vec::new();
         }
+        let all = self.running();
+        let begun = Instant::now();
+        self.know_all(fence, &all);
+        let read = self.executables.digests.wait(begun, READING);
+        self.know_all(fence, &read);
+        read
+    }
+
+    /// What every process runs, and what is at the paths that are named.
+    fn running(&self) -> Vec<(At, FileState)> {
         let running = crate::kernel::processes()
             .into_iter()
             .filter_map(|process| Some((At::Process(process), running(process)?)));
@@ -232,11 +253,7 @@ impl Rules {
         let mut all = self.executables.named();
         all.extend(running);
         all.retain(|(_, state)| seen.insert(*state));
-        let begun = Instant::now();
-        self.know_all(fence, &all);
-        let read = self.executables.digests.wait(begun, READING);
-        self.know_all(fence, &read);
-        read
+        all
     }
 
     fn know_all(&mut self, fence: &Fence, files: &[(At, FileState)]) {
@@ -249,13 +266,21 @@ impl Rules {
 
     fn know(&mut self, fence: &Fence, state: &FileState, fulfilled: &[usize]) {
         let class = self.executables.class(fulfilled);
-        if class.is_some_and(|class| !self.is_told(class)) {
-            // Rules for the class first: a file of a class without rules would be nobody's.
-            self.tell(fence);
+        if !self.has_rules_for(fence, class) {
+            return; // It is asked for again.
         }
         if let Err(e) = fence.know(state, class) {
             tracing::error!("an executable stays unknown, and what runs it is refused: {e}");
         }
+    }
+
+    /// Whether the hooks have the rules for a class, or have them now: a file of a class without would be nobody's.
+    fn has_rules_for(&mut self, fence: &Fence, class: Option<u16>) -> bool {
+        let Some(class) = class else { return true };
+        if !self.is_told(class) {
+            self.tell(fence);
+        }
+        self.is_told(class)
     }
 
     fn is_told(&self, class: u16) -> bool {
@@ -359,17 +384,14 @@ impl Rules {
         };
         match fence.enrol(process, workload, rule) {
             Ok(newly) => Ok(!newly.is_empty()),
-            Err(e) => {
-                let error = format!("process {process} is not governed: {e}");
-                tracing::error!("{error}");
-                Err(error)
-            }
+            Err(e) => Err(format!("process {process} is not governed: {e}")),
         }
     }
 
     /// The same, where the hooks ask for it again.
     fn enrol_again(&mut self, fence: &Fence, process: u32) {
-        if self.enrol(fence, process).is_err() {
+        if let Err(error) = self.enrol(fence, process) {
+            tracing::error!("{error}");
             self.scan();
         }
     }

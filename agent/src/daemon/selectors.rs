@@ -221,6 +221,11 @@ impl Selectors {
         self.all.iter().any(|one| has_process(&one.selector))
     }
 
+    /// Does any name a user?
+    pub(super) fn names_users(&self) -> bool {
+        self.all.iter().any(|one| one.selector.user.is_some())
+    }
+
     /// A selector by its number, for a person.
     pub(super) fn describe(&self, number: u16) -> Option<String> {
         let one = self.all.iter().find(|one| one.number == number)?;

@@ -20,7 +20,8 @@ const WALK: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(2);
 /// How soon where changes do not cease: who may make cgroups is not to keep the agent walking.
 const BUSY: Duration = Duration::from_millis(20);
-/// So many times as long as the walk was, before the next begins: of time, walks have a quarter at most.
+/// So many times as long as the walk was, before the next begins, if that is not longer than [`WALK`]: of time, walks have a quarter
+/// at most.
 const REST: u32 = 3;
 /// Without a change for so long they have ceased.
 const CALM: Duration = Duration::from_millis(50);
@@ -103,7 +104,7 @@ impl Pace {
         }
         let next = (self.0 * 2).min(BUSY);
         let pause = std::mem::replace(&mut self.0, next);
-        pause.max((took * REST).saturating_sub(calm))
+        pause.max((took * REST).saturating_sub(calm)).min(WALK)
     }
 }
 
@@ -232,10 +233,12 @@ mod tests {
         assert_eq!(pauses(Duration::ZERO), busy);
         assert_eq!(pauses(CALM), [SETTLE; 6]);
         // Who has made many, neither.
-        let long = Duration::from_secs(1);
+        let long = Duration::from_millis(100);
         assert_eq!(pace.after(Duration::ZERO, long), 3 * long);
         assert_eq!(pace.after(long, long), 2 * long);
         assert_eq!(pace.after(4 * long, long), SETTLE);
+        // As soon as ever, where a walk had to wait.
+        assert_eq!(pace.after(Duration::ZERO, 10 * WALK), WALK);
     }
 
     #[tokio::test]

@@ -159,6 +159,11 @@ impl Fence {
         .map_err(write("EXECUTABLES"))
     }
 
+    /// Do the hooks recognise by rules, be it an earlier agent's?
+    pub fn has_rules(&self) -> bool {
+        self.maps.write().rules.keys().next().is_some()
+    }
+
     /// The files of which the hooks were told, each with its class, if it is of one.
     pub fn known_executables(&self) -> Vec<(FileState, Option<u16>)> {
         let writers = self.maps.write();

@@ -173,6 +173,39 @@ fn a_file_that_is_known_is_so_by_each_of_its_names_all_the_time() {
     canary.waits_for(&other);
 }
 
+/// Nobody runs it when the policy changes, and it lies at no path that is named: the hooks know it by what was in it.
+#[test]
+fn what_is_known_by_its_content_is_so_after_another_policy_too() {
+    let mut place = Place::new();
+    let canary = Canary::new();
+    let app = copy(&place.path("app"));
+    let mut bytes = fs::read(&app).unwrap();
+    bytes.push(0);
+    fs::write(&app, bytes).unwrap();
+    let sum = Command::new("sha256sum").arg(&app).output().unwrap();
+    let sum = text(&sum.stdout).split(' ').next().unwrap().to_owned();
+    let named = |place: &Place, more: &str| {
+        let all = format!("workloads:\n  app: {{ match: {{ sha256: {sum} }} }}\n{more}");
+        place.write_policy(&POLICY.replace("workloads:\n", &all));
+    };
+    named(&place, "");
+    place.start();
+    canary.waits_for(&app);
+    for more in [
+        "  a: { match: { exe: /nowhere/a } }\n",
+        "  b: { match: { exe: /nowhere/b } }\n",
+    ] {
+        named(&place, more);
+        assert_eq!(place.output(&["reload"]).status.code(), Some(0));
+        // Also once who runs is asked for no more.
+        for _ in 0..3 {
+            assert!(!canary.is_reached_by(&app), "it is free");
+            after_a_look();
+        }
+        canary.waits_for(&app);
+    }
+}
+
 /// As what a distribution's link leads to is upgraded.
 #[test]
 fn another_name_of_what_lies_at_a_path_is_not_open_when_that_is_replaced() {

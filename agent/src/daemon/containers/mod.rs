@@ -56,6 +56,20 @@ pub(super) struct Settled {
     looks: bool,
 }
 
+impl Settled {
+    /// Lets go of none that is one of these cgroups, or in one.
+    pub(super) fn hold_on<'a>(&mut self, cgroups: impl Iterator<Item = &'a Path>) {
+        let Some(stay) = &mut self.stay else { return };
+        for cgroup in cgroups {
+            let below = self
+                .known
+                .keys()
+                .filter(|one| Path::new(one).starts_with(cgroup));
+            stay.extend(below.cloned());
+        }
+    }
+}
+
 /// What is known of containers.
 #[derive(Debug)]
 pub(super) struct Containers {
@@ -253,7 +267,7 @@ fn release_others(fence: &Fence, directories: Option<&[PathBuf]>, stay: &HashSet
 /// It is tried again with the next walk.
 fn hold(fence: &Fence, cgroup: &str) -> Result<(), String> {
     match fence.hold(Path::new(cgroup)) {
-        Err(error) if !error.is_of_a_cgroup_gone() => Err(format!("{cgroup} is not: {error}")),
+        Err(error) if !error.is_of_a_cgroup_gone() => Err(format!("{cgroup} is not held: {error}")),
         _ => Ok(()),
     }
 }

@@ -82,8 +82,8 @@ impl Rules {
         let fulfilled = self.executables.fulfils(&at, file)?;
         if !ran.is_known {
             let class = self.executables.class(&fulfilled);
-            if class.is_some_and(|class| !self.is_told(class)) {
-                self.tell(fence);
+            if !self.has_rules_for(fence, class) {
+                return None;
             }
             if let Err(e) = fence.know_run(file, class) {
                 tracing::error!(process, "it is refused still: {e}");

@@ -6,10 +6,10 @@
 //! Anybody can bind any number of sockets, and a newline in the name of one begins a line of the kernel's table. So
 //! only what is a socket is covered, and first those that no stranger can make more of.
 use anyhow::{Context, bail};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -32,11 +32,12 @@ pub(super) fn cover(open: &[String], user: u32) -> anyhow::Result<()> {
             .with_context(|| format!("local daemons' sockets are not known: {table}"))?;
         listed.extend(paths(&text, open));
     }
-    let (mut found, mut unreachable) = (Vec::new(), 0_usize);
+    let (mut found, mut unreachable, mut seen) = (Vec::new(), 0_usize, HashSet::new());
     for path in listed {
         match look(&path)? {
-            Looked::Socket { owner, .. } => found.push((owner, path)),
-            Looked::Nothing => {}
+            // Who binds one may call it by any number of names.
+            Looked::Socket { owner, place, .. } if seen.insert(place) => found.push((owner, path)),
+            Looked::Socket { .. } | Looked::Nothing => {}
             Looked::Unreachable => unreachable += 1,
         }
     }
@@ -77,7 +78,10 @@ enum Looked {
     Socket {
         socket: OwnedFd,
         owner: u32,
+        /// Its mount, and what it is there.
+        place: (u64, u64),
     },
+    /// No socket, or one that is nowhere in this view of the mounts.
     Nothing,
     /// On a filesystem that keeps it from root.
     Unreachable,
@@ -85,17 +89,24 @@ enum Looked {
 
 fn look(path: &Path) -> anyhow::Result<Looked> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(path, flags, Mode::empty());
-    let looked = opened.and_then(|socket| Ok((rustix::fs::fstat(&socket)?, socket)));
+    // `/proc/PID/root` leads to mounts of another view, over which nothing can be mounted.
+    let links = ResolveFlags::NO_MAGICLINKS;
+    let wanted = StatxFlags::TYPE | StatxFlags::UID | StatxFlags::INO | StatxFlags::MNT_ID;
+    let opened = rustix::fs::openat2(CWD, path, flags, Mode::empty(), links);
+    let looked = opened.and_then(|socket| {
+        let found = rustix::fs::statx(&socket, "", AtFlags::EMPTY_PATH, wanted)?;
+        Ok((found, socket))
+    });
     match looked {
-        Ok((found, socket)) => Ok(match FileType::from_raw_mode(found.st_mode) {
+        Ok((found, socket)) => Ok(match FileType::from_raw_mode(found.stx_mode.into()) {
             FileType::Socket => Looked::Socket {
                 socket,
-                owner: found.st_uid,
+                owner: found.stx_uid,
+                place: (found.stx_mnt_id, found.stx_ino),
             },
             _ => Looked::Nothing,
         }),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(Looked::Nothing),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Looked::Nothing),
         Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
             Err(e).context("local daemons' sockets cannot be looked at")
         }
@@ -134,8 +145,8 @@ fn chosen(
 /// By a descriptor: what a name leads to may be something else by now.
 fn cover_one(socket: &OwnedFd) -> Result<(), Errno> {
     match mount::mount_bind("/dev/null", format!("/proc/self/fd/{}", socket.as_raw_fd())) {
-        // It was removed.
-        Err(Errno::NOENT) => Ok(()),
+        // It was removed, or is in no mount of this view.
+        Err(Errno::NOENT | Errno::INVAL) => Ok(()),
         done => done,
     }
 }
@@ -188,6 +199,10 @@ mod tests {
             (Path::new("/usr"), false),
             (folder.path(), false),
             (Path::new("/proc/self/root"), false),
+            (
+                &Path::new("/proc/self/root").join(name.strip_prefix("/").unwrap()),
+                false,
+            ),
             (Path::new("/no such file"), false),
         ] {
             let looked = look(path).unwrap();
