@@ -140,12 +140,12 @@ impl Enrolments {
             .rules
             .settle(&self.fence, &found.directories, &contained.known);
         // While the hooks do not know what its processes may be by, it stays held.
-        contained.hold_on(untold.iter().map(|(cgroup, _)| Path::new(cgroup)));
+        contained.untold = untold.iter().map(|(cgroup, _)| cgroup.into()).collect();
         Containers::let_go(&self.fence, &contained, &found.directories);
-        let first = untold
-            .into_iter()
-            .next()
-            .map(|(cgroup, why)| format!("{cgroup}: {why}"));
+        // Anybody may make cgroups deeper than hooks look: those are as the ones above them.
+        let mut untold = untold.into_iter();
+        let first = untold.find(|(_, e)| !matches!(e, kernel::Error::TooDeep { .. }));
+        let first = first.map(|(cgroup, why)| format!("{cgroup}: {why}"));
         self.troubles.note(
             "who rules recognise in a cgroup (containers there stay refused)",
             first.map_or(Ok(()), Err),

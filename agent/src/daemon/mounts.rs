@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 const TABLE: u64 = 1 << 20;
 /// How long what was read is not read again: who has many processes has them share a table, and numbers of mounts come again.
 const FRESH: Duration = Duration::from_millis(100);
+/// Times that it is read in that while for mounts of which it says something else than `stat` does.
+const READS: usize = 16;
 /// Namespaces whose tables are remembered.
 const NAMESPACES: usize = 256;
 
@@ -87,20 +89,27 @@ struct Known(HashMap<PathBuf, Table>);
 struct Table {
     read: Instant,
     devices: HashMap<u64, u32>,
-    /// Those mounts, with what `stat` said, that were there when the table was read: the number may have come again since.
+    /// Those mounts, with what `stat` said, for which the table was read: the number of one may have come again since.
     sure: HashSet<(u64, u32)>,
+}
+
+impl Table {
+    /// `None`: the table is to be read for that. `Some(None)`: it has no such mount.
+    fn device(&self, mount: u64, own: u32) -> Option<Option<u32>> {
+        let device = self.devices.get(&mount).copied();
+        let is_sure =
+            device == Some(own) || self.sure.contains(&(mount, own)) || self.sure.len() >= READS;
+        is_sure.then_some(device)
+    }
 }
 
 impl Known {
     fn device(&mut self, (mount, own): (u64, u32), of: &str) -> Option<u32> {
         let namespace = std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok()?;
         self.0.retain(|_, table| table.read.elapsed() < FRESH);
-        let known = self.0.get(&namespace).and_then(|table| {
-            let device = table.devices.get(&mount)?;
-            (*device == own || table.sure.contains(&(mount, own))).then_some(*device)
-        });
-        if known.is_some() {
-            return known;
+        let known = self.0.get(&namespace);
+        if let Some(device) = known.and_then(|table| table.device(mount, own)) {
+            return device;
         }
         let text = table(of).ok()?;
         let devices = mounts(&text).map(|mount| (mount.number, mount.device));

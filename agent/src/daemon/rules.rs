@@ -37,6 +37,8 @@ pub(super) struct Rules {
     users: Option<Database>,
     executables: Executables,
     told: Option<Recognition>,
+    /// Classes of which the hooks have the rules, be there none: a user may be absent.
+    given: HashSet<u16>,
     /// Containers that are known, by their cgroups.
     contained: HashMap<String, Container>,
     /// Conditions that cgroups fulfil, as the hooks were told.
@@ -167,12 +169,14 @@ impl Rules {
         next.exe_names.extend(others.cloned());
         if self.told.as_ref() == Some(&next) {
             self.untold = None;
+            self.given = self.executables.classes.keys().copied().collect();
             return;
         }
         match fence.recognise(&next) {
             Ok(()) => {
                 self.told = Some(next);
                 self.untold = None;
+                self.given = self.executables.classes.keys().copied().collect();
                 self.scan();
             }
             Err(e) => {
@@ -190,7 +194,7 @@ impl Rules {
         fence: &Fence,
         directories: &[PathBuf],
         contained: &HashMap<String, Container>,
-    ) -> Vec<(String, String)> {
+    ) -> Vec<(String, Error)> {
         let mut untold = Vec::new();
         if self.contained != *contained {
             self.contained.clone_from(contained);
@@ -214,10 +218,9 @@ impl Rules {
             match fence.fulfils(Path::new(&cgroup), wanted) {
                 Ok(_) if wanted == 0 => {}
                 Ok(_) => drop(next.insert(cgroup, wanted)),
-                // Hooks look no deeper: it is as those above it are.
-                Err(e) if e.is_of_a_cgroup_gone() || matches!(e, Error::TooDeep { .. }) => {}
+                Err(e) if e.is_of_a_cgroup_gone() => {}
                 Err(e) => {
-                    untold.push((cgroup.clone(), e.to_string()));
+                    untold.push((cgroup.clone(), e));
                     next.insert(cgroup, told);
                 }
             }
@@ -284,10 +287,7 @@ impl Rules {
     }
 
     fn is_told(&self, class: u16) -> bool {
-        let of = |case: &crate::kernel::Case| case.executable == crate::kernel::Runs::Class(class);
-        self.told
-            .as_ref()
-            .is_some_and(|told| told.cases.iter().any(of))
+        self.given.contains(&class)
     }
 
     /// Looks at a file that a hook has not seen before, which `process` runs.

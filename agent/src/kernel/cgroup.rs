@@ -19,11 +19,16 @@ pub(super) struct Subtree {
 
 /// Looks a subtree up by its path below the cgroup root, to govern it.
 pub(super) fn subtree_of_others(root: &CgroupRoot, path: &Path) -> Result<Subtree, Error> {
-    match normal(path).is_some_and(|relative| is_above_self(&relative)) {
-        true => Err(Error::GovernsItself {
+    let is_own = normal(path).map_or(Ok(false), |relative| is_above_self(&relative));
+    match is_own {
+        Ok(true) => Err(Error::GovernsItself {
             path: path.to_owned(),
         }),
-        false => subtree(root, path),
+        Ok(false) => subtree(root, path),
+        Err(source) => Err(Error::Cgroup {
+            path: "/proc/self/cgroup".into(),
+            source,
+        }),
     }
 }
 
@@ -72,14 +77,12 @@ fn normal(path: &Path) -> Option<PathBuf> {
 }
 
 /// Does this process run in the subtree? It would be steered to itself.
-fn is_above_self(relative: &Path) -> bool {
-    let Ok(table) = std::fs::read("/proc/self/cgroup") else {
-        return true;
-    };
-    table
+fn is_above_self(relative: &Path) -> std::io::Result<bool> {
+    let table = std::fs::read("/proc/self/cgroup")?;
+    let own = table
         .split(|&byte| byte == b'\n')
-        .find_map(|line| line.strip_prefix(b"0::/"))
-        .is_some_and(|own| Path::new(std::ffi::OsStr::from_bytes(own)).starts_with(relative))
+        .find_map(|line| line.strip_prefix(b"0::/"));
+    Ok(own.is_some_and(|own| Path::new(std::ffi::OsStr::from_bytes(own)).starts_with(relative)))
 }
 
 /// `FILEID_KERNFS`: a handle that is an id.
@@ -204,6 +207,9 @@ mod tests {
         assert_eq!(normal(Path::new("/a/./b")).unwrap(), Path::new("a/b"));
         assert_eq!(normal(Path::new("/")).unwrap(), Path::new(""));
         assert_eq!(normal(Path::new("a/../b")), None);
-        assert!(is_above_self(Path::new("")), "the root is above everybody");
+        assert!(
+            is_above_self(Path::new("")).unwrap(),
+            "the root is above everybody"
+        );
     }
 }

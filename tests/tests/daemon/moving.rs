@@ -206,6 +206,24 @@ fn what_is_known_by_its_content_is_so_after_another_policy_too() {
     }
 }
 
+/// Rules mean it of a user who is not there, and nobody else.
+#[test]
+fn what_is_meant_of_an_absent_user_alone_is_free() {
+    let mut place = Place::new();
+    let canary = Canary::new();
+    let [app, other] = ["app", "other"].map(|name| copy(&place.path(name)));
+    let all = format!(
+        "workloads:\n  a: {{ match: {{ user: nobody-is-called-so, exe: {} }} }}\n  b: {{ match: {{ exe: {} }} }}\n",
+        app.display(),
+        other.display()
+    );
+    place.write_policy(&POLICY.replace("workloads:\n", &all));
+    place.start();
+    canary.waits_for(&other);
+    let reached = eventually(START, || canary.is_reached_by(&app).then_some(()));
+    assert!(reached.is_some(), "it is refused");
+}
+
 /// As what a distribution's link leads to is upgraded.
 #[test]
 fn another_name_of_what_lies_at_a_path_is_not_open_when_that_is_replaced() {

@@ -51,23 +51,11 @@ pub(super) struct Settled {
     pub(super) known: HashMap<String, Container>,
     /// Why one that is to be refused is not.
     pub(super) unheld: Option<String>,
+    /// Cgroups of which the hooks do not know what conditions they fulfil: no container there is let go of.
+    pub(super) untold: Vec<PathBuf>,
     /// Cgroups that are not to be let go of; `None`: there is nothing to let go of.
     stay: Option<HashSet<String>>,
     looks: bool,
-}
-
-impl Settled {
-    /// Lets go of none that is one of these cgroups, or in one.
-    pub(super) fn hold_on<'a>(&mut self, cgroups: impl Iterator<Item = &'a Path>) {
-        let Some(stay) = &mut self.stay else { return };
-        for cgroup in cgroups {
-            let below = self
-                .known
-                .keys()
-                .filter(|one| Path::new(one).starts_with(cgroup));
-            stay.extend(below.cloned());
-        }
-    }
 }
 
 /// What is known of containers.
@@ -197,7 +185,8 @@ impl Containers {
     /// by which rules its processes may be somebody's.
     pub(super) fn let_go(fence: &Fence, settled: &Settled, directories: &[PathBuf]) {
         if let Some(stay) = &settled.stay {
-            release_others(fence, settled.looks.then_some(directories), stay);
+            let walked = settled.looks.then_some(directories);
+            release_others(fence, walked, stay, &settled.untold);
         }
     }
 
@@ -245,7 +234,12 @@ fn keep(states: &Mutex<HashMap<String, State>>, id: String, state: State) {
 }
 
 /// What was made after the walk that found `directories` is not let go of.
-fn release_others(fence: &Fence, directories: Option<&[PathBuf]>, stay: &HashSet<String>) {
+fn release_others(
+    fence: &Fence,
+    directories: Option<&[PathBuf]>,
+    stay: &HashSet<String>,
+    untold: &[PathBuf],
+) {
     let root = fence.cgroup_root();
     let walked: Option<HashSet<&Path>> =
         directories.map(|all| all.iter().map(PathBuf::as_path).collect());
@@ -256,7 +250,10 @@ fn release_others(fence: &Fence, directories: Option<&[PathBuf]>, stay: &HashSet
         let is_settled = held.cgroup.as_ref().map_or(held.is_gone, |cgroup| {
             let directory = root.join(cgroup.trim_start_matches('/'));
             let was_seen = |walked: &HashSet<&Path>| walked.contains(directory.as_path());
-            !stay.contains(cgroup) && walked.as_ref().is_none_or(was_seen)
+            let is_told = !untold
+                .iter()
+                .any(|one| one.starts_with(cgroup) || Path::new(cgroup).starts_with(one));
+            is_told && !stay.contains(cgroup) && walked.as_ref().is_none_or(was_seen)
         });
         if is_settled {
             super::enrol::release(fence, held.cgroup_id);

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -32,23 +32,34 @@ pub(super) fn cover(open: &[String], user: u32) -> anyhow::Result<()> {
             .with_context(|| format!("local daemons' sockets are not known: {table}"))?;
         listed.extend(paths(&text, open));
     }
-    let (mut found, mut unreachable, mut seen) = (Vec::new(), 0_usize, HashSet::new());
+    // Who binds a socket may call others by any number of names.
+    let (mut found, mut unreachable) = (BTreeMap::<_, Vec<PathBuf>>::new(), 0_usize);
     for path in listed {
         match look(&path)? {
-            // Who binds one may call it by any number of names.
-            Looked::Socket { owner, place, .. } if seen.insert(place) => found.push((owner, path)),
-            Looked::Socket { .. } | Looked::Nothing => {}
+            Looked::Socket { owner, place, .. } => {
+                found.entry((owner, place)).or_default().push(path);
+            }
+            Looked::Nothing => {}
             Looked::Unreachable => unreachable += 1,
         }
     }
     if unreachable > 0 {
         tell!(
-            "tollgate: {unreachable} sockets are not covered: root may not look where they are (FUSE, NFS)"
+            "tollgate: {unreachable} sockets are not covered: root may not look where they are (FUSE, NFS), or they are named by way of another process's files"
         );
     }
-    for path in chosen(found, user, MAX)? {
-        if let Looked::Socket { socket, .. } = look(&path)? {
-            cover_one(&socket).with_context(|| format!("cannot hide {path:?}"))?;
+    let found = found.into_iter();
+    let found = found.map(|((owner, place), names)| (owner, (place, names)));
+    for (place, names) in chosen(found.collect(), user, MAX)? {
+        // A name may lead elsewhere by now, and what it led to is covered by another.
+        for path in names {
+            if let Looked::Socket {
+                socket, place: now, ..
+            } = look(&path)?
+                && now == place
+            {
+                cover_one(&socket).with_context(|| format!("cannot hide {path:?}"))?;
+            }
         }
     }
     Ok(())
@@ -73,13 +84,15 @@ fn paths<'a>(table: &'a [u8], open: &'a [String]) -> impl Iterator<Item = PathBu
     closed.map(|path| Path::new(OsStr::from_bytes(path)).to_owned())
 }
 
+/// A socket's mount, and its device and inode there.
+type Place = (u64, (u32, u32), u64);
+
 /// What is at a path.
 enum Looked {
     Socket {
         socket: OwnedFd,
         owner: u32,
-        /// Its mount, and what it is there.
-        place: (u64, u64),
+        place: Place,
     },
     /// No socket, or one that is nowhere in this view of the mounts.
     Nothing,
@@ -102,11 +115,15 @@ fn look(path: &Path) -> anyhow::Result<Looked> {
             FileType::Socket => Looked::Socket {
                 socket,
                 owner: found.stx_uid,
-                place: (found.stx_mnt_id, found.stx_ino),
+                place: (
+                    found.stx_mnt_id,
+                    (found.stx_dev_major, found.stx_dev_minor),
+                    found.stx_ino,
+                ),
             },
             _ => Looked::Nothing,
         }),
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Looked::Nothing),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(Looked::Nothing),
         Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
             Err(e).context("local daemons' sockets cannot be looked at")
         }
@@ -116,11 +133,11 @@ fn look(path: &Path) -> anyhow::Result<Looked> {
 
 /// The sockets to cover, each with its owner: root's and those of the command's user first, without which there is no run. Of
 /// the others, of whom anybody may be, those that fit: the services' own users have the lowest ids.
-fn chosen(
-    mut found: Vec<(u32, PathBuf)>,
+fn chosen<T: Ord>(
+    mut found: Vec<(u32, T)>,
     user: u32,
     max: usize,
-) -> anyhow::Result<impl Iterator<Item = PathBuf>> {
+) -> anyhow::Result<impl Iterator<Item = T>> {
     for (owner, _) in &mut found {
         if *owner == user {
             *owner = 0;
@@ -139,7 +156,7 @@ fn chosen(
             found.len() - max
         );
     }
-    Ok(found.into_iter().take(max).map(|(_, path)| path))
+    Ok(found.into_iter().take(max).map(|(_, socket)| socket))
 }
 
 /// By a descriptor: what a name leads to may be something else by now.
