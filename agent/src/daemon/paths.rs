@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 /// Files and names that are remembered of one path: who may turn it puts out others' of that path alone.
 const REMEMBERED: usize = 64;
 
+/// Directories that systemd gives services of their own (`PrivateTmp=`).
+const PRIVATE: [&str; 2] = ["/tmp", "/var/tmp"];
+
 /// What is known of each path that is named.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
@@ -173,6 +176,13 @@ fn is_absent(error: &io::Error) -> bool {
 /// What lies at a path. A link into another process's view of the files is not followed: who may write there could have one lead to
 /// files that it serves itself.
 pub(super) fn lying_at(path: &Path) -> io::Result<Lying> {
+    if let Some(own) = PRIVATE.iter().find(|own| path.starts_with(own))
+        && !is_the_hosts(own)
+    {
+        return Err(io::Error::other(format!(
+            "the agent's service has a {own} of its own: have it lie elsewhere, or set PrivateTmp=no for tollgate.service"
+        )));
+    }
     let (flags, links) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_MAGICLINKS);
     let file = rustix::fs::openat2(CWD, path, flags, Mode::empty(), links)?;
     let found = look(&file, "")?;
@@ -189,6 +199,16 @@ pub(super) fn lying_at(path: &Path) -> io::Result<Lying> {
         state: state(&found, mount.as_ref().map(|mount| mount.device)),
         name: name.to_string_lossy().into_owned(),
     })
+}
+
+/// Is a directory what the host's first process has there, as far as that can be told?
+fn is_the_hosts(directory: &str) -> bool {
+    let place = |at: String| rustix::fs::stat(at).map(|found| (found.st_dev, found.st_ino));
+    let both = (
+        place(directory.to_owned()),
+        place(format!("/proc/1/root{directory}")),
+    );
+    !matches!(both, (Ok(own), Ok(hosts)) if own != hosts)
 }
 
 #[cfg(test)]

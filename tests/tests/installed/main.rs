@@ -348,6 +348,23 @@ fn what_is_beside_the_service_is_governed() {
     host.systemctl(&["daemon-reload"]);
 }
 
+/// The service has a `/tmp` of its own: who runs a file of the host's that is called as policy says is refused, and it is said why.
+#[test]
+fn an_executable_in_tmp_is_not_taken_for_nobodys() {
+    const TOOL: &str = "/tmp/tollgate-test-tool";
+    let host = Host::new();
+    let more = format!("workloads:\n  tool: {{ match: {{ exe: {TOOL} }} }}\n");
+    host.reload(&host::POLICY.replace("workloads:\n", &more));
+    fs::copy("/usr/bin/curl", TOOL).unwrap();
+    for target in [host::DENIED, host::DENIED6] {
+        let output = host.output(TOOL, &["-sS", "-m", "5", target]);
+        assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
+    }
+    fs::remove_file(TOOL).unwrap();
+    let status = text(&host.output("tollgate", &["status"]).stdout);
+    assert!(status.contains("PrivateTmp=no"), "{status}");
+}
+
 /// The host starts anew with a policy that is wrong: who was governed is refused, and where the agent cannot start, so is the unit.
 #[test]
 fn a_unit_that_requires_the_service_never_runs_without_it() {
