@@ -56,7 +56,7 @@ impl Unclaimed {
 }
 
 /// Did a map take or give nothing for want of memory, or because another had it at that moment?
-fn may_pass(error: &Error) -> bool {
+pub(super) fn may_pass(error: &Error) -> bool {
     let Error::Map { source, .. } = error else {
         return false;
     };

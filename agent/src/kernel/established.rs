@@ -1,6 +1,6 @@
 //! What processes had open before they were governed: no hook saw it made. Connections are ended, or go on where policy says
 //! so; what has no peer becomes the workload's.
-use super::claim::{Claimed, Claims};
+use super::claim::{self, Claimed, Claims};
 use super::diag::{Diag, Protocol, Socket};
 use super::holders::{Holders, Reading};
 use super::missed::{self, Missed};
@@ -9,15 +9,21 @@ use super::translate::ip;
 use super::{Before, Earlier, Fate, Fence, Looked, Outcome, Process, Unheld, cgroup, processes};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::time::Duration;
 use tollgate_common::flow::Address;
 use tollgate_common::openings::Kept;
 use tollgate_common::settings::Ports;
 
 /// Looks at whom others have made meanwhile, before that is left to the next.
 const PASSES: usize = 32;
+
+/// How often a map is asked to take what a peer is told by, and how long it is waited in between.
+const TRIES: usize = 8;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What policy says of a workload's connections from before; `None`: there is no such workload.
 type Says<'a> = &'a (dyn Fn(&str) -> Option<Before> + Sync);
@@ -287,7 +293,7 @@ impl Fence {
         workload: &str,
         missed: &mut Missed,
     ) -> Option<Outcome> {
-        let _ = self.keep(socket, workload);
+        self.let_tell(socket, workload);
         let ended = look.diag.destroy(socket);
         self.forget_kept(socket.cookie());
         match ended {
@@ -301,6 +307,22 @@ impl Fence {
                 Some(Outcome::Failed(error.to_string()))
             }
         }
+    }
+
+    /// Lets a socket tell its peer that it ends. A map's memory may be short for a moment; that the connection ends is more than that
+    /// its peer knows.
+    fn let_tell(&self, socket: &Socket, workload: &str) {
+        for _ in 0..TRIES {
+            match self.keep(socket, workload) {
+                Err(error) if claim::may_pass(&error) => std::thread::sleep(PAUSE),
+                _ => return,
+            }
+        }
+        tracing::warn!(
+            workload,
+            "a peer is not told that its connection ends, for want of memory: {}",
+            socket.peer()
+        );
     }
 
     /// Who holds a socket, as `/proc` tells of it now.
@@ -353,6 +375,10 @@ impl Look<'_> {
     /// Was this one made since, through the hooks? Then it leads to the agent.
     fn is_steered(&self, socket: &Socket) -> bool {
         let (peer, port) = (socket.peer().ip(), socket.peer().port());
-        port != 0 && peer.is_loopback() && [self.ports.port4, self.ports.port6].contains(&port)
+        let own = match peer {
+            IpAddr::V4(_) => self.ports.port4,
+            IpAddr::V6(_) => self.ports.port6,
+        };
+        port != 0 && peer.is_loopback() && port == own
     }
 }

@@ -338,11 +338,20 @@ fn why(place: &Place) -> String {
 const MISSED: &str = "not all of them could be looked at";
 
 /// What looks did not get to while something was short is dealt with when it is not, by nobody's hand.
-fn what_was_missed_is_ended(place: &Place, before: &mut Theirs) {
+fn what_was_missed_is_ended(place: &mut Place, before: &mut Theirs) {
     let enforcing = eventually(START, || why(place).is_empty().then_some(()));
     assert!(enforcing.is_some(), "{}", why(place));
     let ended = eventually(START, || before.is_ended().then_some(()));
-    assert!(ended.is_some(), "what was missed is not ended");
+    if ended.is_none() {
+        let sockets = Command::new("ss").args(["-tanpoieH"]).output().unwrap();
+        let log = place.read_log();
+        panic!(
+            "what was missed is not ended: {:?} of {}\n{}\n{log}",
+            before.peers,
+            before.process.id(),
+            text(&sockets.stdout)
+        );
+    }
     assert!(before.is_held());
 }
 
@@ -369,7 +378,7 @@ fn a_look_for_which_no_thread_can_be_made_is_told_and_made_again() {
         assert!(before.is_silent() && before.is_held(), "it is free");
     }
     threads.limit("max");
-    what_was_missed_is_ended(&place, &mut before);
+    what_was_missed_is_ended(&mut place, &mut before);
 }
 
 /// Leaves the agent so many descriptors to open; `None`: as many as there may be.
@@ -424,5 +433,5 @@ fn a_look_for_which_descriptors_are_short_is_told_and_made_again() {
         assert!(told > 0, "not told with {few}: {}", why(&place));
     }
     leave(&place, None);
-    what_was_missed_is_ended(&place, &mut before);
+    what_was_missed_is_ended(&mut place, &mut before);
 }

@@ -188,6 +188,15 @@ impl Place {
         status.code()
     }
 
+    /// Ends the agent, and says what it had to say.
+    pub(crate) fn read_log(&mut self) -> String {
+        let mut log = self.agent.as_mut().unwrap().stderr.take().unwrap();
+        self.end(Signal::KILL);
+        let mut told = Vec::new();
+        log.read_to_end(&mut told).unwrap();
+        text(&told)
+    }
+
     /// An agent that must not start: its exit code and what it said.
     pub(crate) fn refused(&self) -> (Option<i32>, String) {
         let output = self.output(&["agent"]);
