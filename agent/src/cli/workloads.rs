@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// Show what is governed, and the kernel's account of each workload
 ///
-/// Each workload's processes, its account since the fence stands, connections that its processes had before they were governed: ended
+/// Each workload's processes, its account, which goes on over restarts of the agent and of the host, connections that its processes had before they were governed: ended
 /// since the agent started, or going on; and its governed cgroups. Of packets, those sent stand before those received. With --processes, each process: since
 /// when it is governed, and by which evidence. A process stays governed after it has left the cgroup, and so do its children.
 #[derive(Debug, clap::Args)]

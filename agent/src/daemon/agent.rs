@@ -2,6 +2,7 @@
 use super::admin::wire::{Fault, FaultKind, Reply};
 use super::budgets::Budgets;
 use super::containers::Containers;
+use super::counters::Counters;
 use super::earlier::Looks;
 use super::enrol::Enrolments;
 use super::error::Error;
@@ -48,6 +49,7 @@ pub(super) struct Agent {
     pub(super) containers: Arc<Containers>,
     pub(super) namespaces: Namespaces,
     pub(super) budgets: Budgets,
+    pub(super) counters: Counters,
     pub(super) started: jiff::Timestamp,
     pub(super) port: u16,
 }

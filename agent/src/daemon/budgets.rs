@@ -208,6 +208,7 @@ pub(super) async fn watch(agent: Arc<Agent>) {
             if count.is_multiple_of(WRITE) {
                 agent.budgets.write(&usage);
                 agent.budgets.copy();
+                agent.counters.write(&agent.shared.fence);
             }
         };
         if let Err(e) = tokio::task::spawn_blocking(looking).await {

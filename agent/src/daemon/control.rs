@@ -265,6 +265,7 @@ fn stop(agent: Arc<Agent>) -> Result<(), Error> {
     }
     agent.budgets.write(&agent.shared.fence.usage());
     agent.budgets.copy();
+    agent.counters.write(&agent.shared.fence);
     let stats = agent.log.close();
     if stats.queued > 0 || stats.dropped > 0 {
         tracing::error!(

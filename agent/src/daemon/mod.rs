@@ -8,6 +8,7 @@ mod cgroups;
 mod containers;
 pub mod content;
 mod control;
+mod counters;
 mod digests;
 mod dirs;
 mod earlier;

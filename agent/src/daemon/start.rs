@@ -2,6 +2,7 @@
 use super::agent::{Agent, Applied};
 use super::budgets::{self, Budgets};
 use super::containers::Containers;
+use super::counters::{self, Counters};
 use super::enrol::Enrolments;
 use super::error::Error;
 use super::events::Seen;
@@ -12,7 +13,7 @@ use crate::audit;
 use crate::budget::Registry;
 use crate::config::Config;
 use crate::identity::Published;
-use crate::kernel::{Fence, Options};
+use crate::kernel::{self, Fence, Options};
 use crate::pipeline::{self, Listeners, Overspent, Plane, Room, Shared};
 use crate::secrets::vault::{Reach, Values};
 use crate::snapshot::{Live, Snapshot};
@@ -51,6 +52,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let fence = Arc::new(stand_fence(&config, &listeners, &addresses)?);
     let budgets = Budgets::read(&config.state_dir, accounts);
     budgets.hold(&fence, &snapshot.policy);
+    let counters = Counters::open(&config.state_dir, &fence).map_err(Error::Counters)?;
     let containers = Containers::start(config.container_engines.clone()).map_err(Error::Threads)?;
     let containers = Arc::new(containers);
     let mut enrolments = Enrolments::adopt(Arc::clone(&fence), Arc::clone(&containers));
@@ -98,6 +100,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         containers,
         namespaces,
         budgets,
+        counters,
     };
     agent.look_at_earlier();
     Ok(Up {
@@ -249,7 +252,11 @@ fn stand_fence(
         cgroup_root: config.cgroup_root.clone(),
         counts: true,
     };
-    let fence = Fence::open(&options)?;
+    let fence = Fence::open(&options).inspect_err(|error| {
+        if matches!(error, kernel::Error::Incompatible { .. }) {
+            counters::keep_anothers(&config.state_dir, &config.pin_dir);
+        }
+    })?;
     let sockets: Vec<BorrowedFd<'_>> = listeners.iter().flat_map(Listeners::sockets).collect();
     fence.admit(
         &sockets,

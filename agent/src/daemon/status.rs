@@ -56,6 +56,7 @@ impl Agent {
                 [
                     lock(&self.applied).unkept.is_some(),
                     self.unwatched.load(Ordering::Relaxed),
+                    self.counters.is_failing(),
                 ],
                 &audit,
                 self.budgets.troubles(),
@@ -157,7 +158,7 @@ fn lack(layer: &Layer) -> Option<String> {
 /// Every named failure, what happens then, and whether it is so now.
 fn fail_modes(
     policy: &PolicyStatus,
-    [unkept, unwatched]: [bool; 2],
+    [unkept, unwatched, uncounted]: [bool; 3],
     audit: &Stats,
     [unwritten, unread]: [bool; 2],
 ) -> Vec<FailMode> {
@@ -196,6 +197,11 @@ fn fail_modes(
             "ledger of budgets cannot be read at the start",
             "what is in no copy, nor known to the kernel, counts as spent until its window ends",
             unread,
+        ),
+        mode(
+            "counters cannot be written",
+            "the kernel counts on; what it has counted since is forgotten if the host starts anew, or its fence is removed",
+            uncounted,
         ),
         mode(
             "cgroups cannot be watched, or not all (fs.inotify.max_user_instances, max_user_watches)",

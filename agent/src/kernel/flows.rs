@@ -1,20 +1,16 @@
-//! Flows and accounts, as the hooks keep them.
+//! Flows, as the hooks keep them.
 use super::{
-    Counters, Error, Fence, Flow, FlowAccount, WorkloadAccount,
+    Error, Fence, Flow, FlowAccount,
     askers::since_boot,
-    events::code,
-    govern::UNSETTLED_NAME,
     load::Listing,
     namespaces, syn, sys,
     translate::{abi, address, counters, time},
 };
 use rustix::net::getpeername;
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use tollgate_common::event::Reason;
-use tollgate_common::flow::{Account, CLIENT_CLOSED, Client, Port, Steered};
+use tollgate_common::flow::{CLIENT_CLOSED, Client, Port, Steered};
 
 /// Nanoseconds after which a connection that its client has closed is nobody's: before the number of its SYN may come again.
 const OLDEST: u64 = 240_000_000_000;
@@ -77,54 +73,6 @@ impl Fence {
             })
         });
         Ok(accounts.collect())
-    }
-
-    pub(super) fn all_accounts(&self) -> Vec<WorkloadAccount> {
-        let mut refusals: BTreeMap<u32, BTreeMap<String, u64>> = BTreeMap::new();
-        for (key, count) in self.maps.refusals.iter().filter_map(Result::ok) {
-            if let Some(reason) = Reason::ALL
-                .into_iter()
-                .find(|&reason| reason as u32 == key.reason)
-            {
-                refusals
-                    .entry(key.workload)
-                    .or_default()
-                    .insert(code(reason).to_owned(), count);
-            }
-        }
-        let workloads = self.names.workloads.load();
-        let mut accounts: Vec<WorkloadAccount> = workloads
-            .iter()
-            .map(|(id, name)| {
-                let (connections, counters) = self.sum(*id);
-                WorkloadAccount {
-                    workload: name.to_string(),
-                    connections,
-                    refusals: refusals.remove(id).unwrap_or_default(),
-                    counters,
-                }
-            })
-            .collect();
-        // What nobody settled is listed where something came of it.
-        accounts
-            .retain(|account| account.workload != UNSETTLED_NAME || !account.refusals.is_empty());
-        accounts.sort_by(|a, b| a.workload.cmp(&b.workload));
-        accounts
-    }
-
-    /// A workload's account over all CPUs.
-    fn sum(&self, workload: u32) -> (u64, Counters) {
-        let mut sum = Account::default();
-        if let Ok(values) = self.maps.accounts.get(&workload, 0) {
-            for account in values.iter() {
-                sum.connections += account.connections;
-                sum.traffic.bytes_out += account.traffic.bytes_out;
-                sum.traffic.bytes_in += account.traffic.bytes_in;
-                sum.traffic.packets_out += account.traffic.packets_out;
-                sum.traffic.packets_in += account.traffic.packets_in;
-            }
-        }
-        (sum.connections, counters(&sum.traffic))
     }
 
     pub(super) fn count_lost(&self) -> u64 {

@@ -5,6 +5,7 @@ mod askers;
 mod btf;
 mod cgroup;
 mod claim;
+mod counted;
 pub mod descriptors;
 mod diag;
 mod error;
@@ -40,6 +41,7 @@ mod waiting;
 pub use askers::{Namespace, since_boot};
 pub use btf::Kernel;
 pub use claim::Unheld;
+pub use counted::{Counted, counted_by_another};
 pub use error::Error;
 pub use govern::UNSETTLED_NAME;
 pub use left::{Left, Open, Standing, left};
@@ -158,7 +160,7 @@ pub struct FlowAccount {
 }
 
 /// One workload's account.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct WorkloadAccount {
     /// The workload.
     pub workload: String,

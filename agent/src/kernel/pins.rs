@@ -77,6 +77,13 @@ pub(super) struct Held {
     info: sys::MapInfo,
 }
 
+impl Held {
+    /// The kernel's number of it.
+    pub(super) fn id(&self) -> u32 {
+        self.info.id()
+    }
+}
+
 /// What is where a map should be pinned.
 #[derive(Debug)]
 pub(super) enum Unpinned {
@@ -102,7 +109,7 @@ impl Pins {
     /// Opens the directory, making it where it is not there.
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
         probe::bpffs(dir)?;
-        let (maps, links) = (dir.join("maps"), dir.join("links"));
+        let (maps, links) = (dir.join(MAPS_DIR), dir.join("links"));
         for path in [dir, &maps, &links] {
             std::fs::create_dir_all(path).map_err(|source| match source.kind() {
                 io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly {
@@ -334,6 +341,14 @@ impl Pins {
         }
         remove_dir(&self.dir)
     }
+}
+
+/// In an instance's directory: where its maps are pinned.
+const MAPS_DIR: &str = "maps";
+
+/// Where an instance pins a map.
+pub(super) fn map(dir: &Path, name: &str) -> PathBuf {
+    dir.join(MAPS_DIR).join(name)
 }
 
 /// In an instance's directory: a directory for each hook that its agent attached. A bpffs has nothing else to write into.

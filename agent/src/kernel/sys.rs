@@ -219,6 +219,11 @@ fn by_id(command: libc::c_int, id: u32) -> io::Result<OwnedFd> {
 pub(super) struct MapInfo([u32; 10]);
 
 impl MapInfo {
+    pub(super) fn id(&self) -> u32 {
+        let [_, id, ..] = self.0;
+        id
+    }
+
     pub(super) fn is_called(&self, name: &str) -> bool {
         let bytes = self.0.iter().skip(6).flat_map(|word| word.to_ne_bytes());
         bytes.take_while(|&byte| byte != 0).eq(name.bytes())

@@ -1,10 +1,12 @@
 //! A host that starts anew while policy or secrets are at fault: nothing that was governed is free.
+use crate::counted::Counted;
 use crate::support::*;
 use harness::eventually;
 use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 impl Place {
@@ -184,4 +186,83 @@ fn a_policy_that_cannot_be_kept_is_in_force_and_told() {
     let kept = eventually(Duration::from_secs(20), || (!is_told(&place)).then_some(()));
     assert!(kept.is_some(), "{:#}", place.status());
     assert!(place.path("state/policy-in-force.json").is_file());
+}
+
+impl Place {
+    fn pinned(&self, map: &str) -> PathBuf {
+        Path::new("/sys/fs/bpf")
+            .join(&self.name)
+            .join("maps")
+            .join(map)
+    }
+
+    /// Makes what is pinned that of another version.
+    fn be_of_another_version(&self) {
+        let map = self.pinned("SETTINGS").display().to_string();
+        let arguments = [
+            "map", "update", "pinned", &map, "key", "0", "0", "0", "0", "value", "255", "0", "0",
+            "0",
+        ];
+        let done = Command::new("bpftool").args(arguments).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
+}
+
+#[test]
+fn what_is_counted_goes_on_when_the_host_starts_anew() {
+    let mut place = Place::new();
+    place.start();
+    let mut counted = Counted::default();
+    counted.go_on(&place, "at first");
+    for starts in 1..=3 {
+        assert_eq!(place.ask(), forbidden());
+        counted.go_on(&place, "while the agent ran");
+        assert_eq!(counted.of("job connections"), starts);
+        assert!(counted.of("job bytes_out") > 0);
+        place.reboot();
+        place.start();
+        counted.go_on(&place, "before the host started anew");
+        assert_eq!(counted.of("job connections"), starts);
+        // Another agent over the same fence counts nothing twice.
+        place.end(Signal::KILL);
+        place.start();
+        counted.go_on(&place, "before the agent was killed");
+        assert_eq!(counted.of("job connections"), starts);
+    }
+}
+
+/// What it refused before somebody removed it counts too, though no agent of its version was there.
+#[test]
+fn what_the_fence_of_another_version_has_counted_goes_on() {
+    let mut place = Place::new();
+    place.start();
+    assert_eq!(place.ask(), forbidden());
+    let mut counted = Counted::default();
+    counted.go_on(&place, "at first");
+    let before = counted.of("job agent_down");
+    place.end(Signal::KILL);
+    for _ in 0..3 {
+        assert_ne!(place.ask(), forbidden(), "nobody is there to answer");
+    }
+    place.be_of_another_version();
+    let (code, told) = place.refused();
+    assert!(
+        code != Some(0) && told.contains("made by another version"),
+        "{told}"
+    );
+    place.lose_pins();
+    place.start();
+    counted.go_on(&place, "before the fence was another's");
+    let refused = counted.of("job agent_down") - before;
+    assert!(refused >= 3, "{refused}");
+    assert_eq!(counted.of("job connections"), 1);
+    // Where that cannot be read, what was written goes on.
+    place.end(Signal::TERM);
+    place.be_of_another_version();
+    fs::remove_file(place.pinned("ACCOUNTS")).unwrap();
+    let (_, told) = place.refused();
+    assert!(told.contains("ACCOUNTS"), "{told}");
+    place.lose_pins();
+    place.start();
+    counted.go_on(&place, "before a map was lost");
 }

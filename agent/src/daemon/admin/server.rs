@@ -225,13 +225,10 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
         Request::Status => Ok(vec![Reply::Status(Box::new(agent.status()))]),
         Request::Flows => flows(agent),
         Request::Workloads => Ok(workloads(agent)),
-        Request::Accounts => Ok(agent
-            .shared
-            .fence
-            .accounts()
-            .into_iter()
-            .map(Reply::Account)
-            .collect()),
+        Request::Accounts => {
+            let all = agent.counters.all(&agent.shared.fence).into_iter();
+            Ok(all.map(Reply::Account).collect())
+        }
         Request::Usage => Ok(agent.usage().into_iter().map(Reply::Usage).collect()),
         Request::Decisions { filter, .. } => decisions(agent, filter, DECISIONS_UNASKED),
         Request::Tally { filter } => {
