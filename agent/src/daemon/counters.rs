@@ -31,7 +31,8 @@ struct Kept {
 /// What is counted, of all fences there were.
 #[derive(Debug)]
 pub(super) struct Counters {
-    path: PathBuf,
+    /// `None`: it cannot be told what is to be written there.
+    path: Option<PathBuf>,
     /// What fences before this one have counted.
     before: BTreeMap<String, WorkloadAccount>,
     written: Mutex<Kept>,
@@ -39,16 +40,25 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Reads what an earlier agent kept, for the fence that stands now.
-    ///
-    /// # Errors
-    /// The system's word: it cannot be told which fence that is.
-    pub(super) fn open(state_dir: &Path, fence: &Fence) -> io::Result<Self> {
-        Ok(Self::of(state_dir, &fence.counted()?.fence))
+    /// Reads what an earlier agent kept, for the fence that stands now. Where it cannot be told which one that is, nothing is carried on
+    /// and nothing is written: no counter keeps an agent from starting.
+    pub(super) fn open(state_dir: &Path, fence: &Fence) -> Self {
+        let path = state_dir.join(FILE);
+        match fence.counted() {
+            Ok(counted) => Self::of(path, &counted.fence),
+            Err(error) => {
+                tracing::error!("whose the kernel's counters are cannot be told: {error}");
+                Self {
+                    path: None,
+                    before: BTreeMap::new(),
+                    written: Mutex::default(),
+                    failing: AtomicBool::new(true),
+                }
+            }
+        }
     }
 
-    fn of(state_dir: &Path, fence: &str) -> Self {
-        let path = state_dir.join(FILE);
+    fn of(path: PathBuf, fence: &str) -> Self {
         let kept = read(&path);
         let mut before = by_name(kept.before);
         if kept.fence != fence {
@@ -60,7 +70,7 @@ impl Counters {
             }
         }
         Self {
-            path,
+            path: Some(path),
             before,
             written: Mutex::default(),
             failing: AtomicBool::default(),
@@ -87,10 +97,13 @@ impl Counters {
 
     /// Writes down what was counted, if that is news.
     pub(super) fn write(&self, fence: &Fence) {
-        self.note(fence.counted().and_then(|counted| self.keep(counted)));
+        if let Some(path) = &self.path {
+            let kept = fence.counted().and_then(|counted| self.keep(path, counted));
+            self.note(path, kept);
+        }
     }
 
-    fn keep(&self, Counted { fence, accounts }: Counted) -> io::Result<()> {
+    fn keep(&self, path: &Path, Counted { fence, accounts }: Counted) -> io::Result<()> {
         let kept = Kept {
             fence,
             before: self.before.values().cloned().collect(),
@@ -98,19 +111,19 @@ impl Counters {
         };
         let mut written = lock(&self.written);
         if *written != kept {
-            dirs::publish(&self.path, &serde_json::to_vec(&kept)?, 0o600)?;
+            dirs::publish(path, &serde_json::to_vec(&kept)?, 0o600)?;
             *written = kept;
         }
         Ok(())
     }
 
     /// It is tried again every few seconds.
-    fn note(&self, kept: io::Result<()>) {
+    fn note(&self, path: &Path, kept: io::Result<()>) {
         let was_failing = self.failing.swap(kept.is_err(), Ordering::Relaxed);
         if let Err(error) = kept
             && !was_failing
         {
-            tracing::error!("{}: {error}: make room", self.path.display());
+            tracing::error!("{}: {error}: make room", path.display());
         }
     }
 }
@@ -124,8 +137,9 @@ pub(super) fn keep_anothers(state_dir: &Path, pin_dir: &Path) {
         );
         return;
     };
-    let counters = Counters::of(state_dir, &counted.fence);
-    counters.note(counters.keep(counted));
+    let path = state_dir.join(FILE);
+    let counters = Counters::of(path.clone(), &counted.fence);
+    counters.note(&path, counters.keep(&path, counted));
 }
 
 fn by_name(accounts: Vec<WorkloadAccount>) -> BTreeMap<String, WorkloadAccount> {
@@ -198,20 +212,22 @@ mod tests {
     #[test]
     fn what_is_counted_goes_on_over_fences_and_is_not_counted_twice() {
         let folder = tempfile::tempdir().unwrap();
-        let of = |fence| Counters::of(folder.path(), fence);
+        let path = folder.path().join(FILE);
+        let of = |fence| Counters::of(path.clone(), fence);
         let first = of("a");
         let now = [account("job", 3, 1), account("other", 1, 0)];
         assert_eq!(first.with(now.to_vec()), now);
-        first.keep(counted("a", &now)).unwrap();
+        first.keep(&path, counted("a", &now)).unwrap();
         // Another agent, over the same fence: the kernel has it all.
         let more = [account("job", 4, 1), account("other", 1, 0)];
         assert_eq!(of("a").with(more.to_vec()), more);
-        of("a").keep(counted("a", &more)).unwrap();
+        of("a").keep(&path, counted("a", &more)).unwrap();
         for _ in 0..2 {
             let next = of("b");
             let all = next.with(vec![account("job", 2, 5)]);
             assert_eq!(all, [account("job", 6, 6), account("other", 1, 0)]);
-            next.keep(counted("b", &[account("job", 2, 5)])).unwrap();
+            next.keep(&path, counted("b", &[account("job", 2, 5)]))
+                .unwrap();
         }
         let third = of("c").with(vec![account("new", 1, 1)]);
         let all = [
@@ -228,12 +244,17 @@ mod tests {
         let path = folder.path().join(FILE);
         for damaged in ["", "[{", "{\"fence\":7}"] {
             std::fs::write(&path, damaged).unwrap();
-            assert!(Counters::of(folder.path(), "a").before.is_empty());
+            assert!(Counters::of(path.clone(), "a").before.is_empty());
             let aside = path.with_extension("damaged");
             assert_eq!(std::fs::read_to_string(aside).unwrap(), damaged);
         }
-        let counters = Counters::of(folder.path(), "a");
-        let keep = || counters.note(counters.keep(counted("a", &[account("job", 1, 0)])));
+        let counters = Counters::of(path.clone(), "a");
+        let keep = || {
+            counters.note(
+                &path,
+                counters.keep(&path, counted("a", &[account("job", 1, 0)])),
+            )
+        };
         std::fs::create_dir(&path).unwrap();
         keep();
         assert!(counters.is_failing());
@@ -248,8 +269,9 @@ mod tests {
         let all: Vec<_> = (0..CARRIED + 5)
             .map(|n| account(&format!("{n:06}"), 1, 0))
             .collect();
-        let counters = Counters::of(folder.path(), "a");
-        counters.keep(counted("a", &all)).unwrap();
-        assert_eq!(Counters::of(folder.path(), "b").before.len(), CARRIED);
+        let path = folder.path().join(FILE);
+        let counters = Counters::of(path.clone(), "a");
+        counters.keep(&path, counted("a", &all)).unwrap();
+        assert_eq!(Counters::of(path.clone(), "b").before.len(), CARRIED);
     }
 }

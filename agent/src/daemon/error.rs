@@ -96,11 +96,6 @@ pub enum Error {
         "the ledger of budgets: {0}: make room in the runtime directory, and mend who may write there"
     )]
     Ledger(std::io::Error),
-    /// It cannot be told which fence counts.
-    #[error(
-        "whose the kernel's counters are cannot be told: {0}: see that the agent may read /proc/sys/kernel/random/boot_id"
-    )]
-    Counters(std::io::Error),
     /// Secrets could not be had.
     #[error("{}", join(.0))]
     Secrets(Vec<crate::secrets::Error>),

@@ -42,10 +42,10 @@ impl Agent {
         watched.take(mended);
         let is_unseen = watched.skipped.take(skipped);
         watched.unseen |= was_open || is_unseen;
-        if std::mem::take(&mut watched.unseen) {
+        if watched.unseen {
             drop(watched);
             let done = self.see_again();
-            lock(&self.watched).unseen |= !done;
+            lock(&self.watched).unseen = !done;
         }
     }
 

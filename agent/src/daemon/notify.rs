@@ -12,6 +12,14 @@ pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// Not up yet, and at work: what a start looks at is bounded, part by part.
+pub(super) fn starting() {
+    tell(&[NotifyState::ExtendTimeoutUsec(A_PART)]);
+}
+
+/// Microseconds that the next part of a start may take: as long as the unit lets a start without a word.
+const A_PART: u32 = 60_000_000;
+
 /// A change is being read. `Type=notify-reload` wants the time of it.
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {

@@ -45,6 +45,8 @@ pub(super) struct Rules {
     fulfilled: Option<HashMap<String, u64>>,
     /// What the hooks are told is to be made again.
     stale: bool,
+    /// The hooks may take files for what they were by the policy before.
+    unclassed: bool,
     /// Other executables are named than when processes were marked.
     reclassed: bool,
     /// Why they were not told all of it.
@@ -66,9 +68,16 @@ impl Rules {
             let before = self.policy.replace(policy.hash().to_owned());
             if old.wants != self.selectors.wants {
                 self.executables.want(&self.selectors.wants);
-                self.reclass(fence, before.is_none(), troubles);
+                if before.is_none() {
+                    self.executables.take_over(&fence.known_executables());
+                }
+                self.unclassed = true;
                 self.stale = true;
             }
+        }
+        if self.unclassed {
+            let done = troubles.note("executables of the policy before", self.reclass(fence));
+            self.unclassed = done.is_none();
         }
         // Who cannot be read about now is who he was.
         let users = match &self.users {
@@ -93,7 +102,8 @@ impl Rules {
         }
         self.tell_of_unresolved();
         let mut read = Vec::new();
-        if self.users.is_some() && std::mem::take(&mut self.stale) {
+        if self.users.is_some() && !self.unclassed && std::mem::take(&mut self.stale) {
+            self.untold = None;
             read = self.look_at_running(fence);
             if std::mem::take(&mut self.reclassed) {
                 // By the new rules a program may be of another class than its process's mark has.
@@ -116,11 +126,11 @@ impl Rules {
     }
 
     /// Has the hooks take no file for what it was by the policy before. What it is still it stays all the time.
-    fn reclass(&mut self, fence: &Fence, is_first: bool, troubles: &mut Troubles) {
+    ///
+    /// # Errors
+    /// Some may be taken for that: the new rules are not told before it is done.
+    fn reclass(&mut self, fence: &Fence) -> Result<(), Error> {
         let mut known = fence.known_executables();
-        if is_first {
-            self.executables.take_over(&known);
-        }
         self.reclassed = true;
         // Of most it takes no more to say that they are nothing that is named.
         let may_be_named = self.executables.may_be_named();
@@ -129,8 +139,7 @@ impl Rules {
             let is_nothing = are_known && class.is_none() && !may_be_named(state);
             !is_nothing && !self.executables.is_still(*class, state)
         });
-        let done = fence.know_no_more(&known);
-        troubles.note("executables of the policy before", done);
+        fence.know_no_more(&known)
     }
 
     /// Logs what selectors do not recognise as they are written, where that is new.
@@ -182,7 +191,9 @@ impl Rules {
             Err(e) => {
                 self.stale = true;
                 self.untold = Some(e.to_string());
-                // Part of it may be told.
+                // Part of it may be told, and part of what was told be gone.
+                self.told = None;
+                self.given.clear();
                 self.scan();
             }
         }
@@ -280,7 +291,8 @@ impl Rules {
     /// Whether the hooks have the rules for a class, or have them now: a file of a class without would be nobody's.
     fn has_rules_for(&mut self, fence: &Fence, class: Option<u16>) -> bool {
         let Some(class) = class else { return true };
-        if !self.is_told(class) {
+        // Once in a look: what cannot be told cannot for each of its files.
+        if !self.is_told(class) && self.untold.is_none() {
             self.tell(fence);
         }
         self.is_told(class)

@@ -8,7 +8,7 @@ use super::error::Error;
 use super::events::Seen;
 use super::mend::Watched;
 use super::namespaces::Namespaces;
-use super::{Lifetime, admin, decisions_dir, kept, policy, trust};
+use super::{Lifetime, admin, decisions_dir, kept, notify, policy, trust};
 use crate::audit;
 use crate::budget::Registry;
 use crate::config::Config;
@@ -52,10 +52,11 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
     let fence = Arc::new(stand_fence(&config, &listeners, &addresses)?);
     let budgets = Budgets::read(&config.state_dir, accounts);
     budgets.hold(&fence, &snapshot.policy);
-    let counters = Counters::open(&config.state_dir, &fence).map_err(Error::Counters)?;
+    let counters = Counters::open(&config.state_dir, &fence);
     let containers = Containers::start(config.container_engines.clone()).map_err(Error::Threads)?;
     let containers = Arc::new(containers);
     let mut enrolments = Enrolments::adopt(Arc::clone(&fence), Arc::clone(&containers));
+    notify::starting();
     enrolments.settle(&snapshot.policy);
     if lifetime == Lifetime::Service && snapshot.policy.refusing().is_none() {
         applied.unkept = kept::keep(&config.state_dir, &applied.sources);
@@ -102,6 +103,7 @@ pub(super) fn bring_up(config: Config, lifetime: Lifetime) -> Result<Up, Error> 
         budgets,
         counters,
     };
+    notify::starting();
     agent.look_at_earlier();
     Ok(Up {
         agent: Arc::new(agent),

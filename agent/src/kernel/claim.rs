@@ -1,7 +1,7 @@
 //! Sockets that processes had before they were governed: no hook saw them made, so the agent says on each whose it is.
 //! What the hooks of packets then make of it is the same as of any other: nothing leaves but where policy lets it go on.
 use super::diag::Socket;
-use super::holders::{Holder, Holders};
+use super::holders::{Holder, Holders, Reading};
 use super::missed::Missed;
 use super::namespaces::{self, Network};
 use super::{Error, Fence, maps, sys};
@@ -150,12 +150,17 @@ impl Claims {
 impl Holders {
     /// Makes each socket its holder's workload's that is not another's, or one's that is no more. Namespaces in which there are such
     /// are found by them.
-    pub(super) fn claim(&mut self, fence: &Fence, missed: &mut Missed) -> Claims {
+    pub(super) fn claim(
+        &mut self,
+        fence: &Fence,
+        reading: &mut Reading,
+        missed: &mut Missed,
+    ) -> Claims {
         let mut claims = Claims::default();
         let mut seen = HashSet::new();
         let mut elsewhere = Vec::new();
         for (inode, holders) in &self.sockets {
-            let claimed = match self.claim_unshared(fence, *inode, holders) {
+            let claimed = match self.claim_unshared(fence, reading, (*inode, holders)) {
                 Ok(None) => continue,
                 Ok(Some((copy, workload))) => {
                     if namespaces::cookie(copy.as_fd()).is_ok_and(|cookie| seen.insert(cookie)) {
@@ -182,10 +187,10 @@ impl Holders {
     fn claim_unshared(
         &self,
         fence: &Fence,
-        inode: u32,
-        holders: &[Holder],
+        reading: &mut Reading,
+        (inode, holders): (u32, &[Holder]),
     ) -> Result<Option<(OwnedFd, String)>, Unclaimed> {
-        let others = self.others(fence);
+        let others = self.others(fence, reading);
         match others.map(|others| others.get(&inode)) {
             Ok(None) => claim(fence, (inode, holders), true),
             Ok(Some(other)) => Err(Unclaimed::Stays(format!(

@@ -72,7 +72,8 @@ impl Fence {
     /// hooks see what they make.
     pub fn end_earlier(&self, processes: &[u32], says: Says<'_>) -> Looked {
         let (mut looked, mut seen) = (Looked::default(), HashSet::new());
-        let mut reading = Reading::default();
+        // However many passes: others are kept from making one after the other.
+        let (mut reading, mut of_others) = (Reading::default(), Reading::default());
         for _ in 0..PASSES {
             let mut found = Found::default();
             let all = found.missed.listed(self.unseen()).into_iter();
@@ -83,7 +84,7 @@ impl Fence {
                 return looked;
             }
             let mut holders = Holders::within(self, &new, &mut reading, &mut found.missed);
-            let claims = holders.claim(self, &mut found.missed);
+            let claims = holders.claim(self, &mut of_others, &mut found.missed);
             let of = (&holders, &claims);
             self.look_through(of, (&self.all_kept(), false), says, &mut found);
             looked.add(found.told(new));

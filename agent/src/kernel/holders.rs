@@ -6,9 +6,11 @@ use super::missed::{Missed, unless_short};
 use super::namespaces::Network;
 use super::{Fence, Governed, processes};
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -107,12 +109,16 @@ impl Holders {
 
     /// Which of these sockets processes have open besides that are not governed: inode → process. An error: not all of those
     /// are known, for want of descriptors or memory.
-    pub(super) fn others(&self, fence: &Fence) -> Result<&HashMap<u32, u32>, &io::Error> {
-        let others = self.others.get_or_init(|| self.find_others(fence));
+    pub(super) fn others(
+        &self,
+        fence: &Fence,
+        reading: &mut Reading,
+    ) -> Result<&HashMap<u32, u32>, &io::Error> {
+        let others = self.others.get_or_init(|| self.find_others(fence, reading));
         others.as_ref()
     }
 
-    fn find_others(&self, fence: &Fence) -> io::Result<HashMap<u32, u32>> {
+    fn find_others(&self, fence: &Fence, reading: &mut Reading) -> io::Result<HashMap<u32, u32>> {
         let own = std::process::id();
         let is_other = |pid: &u32| *pid != own && fence.workload_of_process(*pid).is_none();
         let mut others = HashMap::new();
@@ -127,7 +133,7 @@ impl Holders {
         };
         let each = processes::all_ids()?.into_iter().filter(is_other);
         let itself = |process| Ok(vec![process]);
-        Reading::default().find(each, itself, &mut add, &mut short);
+        reading.find(each, itself, &mut add, &mut short);
         first.map_or(Ok(others), Err)
     }
 
@@ -157,20 +163,23 @@ impl Holders {
 
     /// Sockets are a governed cgroup's as well if nobody has them open any more.
     fn add_cgroup(&mut self, fence: &Fence, governed: &[Governed], process: u32) -> io::Result<()> {
-        let text = unless_short(std::fs::read_to_string(format!("/proc/{process}/cgroup")))?;
+        let text = unless_short(std::fs::read(format!("/proc/{process}/cgroup")))?;
         let text = text.unwrap_or_default();
-        let Some(own) = text.lines().find_map(|line| line.strip_prefix("0::")) else {
+        // A cgroup's name may be any bytes.
+        let mut lines = text.split(|byte| *byte == b'\n');
+        let Some(own) = lines.find_map(|line| line.strip_prefix(b"0::")) else {
             return Ok(());
         };
+        let own = Path::new(OsStr::from_bytes(own));
         let above = |of: &&Governed| {
             let root = of.cgroup.as_deref();
-            root.is_some_and(|root| Path::new(own).starts_with(root))
+            root.is_some_and(|root| own.starts_with(root))
         };
         let deepest = governed
             .iter()
             .filter(above)
             .max_by_key(|of| of.cgroup.as_ref().map_or(0, String::len));
-        let directory = fence.root.path.join(own.trim_start_matches('/'));
+        let directory = fence.root.path.join(own.strip_prefix("/").unwrap_or(own));
         if let (Some(deepest), Ok(meta)) = (deepest, std::fs::metadata(directory)) {
             self.cgroups
                 .insert(meta.ino(), Arc::from(deepest.workload.as_str()));

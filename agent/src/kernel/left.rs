@@ -82,7 +82,8 @@ pub(super) fn was_open(pin_dir: &Path) -> bool {
         let misses = link
             .and_then(sys::link_info)
             .and_then(|link| sys::recursion_misses(sys::program(link.program)?));
-        misses.is_ok_and(|count| count > 0)
+        // For want of descriptors it is not known.
+        misses.map_or_else(|error| sys::is_shortage(&error), |count| count > 0)
     };
     let traced = HOOKS.iter().filter(|hook| hook.attach == TRACEPOINT);
     let is_whole = |all: &Standing| all.missing.is_empty() && all.without.is_empty();

@@ -4,7 +4,7 @@ use super::{
     btf::Kernel,
     hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
     log::HookLog,
-    pins::{Held, Pins},
+    pins::{self, Held, Pins},
     probe::{self, CgroupRoot},
     raw::{self, Raw},
     sys,
@@ -327,42 +327,49 @@ fn load(ebpf: &mut Ebpf, hook: &'static Hook, btf: Option<&aya::Btf>) -> Result<
 /// instant it has two of them, which write the same.
 pub(super) fn attach(pins: &Pins, root: &CgroupRoot, programs: &[Loaded]) -> Result<(), Error> {
     programs.iter().try_for_each(|program| {
-        let hook = program.hook.name;
-        let failed = |source| Error::Attach { hook, source };
-        let path = pins.link(hook);
-        let pinned = |source, path| Error::Pin {
-            action: "pin",
-            path,
-            source,
-        };
-        if let TRACEPOINT | TYPED_TRACEPOINT | LSM = program.hook.attach {
-            let link = match program.hook.attach {
-                TYPED_TRACEPOINT => sys::typed(&program.fd).map_err(failed)?,
-                LSM => match sys::typed(&program.fd) {
-                    Ok(link) => link,
-                    // The first fence stands without the second; `status` says that it is not in force.
-                    Err(error) => {
-                        tracing::error!("the kernel took {hook}, and does not attach it: {error}");
-                        return Ok(());
-                    }
-                },
-                _ => sys::tracepoint(&program.fd, hook).map_err(failed)?,
-            };
-            return sys::pin_over(link, &path).map_err(|source| pinned(source, path));
-        }
-        if path.exists() {
-            let link = sys::open_pin(&path).map_err(failed)?;
-            return match sys::link_update(link, &program.fd) {
-                // It was detached by force: it takes no program any more.
-                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
-                    attach_anew(pins, root, program)
-                }
-                updated => updated.map_err(failed),
-            };
-        }
-        let link = sys::link_create(&program.fd, &root.fd, program.hook.attach).map_err(failed)?;
-        sys::pin(link, &path).map_err(|source| pinned(source, path))
+        attach_one(pins, root, program)?;
+        // An agent that was ended while it put one in another's place leaves it beside that.
+        let left = sys::beside(&pins.link(program.hook.name));
+        pins::remove_file(&left)
     })
+}
+
+fn attach_one(pins: &Pins, root: &CgroupRoot, program: &Loaded) -> Result<(), Error> {
+    let hook = program.hook.name;
+    let failed = |source| Error::Attach { hook, source };
+    let path = pins.link(hook);
+    let pinned = |source, path| Error::Pin {
+        action: "pin",
+        path,
+        source,
+    };
+    if let TRACEPOINT | TYPED_TRACEPOINT | LSM = program.hook.attach {
+        let link = match program.hook.attach {
+            TYPED_TRACEPOINT => sys::typed(&program.fd).map_err(failed)?,
+            LSM => match sys::typed(&program.fd) {
+                Ok(link) => link,
+                // The first fence stands without the second; `status` says that it is not in force.
+                Err(error) => {
+                    tracing::error!("the kernel took {hook}, and does not attach it: {error}");
+                    return Ok(());
+                }
+            },
+            _ => sys::tracepoint(&program.fd, hook).map_err(failed)?,
+        };
+        return sys::pin_over(link, &path).map_err(|source| pinned(source, path));
+    }
+    if path.exists() {
+        let link = sys::open_pin(&path).map_err(failed)?;
+        return match sys::link_update(link, &program.fd) {
+            // It was detached by force: it takes no program any more.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                attach_anew(pins, root, program)
+            }
+            updated => updated.map_err(failed),
+        };
+    }
+    let link = sys::link_create(&program.fd, &root.fd, program.hook.attach).map_err(failed)?;
+    sys::pin(link, &path).map_err(|source| pinned(source, path))
 }
 
 /// Attaches a program whose link is gone or does not hold it, and pins the new link in its place. Where the old one is still

@@ -410,7 +410,7 @@ fn lock(dir: &Path) -> Result<OwnedFd, Error> {
     }
 }
 
-fn remove_file(path: &Path) -> Result<(), Error> {
+pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
     gone(path, std::fs::remove_file(path))
 }
 

@@ -304,6 +304,36 @@ fn ten_thousand_workloads_are_a_policy_like_any_other() {
     fs::remove_dir(&of_last).unwrap();
 }
 
+/// Of a policy that is too much the hooks take a part; the one before is told again, though it was told before that.
+#[test]
+fn a_policy_that_was_told_before_one_that_was_told_in_part_is_told_again() {
+    let (mut place, canaries) = (Place::new(), Canaries::new());
+    let name = place.name.clone();
+    let one = |of: &str, n: u32| format!("  {of}{n}: {{ match: {{ cgroup: /{name}-{n} }} }}\n");
+    let by_user = |n: u32| format!("  user{n}: {{ match: {{ user: {} }} }}\n", 1_000_000 + n);
+    let with = |more: String| POLICY.replace("workloads:\n", &format!("workloads:\n{more}"));
+    let good = with((0..5_000).map(|n| one("own", n)).collect());
+    let others = (0..5_000).map(|n| one("other", n));
+    let too_much = with(others.chain((0..10_000).map(by_user)).collect());
+    place.start();
+    for (policy, code) in [(&good, 0), (&too_much, 1), (&good, 0)] {
+        place.write_policy(policy);
+        let output = place.output(&["reload"]);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+    }
+    becomes_enforcing(&place);
+    place.end(Signal::TERM);
+    let new = cgroup_root().join(format!("{name}-7"));
+    fs::create_dir(&new).unwrap();
+    let asked = text(&within(&new, &canaries.ask()).stdout);
+    assert!(canaries.are_quiet(), "{asked}");
+    fs::remove_dir(&new).unwrap();
+    place.start();
+    let decided = text(&place.output(&["decisions", "-o", "json"]).stdout);
+    assert!(decided.contains("\"own7\""), "{decided}");
+    assert!(!decided.contains("\"other7\""), "{decided}");
+}
+
 /// Selectors by which nobody is recognised are no fault, since who is meant may come: they are said for as long as they are so.
 #[test]
 fn selectors_that_recognise_nobody_are_said() {
