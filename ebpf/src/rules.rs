@@ -107,6 +107,16 @@ impl Found {
     }
 }
 
+/// Need the rules not be asked about the current process, whose mark this is?
+#[inline(always)]
+pub(crate) fn are_asked_in_vain(rules: u64, mark: Mark, conditions: u64) -> bool {
+    if rules & ANY_RULE == 0 {
+        return true;
+    }
+    let uid = bpf_get_current_uid_gid() as u32;
+    mark.awaits().is_none() && mark.stamp() == stamp(rules, uid, conditions)
+}
+
 /// Another number for each change of the rules, each user and whatever holds of the cgroups: a process may be made in others than
 /// its maker's, and have threads in several. Never that of who was not asked for.
 #[inline(always)]

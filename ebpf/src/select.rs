@@ -32,6 +32,9 @@ pub(crate) const MARKED: u64 = 0;
 /// parent's since it was in one, or else whose the rules say.
 #[inline(always)]
 pub(crate) fn task() -> Option<Governed> {
+    if is_nobodys() {
+        return None;
+    }
     let mut cgroup = 0;
     let mut found = find(&mut cgroup);
     if found == ASK {
@@ -48,6 +51,37 @@ pub(crate) fn task() -> Option<Governed> {
             workload: found as u32,
         }),
     }
+}
+
+/// Levels at which something may be governed for it to be told here who is nobody's: of more a loop is needed.
+const FEW_LEVELS: usize = 2;
+
+/// Is it plain that the current task is nobody's? Most are, and the calls that are needed to say whose others are cost as much as this.
+/// What it does not say is left to [`find`] and the rules.
+#[inline(always)]
+fn is_nobodys() -> bool {
+    let Some(scope) = scope() else { return true };
+    let (mut levels, rules) = (levels(scope), rules(scope));
+    if levels == 0 && rules == 0 {
+        return true; // Nothing was ever governed on this host.
+    }
+    let mark = recognise::mark(recognise::current()).unwrap_or_default();
+    if mark.workload() != 0 {
+        return false;
+    }
+    for _ in 0..FEW_LEVELS {
+        if levels == 0 {
+            break;
+        }
+        // SAFETY: as in `task_at`.
+        let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(levels.trailing_zeros() as i32) };
+        if cgroup != 0 && may_be(scope, cgroup) {
+            return false;
+        }
+        levels &= levels.wrapping_sub(1);
+    }
+    // No cgroup has a condition that holds.
+    levels == 0 && by_rules::are_asked_in_vain(rules, mark, 0)
 }
 
 /// What [`find`] returns for who is in no governed cgroup, with the workload in its lower half.
