@@ -344,7 +344,8 @@ fn what_was_missed_is_ended(place: &mut Place, before: &mut Theirs) {
     let ended = eventually(START, || before.is_ended().then_some(()));
     if ended.is_none() {
         let sockets = Command::new("ss").args(["-tanpoieH"]).output().unwrap();
-        let log = place.read_log();
+        let decided = place.output(&["decisions"]);
+        let log = text(&decided.stdout) + &place.read_log();
         panic!(
             "what was missed is not ended: {:?} of {}\n{}\n{log}",
             before.peers,
