@@ -51,6 +51,9 @@ pub(super) struct Args {
     /// Sockets that it finds, of all that have a path; `**` at the end is any rest
     #[arg(long)]
     unix: Vec<String>,
+    /// The kernel refuses it all others, covered or not
+    #[arg(long)]
+    unix_held: bool,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -69,10 +72,15 @@ fn prepare(args: &Args) -> anyhow::Result<()> {
     let procs = args.cgroup.join("cgroup.procs");
     std::fs::write(&procs, "0")
         .with_context(|| format!("cannot enter the cgroup: {}", procs.display()))?;
+    let sockets = view::For {
+        open: &args.unix,
+        user: args.uid,
+        held: args.unix_held,
+    };
     view::enter(
         &args.cgroup,
-        args.uid,
-        (&args.hide, &args.unix),
+        &args.hide,
+        sockets,
         (&args.bundle, &args.browsers),
     )
     .context("cannot close off the host's mounts")?;

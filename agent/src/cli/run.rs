@@ -182,6 +182,9 @@ fn command(args: &Args, user: &User, enrolled: &Enrolled) -> Command {
     for socket in &enrolled.unix {
         command.arg("--unix").arg(socket);
     }
+    if enrolled.unix_held {
+        command.arg("--unix-held");
+    }
     command
         .arg("--")
         .args(&args.command)

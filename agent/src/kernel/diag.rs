@@ -177,19 +177,23 @@ impl Diag {
                 Protocol::Tcp => CONNECTED,
                 Protocol::Udp => DATAGRAMS,
             };
-            self.ask(
-                BY_FAMILY,
-                ALL,
-                &question(family, protocol, states, &[0; ID]),
-            )?;
-            self.answers(|kind, body| {
-                if kind == BY_FAMILY {
-                    found.extend(Socket::read(protocol, body).filter(&take));
-                }
-                kind == DONE
+            let question = question(family, protocol, states, &[0; ID]);
+            self.dump(&question, |body| {
+                found.extend(Socket::read(protocol, body).filter(&take));
             })?;
         }
         Ok(found)
+    }
+
+    /// What the kernel says of each socket that is asked for.
+    pub(super) fn dump(&self, question: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        self.ask(BY_FAMILY, ALL, question)?;
+        self.answers(|kind, body| {
+            if kind == BY_FAMILY {
+                each(body);
+            }
+            kind == DONE
+        })
     }
 
     /// Ends a connection at once; its process and its peer are told. An error of the kind `NotFound`: it was over already.
@@ -249,7 +253,7 @@ fn question(family: u8, protocol: Protocol, states: u32, id: &[u8; ID]) -> Vec<u
     body
 }
 
-fn part<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+pub(super) fn part<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
 

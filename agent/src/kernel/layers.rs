@@ -39,6 +39,18 @@ impl Fence {
             .collect()
     }
 
+    /// Is a governed process held to the Unix sockets that policy names, by the kernel's own hooks for them or those that stand in?
+    pub fn holds_unix_sockets(&self) -> bool {
+        let is_in_force = |name: &str| {
+            let mut hooks = HOOKS.iter().filter(|hook| hook.name == name);
+            hooks.any(|hook| self.why_not(hook).is_none())
+        };
+        let mut pairs = HOOKS
+            .iter()
+            .filter_map(|hook| Some((hook.name, hook.stands_in_for()?)));
+        pairs.all(|(other, own)| is_in_force(own) || is_in_force(other))
+    }
+
     /// Has this kernel no such hook?
     fn is_beyond(&self, hook: &Hook) -> bool {
         let mut absent = self.programs.absent.iter();

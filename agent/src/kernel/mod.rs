@@ -19,6 +19,7 @@ mod hooks;
 mod layers;
 mod left;
 mod load;
+pub mod local;
 mod log;
 mod maps;
 mod mend;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Gives the calling thread its own mount namespace, and makes the cgroup that it is in the root of all cgroups it can
 /// see. Mounts are still shared with the host: the caller says how they propagate before it changes any.
@@ -53,18 +54,36 @@ impl Network {
         Ok(self.0.metadata()?.ino())
     }
 
+    /// The one that a file of a nsfs stands for.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        File::open(path).map(Self)
+    }
+
     /// Does `work` on a thread of its own that is in this namespace, with its loopback interface up: what it opens stays
     /// there, the caller stays where it is.
     ///
     /// # Errors
     /// The namespace cannot be entered (`EPERM` without `CAP_SYS_ADMIN`), or its loopback not be brought up.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        self.look(|| {
+            raise_loopback()?;
+            work()
+        })
+    }
+
+    /// The same, with nothing in the namespace changed.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn look<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new()
                 .name("namespace".to_owned())
                 .spawn_scoped(scope, || {
                     move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))?;
-                    raise_loopback()?;
                     work()
                 })?;
             thread

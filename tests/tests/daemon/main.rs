@@ -13,6 +13,7 @@ mod changing;
 mod confined;
 mod containers;
 mod counted;
+mod covered;
 mod docker;
 mod established;
 mod flows;

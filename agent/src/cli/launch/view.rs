@@ -21,6 +21,7 @@ use anyhow::{Context, bail};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{self, MountFlags, MountPropagationFlags};
+pub(super) use sockets::For;
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
@@ -57,8 +58,8 @@ const PROC_SWITCHES: [&str; 7] = [
 /// Enters the view. The process is in `cgroup` already, and still has all privileges.
 pub(super) fn enter(
     cgroup: &Path,
-    user: u32,
-    (hidden, unix): (&[PathBuf], &[String]),
+    hidden: &[PathBuf],
+    sockets: For<'_>,
     (bundle, browsers): (&Path, &Path),
 ) -> anyhow::Result<()> {
     let cwd = rustix::process::getcwd(Vec::new()).context("the working directory")?;
@@ -79,14 +80,14 @@ pub(super) fn enter(
     for found in mounts.iter().filter(|m| m.kind == "bpf") {
         found.change(cover)?;
     }
-    if user == 0 {
+    if sockets.user == 0 {
         hold_switches(&mounts)?;
     }
     trust::lay_over(bundle, browsers);
     for directory in &hidden {
         cover(directory).with_context(|| format!("cannot hide {}", directory.display()))?;
     }
-    sockets::cover(unix, user)?;
+    sockets::cover(sockets)?;
     // The working directory may be below what was covered: by its name it is what the command is to see.
     if mounts
         .iter()
@@ -164,6 +165,10 @@ fn cover(at: &Path) -> Result<(), Errno> {
 #[derive(Debug, PartialEq, Eq)]
 struct Mounted {
     id: u64,
+    /// Of its filesystem.
+    device: u32,
+    /// What of that is seen there.
+    root: PathBuf,
     path: PathBuf,
     kind: String,
 }
@@ -172,9 +177,13 @@ impl Mounted {
     fn parse(line: &str) -> Option<Self> {
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ');
+        let id = fields.next()?.parse().ok()?;
+        let (major, minor) = fields.nth(1)?.split_once(':')?;
         Some(Self {
-            id: fields.next()?.parse().ok()?,
-            path: unescape(fields.nth(3)?),
+            id,
+            device: major.parse::<u32>().ok()? << 20 | minor.parse::<u32>().ok()?,
+            root: unescape(fields.next()?),
+            path: unescape(fields.next()?),
             kind: after.split(' ').next()?.to_owned(),
         })
     }
@@ -187,6 +196,16 @@ impl Mounted {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
             Err(e) => Err(e).with_context(|| self.path.display().to_string()),
         }
+    }
+
+    /// Where a file of this path within its filesystem lies, if it is to be seen there.
+    fn place_of(&self, device: u32, path: &Path) -> Option<PathBuf> {
+        let rest = path.strip_prefix(&self.root).ok()?;
+        let place = match rest.as_os_str().is_empty() {
+            true => self.path.clone(), // A file can be a mount too.
+            false => self.path.join(rest),
+        };
+        (device == self.device).then_some(place)
     }
 
     fn change(&self, change: impl FnOnce(&Path) -> Result<(), Errno>) -> anyhow::Result<()> {
@@ -258,9 +277,18 @@ mod tests {
         let line = r"36 35 98:0 /mnt1 /mnt/a\040b\134c rw,noatime shared:1 master:2 - cgroup2 some\040name rw,nsdelegate";
         let wanted = Mounted {
             id: 36,
+            device: 98 << 20,
+            root: "/mnt1".into(),
             path: "/mnt/a b\\c".into(),
             kind: "cgroup2".to_owned(),
         };
+        let at = |path: &str| Some(PathBuf::from(path));
+        let place = |path| wanted.place_of(98 << 20, Path::new(path));
+        assert_eq!(place("/mnt1/x/y"), at("/mnt/a b\\c/x/y"));
+        assert_eq!(
+            (place("/mnt10"), wanted.place_of(98, Path::new("/mnt1/x"))),
+            (None, None)
+        );
         assert_eq!(Mounted::parse(line), Some(wanted));
         assert_eq!(Mounted::parse("36 35 98:0 / /mnt rw"), None);
         assert_eq!(unescape("/\u{e4}\\04").as_os_str().as_bytes(), b"/\xe4\\04");

@@ -334,6 +334,9 @@ pub struct Enrolled {
     /// Unix sockets that it may speak to, as policy writes them: those with a path that are not among them are covered.
     #[serde(default)]
     pub unix: Vec<String>,
+    /// Whether the kernel holds it to those by itself: then a socket that is not covered leads nowhere either.
+    #[serde(default)]
+    pub unix_held: bool,
 }
 
 /// Files that clients are pointed at.

@@ -1,0 +1,189 @@
+//! All sockets that the kernel tells of, in every network namespace: a path leads from one into another.
+use super::super::Mounted;
+use super::For;
+use super::places::Places;
+use crate::kernel::local::{self, Local};
+use crate::kernel::namespaces::Network;
+use anyhow::Context;
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+/// The kernel's table where it has no `unix_diag`; of the network namespace that the thread is in.
+const TABLE: &str = "/proc/thread-self/net/unix";
+/// Bits of a listener's flags there: it accepts connections.
+const ACCEPTS: &[u8] = b"00010000";
+/// `SOCK_DGRAM`
+const DATAGRAM: &[u8] = b"0002";
+
+/// Network namespaces that are looked at. Anybody can make thousands.
+const NAMESPACES: usize = 512;
+/// Processes by which one is entered: some may have ended.
+const WAYS: usize = 32;
+
+/// By what a network namespace is entered, and whether root or the user has a process there.
+#[derive(Default)]
+struct Entered {
+    firm: bool,
+    by: Vec<String>,
+}
+
+/// The network namespaces of this host that somebody is in, or that are mounted somewhere.
+pub(super) struct Namespaces {
+    all: Vec<Network>,
+    /// How many there was no room for.
+    pub(super) left_out: usize,
+}
+
+impl Namespaces {
+    pub(super) fn find<'a>(
+        command: For<'_>,
+        mounts: impl Iterator<Item = &'a Mounted>,
+    ) -> anyhow::Result<Self> {
+        let own = inode(Path::new("/proc/self/ns/net"));
+        let own = own.context("local daemons' sockets are not known: /proc/self/ns/net")?;
+        let mut found: BTreeMap<String, Entered> = BTreeMap::new();
+        for process in crate::kernel::all_processes()? {
+            let at = format!("/proc/{process}/ns/net");
+            let Some(inode) = inode(Path::new(&at)) else {
+                continue; // It has ended.
+            };
+            let is_own = inode == own || process == 1;
+            let entered = found.entry(inode).or_default();
+            entered.firm = entered.firm || is_own || is_of(process, command.user);
+            if entered.by.len() < WAYS {
+                entered.by.push(at);
+            }
+        }
+        for mount in mounts.filter(|mount| mount.kind == "nsfs") {
+            let inode = mount.root.to_string_lossy();
+            if inode.starts_with("net:[") && mount.is_reachable()? {
+                let entered = found.entry(inode.into_owned()).or_default();
+                entered.firm = true;
+                entered.by.push(mount.path.to_string_lossy().into_owned());
+            }
+        }
+        Self::open(command, found.into_values().collect())
+    }
+
+    fn open(command: For<'_>, mut found: Vec<Entered>) -> anyhow::Result<Self> {
+        found.sort_by_key(|entered| !entered.firm);
+        let firm = found.iter().filter(|entered| entered.firm).count();
+        if firm > NAMESPACES && !command.held {
+            anyhow::bail!(
+                "processes of root and user {} are in {firm} network namespaces, of which {NAMESPACES} can be looked at",
+                command.user
+            );
+        }
+        let left_out = found.len().saturating_sub(NAMESPACES);
+        found.truncate(NAMESPACES);
+        // One that all have left since has no sockets that anybody needs.
+        let all = found.iter().filter_map(|entered| {
+            let mut by = entered.by.iter();
+            by.find_map(|at| Network::at(Path::new(at)).ok())
+        });
+        let all = all.collect();
+        Ok(Self { all, left_out })
+    }
+
+    /// One read of all of them.
+    pub(super) fn sockets(&self, places: &Places) -> anyhow::Result<Vec<Local>> {
+        let mut all = Vec::new();
+        for network in &self.all {
+            let found = network.look(read);
+            all.extend(found.context("local daemons' sockets are not known")?);
+        }
+        for socket in &mut all {
+            if socket.owner.is_none() {
+                socket.owner = places.owner_of(socket)?;
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// What the kernel calls it: `net:[4026531840]`.
+fn inode(at: &Path) -> Option<String> {
+    let link = std::fs::read_link(at).ok()?;
+    Some(link.to_string_lossy().into_owned())
+}
+
+/// Its directory in `/proc` may be root's though the process is not.
+fn is_of(process: u32, user: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let mut ids = ids.unwrap_or_default().split_whitespace();
+    ids.any(|id| id == "0" || id == user.to_string())
+}
+
+fn read() -> io::Result<Vec<Local>> {
+    match local::listening() {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let table = std::fs::read(TABLE)?;
+            Ok(of_table(&table).collect())
+        }
+        listed => listed,
+    }
+}
+
+/// Each line is `address: references protocol flags type state inode path`, and a newline in a path begins one too.
+fn of_table(table: &[u8]) -> impl Iterator<Item = Local> {
+    let lines = table.split(|byte| *byte == b'\n').skip(1);
+    lines.filter_map(|line| {
+        let mut fields = line.splitn(8, |byte| *byte == b' ').skip(3);
+        let (flags, kind) = (fields.next()?, fields.next()?);
+        let path = line.windows(2).position(|two| two == b" /")? + 1;
+        (flags == ACCEPTS || kind == DATAGRAM).then(|| Local {
+            name: line.get(path..).unwrap_or_default().to_vec(),
+            file: None,
+            owner: None,
+        })
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const COMMAND: For<'_> = For {
+        open: &[],
+        user: 1000,
+        held: false,
+    };
+
+    #[test]
+    fn listeners_and_datagram_sockets_with_a_path() {
+        let table = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 100 /run/docker.sock\n\
+            0000000000000000: 00000002 00000000 00000000 0002 01   101 /dev/log\n\
+            0000000000000000: 00000003 00000000 00000000 0001 03 102 /run/docker.sock\n\
+            0000000000000000: 00000003 00000000 00000000 0001 03 103\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 104 @/tmp/.X11-unix/X0\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 105 /run/\xe4 dir/s\n";
+        let found: Vec<Vec<u8>> = of_table(table).map(|socket| socket.name).collect();
+        let wanted = [&b"/run/docker.sock"[..], b"/dev/log", b"/run/\xe4 dir/s"];
+        assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn namespaces_of_strangers_keep_nobody_waiting() {
+        let entered = |firm| Entered {
+            firm,
+            by: vec!["/proc/self/ns/net".to_owned()],
+        };
+        let many = |firm| {
+            (0..NAMESPACES + 3)
+                .map(|_| entered(firm))
+                .collect::<Vec<_>>()
+        };
+        let found = Namespaces::open(COMMAND, many(false)).unwrap();
+        assert_eq!((found.all.len(), found.left_out), (NAMESPACES, 3));
+        assert!(Namespaces::open(COMMAND, many(true)).is_err());
+        let held = For {
+            held: true,
+            ..COMMAND
+        };
+        assert_eq!(Namespaces::open(held, many(true)).unwrap().left_out, 3);
+    }
+}

@@ -1,0 +1,472 @@
+//! Where a socket's file lies in this view of the mounts.
+//!
+//! The kernel tells by which name a socket was bound, and which file it lies in. The name need not lead there: the file was linked or
+//! renamed since (OpenSSH's `ControlPath` is), or its filesystem is mounted elsewhere too.
+//!
+//! Names are strangers' words and may lead anywhere, also to a filesystem that never answers (a file server that is away, FUSE). What a
+//! socket is bound to is in the kernel's memory with all directories above, so nothing else is asked of such a filesystem.
+use super::super::Mounted;
+use crate::kernel::local::{File, Local};
+use anyhow::Context;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Component, Path, PathBuf};
+
+/// Filesystems of this host's own memory and disks, which answer.
+const QUICK: [&str; 12] = [
+    "tmpfs", "ramfs", "devtmpfs", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs",
+    "bcachefs", "overlay",
+];
+/// Links that a path may have, as the kernel has it.
+const LINKS: usize = 40;
+/// A directory that is renamed somewhere has the kernel say that it does not know a name at once.
+const TRIES: usize = 4;
+/// Directories that are asked for sockets that are not where they were bound, and what is looked at in them.
+const DIRECTORIES: usize = 200_000;
+const ENTRIES: usize = 200_000;
+
+/// A socket's mount, and its device and inode there.
+pub(super) type Place = (u64, (u32, u32), u64);
+
+/// What is at a path.
+pub(super) enum Looked {
+    Socket(Socket),
+    /// No socket, or one that is nowhere in this view of the mounts.
+    Nothing,
+    /// On a filesystem that keeps it from root, or is not asked.
+    Unreachable,
+}
+
+/// A socket's file, as it is open.
+pub(super) struct Socket {
+    pub(super) file: OwnedFd,
+    pub(super) place: Place,
+    owner: u32,
+    /// Names that it has.
+    links: u32,
+}
+
+/// One name of a file at one mount: the mount, and the path within its filesystem.
+pub(super) type Spot = (u64, PathBuf);
+
+/// Where a socket is to be covered.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Each with what it is called there.
+    pub(super) at: BTreeMap<Spot, (Place, PathBuf)>,
+    /// Names that the file has.
+    links: u32,
+    /// Root may not look where it was bound.
+    pub(super) unreachable: bool,
+    /// It is in this view, or has names in it, and nobody knows where.
+    pub(super) lost: bool,
+}
+
+/// The mounts, and what was found in directories.
+pub(super) struct Places {
+    mounts: HashMap<u64, Mounted>,
+    known: HashMap<PathBuf, HashMap<File, Vec<PathBuf>>>,
+    /// What may still be looked through: directories and entries.
+    directories: usize,
+    entries: usize,
+}
+
+impl Places {
+    pub(super) fn of_this_view(mounts: Vec<Mounted>) -> Self {
+        let mounts = mounts.into_iter().map(|mount| (mount.id, mount));
+        Self {
+            mounts: mounts.collect(),
+            known: HashMap::new(),
+            directories: DIRECTORIES,
+            entries: ENTRIES,
+        }
+    }
+
+    pub(super) fn mounts(&self) -> impl Iterator<Item = &Mounted> {
+        self.mounts.values()
+    }
+
+    /// All places of a socket.
+    pub(super) fn find(&mut self, socket: &Local) -> anyhow::Result<Found> {
+        let name = Path::new(OsStr::from_bytes(&socket.name));
+        let mut found = Found::default();
+        if let Some((device, _)) = socket.file
+            && !self.mounts().any(|mount| mount.device == device)
+        {
+            return Ok(found); // In another view of the mounts.
+        }
+        let looked = self.look(name)?;
+        found.unreachable = socket.file.is_none() && matches!(looked, Looked::Unreachable);
+        self.add((name, looked), socket.file, &mut found)?;
+        let Some(file) = socket.file else {
+            return Ok(found);
+        };
+        if found.at.is_empty() || found.links > 1 {
+            for name in self.search(name, file)? {
+                self.add((&name, self.look(&name)?), Some(file), &mut found)?;
+            }
+        }
+        let names: BTreeSet<&PathBuf> = found.at.keys().map(|(_, path)| path).collect();
+        found.lost = names.len() < usize::try_from(found.links.max(1)).unwrap_or(usize::MAX);
+        Ok(found)
+    }
+
+    /// By the name alone.
+    pub(super) fn owner_of(&self, socket: &Local) -> anyhow::Result<Option<u32>> {
+        let name = Path::new(OsStr::from_bytes(&socket.name));
+        Ok(match self.look(name)? {
+            Looked::Socket(at) => Some(at.owner),
+            _ => None,
+        })
+    }
+
+    /// What a name leads to, if it is the file, and the same wherever else its filesystem is mounted.
+    fn add(
+        &self,
+        (name, looked): (&Path, Looked),
+        file: Option<File>,
+        found: &mut Found,
+    ) -> anyhow::Result<()> {
+        let Looked::Socket(first) = looked else {
+            return Ok(());
+        };
+        let own = self.file(&first);
+        if file.is_some_and(|file| file != own) {
+            return Ok(());
+        }
+        found.links = first.links;
+        let Some((mount, path)) = self.within(&first) else {
+            let spot = (first.place.0, name.to_owned());
+            found.at.insert(spot, (first.place, name.to_owned()));
+            return Ok(());
+        };
+        let spot = (mount.id, path.clone());
+        found.at.insert(spot, (first.place, name.to_owned()));
+        for other in self.mounts().filter(|other| other.id != mount.id) {
+            if let Some(place) = other.place_of(mount.device, &path)
+                && let Looked::Socket(at) = self.look(&place)?
+                && self.file(&at) == own
+            {
+                let spot = (at.place.0, path.clone());
+                found.at.insert(spot, (at.place, place));
+            }
+        }
+        Ok(())
+    }
+
+    /// The mount that it is in, and its path within the filesystem.
+    fn within(&self, socket: &Socket) -> Option<(&Mounted, PathBuf)> {
+        let mount = self.mounts.get(&socket.place.0)?;
+        let link = format!("/proc/self/fd/{}", socket.file.as_raw_fd());
+        let real = std::fs::read_link(link).ok()?;
+        let rest = real.strip_prefix(&mount.path).ok()?;
+        Some((mount, mount.root.join(rest)))
+    }
+
+    fn file(&self, socket: &Socket) -> File {
+        let (mount, (major, minor), inode) = socket.place;
+        // Btrfs has `stat` say another device for each of its subvolumes.
+        let device = self.mounts.get(&mount).map(|mount| mount.device);
+        let lower = u32::try_from(inode & u64::from(u32::MAX)).unwrap_or_default();
+        (device.unwrap_or(major << 20 | minor), lower)
+    }
+
+    /// Names of a file in the directory that it was bound in, wherever that is mounted.
+    fn search(&mut self, name: &Path, file: File) -> anyhow::Result<Vec<PathBuf>> {
+        if self.directories == 0 {
+            return Ok(Vec::new());
+        }
+        let parent = name.parent().unwrap_or(name);
+        let mut all = BTreeSet::new();
+        if name.is_absolute() {
+            all.insert(parent.to_owned());
+        }
+        let parts: Vec<Component<'_>> = parent.components().collect();
+        for mount in self.mounts().filter(|mount| mount.device == file.0) {
+            // That mount may show any part of what the name's first directories are of.
+            for begin in 0..=parts.len() {
+                let rest = parts.get(begin..).unwrap_or_default().iter();
+                let rest: PathBuf = rest
+                    .filter(|part| matches!(part, Component::Normal(_)))
+                    .collect();
+                all.insert(mount.path.join(rest));
+            }
+        }
+        // Whoever has many that are nowhere keeps nobody waiting.
+        self.directories = self.directories.saturating_sub(all.len());
+        let mut found = Vec::new();
+        for directory in all {
+            found.extend_from_slice(self.in_directory(directory, file)?);
+        }
+        Ok(found)
+    }
+
+    fn in_directory(&mut self, directory: PathBuf, file: File) -> anyhow::Result<&[PathBuf]> {
+        if !self.known.contains_key(&directory) {
+            let sockets = self.sockets_in(&directory)?;
+            self.known.insert(directory.clone(), sockets);
+        }
+        let known = self
+            .known
+            .get(&directory)
+            .and_then(|known| known.get(&file));
+        Ok(known.map_or(&[], Vec::as_slice))
+    }
+
+    fn sockets_in(&mut self, directory: &Path) -> anyhow::Result<HashMap<File, Vec<PathBuf>>> {
+        let mut found: HashMap<_, Vec<_>> = HashMap::new();
+        let Ok(open) = self.open(directory, OFlags::DIRECTORY) else {
+            return Ok(found);
+        };
+        if !self.is_quick(&open) {
+            return Ok(found);
+        }
+        let Ok(entries) = std::fs::read_dir(format!("/proc/self/fd/{}", open.as_raw_fd())) else {
+            return Ok(found);
+        };
+        for entry in entries.take(self.entries).flatten() {
+            self.entries -= 1;
+            if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+                let name = directory.join(entry.file_name());
+                if let Looked::Socket(socket) = self.look(&name)? {
+                    found.entry(self.file(&socket)).or_default().push(name);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) fn look(&self, path: &Path) -> anyhow::Result<Looked> {
+        if !path.is_absolute() {
+            return Ok(Looked::Nothing);
+        }
+        let opened = self.open(path, OFlags::NOFOLLOW);
+        let looked = opened.and_then(|file| Ok((state(&file)?, file)));
+        match looked {
+            Ok((found, file)) if kind(&found) == FileType::Socket => Ok(Looked::Socket(Socket {
+                file,
+                place: (
+                    found.stx_mnt_id,
+                    (found.stx_dev_major, found.stx_dev_minor),
+                    found.stx_ino,
+                ),
+                owner: found.stx_uid,
+                links: found.stx_nlink,
+            })),
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Looked::Nothing),
+            Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+                Err(e).context("local daemons' sockets cannot be looked at")
+            }
+            Err(_) => Ok(Looked::Unreachable),
+        }
+    }
+
+    /// At once where the kernel knows all of the path, else step by step.
+    fn open(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        match open(CWD, path, flags, ResolveFlags::CACHED) {
+            Err(Errno::AGAIN) => self.walk(path, flags),
+            done => done,
+        }
+    }
+
+    /// The way to a socket is known to the kernel, but not the links by which its name leads there.
+    fn walk(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let root = || open(CWD, Path::new("/"), OFlags::DIRECTORY, ResolveFlags::CACHED);
+        let (mut at, mut links) = (root()?, 0);
+        let mut rest = steps(path);
+        while let Some(step) = rest.pop() {
+            let next = self.step(&at, &step)?;
+            let is_last = rest.is_empty() && flags.contains(OFlags::NOFOLLOW);
+            if is_last || kind(&state(&next)?) != FileType::Symlink {
+                at = next;
+                continue;
+            }
+            links += 1;
+            if links > LINKS {
+                return Err(Errno::LOOP);
+            }
+            // What a link of `/proc` leads to is not what it says.
+            if !self.is_quick(&next) {
+                return Err(Errno::AGAIN);
+            }
+            let to = rustix::fs::readlinkat(&next, "", Vec::new())?;
+            let to = PathBuf::from(OsString::from_vec(to.into_bytes()));
+            if to.is_absolute() {
+                at = root()?;
+            }
+            rest.extend(steps(&to));
+        }
+        Ok(at)
+    }
+
+    fn step(&self, at: &OwnedFd, step: &OsStr) -> Result<OwnedFd, Errno> {
+        let known = || open(at, Path::new(step), OFlags::NOFOLLOW, ResolveFlags::CACHED);
+        let mut tried = std::iter::repeat_with(known).take(TRIES);
+        match tried.find(|tried| !matches!(tried, Err(Errno::AGAIN))) {
+            Some(done) => done,
+            // What is mounted on a directory is known to the kernel: this one leads to no other filesystem.
+            None if self.is_quick(at) => {
+                open(at, Path::new(step), OFlags::NOFOLLOW, ResolveFlags::NO_XDEV)
+            }
+            None => Err(Errno::AGAIN),
+        }
+    }
+
+    fn is_quick(&self, file: &OwnedFd) -> bool {
+        let mount = state(file)
+            .ok()
+            .and_then(|found| self.mounts.get(&found.stx_mnt_id));
+        mount.is_some_and(|mount| QUICK.contains(&mount.kind.as_str()))
+    }
+}
+
+/// The last is the first.
+fn steps(path: &Path) -> Vec<OsString> {
+    let steps = path
+        .components()
+        .rev()
+        .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    steps.map(|part| part.as_os_str().to_owned()).collect()
+}
+
+fn open(at: impl AsFd, path: &Path, flags: OFlags, how: ResolveFlags) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC | flags;
+    // `/proc/PID/root` leads to mounts of another view, over which nothing can be mounted.
+    rustix::fs::openat2(
+        at,
+        path,
+        flags,
+        Mode::empty(),
+        how | ResolveFlags::NO_MAGICLINKS,
+    )
+}
+
+/// As the kernel knows it.
+fn state(file: &OwnedFd) -> Result<Statx, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let wanted = StatxFlags::TYPE
+        | StatxFlags::UID
+        | StatxFlags::INO
+        | StatxFlags::NLINK
+        | StatxFlags::MNT_ID;
+    rustix::fs::statx(file, "", flags, wanted)
+}
+
+fn kind(found: &Statx) -> FileType {
+    FileType::from_raw_mode(found.stx_mode.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::super::mounts;
+    use super::*;
+    use crate::kernel::local::listening;
+    use std::fs::{create_dir, hard_link, remove_file, rename};
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    fn own(folder: &Path) -> Vec<Local> {
+        let mut all = listening().unwrap();
+        all.retain(|socket| Path::new(OsStr::from_bytes(&socket.name)).starts_with(folder));
+        all
+    }
+
+    fn called(found: &Found) -> Vec<&str> {
+        let names = found
+            .at
+            .values()
+            .map(|(_, name)| name.file_name().unwrap().to_str().unwrap());
+        names.collect()
+    }
+
+    #[test]
+    fn only_what_is_a_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places::of_this_view(mounts().unwrap());
+        let name = folder.path().join("socket");
+        let _socket = UnixListener::bind(&name).unwrap();
+        let by_a_process = Path::new("/proc/self/root").join(name.strip_prefix("/").unwrap());
+        for (path, is_socket) in [
+            (&*name, true),
+            (Path::new("/usr"), false),
+            (folder.path(), false),
+            (Path::new("/proc/self/root"), false),
+            (&by_a_process, false),
+            (Path::new("/no such file"), false),
+            (Path::new("relative"), false),
+        ] {
+            let looked = places.look(path).unwrap();
+            assert_eq!(matches!(looked, Looked::Socket(_)), is_socket, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_found_by_the_names_that_it_has_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        create_dir(at("there")).unwrap();
+        symlink("there", at("link")).unwrap();
+        let _linked = UnixListener::bind(at("control.X")).unwrap();
+        hard_link(at("control.X"), at("control")).unwrap();
+        remove_file(at("control.X")).unwrap();
+        let _moved = UnixListener::bind(at("moving")).unwrap();
+        rename(at("moving"), at("moved")).unwrap();
+        // Another's takes its name.
+        let _other = UnixListener::bind(at("moving")).unwrap();
+        let _two = UnixListener::bind(at("two")).unwrap();
+        hard_link(at("two"), at("second")).unwrap();
+        let _elsewhere = UnixListener::bind(at("link/s")).unwrap();
+        hard_link(at("there/s"), at("hidden")).unwrap();
+        let _removed = UnixListener::bind(at("removed")).unwrap();
+        remove_file(at("removed")).unwrap();
+        let mut found = Vec::new();
+        let mut places = Places::of_this_view(mounts().unwrap());
+        for socket in own(folder.path()) {
+            let told = places.find(&socket).unwrap();
+            assert!(!told.unreachable);
+            let names = called(&told)
+                .into_iter()
+                .map(str::to_owned)
+                .collect::<Vec<_>>();
+            found.push((names.join("|"), told.lost));
+        }
+        found.sort();
+        let wanted = [
+            ("", true),
+            ("control", false),
+            ("moved", false),
+            ("moving", false),
+            ("s", true),
+            ("second|two", false),
+        ];
+        assert_eq!(found, wanted.map(|(names, lost)| (names.to_owned(), lost)));
+    }
+
+    /// Anybody can have a view of the mounts in which any name is his own socket's.
+    #[test]
+    fn a_name_alone_covers_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().join("socket");
+        let _socket = UnixListener::bind(&name).unwrap();
+        let mut places = Places::of_this_view(mounts().unwrap());
+        let mut socket = own(folder.path()).pop().unwrap();
+        assert_eq!(called(&places.find(&socket).unwrap()), ["socket"]);
+        let (device, inode) = socket.file.unwrap();
+        for (file, lost) in [((device, inode ^ 1), true), ((u32::MAX, inode), false)] {
+            socket.file = Some(file);
+            let found = places.find(&socket).unwrap();
+            assert_eq!((found.at.len(), found.lost), (0, lost));
+        }
+        // Where the kernel tells no more than the name, that has to do.
+        socket.file = None;
+        assert_eq!(called(&places.find(&socket).unwrap()), ["socket"]);
+        let own = rustix::process::getuid().as_raw();
+        assert_eq!(places.owner_of(&socket).unwrap(), Some(own));
+    }
+}
