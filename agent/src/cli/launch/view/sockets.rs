@@ -11,7 +11,7 @@ mod places;
 use super::mounts;
 use crate::kernel::local::Local;
 use anyhow::{Context, bail};
-use listed::Namespaces;
+use listed::{Namespaces, settled};
 use places::{Found, Looked, Place, Places, Spot};
 use rustix::io::Errno;
 use rustix::mount;
@@ -21,6 +21,9 @@ use std::path::{Path, PathBuf};
 
 /// Sockets covered at most, each at each of its places: every one is a mount.
 const MAX: usize = 4096;
+/// Times that sockets which came up meanwhile are covered too.
+const ROUNDS: usize = 16;
+
 /// Whom sockets are covered for.
 #[derive(Clone, Copy)]
 pub(in super::super) struct For<'a> {
@@ -33,21 +36,30 @@ pub(in super::super) struct For<'a> {
 
 /// Covers every socket that has a path and that policy does not name.
 pub(super) fn cover(command: For<'_>) -> anyhow::Result<()> {
-    let mut left = Left::default();
-    let mut places = Places::of_this_view(mounts()?);
-    let namespaces = Namespaces::find(command, places.mounts())?;
-    left.namespaces = namespaces.left_out;
-    let all: BTreeSet<Local> = namespaces.sockets(&places)?.into_iter().collect();
-    let hidden = command.choose(all.into_iter().collect(), MAX, &mut left, |socket| {
-        places.find(socket)
-    })?;
-    for (place, name) in hidden.values() {
-        hide(&places, *place, name)?;
+    let (mut known, mut left) = (BTreeSet::new(), Left::default());
+    let mut room = MAX;
+    for _ in 0..ROUNDS {
+        let mut places = Places::of_this_view(mounts()?);
+        let namespaces = Namespaces::find(command, places.mounts())?;
+        left.namespaces = namespaces.left_out;
+        let new = settled(&mut known, command, || namespaces.sockets(&places))?;
+        let is_over = command.held || !new.iter().any(|socket| command.is_firm(socket));
+        let hidden = command.choose(new, room, &mut left, |socket| places.find(socket))?;
+        room -= hidden.len();
+        for (place, name) in hidden.values() {
+            hide(&places, *place, name)?;
+        }
+        if is_over {
+            if !command.held {
+                left.tell();
+            }
+            return Ok(());
+        }
     }
-    if !command.held {
-        left.tell();
-    }
-    Ok(())
+    bail!(
+        "sockets of root and user {} come up faster than they are covered: try again, or end what makes them (`ss -xl` lists them)",
+        command.user
+    )
 }
 
 impl For<'_> {

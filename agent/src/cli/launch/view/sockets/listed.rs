@@ -5,7 +5,7 @@ use super::places::Places;
 use crate::kernel::local::{self, Local};
 use crate::kernel::namespaces::Network;
 use anyhow::Context;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
@@ -16,10 +16,36 @@ const ACCEPTS: &[u8] = b"00010000";
 /// `SOCK_DGRAM`
 const DATAGRAM: &[u8] = b"0002";
 
+/// Reads in a row that have to tell of nothing new. Each passes over some where others end while it goes on, and who ends his own can
+/// see to that; but not to which, nor to when.
+const CALM: usize = 3;
+/// Reads at most: what comes after them is covered in another round.
+const READS: usize = 16;
 /// Network namespaces that are looked at. Anybody can make thousands.
 const NAMESPACES: usize = 512;
 /// Processes by which one is entered: some may have ended.
 const WAYS: usize = 32;
+
+/// What reads tell of that is not in `known`, in which it is entered.
+pub(super) fn settled(
+    known: &mut BTreeSet<Local>,
+    command: For<'_>,
+    mut read: impl FnMut() -> anyhow::Result<Vec<Local>>,
+) -> anyhow::Result<Vec<Local>> {
+    let (mut new, mut calm) = (Vec::new(), 0);
+    for _ in 0..READS {
+        let mut fresh = read()?;
+        fresh.retain(|socket| known.insert(socket.clone()));
+        // What a stranger has made meanwhile keeps nobody waiting.
+        let is_calm = !fresh.iter().any(|socket| command.is_firm(socket));
+        new.append(&mut fresh);
+        calm = if is_calm { calm + 1 } else { 0 };
+        if calm == CALM {
+            break;
+        }
+    }
+    Ok(new)
+}
 
 /// By what a network namespace is entered, and whether root or the user has a process there.
 #[derive(Default)]
@@ -152,6 +178,14 @@ mod tests {
         held: false,
     };
 
+    fn local(owner: u32, name: &str) -> Local {
+        Local {
+            name: name.into(),
+            file: None,
+            owner: Some(owner),
+        }
+    }
+
     #[test]
     fn listeners_and_datagram_sockets_with_a_path() {
         let table = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
@@ -164,6 +198,44 @@ mod tests {
         let found: Vec<Vec<u8>> = of_table(table).map(|socket| socket.name).collect();
         let wanted = [&b"/run/docker.sock"[..], b"/dev/log", b"/run/\xe4 dir/s"];
         assert_eq!(found, wanted);
+    }
+
+    /// As the kernel passes over some where others end while it is read.
+    #[test]
+    fn what_one_read_passes_over_another_finds() {
+        let [docker, bus] = [local(0, "/run/docker.sock"), local(1000, "/run/user/bus")];
+        let strange = |read: usize| local(1001, &format!("/tmp/{read}"));
+        let (mut known, mut read) = (BTreeSet::new(), 0);
+        let new = settled(&mut known, COMMAND, || {
+            read += 1;
+            // A stranger's that come up all the time keep nobody waiting.
+            let mut all = vec![strange(read)];
+            if read == 3 {
+                all.push(docker.clone());
+            }
+            if read == 5 {
+                all.push(bus.clone());
+            }
+            Ok(all)
+        });
+        let new = new.unwrap();
+        assert!(new.contains(&docker) && new.contains(&bus));
+        assert_eq!((read, new.len()), (5 + CALM, 2 + 5 + CALM));
+        // What is known is not told again.
+        let new = settled(&mut known, COMMAND, || Ok(vec![docker.clone()])).unwrap();
+        assert_eq!(new, []);
+    }
+
+    #[test]
+    fn reads_are_bounded() {
+        let mut read = 0;
+        let new = settled(&mut BTreeSet::new(), COMMAND, || {
+            read += 1;
+            Ok(vec![local(0, &format!("/run/{read}"))])
+        });
+        assert_eq!((read, new.unwrap().len()), (READS, READS));
+        let gone = settled(&mut BTreeSet::new(), COMMAND, || anyhow::bail!("gone"));
+        assert!(gone.is_err());
     }
 
     #[test]
