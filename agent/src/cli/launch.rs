@@ -3,9 +3,11 @@
 //! 1. Enter the cgroup: from here on everything is governed.
 //! 2. Take the ways out of it, and the agent's own files, out of sight (mount namespace).
 //! 3. Become the user, and give up every capability for good.
-//! 4. Take what the kernel's fence does not see out of reach (seccomp).
-//! 5. Leave no descriptor open but 0, 1 and 2.
-//! 6. Become the command.
+//! 4. Where nothing else keeps it from the host's Unix sockets, take other processes out of reach (Landlock).
+//! 5. Take what the kernel's fence does not see out of reach (seccomp).
+//! 6. Leave no descriptor open but 0, 1 and 2.
+//! 7. Become the command.
+mod domain;
 mod view;
 
 use super::Outcome;
@@ -88,6 +90,9 @@ fn prepare(args: &Args) -> anyhow::Result<()> {
     give_up_capabilities().context("cannot give up capabilities")?;
     trust_is_readable(args)?;
     rustix::thread::set_no_new_privs(true).context("cannot give up gaining privileges")?;
+    if !args.unix_held {
+        domain::enter().context("cannot enter a Landlock domain")?;
+    }
     for filter in filters()? {
         seccompiler::apply_filter(&filter).context("cannot install the seccomp filter")?;
     }

@@ -205,7 +205,7 @@ pub(super) const HOOKS: &[Hook] = &[
         attach: LSM,
         since: SINCE_LSM,
         holds: true,
-        leaves_open: "memory and descriptors of the user's other processes, which are not governed, by ptrace and pidfd_getfd, unless the host forbids it (Yama)",
+        leaves_open: "memory and descriptors of the user's other processes, which are not governed, by ptrace and pidfd_getfd, unless the host forbids it (Yama), and files as those see them (/proc/PID/root), which Yama does not forbid; under `tollgate run`, where Unix sockets are not held either, Landlock stops both",
     },
     Hook {
         name: "task_kill",

@@ -12,9 +12,15 @@ const USER: &str = "4242";
 
 /// `tollgate launch`, as `run` calls it, where the kernel holds nobody to anything.
 fn launch(place: &Place, program: &[&str]) -> Command {
+    launch_as(place, &[], program)
+}
+
+/// The same, with more of what `run` tells it.
+fn launch_as(place: &Place, told: &[&str], program: &[&str]) -> Command {
     let browsers = place.path("browsers");
     fs::create_dir_all(&browsers).unwrap();
     let mut command = place.tollgate(&["launch", "--uid", USER, "--gid", USER]);
+    command.args(told);
     command.arg("--cgroup").arg(&place.cgroup);
     command.arg("--bundle").arg("/dev/null");
     command.arg("--browsers").arg(&browsers);
@@ -249,4 +255,74 @@ sys.stdin.read()
         told.contains("sockets are not where they were bound"),
         "{told}"
     );
+}
+
+/// Through another process of the same user lies the host as that one sees it, with nothing covered.
+#[test]
+fn nothing_is_reached_by_way_of_another_process() {
+    let place = Place::new();
+    let at = folder(&place);
+    let script = r#"
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1] + "/socket")
+listener.listen()
+os.chdir(sys.argv[1])
+# One that became the user can be looked at by nobody else of theirs, until it becomes another program.
+child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+with open("pid", "w") as file:
+    file.write(str(child.pid))
+print("ready", flush=True)
+sys.stdin.read()
+"#;
+    let script = format!("import subprocess\n{AS_USER}{script}");
+    let _neighbour = Neighbour::start(&["env"], &script, &at);
+    let process = fs::read_to_string(at.join("pid")).unwrap();
+    let (root, cwd) = (
+        format!("/proc/{process}/root"),
+        format!("/proc/{process}/cwd"),
+    );
+    let paths = [
+        format!("{root}{}/socket", at.display()),
+        format!("{cwd}/socket"),
+    ];
+    let script = format!(
+        r#"{CONNECT}
+os.chdir("{}")
+for name in "from", "to":
+    os.makedirs(name, exist_ok=True)
+open("from/file", "w").close()
+os.rename("from/file", "to/file")
+print("moved")
+"#,
+        at.display()
+    );
+    let program = ["python3", "-c", &script, &paths[0], &paths[1]];
+    let output = ended(launch(&place, &program));
+    let (came, told) = (lines(&output), text(&output.stderr));
+    let reached = paths.each_ref().map(|path| format!("{path} reached"));
+    let moved = ["moved".to_owned()];
+    // Landlock's version, by the number of its first system call.
+    let version = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))";
+    let version = Command::new("python3")
+        .args(["-c", version])
+        .output()
+        .unwrap();
+    if text(&version.stdout).trim().parse::<i32>().unwrap() >= 2 {
+        let refused = paths.each_ref().map(|path| format!("{path} EACCES"));
+        assert_eq!(came, [&refused[..], &moved].concat());
+        assert!(told.contains("does not let it mount"), "{told}");
+        let mounts = ["unshare", "--user", "--map-root-user", "--mount", "true"];
+        assert!(!ended(launch(&place, &mounts)).status.success());
+        assert!(
+            ended(launch_as(&place, &["--unix-held"], &mounts))
+                .status
+                .success()
+        );
+    } else {
+        assert_eq!(came, [&reached[..], &moved].concat());
+        assert!(told.contains("has no Landlock"), "{told}");
+    }
+    // Where the kernel holds the command there is no domain, and what it does not hold here is reached.
+    let held = ended(launch_as(&place, &["--unix-held"], &program));
+    assert_eq!(lines(&held), [&reached[..], &moved].concat());
 }
