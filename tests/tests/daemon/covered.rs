@@ -326,3 +326,31 @@ print("moved")
     let held = ended(launch_as(&place, &["--unix-held"], &program));
     assert_eq!(lines(&held), [&reached[..], &moved].concat());
 }
+
+/// Whether the kernel holds the command is asked of it when a run begins, not remembered.
+#[test]
+fn a_run_is_told_where_no_hook_holds_it_to_unix_sockets() {
+    let mut place = Place::new();
+    place.write_config("fence_check: 1h\n");
+    place.start();
+    let run = [
+        "run",
+        "-q",
+        "--workload",
+        "by-hand",
+        "--user",
+        USER,
+        "--",
+        "true",
+    ];
+    assert_eq!(text(&place.output(&run).stderr), "");
+    let links = Path::new("/sys/fs/bpf").join(&place.name).join("links");
+    let hooks =
+        ["connect_unix", "unix_stream_connect"].map(|hook| fs::remove_file(links.join(hook)));
+    assert_eq!(hooks.iter().filter(|removed| removed.is_ok()).count(), 1);
+    let told = text(&place.output(&run).stderr);
+    assert!(
+        told.contains("holds the command to no Unix sockets"),
+        "{told}"
+    );
+}
