@@ -65,9 +65,7 @@ pub fn read(path: &Path, state: &FileState) -> Option<Content> {
     if file.metadata().ok()?.len() > FILE_BYTES {
         return Some(Content::Long);
     }
-    let changed = Duration::new(state.changed.0.unsigned_abs(), state.changed.1);
-    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed);
-    if age.is_ok_and(|age| age < TICK) {
+    if is_fresh(state.changed) {
         std::thread::sleep(TICK);
     }
     let mut sum = Sha256::new();
@@ -86,6 +84,13 @@ pub fn read(path: &Path, state: &FileState) -> Option<Content> {
         let bytes = sum.finalize();
         Content::Sha256(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
     })
+}
+
+/// Was a file changed so short a while ago that the next change could bear the same time?
+pub(super) fn is_fresh((seconds, nanoseconds): (i64, u32)) -> bool {
+    let changed = Duration::new(seconds.unsigned_abs(), nanoseconds);
+    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed);
+    age.is_ok_and(|age| age < TICK)
 }
 
 /// The device may be one that only a hook could tell.

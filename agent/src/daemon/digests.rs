@@ -3,7 +3,7 @@
 use super::content::{self, Content};
 use super::mounts::device;
 use crate::kernel::{FileState, of_process};
-use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,26 +23,23 @@ const AT_ONCE_WITH_LATE: usize = 64;
 /// Files that wait to be read. Who runs another is refused, and asks again.
 const WAITING: usize = 4_096;
 
-/// Where a file can be opened.
+/// Where a file can be opened, with its name as that was when the file was found there: by now another one may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum At {
     Path(PathBuf),
     /// What this process runs.
-    Process(u32),
+    Process(u32, Option<String>),
     /// It is held, whatever becomes of its name.
-    Held(Held),
+    Held(Held, Option<String>),
 }
 
 impl At {
-    /// What the file is called there.
-    pub(super) fn name(&self) -> Option<String> {
-        let path = match self {
-            Self::Path(path) => path.clone(),
-            Self::Process(process) => crate::kernel::program(*process)?,
-            Self::Held(held) => std::fs::read_link(held.path()).ok()?,
-        };
-        let name = path.file_name()?.to_str()?;
-        Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
+    /// What the file was called there in the state in which it was found; `None`: nobody can say.
+    pub(super) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Path(path) => path.file_name()?.to_str(),
+            Self::Process(_, name) | Self::Held(_, name) => name.as_deref(),
+        }
     }
 }
 
@@ -114,7 +111,7 @@ impl Digests {
         let is_asked = self.reading.contains_key(state)
             || self.waiting.iter().any(|(_, waiting)| waiting == state);
         let room = match at {
-            At::Held(_) => AT_ONCE_WITH_LATE, // Each has a descriptor.
+            At::Held(..) => AT_ONCE_WITH_LATE, // Each has a descriptor.
             _ => WAITING,
         };
         if !is_asked && self.waiting.len() < room {
@@ -174,8 +171,8 @@ impl Digests {
             let read = move || {
                 let content = match &at {
                     At::Path(path) => reader(path, &state),
-                    At::Process(process) => reader(&runs(*process), &state),
-                    At::Held(held) => reader(&held.path(), &state),
+                    At::Process(process, _) => reader(&runs(*process), &state),
+                    At::Held(held, _) => reader(&held.path(), &state),
                 };
                 // Nobody listens any more: the agent ends.
                 let _ = tell.send(Done { at, state, content });
@@ -199,10 +196,38 @@ fn runs(process: u32) -> PathBuf {
     at.unwrap_or_default()
 }
 
-/// What a process runs, and how the kernel last knew that file to be.
-pub(super) fn running(process: u32) -> Option<FileState> {
-    let found = run_by(process)?;
-    Some(state(&found, device_of(&found, process)))
+/// What a process runs, and how the kernel last knew that file to be: of one file, whatever the process becomes meanwhile.
+pub(super) fn running(process: u32) -> Option<(At, FileState)> {
+    let (found, name) = of_process(process, |at| {
+        let at = format!("{at}/exe");
+        match rustix::fs::open(&at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(file) => name_of(&file),
+            // There are no more descriptors: nobody can say what it is called.
+            Err(_) => Some((look(CWD, at).ok()?, None)),
+        }
+    })?;
+    let device = device_of(&found, process);
+    Some((At::Process(process, name), state(&found, device)))
+}
+
+/// How an open file is, and what it is called as it is. `None`: it could have been called otherwise when it was like that. Another name
+/// changes a file, but for a change within the same tick of the clock; and one that is mounted by itself is shown as what it is
+/// mounted on, as whoever has a namespace of his own may have it.
+pub(super) fn name_of(file: &OwnedFd) -> Option<(Statx, Option<String>)> {
+    let found = look(file, "").ok()?;
+    let called = || {
+        let by_itself = StatxAttributes::MOUNT_ROOT;
+        if found.stx_attributes.contains(by_itself) || content::is_fresh(changed(&found)) {
+            return None;
+        }
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+        let now = look(file, "").ok()?;
+        let name = path.file_name()?.to_str()?;
+        let name = name.strip_suffix(" (deleted)").unwrap_or(name);
+        (changed(&now) == changed(&found)).then(|| name.to_owned())
+    };
+    let name = called();
+    Some((found, name))
 }
 
 /// The device of the filesystem that a file is on, found through this process's view of the mounts.

@@ -73,9 +73,19 @@ impl Executables {
         }
         let fulfilled = self.fulfilled(state);
         // Whose name nobody knows any more may be.
-        let is_unclear = || at.name().is_none_or(|name| self.paths.may_have(&name));
-        let is_clear = !fulfilled.is_empty() || self.paths.are_known() || !is_unclear();
+        let is_clear = !fulfilled.is_empty() || !self.is_unclear(at.name());
         is_clear.then_some(fulfilled)
+    }
+
+    /// Could a file that is called so be one at a path that cannot be looked at?
+    pub(super) fn is_unclear(&self, name: Option<&str>) -> bool {
+        !self.paths.are_known() && name.is_none_or(|name| self.paths.may_have(name))
+    }
+
+    /// Does it depend on what is in a file, or on what it is called, which it is?
+    pub(super) fn is_to_be_found(&self, state: &FileState) -> bool {
+        let by_name = || !self.paths.are_known() && self.fulfilled(state).is_empty();
+        self.is_to_be_read(state) || by_name()
     }
 
     /// Is a file still of the class that the hooks have of it, as far as that can be said without reading it?

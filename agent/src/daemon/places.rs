@@ -1,5 +1,5 @@
 //! Where files lie that processes have run, and run no more.
-use super::digests::{At, Held, changed, device_of, look, run_by, state};
+use super::digests::{At, Held, changed, device_of, name_of, run_by, running, state};
 use super::mounts::{mounts, table};
 use crate::kernel::FileState;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -32,8 +32,12 @@ impl Places {
         file: &FileState,
         path: impl FnOnce() -> Option<String>,
     ) -> Option<At> {
-        if let Some(runner) = self.running().get(&(file.inode, file.changed)) {
-            return Some(At::Process(*runner));
+        let runner = self.running().get(&(file.inode, file.changed)).copied();
+        let is_it = |state: &FileState| (state.inode, state.changed) == (file.inode, file.changed);
+        // It may run something else by now.
+        let runner = runner.and_then(running).filter(|(_, state)| is_it(state));
+        if let Some((at, _)) = runner {
+            return Some(at);
         }
         let (views, found) = self.found.entry(*file).or_default();
         if found.is_none() && *views < VIEWS {
@@ -71,15 +75,16 @@ fn held_in(view: &str, root: &str, of: u32, file: &FileState, path: &str) -> Opt
     // Whose names are not all known to the kernel itself would be asked for them, and might never answer.
     let links = ResolveFlags::NO_MAGICLINKS | ResolveFlags::IN_ROOT | ResolveFlags::CACHED;
     let open = |path| rustix::fs::openat2(&root, path, flags, Mode::empty(), links).ok();
-    let is_it = |open: &OwnedFd| {
-        let found = look(open, "");
-        found.is_ok_and(|found| state(&found, device_of(&found, of)) == *file)
+    let is_it = |open: OwnedFd| {
+        let (found, name) = name_of(&open)?;
+        let is_it = state(&found, device_of(&found, of)) == *file;
+        is_it.then(|| At::Held(Held(Arc::new(open)), name))
     };
     let mut found = mounts(&table)
         .filter_map(|mount| mount.place_of(file.device, Path::new(path)))
         .filter_map(open)
-        .filter(is_it);
-    Some(At::Held(Held(Arc::new(found.next()?))))
+        .filter_map(is_it);
+    found.next()
 }
 
 #[cfg(test)]

@@ -260,9 +260,7 @@ impl Rules {
 
     /// What every process runs, and what is at the paths that are named.
     fn running(&self) -> Vec<(At, FileState)> {
-        let running = crate::kernel::processes()
-            .into_iter()
-            .filter_map(|process| Some((At::Process(process), running(process)?)));
+        let running = crate::kernel::processes().into_iter().filter_map(running);
         let mut seen = HashSet::new();
         let mut all = self.executables.named();
         all.extend(running);
@@ -309,12 +307,12 @@ impl Rules {
             self.scan();
             self.learned().notify_one();
         }
-        let is_it = |state: FileState| (state.inode, state.changed) == (seen.inode, seen.changed);
-        if !running(process).is_some_and(is_it) {
+        let is_it = |state: &FileState| (state.inode, state.changed) == (seen.inode, seen.changed);
+        let Some((at, _)) = running(process).filter(|(_, state)| is_it(state)) else {
             // It runs something else by now, or has ended: who waits for it is settled by where the file lies.
             return self.settle_waiting(fence);
-        }
-        if let Some(fulfilled) = self.executables.fulfils(&At::Process(process), &seen) {
+        };
+        if let Some(fulfilled) = self.executables.fulfils(&at, &seen) {
             self.met(fence, &seen, &fulfilled);
         }
     }
@@ -417,9 +415,9 @@ impl Rules {
         let runs = match self.selectors.wants.is_empty() {
             true => Vec::new(),
             false => {
-                let state = running(process)?;
+                let (at, state) = running(process)?;
                 // Where it is being read, who runs it is asked for again.
-                self.executables.fulfils(&At::Process(process), &state)?
+                self.executables.fulfils(&at, &state)?
             }
         };
         let conditions = self.conditions(process);
@@ -441,7 +439,7 @@ impl Rules {
 
     /// The digest of what a process runs, where it was taken.
     pub(super) fn digest_of(&self, process: u32) -> Option<String> {
-        let state = running(process)?;
+        let (_, state) = running(process)?;
         self.executables.known_digest(&state).cloned()
     }
 

@@ -35,4 +35,5 @@ mod starting;
 mod storms;
 mod support;
 mod swaps;
+mod unclear;
 mod upgrades;

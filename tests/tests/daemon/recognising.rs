@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const INTERN: u32 = 54_322;
 
 /// Runs a shell script as a user, in the test's own cgroup: ungoverned but for who it is.
-fn as_user(uid: u32, script: &str) -> Output {
+pub(crate) fn as_user(uid: u32, script: &str) -> Output {
     let mut command = Command::new("setpriv");
     command.args([
         "--reuid",

@@ -74,12 +74,18 @@ impl Rules {
         ran: &Ran,
     ) -> Option<Vec<usize>> {
         let file = &ran.file;
-        let at = match self.executables.is_to_be_read(file) {
-            // Where it lies says nothing.
-            false => At::Process(process),
+        let at = match self.executables.is_to_be_found(file) {
+            // Where it lies and what it is called there says nothing.
+            false => At::Process(process, None),
             true => self.place(fence, places, process, file)?,
         };
         let fulfilled = self.executables.fulfils(&at, file)?;
+        // It may have been run by another name, or been called otherwise at the same moment.
+        let path = fence.path_within(file);
+        let name = path.as_deref().and_then(|path| path.rsplit('/').next());
+        if fulfilled.is_empty() && self.executables.is_unclear(name) {
+            return None;
+        }
         if !ran.is_known {
             let class = self.executables.class(&fulfilled);
             if !self.has_rules_for(fence, class) {
@@ -104,7 +110,7 @@ impl Rules {
             tracing::warn!(
                 process,
                 inode = file.inode,
-                "it has run a file that a rule could mean by its content and that is not to be found any more: until it is, the process and what it makes are refused"
+                "it has run a file that a rule could mean by its content, or at a path that cannot be looked at, and that is not to be found any more: until it is, the process and what it makes are refused"
             );
         }
         place
