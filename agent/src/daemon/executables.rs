@@ -1,7 +1,7 @@
 //! Which of the executables that a policy names a file is: by its device and inode, and by its content, which is read
 //! once and again when the file was changed.
 use super::content::Content;
-use super::digests::{At, Digests, is_running};
+use super::digests::{At, Digests};
 use super::paths::Paths;
 use crate::kernel::FileState;
 use sha2::{Digest, Sha256};
@@ -166,12 +166,6 @@ impl Executables {
             Content::Long => None,
         }
     }
-}
-
-/// The processes that run this file.
-pub(super) fn runners(state: &FileState) -> impl Iterator<Item = u32> {
-    let all = crate::kernel::processes().into_iter();
-    all.filter(|process| is_running(*process, state))
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 mod waiting;
 
 use super::containers::Container;
-use super::digests::{At, running};
-use super::executables::{Executables, runners};
+use super::digests::{At, is_running, running};
+use super::executables::Executables;
 use super::selectors::Selectors;
 use super::troubles::Troubles;
 use super::users::Database;
@@ -320,18 +320,18 @@ impl Rules {
     /// Makes a file known that was not. Who runs it was refused until now, but may have made sockets: those are looked at,
     /// whether a hook or this says first whose it is.
     fn met(&mut self, fence: &Fence, state: &FileState, fulfilled: &[usize]) {
-        let all = crate::kernel::processes().into_iter();
-        let free: HashSet<u32> = all.filter(|process| fence.is_free(*process)).collect();
-        let waiting = fence.waiting().into_iter().map(|(process, _)| process);
-        let waiting: Vec<u32> = waiting.collect();
+        let (Ok(mut free), Ok(waiting)) = (crate::kernel::all_processes(), fence.waiting()) else {
+            return; // Nobody could look at them: it stays unknown, and is asked for again.
+        };
+        free.retain(|process| fence.is_free(*process));
         self.know(fence, state, fulfilled);
-        let unsettled: Vec<u32> = runners(state)
-            .filter(|process| free.contains(process))
-            .collect();
+        let runs = |process: &u32| is_running(*process, state);
+        let unsettled: Vec<u32> = free.into_iter().filter(runs).collect();
         for process in &unsettled {
             self.enrol_again(fence, *process);
         }
         self.settle_waiting(fence);
+        let waiting = waiting.into_iter().map(|(process, _)| process);
         fence.look_again_at(unsettled.into_iter().chain(waiting));
     }
 

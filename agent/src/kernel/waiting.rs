@@ -3,6 +3,7 @@
 use super::recognise::{entries, told};
 use super::{Error, Fence, FileState, Ran, maps::write, processes, translate};
 use std::collections::{HashMap, HashSet};
+use std::io;
 use tollgate_common::recognise::{MAX_BEFORE, Mark, UNKNOWN, Waiting};
 
 /// `BPF_EXIST`
@@ -10,12 +11,18 @@ const EXIST: u64 = 2;
 
 impl Fence {
     /// Processes that wait, and the number of what each waits for.
-    pub fn waiting(&self) -> Vec<(u32, u32)> {
+    ///
+    /// # Errors
+    /// The system's word: not all of them are known.
+    pub fn waiting(&self) -> io::Result<Vec<(u32, u32)>> {
         if self.maps.write().waiting.keys().next().is_none() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let awaits = |process| Some((process, self.awaits(process)?));
-        processes::ids().filter_map(awaits).collect()
+        Ok(processes::all_ids()?
+            .into_iter()
+            .filter_map(awaits)
+            .collect())
     }
 
     /// What a process waits for, if it does.
@@ -81,13 +88,13 @@ impl Fence {
         translate::path_within(file.inode, file.device, &self.maps.paths)
     }
 
-    /// Makes room of what nobody waits for: now, and at the call before, which left it in `idle`.
+    /// Makes room of what nobody waits for: now, and at the call before, which left it in `idle`. Where it is not known who waits, all
+    /// of it may be waited for.
     pub fn forget_waiting(&self, idle: &mut HashSet<u32>) {
         let all: HashMap<u32, Waiting> = entries(&self.maps.write().waiting).collect();
-        if all.is_empty() {
+        let Ok(used) = self.used(&all) else {
             return idle.clear();
-        }
-        let used = self.used(&all);
+        };
         let unused: HashSet<u32> = all.keys().filter(|n| !used.contains(n)).copied().collect();
         let gone: Vec<u32> = unused.intersection(idle).copied().collect();
         for number in &gone {
@@ -95,7 +102,8 @@ impl Fence {
         }
         // A hook may have taken one up meanwhile.
         let used = self.used(&all);
-        for number in gone.iter().filter(|number| used.contains(number)) {
+        let is_used = |number: &&u32| used.as_ref().map_or(true, |used| used.contains(number));
+        for number in gone.iter().filter(is_used) {
             if let Some(one) = all.get(number) {
                 let _ = self.maps.write().waiting.insert(number, one, 0);
             }
@@ -104,9 +112,13 @@ impl Fence {
     }
 
     /// What processes wait for, with what was run before.
-    fn used(&self, all: &HashMap<u32, Waiting>) -> HashSet<u32> {
+    fn used(&self, all: &HashMap<u32, Waiting>) -> io::Result<HashSet<u32>> {
         let mut used = HashSet::new();
-        for mut number in processes::ids().filter_map(|process| self.awaits(process)) {
+        if all.is_empty() {
+            return Ok(used);
+        }
+        let processes = processes::all_ids()?.into_iter();
+        for mut number in processes.filter_map(|process| self.awaits(process)) {
             while let Some(one) = all.get(&number) {
                 if !used.insert(number) {
                     break;
@@ -114,7 +126,7 @@ impl Fence {
                 number = one.before;
             }
         }
-        used
+        Ok(used)
     }
 }
 

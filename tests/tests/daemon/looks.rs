@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -435,4 +436,54 @@ fn a_look_for_which_descriptors_are_short_is_told_and_made_again() {
     }
     leave(&place, None);
     what_was_missed_is_ended(&mut place, &mut before);
+}
+
+/// Who waits while the agent cannot list who there is waits for the same as before, and is free once that is known.
+#[test]
+fn who_waits_is_remembered_while_descriptors_are_short() {
+    const USER: u32 = 54_408;
+    let mut place = Place::new();
+    fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
+    let more = format!(
+        "workloads:\n  content: {{ match: {{ user: {USER}, sha256: {} }} }}\n",
+        "a".repeat(64)
+    );
+    place.write_policy(&POLICY.replace("workloads:\n", &more));
+    place.start();
+    let canary = TcpListener::bind("127.0.0.1:0").unwrap();
+    canary.set_nonblocking(true).unwrap();
+    let is_heard = || canary.accept().is_ok().then_some(());
+    let program = place.path("program");
+    fs::copy("/bin/bash", &program).unwrap();
+    let asks = format!(
+        "while :; do curl -s -m 1 http://{}/; sleep 0.1; done",
+        canary.local_addr().unwrap()
+    );
+    let runs = |by: &str, becomes: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &USER.to_string(), "--clear-groups"]);
+        command.args([by, "-c", becomes, "sh", &asks]);
+        command.stdin(Stdio::null()).current_dir("/");
+        command.spawn().unwrap()
+    };
+    // All but the program is known from here on.
+    let mut other = runs("bash", "exec sh -c \"$1\"");
+    let is_free = eventually(START, is_heard);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(is_free.is_some(), "never free");
+    std::thread::sleep(ANSWER);
+    while is_heard().is_some() {}
+
+    leave(&place, Some(0));
+    let mut waits = runs(&program.display().to_string(), "exec sh -c \"$1\"");
+    // Longer than some looks take.
+    std::thread::sleep(Duration::from_secs(5));
+    let is_early = is_heard();
+    leave(&place, None);
+    let is_free = eventually(START / 2, is_heard);
+    waits.kill().unwrap();
+    waits.wait().unwrap();
+    assert!(is_early.is_none(), "it did not wait");
+    assert!(is_free.is_some(), "it waits for ever");
 }

@@ -89,7 +89,8 @@ os.execv('{first}', ['bash', '-c', {how:?}, '{next}', {waits:?}])"
     assert_eq!(running.line(), REFUSED);
     let waits = fence.awaits(running.pid()).unwrap();
     // Who was made by others may not have ended yet.
-    assert!(fence.waiting().contains(&(running.pid(), waits)));
+    let all = fence.waiting().unwrap();
+    assert!(all.contains(&(running.pid(), waits)));
     assert_eq!(fence.waited_for(waits)[0].file, state(&any));
     (0..2).for_each(|_| fence.forget_waiting(&mut idle));
     fence.know(&state(&any), Some(4)).unwrap();

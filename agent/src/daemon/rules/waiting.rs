@@ -17,9 +17,12 @@ pub(super) struct Waiting {
 impl Rules {
     /// Settles all who wait for programs that are known by now, and has the others read. They may be many, and wait for the same.
     pub(super) fn settle_waiting(&mut self, fence: &Fence) {
+        let Ok(waiting) = fence.waiting() else {
+            return; // They wait for the next look.
+        };
         let (mut wanted, mut places) = (HashSet::new(), Places::default());
         let mut all = HashMap::new();
-        for (process, number) in fence.waiting() {
+        for (process, number) in waiting {
             let ran = all
                 .entry(number)
                 .or_insert_with(|| fence.waited_for(number));
