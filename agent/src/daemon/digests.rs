@@ -4,7 +4,7 @@ use super::content::{self, Content};
 use super::mounts::device;
 use crate::kernel::{FileState, of_process};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -75,6 +75,8 @@ struct Done {
 pub(super) struct Digests {
     known: HashMap<FileState, Content>,
     waiting: VecDeque<(At, FileState)>,
+    /// Those files.
+    queued: HashSet<FileState>,
     /// Since when.
     reading: HashMap<FileState, Instant>,
     done: Receiver<Done>,
@@ -91,6 +93,7 @@ impl Default for Digests {
         Self {
             known: HashMap::new(),
             waiting: VecDeque::new(),
+            queued: HashSet::new(),
             reading: HashMap::new(),
             done,
             tell,
@@ -108,14 +111,14 @@ impl Digests {
 
     /// Has a file read that is to be found there, if that is not under way.
     pub(super) fn ask(&mut self, at: &At, state: &FileState) {
-        let is_asked = self.reading.contains_key(state)
-            || self.waiting.iter().any(|(_, waiting)| waiting == state);
+        let is_asked = self.reading.contains_key(state) || self.queued.contains(state);
         let room = match at {
             At::Held(..) => AT_ONCE_WITH_LATE, // Each has a descriptor.
             _ => WAITING,
         };
         if !is_asked && self.waiting.len() < room {
             self.waiting.push_back((at.clone(), *state));
+            self.queued.insert(*state);
             self.go_on();
         }
     }
@@ -166,6 +169,7 @@ impl Digests {
         while free > 0
             && let Some((at, state)) = self.waiting.pop_front()
         {
+            self.queued.remove(&state);
             let (tell, learned) = (self.tell.clone(), Arc::clone(&self.learned));
             let reader = self.reader;
             let read = move || {

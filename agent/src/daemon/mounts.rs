@@ -18,6 +18,7 @@ const READS: usize = 16;
 const NAMESPACES: usize = 256;
 
 /// A mount, as a line of the mount table has it.
+#[derive(Debug)]
 pub(super) struct Mount {
     number: u64,
     pub(super) device: u32,

@@ -310,7 +310,7 @@ impl Rules {
         let is_it = |state: &FileState| (state.inode, state.changed) == (seen.inode, seen.changed);
         let Some((at, _)) = running(process).filter(|(_, state)| is_it(state)) else {
             // It runs something else by now, or has ended: who waits for it is settled by where the file lies.
-            return self.settle_waiting(fence);
+            return self.settle_waiting_soon(fence);
         };
         if let Some(fulfilled) = self.executables.fulfils(&at, &seen) {
             self.met(fence, &seen, &fulfilled);
