@@ -7,7 +7,7 @@ use crate::{
     rules, select, waiting,
 };
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns};
-use tollgate_common::recognise::{ANY_RULE, BY_CGROUP, EXEMPT, Mark, UNSETTLED};
+use tollgate_common::recognise::{ANY_RULE, BY_CGROUP, EXEMPT, Mark, UNKNOWN, UNSETTLED};
 
 /// The current process.
 #[inline(always)]
@@ -90,12 +90,8 @@ pub(crate) fn executed(task: u64) {
     let waits = old.awaits().is_some() && rules & ANY_RULE != 0;
     // Who waits for what it ran before does so whatever it runs now.
     if !waits || waiting::runs(process, class) == 0 {
-        let old = if waits {
-            mark(process).unwrap_or_default()
-        } else {
-            old
-        };
-        // The agent may have marked it since: that stays.
+        // What `settle` has left of who waited. The agent may have marked it since: that stays.
+        let old = if waits { Mark::running(UNKNOWN) } else { old };
         replace(process, old, Mark::running(class));
         if rules & ANY_RULE != 0 {
             select::task(); // Its answer is marked.

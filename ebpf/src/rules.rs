@@ -43,12 +43,16 @@ pub(crate) extern "C" fn whose_by_rules(conditions: u64) -> u64 {
     if rules & ANY_RULE == 0 || process <= INIT {
         return 0;
     }
+    if mark.is_governed() {
+        return BY_MARK | u64::from(mark.workload()); // Since it was asked whether it is.
+    }
     if mark.awaits().is_some() {
         let settled = waiting::settle(process);
         if settled != 0 {
             return settled;
         }
-        mark = recognise::mark(process).unwrap_or_default();
+        // That is what it has left: another one is the agent's, and stays.
+        mark = Mark::running(UNKNOWN);
     }
     if mark.stamp() == stamp {
         return 0;

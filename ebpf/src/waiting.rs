@@ -29,6 +29,11 @@ const PLACES: u32 = 4;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn begin(process: u32) -> u32 {
+    // SAFETY: needed to call a helper without arguments.
+    let task = unsafe { bpf_get_current_task() };
+    if rules::executable(task).is_none() {
+        return 0; // The kernel's own thread: there is nothing to wait for.
+    }
     let mark = recognise::mark(process).unwrap_or_default();
     let number = enter(UNKNOWN, mark.awaits().unwrap_or(0));
     recognise::replace(process, mark, Mark::waiting(number));
