@@ -391,8 +391,8 @@ pub struct Rule {
     pub rank: u32,
     /// The rule's number, which marks tell.
     pub number: u32,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// What its condition's bit means, for the agent that gives bits next; 0: nobody has said.
+    pub meaning: u32,
 }
 
 /// `kind` of a [`Unseen`], after those of `event`.

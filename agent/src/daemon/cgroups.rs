@@ -165,6 +165,20 @@ fn program(process: u32) -> Option<String> {
     Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
 }
 
+/// All cgroups below `root` that can be looked at, or as many as [`walk`] looks at: those near it come first.
+pub(super) fn all(root: &Path) -> Vec<String> {
+    let mut found = vec![String::new()];
+    let mut next = 0;
+    while let Some(name) = found.get(next).filter(|_| found.len() < DIRECTORIES) {
+        let directory = root.join(name.trim_start_matches('/'));
+        let (below, _) = subdirectories(&directory).unwrap_or_default();
+        let below: Vec<String> = below.iter().map(|one| format!("{name}/{one}")).collect();
+        found.extend(below);
+        next += 1;
+    }
+    found.split_off(1)
+}
+
 /// The names of those that a policy could name, and one that it could not.
 fn subdirectories(directory: &Path) -> io::Result<(Vec<String>, Option<OsString>)> {
     let (mut found, mut unnamed) = (Vec::new(), None);

@@ -1,5 +1,7 @@
 //! What the policy language can say and this version's agent cannot hold: found before anything is decided by it.
-use super::selectors::{CONDITIONS, Selectors, has_cgroup, has_process};
+use super::conditions::CONDITIONS;
+use super::selectors::{Selectors, has_cgroup, has_process};
+use crate::kernel::Bits;
 use tollgate_policy::syntax::{Fault, Faults, Severity, Source};
 use tollgate_policy::{Compiled, Policy, Selector};
 
@@ -16,7 +18,7 @@ pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
 fn selectors(policy: &Policy, sources: &[Source]) -> Vec<Fault> {
     let all = policy.workloads().iter().flat_map(|w| &w.selectors);
     let mut combined: Vec<Selector> = Vec::new();
-    let numbered = Selectors::of(policy);
+    let numbered = Selectors::of(policy, &Selectors::default(), &Bits::default());
     let unfollowed = numbered.unfollowed().map(|(selector, error)| {
         let (at, message) = (selector.at.clone(), error.to_string());
         let mut fault = Fault::found(Severity::Error, at, message, sources);

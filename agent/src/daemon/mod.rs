@@ -5,6 +5,7 @@ pub mod admin;
 mod agent;
 mod budgets;
 mod cgroups;
+mod conditions;
 mod containers;
 pub mod content;
 mod control;

@@ -1,16 +1,15 @@
 //! Rules for who is in no governed cgroup: kept true to the policy, to the host's users and to the files that
 //! executables are; processes that ran before a rule are enrolled.
+mod fulfilling;
 mod waiting;
 
-use super::containers::Container;
 use super::digests::{At, is_running, running};
 use super::executables::Executables;
 use super::selectors::Selectors;
 use super::troubles::Troubles;
 use super::users::Database;
 use crate::kernel::{Error, Fence, FileState, Recognition, of_process};
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -39,10 +38,7 @@ pub(super) struct Rules {
     told: Option<Recognition>,
     /// Classes of which the hooks have the rules, be there none: a user may be absent.
     given: HashSet<u16>,
-    /// Containers that are known, by their cgroups.
-    contained: HashMap<String, Container>,
-    /// Conditions that cgroups fulfil, as the hooks were told.
-    fulfilled: Option<HashMap<String, u64>>,
+    fulfilling: fulfilling::Fulfilling,
     /// What the hooks are told is to be made again.
     stale: bool,
     /// The hooks may take files for what they were by the policy before.
@@ -64,7 +60,10 @@ impl Rules {
     pub(super) fn take_up(&mut self, fence: &Fence, policy: &Policy, troubles: &mut Troubles) {
         let is_new = self.policy.as_deref() != Some(policy.hash());
         if is_new {
-            let old = std::mem::replace(&mut self.selectors, Selectors::of(policy));
+            let next = Selectors::of(policy, &self.selectors, &fence.bits());
+            let old = std::mem::replace(&mut self.selectors, next);
+            self.fulfilling.is_new = true;
+            self.fulfilling.is_left = true;
             let before = self.policy.replace(policy.hash().to_owned());
             if old.wants != self.selectors.wants {
                 self.executables.want(&self.selectors.wants);
@@ -163,13 +162,27 @@ impl Rules {
         !self.stale
     }
 
-    /// Tells the hooks what they recognise by now.
+    /// Tells the hooks what they recognise by now. In two steps where conditions of the policy before have bits that this one's
+    /// need: in between, those whom it means by them are refused.
     fn tell(&mut self, fence: &Fence) {
+        if self.tell_once(fence) && self.selectors.conditions.lack_bits() {
+            match self.give_bits(fence) {
+                Ok(()) => drop(self.tell_once(fence)),
+                Err(why) => {
+                    self.stale = true;
+                    self.untold = Some(why);
+                }
+            }
+        }
+    }
+
+    /// Whether they were told.
+    fn tell_once(&mut self, fence: &Fence) -> bool {
         let own = super::cgroups::of_process(std::process::id());
         let own = own.into_iter().next().unwrap_or_default();
         let Some(users) = &self.users else {
             self.stale = true;
-            return;
+            return false;
         };
         let mut next = self
             .selectors
@@ -179,14 +192,16 @@ impl Rules {
         if self.told.as_ref() == Some(&next) {
             self.untold = None;
             self.given = self.executables.classes.keys().copied().collect();
-            return;
+            return true;
         }
+        self.fulfil_ahead(fence);
         match fence.recognise(&next) {
             Ok(()) => {
                 self.told = Some(next);
                 self.untold = None;
                 self.given = self.executables.classes.keys().copied().collect();
                 self.scan();
+                true
             }
             Err(e) => {
                 self.stale = true;
@@ -195,49 +210,9 @@ impl Rules {
                 self.told = None;
                 self.given.clear();
                 self.scan();
+                false
             }
         }
-    }
-
-    /// Says which conditions each cgroup fulfils. Returns those of which the hooks could not be told, and why.
-    pub(super) fn settle(
-        &mut self,
-        fence: &Fence,
-        directories: &[PathBuf],
-        contained: &HashMap<String, Container>,
-    ) -> Vec<(String, Error)> {
-        let mut untold = Vec::new();
-        if self.contained != *contained {
-            self.contained.clone_from(contained);
-            self.scan();
-        }
-        let root = fence.cgroup_root();
-        // What an earlier agent said by another policy must not stay.
-        let known = self.fulfilled.take();
-        let mut known = known.unwrap_or_else(|| fence.fulfilled().into_iter().collect());
-        let mut next = HashMap::new();
-        for directory in directories {
-            let Ok(below) = directory.strip_prefix(root) else {
-                continue;
-            };
-            let cgroup = format!("/{}", below.display());
-            let wanted = self.fulfilled(&cgroup);
-            let told = known.remove(&cgroup).unwrap_or_default();
-            if wanted == 0 && told == 0 {
-                continue;
-            }
-            match fence.fulfils(Path::new(&cgroup), wanted) {
-                Ok(_) if wanted == 0 => {}
-                Ok(_) => drop(next.insert(cgroup, wanted)),
-                Err(e) if e.is_of_a_cgroup_gone() => {}
-                Err(e) => {
-                    untold.push((cgroup.clone(), e));
-                    next.insert(cgroup, told);
-                }
-            }
-        }
-        self.fulfilled = Some(next);
-        untold
     }
 
     /// Tells when there is something to take up in between.
@@ -423,18 +398,6 @@ impl Rules {
         let conditions = self.conditions(process);
         let users = self.users.as_ref()?;
         self.selectors.process(uid, &runs, conditions, users)
-    }
-
-    /// What holds for the cgroup that a process is in: for it or for one above it.
-    fn conditions(&self, process: u32) -> u64 {
-        let above = super::cgroups::of_process(process);
-        let each = above.iter().map(|cgroup| self.fulfilled(cgroup));
-        each.fold(0, |all, bits| all | bits)
-    }
-
-    /// Conditions that a cgroup itself fulfils, as a container or by its path.
-    fn fulfilled(&self, cgroup: &str) -> u64 {
-        self.selectors.fulfilled(cgroup, self.contained.get(cgroup))
     }
 
     /// The digest of what a process runs, where it was taken.

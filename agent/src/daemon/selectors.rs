@@ -1,10 +1,11 @@
 //! From a policy's selectors to what the kernel half recognises by: paths of cgroups, and cases of user, executable
 //! and cgroup together.
+use super::conditions::{Condition, Conditions};
 use super::containers::{Container, Held};
 use super::executables::Wants;
 use super::paths::Paths;
 use super::users::Database;
-use crate::kernel::{Case, CgroupPath, Recognition, Runs};
+use crate::kernel::{Bits, Case, CgroupPath, Recognition, Runs};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -12,9 +13,6 @@ use tollgate_policy::{Policy, Selector};
 
 /// Slices that a unit's cgroup may lie in, one in the other: deeper ones are found by the agent's own walk.
 const SLICES: usize = 7;
-/// Conditions on cgroups that stand beside other conditions, at most: the hooks have a bit for each.
-pub(super) const CONDITIONS: usize = 64;
-
 /// Numbers of selectors: as many as a process's mark has room for, or fewer.
 const NUMBERS: u16 = 30_000;
 
@@ -25,8 +23,8 @@ pub(super) struct Selectors {
     all: Vec<Numbered>,
     /// Numbers that they have.
     numbers: HashSet<u16>,
-    /// Cgroup conditions that stand beside others; a condition's bit is its place here.
-    conditions: Vec<Selector>,
+    /// Cgroup conditions that stand beside others.
+    pub(super) conditions: Conditions,
     /// Executables that are named.
     pub(super) wants: Vec<Wants>,
 }
@@ -39,18 +37,21 @@ struct Numbered {
     selector: Selector,
     workload: String,
     rank: u32,
-    condition: Option<u32>,
+    /// Its place among the conditions.
+    condition: Option<usize>,
     wants: Option<usize>,
 }
 
 impl Selectors {
-    pub(super) fn of(policy: &Policy) -> Self {
+    /// `before`: those that the hooks were told of last, or were to be; `bits`: what they have. What a bit means there it means
+    /// here, so that nothing that hooks go by while policy changes is taken for something else.
+    pub(super) fn of(policy: &Policy, before: &Self, bits: &Bits) -> Self {
         let mut found = Self::default();
         for (rank, workload) in (0..).zip(policy.workloads()) {
             for selector in &workload.selectors {
                 let numbered = Numbered {
                     number: found.number(selector),
-                    condition: found.condition(selector),
+                    condition: found.conditions.place(selector),
                     wants: found.wants(selector),
                     selector: selector.clone(),
                     workload: workload.name.clone(),
@@ -59,6 +60,8 @@ impl Selectors {
                 found.all.push(numbered);
             }
         }
+        found.conditions.take_over(&before.conditions);
+        found.conditions.give_bits(bits);
         found
     }
 
@@ -79,23 +82,8 @@ impl Selectors {
         number
     }
 
-    fn condition(&mut self, selector: &Selector) -> Option<u32> {
-        if !has_cgroup(selector) || !has_process(selector) {
-            return None;
-        }
-        let part = Selector {
-            cgroup: selector.cgroup.clone(),
-            unit: selector.unit.clone(),
-            container: selector.container.clone(),
-            labels: selector.labels.clone(),
-            ..Selector::default()
-        };
-        let known = self.conditions.iter().position(|known| *known == part);
-        let bit = known.unwrap_or_else(|| {
-            self.conditions.push(part);
-            self.conditions.len() - 1
-        });
-        u32::try_from(bit).ok()
+    fn condition_of(&self, one: &Numbered) -> Option<&Condition> {
+        self.conditions.at(one.condition?)
     }
 
     fn wants(&mut self, selector: &Selector) -> Option<usize> {
@@ -123,14 +111,15 @@ impl Selectors {
         let mut told = Recognition::default();
         let own: Vec<&str> = own.split('/').filter(|name| !name.is_empty()).collect();
         for one in &self.all {
-            let found = one.paths();
+            let condition = self.condition_of(one);
+            let found = one.paths(condition);
             let beside: Vec<CgroupPath> = found
                 .iter()
                 .flat_map(|path| beside_the_agent(path, &own))
                 .collect();
             told.paths.extend(found.into_iter().chain(beside));
             if has_process(&one.selector) {
-                told.cases.extend(one.cases(users, classes));
+                told.cases.extend(one.cases(condition, users, classes));
             }
         }
         let named = self
@@ -152,7 +141,7 @@ impl Selectors {
         let fails = |all: &[CgroupPath]| crate::kernel::can_follow(all).err();
         let each: Vec<usize> = (self.all.iter())
             .map(|one| {
-                all.extend(one.paths());
+                all.extend(one.paths(self.condition_of(one)));
                 all.len()
             })
             .collect();
@@ -164,13 +153,11 @@ impl Selectors {
 
     /// Conditions that a cgroup itself fulfils; `container`: what is known of it, where it is one's.
     pub(super) fn fulfilled(&self, cgroup: &str, container: Option<&Container>) -> u64 {
-        let bits = (0..).zip(&self.conditions);
         let holds = |condition: &Selector| {
             super::cgroups::selects(condition, cgroup)
                 || container.is_some_and(|one| one.is_selected(condition, cgroup) == Held::Yes)
         };
-        bits.filter(|(_, condition)| holds(condition))
-            .fold(0, |all, (bit, _)| all | 1_u64.wrapping_shl(bit))
+        self.conditions.that(holds)
     }
 
     /// The first that recognises a process by what is known of it, and its number.
@@ -183,9 +170,8 @@ impl Selectors {
     ) -> Option<(u16, &str)> {
         let holds = |one: &Numbered| {
             has_process(&one.selector)
-                && one
-                    .condition
-                    .is_none_or(|bit| conditions & 1_u64.wrapping_shl(bit) != 0)
+                && (self.condition_of(one))
+                    .is_none_or(|condition| conditions & condition.mask() != 0)
                 && one.wants.is_none_or(|wants| runs.contains(&wants))
                 && one
                     .selector
@@ -254,9 +240,14 @@ fn shown(selector: &Selector) -> String {
 
 impl Numbered {
     /// Of cgroups that are governed, or looked at by rules, from their birth on.
-    fn paths(&self) -> Vec<CgroupPath> {
-        let workload = self.condition.is_none().then(|| self.workload.clone());
-        if !has_cgroup(&self.selector) || workload.is_some() && has_process(&self.selector) {
+    fn paths(&self, condition: Option<&Condition>) -> Vec<CgroupPath> {
+        let workload = condition.is_none().then(|| self.workload.clone());
+        let condition = condition.and_then(|one| one.bit);
+        let is_any = workload.is_some() || condition.is_some();
+        if !has_cgroup(&self.selector)
+            || !is_any
+            || workload.is_some() && has_process(&self.selector)
+        {
             return Vec::new();
         }
         let of = |(names, slices)| CgroupPath {
@@ -266,12 +257,17 @@ impl Numbered {
             is_own: false,
             // Below all is the agent's own.
             rank: self.rank.saturating_add(1),
-            condition: self.condition,
+            condition,
         };
         paths(&self.selector).map(of).collect()
     }
 
-    fn cases(&self, users: &Database, classes: &BTreeMap<u16, Vec<usize>>) -> Vec<Case> {
+    fn cases(
+        &self,
+        condition: Option<&Condition>,
+        users: &Database,
+        classes: &BTreeMap<u16, Vec<usize>>,
+    ) -> Vec<Case> {
         let uid = match &self.selector.user {
             None => None,
             // Nobody's yet: there is no such user for as long as the host says so.
@@ -281,7 +277,9 @@ impl Numbered {
             },
         };
         let case = |executable| Case {
-            condition: self.condition,
+            condition: condition.and_then(|one| one.bit),
+            meaning: condition.map_or(0, |one| one.meaning),
+            is_held: condition.is_some_and(|one| one.bit.is_none()),
             uid,
             executable,
             workload: self.workload.clone(),
@@ -445,7 +443,8 @@ mod tests {
             text: text.to_owned(),
         };
         let policy = tollgate_policy::compile(&[source]).unwrap().policy;
-        let selectors = Selectors::of(&policy);
+        let bits = Bits::default();
+        let selectors = Selectors::of(&policy, &Selectors::default(), &bits);
         let users = Database::of("root:x:0:0::/:/bin/sh\n", "");
         let unknown = selectors.unresolved(&users, &Paths::default());
         let told: Vec<_> = unknown
@@ -460,6 +459,8 @@ mod tests {
                 "user nobody-there of workload d"
             ]
         );
+        let bit = selectors.conditions.at(0).unwrap().bit;
+        let held = selectors.conditions.bits();
         let classes = BTreeMap::from([(9, vec![0])]);
         let told = selectors.recognition(&users, &classes, "/");
         assert!(told.by_executable && !told.by_digest && told.exe_names.contains("sh"));
@@ -471,19 +472,16 @@ mod tests {
         assert_eq!(
             cases,
             [
-                ("a", Runs::Anything, Some(0), Some(0)),
+                ("a", Runs::Anything, Some(0), bit),
                 ("b", Runs::Class(9), None, None),
                 ("b", Runs::Unknown, None, None)
             ]
         );
         let first = told.paths.first().unwrap();
-        assert_eq!(
-            (first.condition, first.workload.as_deref()),
-            (Some(0), None)
-        );
-        assert_eq!(selectors.fulfilled("/x/y", None), 1);
+        assert_eq!((first.condition, first.workload.as_deref()), (bit, None));
+        assert_eq!(selectors.fulfilled("/x/y", None), held);
         assert_eq!(selectors.fulfilled("/y", None), 0);
-        let (number, workload) = selectors.process(0, &[], 1, &users).unwrap();
+        let (number, workload) = selectors.process(0, &[], held, &users).unwrap();
         assert_eq!(workload, "a");
         assert_eq!(
             selectors.describe(number).unwrap(),
@@ -499,7 +497,7 @@ mod tests {
             text,
         };
         let policy = tollgate_policy::compile(&[source]).unwrap().policy;
-        let others = Selectors::of(&policy);
+        let others = Selectors::of(&policy, &Selectors::default(), &bits);
         assert_eq!(others.describe(number), selectors.describe(number));
         assert_eq!(selectors.process(0, &[], 0, &users), None);
         assert_eq!(selectors.process(5, &[0], 0, &users).unwrap().1, "b");

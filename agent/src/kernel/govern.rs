@@ -93,10 +93,17 @@ impl Fence {
         Ok(())
     }
 
-    pub(super) fn set_conditions(&self, path: &Path, conditions: u64) -> Result<u64, Error> {
+    /// `kept`: bits that stay where they are.
+    pub(super) fn set_conditions(
+        &self,
+        path: &Path,
+        conditions: u64,
+        kept: u64,
+    ) -> Result<u64, Error> {
         let subtree = cgroup::subtree(&self.root, path)?;
         let mut writers = self.maps.write();
         let old = writers.governed.get(&subtree.id, 0).unwrap_or_default();
+        let conditions = conditions | old.conditions & kept;
         if old.conditions == conditions {
             return Ok(subtree.id);
         }
@@ -351,7 +358,7 @@ fn set_released(writers: &mut Writers, id: u32, is_released: bool) -> Result<(),
 }
 
 /// What is not there need not be removed.
-fn removed(result: Result<(), MapError>, map: &'static str) -> Result<(), Error> {
+pub(super) fn removed(result: Result<(), MapError>, map: &'static str) -> Result<(), Error> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))

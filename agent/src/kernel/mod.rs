@@ -5,6 +5,7 @@ mod askers;
 mod btf;
 mod cgroup;
 mod claim;
+mod conditions;
 mod counted;
 pub mod descriptors;
 mod diag;
@@ -42,6 +43,7 @@ mod waiting;
 pub use askers::{Namespace, since_boot};
 pub use btf::Kernel;
 pub use claim::Unheld;
+pub use conditions::Bits;
 pub use counted::{Counted, counted_by_another};
 pub use error::Error;
 pub use govern::UNSETTLED_NAME;
@@ -461,7 +463,15 @@ impl Fence {
     /// # Errors
     /// See [`Error`].
     pub fn fulfils(&self, cgroup: &Path, conditions: u64) -> Result<u64, Error> {
-        self.set_conditions(cgroup, conditions)
+        self.set_conditions(cgroup, conditions, 0)
+    }
+
+    /// The same, besides what was said of it before.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn fulfils_also(&self, cgroup: &Path, conditions: u64) -> Result<u64, Error> {
+        self.set_conditions(cgroup, conditions, u64::MAX)
     }
 
     /// Which conditions cgroups fulfil, also as an earlier agent or a hook said.

@@ -89,6 +89,10 @@ pub struct CgroupPath {
 pub struct Case {
     /// A condition that its cgroup, or one above it, fulfils.
     pub condition: Option<u32>,
+    /// What that condition is: never 0, and another number for another condition. See [`super::Bits`].
+    pub meaning: u32,
+    /// It has a condition that has no bit yet: who fulfils the rest is refused until it has.
+    pub is_held: bool,
     /// Its real user.
     pub uid: Option<u32>,
     /// What it runs.

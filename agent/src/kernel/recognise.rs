@@ -252,15 +252,18 @@ fn written(case: &Case, workload: u32) -> impl Iterator<Item = (abi::Case, Rule)
         uid,
         any_user,
     };
-    let rule = Rule {
-        workload,
-        rank: case.rank,
-        number: case.number,
-        reserved: 0,
-    };
     let unsettled = Rule {
         workload: u32::from(UNSETTLED),
-        ..rule
+        rank: case.rank,
+        number: case.number,
+        meaning: case.condition.map_or(0, |_| case.meaning),
+    };
+    let rule = match case.is_held {
+        true => unsettled,
+        false => Rule {
+            workload,
+            ..unsettled
+        },
     };
     match case.executable {
         super::Runs::Anything => [Some((key(OTHER), rule)), None],

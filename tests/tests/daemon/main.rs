@@ -30,6 +30,7 @@ mod overlaid;
 mod pods;
 mod rebooting;
 mod recognising;
+mod reloading;
 mod running;
 mod starting;
 mod storms;

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-const INTERN: u32 = 54_322;
+pub(crate) const INTERN: u32 = 54_322;
 
 /// Runs a shell script as a user, in the test's own cgroup: ungoverned but for who it is.
 pub(crate) fn as_user(uid: u32, script: &str) -> Output {
@@ -54,7 +54,7 @@ pub(crate) fn digest(path: &Path) -> String {
     text(&output.stdout).split(' ').next().unwrap().to_owned()
 }
 
-fn processes(place: &Place, workload: &str) -> Vec<Value> {
+pub(crate) fn processes(place: &Place, workload: &str) -> Vec<Value> {
     let all = place.workloads();
     let ours = all.into_iter().find(|w| w["workload"] == workload);
     ours.map_or(Vec::new(), |w| w["processes"].as_array().unwrap().clone())
@@ -252,14 +252,14 @@ fn who_becomes_another_program_at_once_is_what_it_was() {
 }
 
 /// A filesystem that lets the agent wait for ever.
-struct Late {
+pub(crate) struct Late {
     server: Child,
     said: Receiver<String>,
-    mount: PathBuf,
+    pub(crate) mount: PathBuf,
 }
 
 impl Late {
-    fn serve(mount: PathBuf, program: &Path) -> Self {
+    pub(crate) fn serve(mount: PathBuf, program: &Path) -> Self {
         fs::create_dir(&mount).unwrap();
         let mut command = Command::new("python3");
         command.args(["-c", include_str!("late.py")]);
@@ -282,7 +282,7 @@ impl Late {
     }
 
     /// Has somebody opened the program who waits for that now?
-    fn is_opened(&self) -> bool {
+    pub(crate) fn is_opened(&self) -> bool {
         self.said.try_recv().as_deref() == Ok("waits")
     }
 }

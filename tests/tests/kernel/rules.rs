@@ -15,6 +15,8 @@ pub(crate) fn case(
 ) -> Case {
     Case {
         condition,
+        meaning: condition.map_or(0, |bit| bit + 1),
+        is_held: false,
         uid,
         executable,
         workload: workload.to_owned(),
