@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// Classes, after which the hooks have no more numbers.
 const CLASSES: u16 = 60_000;
+/// Of files for whose class there is no number: no rule has it, and they stay unknown.
+const NUMBERLESS: u16 = CLASSES;
 
 /// An executable as a selector names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +142,10 @@ impl Executables {
         let numbers = (0..u32::from(CLASSES)).map(|more| (first + more) % u32::from(CLASSES));
         let class = numbers
             .filter_map(|number| u16::try_from(number).ok())
-            .find(|number| !self.classes.contains_key(number))?;
+            .find(|number| !self.classes.contains_key(number));
+        let Some(class) = class else {
+            return Some(NUMBERLESS);
+        };
         self.classes.insert(class, fulfilled.to_vec());
         Some(class)
     }
@@ -187,6 +192,17 @@ mod tests {
         let read = executables.digests.wait(begun, Duration::from_secs(10));
         assert_eq!(read, [(at.clone(), state)]);
         executables.fulfils(&at, &state).unwrap()
+    }
+
+    #[test]
+    fn a_file_for_whose_class_there_is_no_number_is_not_nobodys() {
+        let mut known = Executables {
+            classes: (0..CLASSES).map(|class| (class, Vec::new())).collect(),
+            ..Executables::default()
+        };
+        let class = known.class(&[0]);
+        assert!(class.is_some_and(|class| !known.classes.contains_key(&class)));
+        assert_eq!(known.class(&[]), None);
     }
 
     #[test]
