@@ -24,6 +24,9 @@ const SCANS: usize = 3;
 const MORE_SCANS: usize = 60;
 const MORE_PASSES: usize = 4;
 
+/// How often those are asked for of whom it is not known what they run.
+const LATE: Duration = Duration::from_secs(1);
+
 /// How long a new policy waits for the content of what runs to be read. Who runs a file whose is not is refused until it is.
 const READING: Duration = Duration::from_secs(10);
 
@@ -52,6 +55,11 @@ pub(super) struct Rules {
     /// How often who runs already is to be asked for still: the hooks were told something else than before. The last
     /// [`MORE_SCANS`] of them only while not all were.
     scans: usize,
+    /// Processes that may be a rule's by what they run, which is not known yet: as no hook asks for who does not connect, whether
+    /// that can be read at last is asked here.
+    late: HashSet<u32>,
+    /// When they were last asked for.
+    late_at: Option<Instant>,
     waiting: waiting::Waiting,
 }
 
@@ -321,7 +329,12 @@ impl Rules {
     /// # Errors
     /// Not all of them are: they are asked for again.
     pub(super) fn enrol_running(&mut self, fence: &Fence) -> Result<(), String> {
-        if self.scans == 0 || !self.selectors.has_rules() {
+        if !self.selectors.has_rules() {
+            self.late.clear();
+            return Ok(());
+        }
+        self.enrol_late(fence)?;
+        if self.scans == 0 {
             return Ok(());
         }
         let is_more = self.scans <= MORE_SCANS;
@@ -344,6 +357,22 @@ impl Rules {
         Ok(())
     }
 
+    /// Enrols those of whom it was not known what they run, where it is by now.
+    fn enrol_late(&mut self, fence: &Fence) -> Result<(), String> {
+        if self.late_at.is_some_and(|at| at.elapsed() < LATE) {
+            return Ok(());
+        }
+        self.late_at = Some(Instant::now());
+        let (all, mut done) = (std::mem::take(&mut self.late), Ok(()));
+        for process in all.into_iter().filter(|process| fence.is_free(*process)) {
+            if let Err(error) = self.enrol(fence, process) {
+                self.late.insert(process);
+                done = Err(error);
+            }
+        }
+        done
+    }
+
     /// One pass; whether there may be more to enrol.
     fn enrol_once(&mut self, fence: &Fence) -> Result<bool, String> {
         let all = crate::kernel::all_processes();
@@ -364,7 +393,11 @@ impl Rules {
         if fence.awaits(process).is_some() {
             return Ok(false); // What it has run before is asked for first.
         }
-        let Some((rule, workload)) = self.recognise(process) else {
+        let Some(found) = self.recognise(process) else {
+            self.late.insert(process);
+            return Ok(false);
+        };
+        let Some((rule, workload)) = found else {
             return Ok(false);
         };
         match fence.enrol(process, workload, rule) {
@@ -381,23 +414,28 @@ impl Rules {
         }
     }
 
-    /// `None`: no rule recognises it, or it is gone.
-    fn recognise(&mut self, process: u32) -> Option<(u16, &str)> {
+    /// `None`: that depends on what it runs, which is not known yet. `Some(None)`: no rule recognises it, or it is gone.
+    fn recognise(&mut self, process: u32) -> Option<Option<(u16, &str)>> {
         if process <= 1 {
-            return None; // The system's own manager: what it starts is looked at by itself.
+            return Some(None); // The system's own manager: what it starts is looked at by itself.
         }
-        let uid = real_user(process)?;
-        let runs = match self.selectors.wants.is_empty() {
-            true => Vec::new(),
-            false => {
-                let (at, state) = running(process)?;
-                // Where it is being read, who runs it is asked for again.
-                self.executables.fulfils(&at, &state)?
-            }
+        let Some(uid) = real_user(process) else {
+            return Some(None);
         };
+        let runs = match self.selectors.wants.is_empty() {
+            true => Some(Vec::new()),
+            false => match running(process) {
+                Some((at, state)) => self.executables.fulfils(&at, &state),
+                None => return Some(None),
+            },
+        };
+        let is_known = runs.is_some();
+        // Whom no rule means whatever it runs is not waited for.
+        let runs = runs.unwrap_or_else(|| (0..self.selectors.wants.len()).collect());
         let conditions = self.conditions(process);
-        let users = self.users.as_ref()?;
-        self.selectors.process(uid, &runs, conditions, users)
+        let users = self.users.as_ref();
+        let found = users.and_then(|users| self.selectors.process(uid, &runs, conditions, users));
+        (is_known || found.is_none()).then_some(found)
     }
 
     /// The digest of what a process runs, where it was taken.

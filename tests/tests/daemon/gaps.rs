@@ -1,4 +1,5 @@
 //! What policy says and the kernel half cannot hold, or cannot hold at once: nothing gets out by that, and `status` says so.
+use crate::recognising::{Late, digest, processes};
 use crate::support::*;
 use harness::eventually;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
@@ -373,4 +374,33 @@ fn selectors_that_recognise_nobody_are_said() {
     });
     assert!(told.is_some(), "{}", unresolved(&place));
     becomes_enforcing(&place);
+}
+
+/// Who does not connect any more has nobody ask what it runs but the agent.
+#[test]
+fn what_cannot_be_read_at_first_is_asked_for_until_it_can() {
+    let mut place = Place::new();
+    let served = place.path("served");
+    fs::copy("/usr/bin/curl", &served).unwrap();
+    // More than there are walks that ask for everybody.
+    let late = Late::serve_after(Some(12), place.path("late"), &served);
+    let program = late.mount.join("program");
+    let more = format!(
+        "workloads:\n  late: {{ match: {{ exe: {}, sha256: {} }} }}\n",
+        program.display(),
+        digest(&served)
+    );
+    place.write_policy(&POLICY.replace("workloads:\n", &more));
+    let mut runs = Command::new(&program);
+    let mut runs = runs
+        .args(["-K", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    place.start();
+    let is_governed = || !processes(&place, "late").is_empty();
+    let governed = eventually(START, || is_governed().then_some(()));
+    runs.kill().unwrap();
+    runs.wait().unwrap();
+    assert!(governed.is_some());
 }

@@ -1,5 +1,5 @@
 """Serves one program at sys.argv[1]/program over FUSE, read from sys.argv[2], to who runs it. Who opens it without wanting to wait, as
-the agent does, waits for ever. Ends with its standard input."""
+the agent does, waits for ever, or fails for the first sys.argv[3] times. Ends with its standard input."""
 import ctypes
 import os
 import select
@@ -8,10 +8,11 @@ import sys
 
 FORGET, BATCH_FORGET, INTERRUPT = 2, 42, 36  # Have no answer.
 LOOKUP, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, OPENDIR, RELEASEDIR = 1, 3, 14, 15, 18, 25, 26, 27, 29
-ENOENT, ENOSYS = 2, 38
+ENOENT, EIO, ENOSYS = 2, 5, 38
 LONG = 3600  # Seconds that the kernel may believe what it was told.
 
 mount, program = sys.argv[1], open(sys.argv[2], "rb").read()
+failures = int(sys.argv[3]) if len(sys.argv) > 3 else None
 device = os.open("/dev/fuse", os.O_RDWR)
 options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
 libc = ctypes.CDLL(None, use_errno=True)
@@ -27,6 +28,7 @@ def attributes(node):
 
 def answer(opcode, node, body):
     """What to say; a number is an error, None is no answer."""
+    global failures
     if opcode == INIT:
         return struct.pack("<IIIIHHIIHHII24x", 7, 31, 1 << 17, 0, 16, 12, 1 << 17, 1, 32, 0, 0, 0)
     if opcode == LOOKUP:
@@ -38,7 +40,11 @@ def answer(opcode, node, body):
     if opcode in (OPEN, OPENDIR):
         if opcode == OPEN and struct.unpack_from("<I", body)[0] & os.O_NONBLOCK:
             print("waits", flush=True)
-            return None
+            if failures is None:
+                return None
+            failures -= 1
+            if failures >= 0:
+                return EIO
         return struct.pack("<QII", 1, 0, 0)
     if opcode == READ:
         at, size = struct.unpack_from("<QI", body, 8)

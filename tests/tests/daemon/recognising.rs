@@ -260,10 +260,16 @@ pub(crate) struct Late {
 
 impl Late {
     pub(crate) fn serve(mount: PathBuf, program: &Path) -> Self {
+        Self::serve_after(None, mount, program)
+    }
+
+    /// One that answers after so many failures.
+    pub(crate) fn serve_after(failures: Option<u32>, mount: PathBuf, program: &Path) -> Self {
         fs::create_dir(&mount).unwrap();
         let mut command = Command::new("python3");
         command.args(["-c", include_str!("late.py")]);
         command.arg(&mount).arg(program);
+        command.args(failures.map(|count| count.to_string()));
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut server = command.spawn().unwrap();
         let (tell, said) = channel();
