@@ -5,6 +5,7 @@ use super::mounts::{mounted, table};
 use crate::kernel::FileState;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,9 @@ const REMEMBERED: usize = 64;
 
 /// Directories that systemd gives services of their own (`PrivateTmp=`).
 const PRIVATE: [&str; 2] = ["/tmp", "/var/tmp"];
+
+/// Links that the kernel follows from one path.
+const LINKS: usize = 40;
 
 /// What is known of each path that is named.
 #[derive(Debug, Default)]
@@ -38,11 +42,22 @@ pub(super) struct Lying {
 impl Paths {
     /// Looks at what lies there now; whether it is something else than before.
     pub(super) fn look<'a>(&mut self, wanted: impl Iterator<Item = &'a PathBuf>) -> bool {
+        self.look_beside(&own(), wanted)
+    }
+
+    /// `own`: directories of the agent's service's own.
+    fn look_beside<'a>(&mut self, own: &[&str], wanted: impl Iterator<Item = &'a PathBuf>) -> bool {
         let before = std::mem::take(&mut self.now);
+        let mut is_called_else = false;
         self.unread.clear();
         for path in wanted {
             let known = before.get(path).cloned();
-            let found = match lying_at(path) {
+            let hidden = leads_into(path, own);
+            if let Some((_, place)) = &hidden {
+                is_called_else |= self.may_be_called(path, place);
+            }
+            let found = match hidden.map_or_else(|| lying_at(path), |(own, _)| Err(of_its_own(own)))
+            {
                 Ok(found) => Some(found),
                 Err(error) if is_absent(&error) => None,
                 // What lies there now cannot be told.
@@ -59,7 +74,20 @@ impl Paths {
         if has_changed {
             self.remember(before);
         }
-        has_changed
+        has_changed || is_called_else
+    }
+
+    /// Notes what a file is called to which a path leads and that cannot be looked at; whether that is new.
+    fn may_be_called(&mut self, path: &Path, place: &Path) -> bool {
+        let name = place.file_name().unwrap_or_default().to_string_lossy();
+        let known = self.names.get(path);
+        let is_known = known.is_some_and(|names| names.iter().any(|known| *known == name));
+        if is_known || is_called(path, &name) {
+            return false;
+        }
+        let names = self.names.entry(path.to_owned()).or_default();
+        push(names, name.into_owned());
+        true
     }
 
     /// Forgets paths that are named no more.
@@ -115,7 +143,13 @@ impl Paths {
     /// Is it unknown whether a file that is called so lies at a path?
     pub(super) fn may_have(&self, name: &str) -> bool {
         let mut unknown = self.unread.keys();
-        unknown.any(|path| !self.now.contains_key(path) && is_called(path, name))
+        let is_called_else = |path| {
+            let names = self.names.get(path);
+            names.is_some_and(|names| names.iter().any(|known| known == name))
+        };
+        unknown.any(|path| {
+            !self.now.contains_key(path) && (is_called(path, name) || is_called_else(path))
+        })
     }
 
     /// All files that are or were there.
@@ -176,13 +210,6 @@ fn is_absent(error: &io::Error) -> bool {
 /// What lies at a path. A link into another process's view of the files is not followed: who may write there could have one lead to
 /// files that it serves itself.
 pub(super) fn lying_at(path: &Path) -> io::Result<Lying> {
-    if let Some(own) = PRIVATE.iter().find(|own| path.starts_with(own))
-        && !is_the_hosts(own)
-    {
-        return Err(io::Error::other(format!(
-            "the agent's service has a {own} of its own: have it lie elsewhere, or set PrivateTmp=no for tollgate.service"
-        )));
-    }
     let (flags, links) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_MAGICLINKS);
     let file = rustix::fs::openat2(CWD, path, flags, Mode::empty(), links)?;
     let found = look(&file, "")?;
@@ -199,6 +226,51 @@ pub(super) fn lying_at(path: &Path) -> io::Result<Lying> {
         state: state(&found, mount.as_ref().map(|mount| mount.device)),
         name: name.to_string_lossy().into_owned(),
     })
+}
+
+/// Why what lies in a directory of the agent's service's own cannot be told.
+fn of_its_own(directory: &str) -> io::Error {
+    io::Error::other(format!(
+        "the agent's service has a {directory} of its own: have it lie elsewhere, or set PrivateTmp=no for tollgate.service"
+    ))
+}
+
+/// The directories that the agent's service has of its own.
+fn own() -> Vec<&'static str> {
+    let all = PRIVATE.into_iter();
+    all.filter(|directory| !is_the_hosts(directory)).collect()
+}
+
+/// Which of the agent's own directories a path leads into, by itself or by links, and where there: what others find behind that is
+/// not what the agent does.
+fn leads_into<'o>(path: &Path, own: &[&'o str]) -> Option<(&'o str, PathBuf)> {
+    if own.is_empty() {
+        return None;
+    }
+    let parts = |path: &Path| -> Vec<OsString> {
+        let all = path.components().rev();
+        all.map(|part| part.as_os_str().to_owned()).collect()
+    };
+    let (mut at, mut rest, mut links) = (PathBuf::new(), parts(path), 0);
+    while let Some(part) = rest.pop() {
+        match part == ".." {
+            true => drop(at.pop()),
+            false => at.push(part), // Of an absolute one the first leads to the root.
+        }
+        if let Some(found) = own.iter().find(|own| at.starts_with(own)) {
+            at.extend(rest.iter().rev());
+            return Some((found, at));
+        }
+        if let Ok(to) = std::fs::read_link(&at) {
+            links += 1;
+            at.pop();
+            rest.extend(parts(&to));
+        }
+        if links > LINKS {
+            return None; // Nor does the kernel follow them.
+        }
+    }
+    None
 }
 
 /// Is a directory what the host's first process has there, as far as that can be told?
@@ -318,6 +390,32 @@ mod tests {
         assert!(paths.look(std::iter::once(&path)));
         let names: Vec<_> = paths.other_names().collect();
         assert_eq!(names, ["tool 2", "app"]);
+    }
+
+    #[test]
+    fn a_link_into_a_directory_of_the_agents_own_is_no_answer() {
+        let (folder, _, [live, next], _) = scene();
+        let at = |name: &str| folder.path().join(name);
+        let own = at("r1").display().to_string();
+        let own = [&*own];
+        let leads = |path: &Path| leads_into(path, &own).map(|(_, place)| place);
+        turn(&live, Path::new("r2/../next"));
+        turn(&next, &at("r1"));
+        // Be something there or not.
+        assert_eq!(leads(&live.join("app")), Some(at("r1/app")));
+        assert_eq!(leads(&live.join("no/one")), Some(at("r1/no/one")));
+        assert_eq!(leads(&at("r1/app")), Some(at("r1/app")));
+        assert_eq!(leads(&at("r2/app")), None);
+        assert!(leads_into(&at("r1/app"), &[]).is_none());
+        let (mut paths, path) = (Paths::default(), at("tool"));
+        turn(&path, &at("r1/nothing"));
+        let look = |paths: &mut Paths| paths.look_beside(&own, std::iter::once(&path));
+        assert!(look(&mut paths) && !look(&mut paths), "another name");
+        assert!(!paths.are_known() && paths.may_have("nothing") && paths.may_have("tool"));
+        assert!(!paths.may_have("app") && paths.other_names().eq(["nothing"]));
+        assert!(paths.trouble(&path).unwrap().contains("PrivateTmp=no"));
+        turn(&at("r2/app"), Path::new("app"));
+        assert_eq!(leads(&at("r2/app")), None, "it leads nowhere");
     }
 
     #[test]
