@@ -8,6 +8,8 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     path: PathBuf,
+    /// Its filesystem's, as it is to be.
+    device: u32,
     /// As it is to be.
     inode: u64,
     /// When it was changed last, as it is to be.
@@ -19,7 +21,7 @@ pub(super) struct Args {
 /// Says the file's digest, or why there is none; nothing where it is another one by now.
 pub(super) fn run(args: &Args) -> Outcome {
     let state = FileState {
-        device: 0,
+        device: args.device,
         inode: args.inode,
         changed: (args.seconds, args.nanoseconds),
     };

@@ -1,7 +1,8 @@
 //! What is in a file, read by a process of its own: who waits for a filesystem that never answers cannot be killed, and would keep
 //! the agent's descriptors, its port among them, for ever.
+use super::digests::{device_of, look, state as found_as};
 use crate::kernel::FileState;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Statx};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;
@@ -40,6 +41,7 @@ impl std::fmt::Display for Content {
 pub(super) fn read_beside(path: &Path, state: &FileState) -> Option<Content> {
     let (seconds, nanoseconds) = state.changed;
     let numbers = [
+        state.device.to_string(),
         state.inode.to_string(),
         seconds.to_string(),
         nanoseconds.to_string(),
@@ -59,7 +61,8 @@ pub(super) fn read_beside(path: &Path, state: &FileState) -> Option<Content> {
 #[must_use]
 pub fn read(path: &Path, state: &FileState) -> Option<Content> {
     let mut file = open(&found(path)?)?;
-    if !is_in(state, &file) {
+    let process = viewer(path);
+    if !is_in(state, &file) || !look(&file, "").is_ok_and(|found| is_it(state, &found, process)) {
         return None;
     }
     if file.metadata().ok()?.len() > FILE_BYTES {
@@ -93,12 +96,31 @@ pub(super) fn is_fresh((seconds, nanoseconds): (i64, u32)) -> bool {
     age.is_ok_and(|age| age < TICK)
 }
 
-/// The device may be one that only a hook could tell.
+/// Is it in this state still, also as its filesystem says?
 fn is_in(state: &FileState, file: &File) -> bool {
     file.metadata().is_ok_and(|now| {
         let changed = u32::try_from(now.ctime_nsec()).map(|nanos| (now.ctime(), nanos));
         now.ino() == state.inode && changed == Ok(state.changed)
     })
+}
+
+/// Is what was found this file, as hooks tell them apart? Who serves files (FUSE) may give one the number and the time of another's.
+/// `process`: through whose view of the mounts it was found; of what neither that nor the agent has mounted any more, only a hook
+/// could tell the device, where `stat` has made one up (Btrfs, overlays).
+pub(super) fn is_it(state: &FileState, found: &Statx, process: u32) -> bool {
+    let now = found_as(found, None);
+    let is_on = device_of(found, process).map_or_else(
+        || now.device == state.device || now.device < 1 << 20,
+        |device| device == state.device,
+    );
+    is_on && (now.inode, now.changed) == (state.inode, state.changed)
+}
+
+/// The process through which a path leads, or this one.
+fn viewer(path: &Path) -> u32 {
+    let below = path.strip_prefix("/proc").ok();
+    let process = below.and_then(|below| below.iter().next()?.to_str()?.parse().ok());
+    process.unwrap_or_else(std::process::id)
 }
 
 /// The file at a path, not to read it. Who may write there may put a pipe there, on which to open it would wait, or a device, which
@@ -114,4 +136,28 @@ fn open(found: &OwnedFd) -> Option<File> {
     let at = format!("/proc/self/fd/{}", found.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Some(rustix::fs::open(at, flags, Mode::empty()).ok()?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn another_filesystems_file_of_that_number_and_time_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "abc").unwrap();
+        let found = look(rustix::fs::CWD, &path).unwrap();
+        let own = std::process::id();
+        let state = found_as(&found, device_of(&found, own));
+        assert!(read(&path, &state).is_some() && is_it(&state, &found, own));
+        let anothers = FileState {
+            device: state.device + 1,
+            ..state
+        };
+        assert!(read(&path, &anothers).is_none() && !is_it(&anothers, &found, own));
+        assert_eq!(viewer(Path::new("/proc/7/exe")), 7);
+        assert_eq!(viewer(&path), own);
+    }
 }

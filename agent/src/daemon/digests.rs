@@ -175,7 +175,7 @@ impl Digests {
             let read = move || {
                 let content = match &at {
                     At::Path(path) => reader(path, &state),
-                    At::Process(process, _) => reader(&runs(*process), &state),
+                    At::Process(process, _) => reader(&program_of(*process), &state),
                     At::Held(held, _) => reader(&held.path(), &state),
                 };
                 // Nobody listens any more: the agent ends.
@@ -192,7 +192,7 @@ impl Digests {
 }
 
 /// Where what a process runs can be opened.
-fn runs(process: u32) -> PathBuf {
+fn program_of(process: u32) -> PathBuf {
     let at = of_process(process, |at| {
         let at = PathBuf::from(format!("{at}/exe"));
         std::fs::read_link(&at).is_ok().then_some(at)
@@ -202,16 +202,41 @@ fn runs(process: u32) -> PathBuf {
 
 /// What a process runs, and how the kernel last knew that file to be: of one file, whatever the process becomes meanwhile.
 pub(super) fn running(process: u32) -> Option<(At, FileState)> {
-    let (found, name) = of_process(process, |at| {
+    let run = run_now(process)?;
+    let device = device_of(&run.found, process);
+    let state = state(&run.found, device);
+    Some((At::Process(process, run.name), state))
+}
+
+/// The same, if it is this file.
+pub(super) fn runs(process: u32, file: &FileState) -> Option<At> {
+    let run = run_now(process)?;
+    content::is_it(file, &run.found, process).then_some(At::Process(process, run.name))
+}
+
+/// A file that a process runs.
+struct Run {
+    found: Statx,
+    name: Option<String>,
+    /// While it is open its mount is there, and no other has that one's number. `None`: there are no more descriptors.
+    _open: Option<OwnedFd>,
+}
+
+fn run_now(process: u32) -> Option<Run> {
+    of_process(process, |at| {
         let at = format!("{at}/exe");
-        match rustix::fs::open(&at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(file) => name_of(&file),
-            // There are no more descriptors: nobody can say what it is called.
-            Err(_) => Some((look(CWD, at).ok()?, None)),
-        }
-    })?;
-    let device = device_of(&found, process);
-    Some((At::Process(process, name), state(&found, device)))
+        let open = rustix::fs::open(&at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
+        let (found, name) = match &open {
+            Some(file) => name_of(file)?,
+            // Nobody can say what it is called.
+            None => (look(CWD, at).ok()?, None),
+        };
+        Some(Run {
+            found,
+            name,
+            _open: open,
+        })
+    })
 }
 
 /// How an open file is, and what it is called as it is. `None`: it could have been called otherwise when it was like that. Another name

@@ -1,6 +1,6 @@
 //! Where files lie that processes have run, and run no more. Who runs many and takes them away has all of them looked for: others are
 //! not to wait for that.
-use super::digests::{At, Held, changed, device_of, name_of, run_by, running, state};
+use super::digests::{At, Held, changed, device_of, name_of, run_by, runs, state};
 use super::mounts::{Mount, mounts, table};
 use crate::kernel::FileState;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -96,7 +96,7 @@ impl Places {
         if let Some(at) = self.found.get(file) {
             return Place::At(at.clone());
         }
-        let place = match self.runner(file).and_then(|runner| run_still(runner, file)) {
+        let place = match self.runner(file).and_then(|runner| runs(runner, file)) {
             Some(at) => Place::At(at),
             None => self.seek(process, file, path),
         };
@@ -164,12 +164,6 @@ impl Places {
 
 fn begin() -> (Instant, HashSet<View>) {
     (Instant::now(), HashSet::new())
-}
-
-/// The same process, if it runs that file still.
-fn run_still(process: u32, file: &FileState) -> Option<At> {
-    let (at, state) = running(process)?;
-    ((state.inode, state.changed) == (file.inode, file.changed)).then_some(at)
 }
 
 fn root(of: u32) -> String {

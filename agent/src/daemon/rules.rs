@@ -3,7 +3,7 @@
 mod fulfilling;
 mod waiting;
 
-use super::digests::{At, is_running, running};
+use super::digests::{At, is_running, running, runs};
 use super::executables::Executables;
 use super::selectors::Selectors;
 use super::troubles::Troubles;
@@ -290,8 +290,7 @@ impl Rules {
             self.scan();
             self.learned().notify_one();
         }
-        let is_it = |state: &FileState| (state.inode, state.changed) == (seen.inode, seen.changed);
-        let Some((at, _)) = running(process).filter(|(_, state)| is_it(state)) else {
+        let Some(at) = runs(process, &seen) else {
             // It runs something else by now, or has ended: who waits for it is settled by where the file lies.
             return self.settle_waiting_soon(fence);
         };
