@@ -97,7 +97,8 @@ impl WorkloadAccount {
 }
 
 impl Fence {
-    pub(super) fn all_accounts(&self) -> Vec<WorkloadAccount> {
+    /// Accounts of all workloads seen.
+    pub fn accounts(&self) -> Vec<WorkloadAccount> {
         let counts = Counts {
             accounts: &self.maps.accounts,
             refusals: &self.maps.refusals,
@@ -115,7 +116,7 @@ impl Fence {
         let held = held.find(|map| map.name == ACCOUNTS);
         Ok(Counted {
             fence: named(held.ok_or(io::ErrorKind::NotFound)?.id())?,
-            accounts: self.all_accounts(),
+            accounts: self.accounts(),
         })
     }
 }

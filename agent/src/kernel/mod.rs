@@ -548,11 +548,6 @@ impl Fence {
         self.live_flows()
     }
 
-    /// Accounts of all workloads seen.
-    pub fn accounts(&self) -> Vec<WorkloadAccount> {
-        self.all_accounts()
-    }
-
     /// Waits for the kernel's events and hands each to `sink`, until cancelled; what the hooks say in
     /// words goes to `tracing`. Call once.
     pub async fn events(&self, sink: &mut (dyn FnMut(Event) + Send)) {
