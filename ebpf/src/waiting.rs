@@ -35,6 +35,9 @@ pub(crate) extern "C" fn begin(process: u32) -> u32 {
         return 0; // The kernel's own thread: there is nothing to wait for.
     }
     let mark = recognise::mark(process).unwrap_or_default();
+    if mark.workload() != 0 {
+        return 0; // The agent has marked it meanwhile.
+    }
     let number = enter(UNKNOWN, mark.awaits().unwrap_or(0));
     recognise::replace(process, mark, Mark::waiting(number));
     number

@@ -60,9 +60,14 @@ pub(super) fn read_beside(path: &Path, state: &FileState) -> Option<Content> {
 /// Reads the file at a path, if it is in this state before and after.
 #[must_use]
 pub fn read(path: &Path, state: &FileState) -> Option<Content> {
-    let mut file = open(&found(path)?)?;
+    // Before it is opened to be read: another one's filesystem may never answer.
+    let found = found(path)?;
     let process = viewer(path);
-    if !is_in(state, &file) || !look(&file, "").is_ok_and(|found| is_it(state, &found, process)) {
+    if !look(&found, "").is_ok_and(|found| is_it(state, &found, process)) {
+        return None;
+    }
+    let mut file = open(&found)?;
+    if !is_in(state, &file) {
         return None;
     }
     if file.metadata().ok()?.len() > FILE_BYTES {
@@ -110,10 +115,15 @@ fn is_in(state: &FileState, file: &File) -> bool {
 pub(super) fn is_it(state: &FileState, found: &Statx, process: u32) -> bool {
     let now = found_as(found, None);
     let is_on = device_of(found, process).map_or_else(
-        || now.device == state.device || now.device < 1 << 20,
+        || now.device == state.device || is_made_up(now.device) && is_made_up(state.device),
         |device| device == state.device,
     );
     is_on && (now.inode, now.changed) == (state.inode, state.changed)
+}
+
+/// Is it no device that there is, but a number that the kernel gave a filesystem?
+fn is_made_up(device: u32) -> bool {
+    device < 1 << 20
 }
 
 /// The process through which a path leads, or this one.
@@ -157,6 +167,12 @@ mod tests {
             ..state
         };
         assert!(read(&path, &anothers).is_none() && !is_it(&anothers, &found, own));
+        // What lies on a mount that is in nobody's table, and says that it is a disk's file.
+        let mut unknown = found;
+        unknown.stx_mnt_id = u64::MAX;
+        (unknown.stx_dev_major, unknown.stx_dev_minor) = (0, 77);
+        let on = |device| is_it(&FileState { device, ..state }, &unknown, own);
+        assert!(!on(8 << 20 | 1) && on(42));
         assert_eq!(viewer(Path::new("/proc/7/exe")), 7);
         assert_eq!(viewer(&path), own);
     }

@@ -20,6 +20,8 @@ const AT_ONCE: usize = 8;
 /// One that takes longer has its place taken by the next, as long as there are not too many of them.
 const LATE: Duration = Duration::from_secs(30);
 const AT_ONCE_WITH_LATE: usize = 64;
+/// How soon one that could not be read is read again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Files that wait to be read. Who runs another is refused, and asks again.
 const WAITING: usize = 4_096;
 
@@ -81,6 +83,8 @@ pub(super) struct Digests {
     reading: HashMap<FileState, Instant>,
     done: Receiver<Done>,
     tell: Sender<Done>,
+    /// When those were that could not be.
+    failed: HashMap<FileState, Instant>,
     /// How one is read.
     pub(super) reader: fn(&Path, &FileState) -> Option<Content>,
     /// Tells that [`Self::take`] has something.
@@ -95,6 +99,7 @@ impl Default for Digests {
             waiting: VecDeque::new(),
             queued: HashSet::new(),
             reading: HashMap::new(),
+            failed: HashMap::new(),
             done,
             tell,
             reader: content::read_beside,
@@ -111,7 +116,10 @@ impl Digests {
 
     /// Has a file read that is to be found there, if that is not under way.
     pub(super) fn ask(&mut self, at: &At, state: &FileState) {
-        let is_asked = self.reading.contains_key(state) || self.queued.contains(state);
+        let failed = self.failed.get(state);
+        let is_asked = self.reading.contains_key(state)
+            || self.queued.contains(state)
+            || failed.is_some_and(|at| at.elapsed() < AGAIN);
         let room = match at {
             At::Held(..) => AT_ONCE_WITH_LATE, // Each has a descriptor.
             _ => WAITING,
@@ -151,7 +159,13 @@ impl Digests {
 
     fn learn(&mut self, done: Done) -> Option<(At, FileState)> {
         self.reading.remove(&done.state);
-        let content = done.content?;
+        let Some(content) = done.content else {
+            if self.failed.len() >= WAITING {
+                self.failed.clear();
+            }
+            self.failed.insert(done.state, Instant::now());
+            return None;
+        };
         if self.known.len() >= DIGESTS {
             self.known.clear();
         }
@@ -178,9 +192,12 @@ impl Digests {
                     At::Process(process, _) => reader(&program_of(*process), &state),
                     At::Held(held, _) => reader(&held.path(), &state),
                 };
+                let is_read = content.is_some();
                 // Nobody listens any more: the agent ends.
                 let _ = tell.send(Done { at, state, content });
-                learned.notify_one();
+                if is_read {
+                    learned.notify_one();
+                }
             };
             // Without a thread it is asked for again.
             if std::thread::Builder::new().spawn(read).is_ok() {
@@ -264,7 +281,7 @@ pub(super) fn device_of(found: &Statx, process: u32) -> Option<u32> {
     device(found.stx_mnt_id, own_device(found), process)
 }
 
-fn own_device(found: &Statx) -> u32 {
+pub(super) fn own_device(found: &Statx) -> u32 {
     (found.stx_dev_major << 20) | found.stx_dev_minor
 }
 

@@ -1,6 +1,6 @@
 //! Where files lie that processes have run, and run no more. Who runs many and takes them away has all of them looked for: others are
 //! not to wait for that.
-use super::digests::{At, Held, changed, device_of, name_of, run_by, runs, state};
+use super::digests::{At, Held, changed, device_of, name_of, own_device, run_by, runs, state};
 use super::mounts::{Mount, mounts, table};
 use crate::kernel::FileState;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -31,6 +31,11 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// A file that somebody runs: its inode, and when it was changed. Its device may be one that only a hook could tell.
 type Run = (u64, (i64, u32));
 
+/// The device that `stat` says of what a process runs, and that process.
+type Runner = (u32, u32);
+/// Of those with that device and of others, how many are asked whether they run a file.
+const RUNNERS: usize = 8;
+
 /// A view of the mounts: the mount and the inode of its root directory.
 type View = (u64, u64);
 
@@ -41,7 +46,7 @@ pub(super) struct Places {
     /// Of [`SEARCH`], in the agent's view and in others'.
     spent: [Duration; 2],
     /// Who runs which file.
-    running: Option<HashMap<Run, u32>>,
+    running: Option<HashMap<Run, Vec<Runner>>>,
     found: HashMap<FileState, At>,
     /// Which view each process has.
     views: HashMap<u32, Option<View>>,
@@ -96,7 +101,7 @@ impl Places {
         if let Some(at) = self.found.get(file) {
             return Place::At(at.clone());
         }
-        let place = match self.runner(file).and_then(|runner| runs(runner, file)) {
+        let place = match self.run_still(file) {
             Some(at) => Place::At(at),
             None => self.seek(process, file, path),
         };
@@ -106,16 +111,25 @@ impl Places {
         place
     }
 
-    fn runner(&mut self, file: &FileState) -> Option<u32> {
+    /// Where somebody runs a file. Others may run one of another filesystem that says the same of it.
+    fn run_still(&mut self, file: &FileState) -> Option<At> {
         let running = self.running.get_or_insert_with(|| {
-            let all = crate::kernel::processes().into_iter();
-            let runs = |process| {
-                let found = run_by(process)?;
-                Some(((found.stx_ino, changed(&found)), process))
-            };
-            all.filter_map(runs).collect()
+            let mut all = HashMap::<Run, Vec<Runner>>::new();
+            for process in crate::kernel::processes() {
+                if let Some(found) = run_by(process) {
+                    let run = (found.stx_ino, changed(&found));
+                    let device = own_device(&found);
+                    all.entry(run).or_default().push((device, process));
+                }
+            }
+            all
         });
-        running.get(&(file.inode, file.changed)).copied()
+        let all = running.get(&(file.inode, file.changed))?;
+        let is_likely = |runner: &&Runner| runner.0 == file.device;
+        let likely = all.iter().filter(is_likely).take(RUNNERS);
+        let rest = all.iter().filter(|runner| !is_likely(runner)).take(RUNNERS);
+        let mut runners = likely.chain(rest);
+        runners.find_map(|(_, process)| runs(*process, file))
     }
 
     /// Looks for a file in the agent's view of the mounts, and in the process's.

@@ -9,7 +9,7 @@ use super::selectors::Selectors;
 use super::troubles::Troubles;
 use super::users::Database;
 use crate::kernel::{Error, Fence, FileState, Recognition, of_process};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -252,10 +252,18 @@ impl Rules {
     }
 
     fn know_all(&mut self, fence: &Fence, files: &[(At, FileState)]) {
+        let mut known = HashMap::new();
         for (at, state) in files {
-            if let Some(fulfilled) = self.executables.fulfils(at, state) {
-                self.know(fence, state, &fulfilled);
+            let Some(fulfilled) = self.executables.fulfils(at, state) else {
+                continue;
+            };
+            let class = self.executables.class(&fulfilled);
+            if self.has_rules_for(fence, class) {
+                known.insert(*state, class);
             }
+        }
+        if let Err(e) = fence.know_all(&known) {
+            tracing::error!("executables stay unknown, and what runs them is refused: {e}");
         }
     }
 
@@ -273,7 +281,7 @@ impl Rules {
     fn has_rules_for(&mut self, fence: &Fence, class: Option<u16>) -> bool {
         let Some(class) = class else { return true };
         // Once in a look: what cannot be told cannot for each of its files.
-        if !self.is_told(class) && self.untold.is_none() {
+        if !self.is_told(class) && self.untold.is_none() && !self.unclassed {
             self.tell(fence);
         }
         self.is_told(class)
@@ -332,7 +340,11 @@ impl Rules {
             self.late.clear();
             return Ok(());
         }
-        self.enrol_late(fence)?;
+        let of_late = self.enrol_late(fence);
+        self.enrol_scanned(fence).and(of_late)
+    }
+
+    fn enrol_scanned(&mut self, fence: &Fence) -> Result<(), String> {
         if self.scans == 0 {
             return Ok(());
         }
@@ -425,16 +437,23 @@ impl Rules {
             true => Some(Vec::new()),
             false => match running(process) {
                 Some((at, state)) => self.executables.fulfils(&at, &state),
-                None => return Some(None),
+                None if has_ended(process) => return Some(None),
+                // Its filesystem says nothing to the agent.
+                None => None,
             },
         };
-        let is_known = runs.is_some();
-        // Whom no rule means whatever it runs is not waited for.
-        let runs = runs.unwrap_or_else(|| (0..self.selectors.wants.len()).collect());
         let conditions = self.conditions(process);
         let users = self.users.as_ref();
-        let found = users.and_then(|users| self.selectors.process(uid, &runs, conditions, users));
-        (is_known || found.is_none()).then_some(found)
+        let by = |runs: &[usize]| {
+            users.and_then(|users| self.selectors.process(uid, runs, conditions, users))
+        };
+        if let Some(runs) = runs {
+            return Some(by(&runs));
+        }
+        // Whom a rule means whatever it runs, or none, is not waited for.
+        let all: Vec<usize> = (0..self.selectors.wants.len()).collect();
+        let found = by(&[]);
+        (found == by(&all)).then_some(found)
     }
 
     /// The digest of what a process runs, where it was taken.

@@ -1,6 +1,7 @@
 //! What the kernel knows of a network namespace's sockets (`sock_diag(7)`): lists them, and ends one.
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,6 +26,9 @@ const ATTRIBUTES: usize = 72;
 const CGROUP: u16 = 21;
 /// The kernel's messages are half of this at most.
 const ROOM: usize = 64 << 10;
+
+/// Times that the kernel is asked for the same, at most.
+const READS: usize = 4;
 
 /// States that a socket can be in, as bits.
 pub(super) const CONNECTED: u32 =
@@ -164,11 +168,30 @@ impl Diag {
         socket().map(Self)
     }
 
-    /// Every socket of a protocol that `take` holds for: connected ones, and those that listen.
+    /// Every socket of a protocol that `take` holds for: connected ones, and those that listen. The kernel goes on, page by page, by how
+    /// many of a bucket it has told of: where some of those have gone meanwhile it passes over others, so it is asked until it tells of
+    /// no more.
     pub(super) fn list(
         &self,
         protocol: Protocol,
         take: impl Fn(&Socket) -> bool,
+    ) -> io::Result<Vec<Socket>> {
+        let mut found = HashMap::new();
+        for read in 0..READS {
+            let before = found.len();
+            let all = self.list_once(protocol, &take)?.into_iter();
+            found.extend(all.map(|socket| (socket.cookie(), socket)));
+            if read > 0 && found.len() == before {
+                break;
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+
+    fn list_once(
+        &self,
+        protocol: Protocol,
+        take: &impl Fn(&Socket) -> bool,
     ) -> io::Result<Vec<Socket>> {
         let mut found = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
@@ -179,7 +202,7 @@ impl Diag {
             };
             let question = question(family, protocol, states, &[0; ID]);
             self.dump(&question, |body| {
-                found.extend(Socket::read(protocol, body).filter(&take));
+                found.extend(Socket::read(protocol, body).filter(take));
             })?;
         }
         Ok(found)

@@ -484,7 +484,7 @@ impl Fence {
     /// # Errors
     /// See [`Error`].
     pub fn know(&self, file: &FileState, class: Option<u16>) -> Result<(), Error> {
-        self.know_file(file, class)
+        self.know_all(&[(*file, class)].into())
     }
 
     /// Lets go of every process of workloads for which `stays` does not hold, and of the sockets that they made.

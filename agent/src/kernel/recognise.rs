@@ -124,15 +124,26 @@ impl Fence {
         self.workload_ids(writers, names.into_iter())
     }
 
+    /// Says of which classes files are. Each that can be told is.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn know_all(&self, files: &HashMap<FileState, Option<u16>>) -> Result<(), Error> {
+        let of_run = self.know_all_run(files);
+        let told = files.iter();
+        let told = told.map(|(file, class)| self.know_file(file, *class));
+        // Whatever came of one, the next is told.
+        told.fold(of_run, |all, one| all.and(one))
+    }
+
     /// Tells the hooks what class a file is of.
-    pub(super) fn know_file(&self, file: &FileState, class: Option<u16>) -> Result<(), Error> {
+    fn know_file(&self, file: &FileState, class: Option<u16>) -> Result<(), Error> {
         let known = Executable {
             seconds: file.changed.0,
             nanoseconds: file.changed.1,
             class: told(class),
         };
         let key = key(file);
-        self.know_run(file, class)?;
         let mut writers = self.maps.write();
         match writers.executables.insert(key, known, 0) {
             Err(MapError::SyscallError(error))

@@ -8,6 +8,8 @@ use tollgate_common::recognise::{MAX_BEFORE, Mark, UNKNOWN, Waiting};
 
 /// `BPF_EXIST`
 const EXIST: u64 = 2;
+/// `BPF_NOEXIST`: a hook may have given the number to another by then.
+const NO_EXIST: u64 = 1;
 
 impl Fence {
     /// Processes that wait, and the number of what each waits for.
@@ -56,27 +58,31 @@ impl Fence {
             .replace(process, Mark::waiting(number), Mark::running(UNKNOWN));
     }
 
-    /// Says of which class a file is that is waited for; `None`: of none.
+    /// Says of which class files are that are waited for; `None`: of none.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn know_run(&self, file: &FileState, class: Option<u16>) -> Result<(), Error> {
-        self.say(|one| state(one) == *file, told(class))
+    pub fn know_all_run(&self, files: &HashMap<FileState, Option<u16>>) -> Result<(), Error> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        self.say(|one| files.get(&state(one)).map(|class| told(*class)))
     }
 
     /// Forgets of which classes those are.
     pub(super) fn forget_run(&self) {
         // What stays known is what it was.
-        let _ = self.say(|_| true, u32::from(UNKNOWN));
+        let _ = self.say(|_| Some(u32::from(UNKNOWN)));
     }
 
-    fn say(&self, of: impl Fn(&Waiting) -> bool, class: u32) -> Result<(), Error> {
+    fn say(&self, class: impl Fn(&Waiting) -> Option<u32>) -> Result<(), Error> {
         let mut writers = self.maps.write();
-        let all: Vec<(u32, Waiting)> = entries(&writers.waiting)
-            .filter(|(_, one)| of(one) && one.class != class)
-            .collect();
+        let new = |(number, one): (u32, Waiting)| {
+            let class = class(&one).filter(|class| *class != one.class)?;
+            Some((number, Waiting { class, ..one }))
+        };
+        let all: Vec<(u32, Waiting)> = entries(&writers.waiting).filter_map(new).collect();
         for (number, one) in all {
-            let one = Waiting { class, ..one };
             let told = writers.waiting.insert(number, one, EXIST);
             told.map_err(write("WAITING"))?;
         }
@@ -105,7 +111,7 @@ impl Fence {
         let is_used = |number: &&u32| used.as_ref().map_or(true, |used| used.contains(number));
         for number in gone.iter().filter(is_used) {
             if let Some(one) = all.get(number) {
-                let _ = self.maps.write().waiting.insert(number, one, 0);
+                let _ = self.maps.write().waiting.insert(number, one, NO_EXIST);
             }
         }
         *idle = unused;

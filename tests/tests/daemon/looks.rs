@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -60,12 +60,18 @@ impl Theirs {
     }
 
     fn with(user: u32, script: &str, listeners: &[TcpListener]) -> Self {
+        Self::by(Path::new("/usr/bin/python3"), user, script, listeners)
+    }
+
+    /// By a copy of Python.
+    fn by(python: &Path, user: u32, script: &str, listeners: &[TcpListener]) -> Self {
         let ports = listeners
             .iter()
             .map(|l| l.local_addr().unwrap().port().to_string());
         let mut process = Command::new("setpriv")
             .args(["--reuid", &user.to_string(), "--clear-groups"])
-            .args(["/usr/bin/python3", "-ISc", &format!("{MADE}{script}")])
+            .arg(python)
+            .args(["-ISc", &format!("{MADE}{script}")])
             .args(ports)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -233,6 +239,41 @@ fn what_a_start_that_failed_did_not_look_at_is_for_the_next() {
     let ended = eventually(START, || before.is_ended().then_some(()));
     assert!(ended.is_some(), "it sends still");
     assert!(before.is_held());
+}
+
+/// Its file is never the same for as long as it takes to read it. That matters to who is meant by what he runs, and he is not.
+#[test]
+fn who_is_meant_whatever_he_runs_is_not_waited_for() {
+    const USER: u32 = 54_408;
+    let mut place = Place::new();
+    let python = place.path("python");
+    fs::copy("/usr/bin/python3", &python).unwrap();
+    place.start();
+    let listeners = ["127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).unwrap());
+    let mut before = Theirs::by(&python, USER, SERVES, &listeners);
+    assert!(before.sends(), "nobody governs it");
+    let is_over = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for mode in [0o755, 0o751].into_iter().cycle() {
+                if is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+                fs::set_permissions(&python, fs::Permissions::from_mode(mode)).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let digest = "0".repeat(64);
+        let both = format!(
+            "workloads:\n  user: {{ match: {{ user: {USER} }} }}\n  zero: {{ match: {{ sha256: \"{digest}\" }} }}\n"
+        );
+        place.write_policy(&POLICY.replace("workloads:\n", &both));
+        reload(&place);
+        let ended = eventually(Duration::from_secs(20), || before.is_ended().then_some(()));
+        is_over.store(true, Ordering::Relaxed);
+        assert!(ended.is_some(), "it sends still");
+    });
+    assert_eq!(whose(&place, before.process.id()), ["user"]);
 }
 
 /// It goes on in its other threads: `/proc` says of its first one that it is a zombie, and runs nothing.

@@ -110,6 +110,8 @@ impl Rules {
     pub(super) fn give_bits(&mut self, fence: &Fence) -> Result<(), String> {
         let kept = self.selectors.conditions.bits();
         fence.keep_bits(kept).map_err(|e| e.to_string())?;
+        // What was told by their former meaning must not be told again.
+        self.fulfilling.told = None;
         self.selectors.conditions.give_bits(&fence.bits());
         self.fulfilling.is_new = true;
         match self.selectors.conditions.lack_bits() {

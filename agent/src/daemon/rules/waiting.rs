@@ -14,6 +14,8 @@ pub(super) struct Waiting {
     /// Files that were told of as not to be found, as long as somebody waits for them: there are no more than the hooks have room for.
     unfound: HashSet<FileState>,
     places: Places,
+    /// Of which class files are that the hooks have as unknown still, as far as this look has found.
+    learned: HashMap<FileState, Option<u16>>,
     /// The process with which the next look begins: there was no time for what it waits for.
     next: u32,
     /// When they were settled last, and how long that took.
@@ -66,6 +68,10 @@ impl Rules {
                 }
             }
         }
+        // At once: many may wait for many.
+        if let Err(e) = fence.know_all_run(&std::mem::take(&mut self.waiting.learned)) {
+            tracing::error!("who waits for programs that are known is refused still: {e}");
+        }
         self.waiting.unfound.retain(|file| wanted.contains(file));
         self.waiting.places.keep(|file| wanted.contains(file));
         fence.forget_waiting(&mut self.waiting.idle);
@@ -107,9 +113,7 @@ impl Rules {
             if !self.has_rules_for(fence, class) {
                 return None;
             }
-            if let Err(e) = fence.know_run(file, class) {
-                tracing::error!(process, "it is refused still: {e}");
-            }
+            self.waiting.learned.insert(*file, class);
         }
         Some(fulfilled)
     }
