@@ -1,7 +1,7 @@
 //! Digests of files, of which each is taken beside all else: whoever serves a file (FUSE, NFS) may answer late or never, and nobody
 //! else is to wait for that. How a file is, the kernel says without asking its filesystem.
 use super::content::{self, Content};
-use super::mounts::device;
+use super::mounts::{are_too_many, device};
 use crate::kernel::{FileState, of_process};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -217,10 +217,14 @@ fn program_of(process: u32) -> PathBuf {
     at.unwrap_or_default()
 }
 
-/// What a process runs, and how the kernel last knew that file to be: of one file, whatever the process becomes meanwhile.
+/// What a process runs, and how the kernel last knew that file to be: of one file, whatever the process becomes meanwhile. `None`:
+/// nobody can say now.
 pub(super) fn running(process: u32) -> Option<(At, FileState)> {
     let run = run_now(process)?;
     let device = device_of(&run.found, process);
+    if device.is_none() && are_too_many() {
+        return None; // Another device than it has would be another file's.
+    }
     let state = state(&run.found, device);
     Some((At::Process(process, run.name), state))
 }

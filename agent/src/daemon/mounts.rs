@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 const TABLE: u64 = 1 << 20;
 /// How long what was read is not read again: who has many processes has them share a table, and numbers of mounts come again.
 const FRESH: Duration = Duration::from_millis(100);
-/// Times that it is read in that while for mounts of which it says something else than `stat` does.
+/// Times that it is read in that while for mounts of which it says something else than `stat` does: of more it is not known.
 const READS: usize = 16;
+/// How long others' tables are read in each period: who has many namespaces, with many mounts in each, keeps nobody waiting.
+const SPENT: Duration = Duration::from_millis(250);
+const PERIOD: Duration = Duration::from_secs(1);
 /// Namespaces whose tables are remembered.
 const NAMESPACES: usize = 256;
 
@@ -71,12 +74,20 @@ pub(super) fn mounted(table: &[u8], number: u64) -> Option<Mount> {
 }
 
 /// The device of a mount's filesystem, as the mount table has it, or that of a process through whose view of the mounts a file was
-/// found; `own`: the device that `stat` says of the file.
+/// found; `own`: the device that `stat` says of the file. That is it, unless the kernel has made it up.
 pub(super) fn device(mount: u64, own: u32, of: u32) -> Option<u32> {
+    if own >= 1 << 20 {
+        return Some(own);
+    }
     KNOWN.with_borrow_mut(|known| {
         let tables = ["self".to_owned(), of.to_string()];
         tables.iter().find_map(|of| known.device((mount, own), of))
     })
+}
+
+/// Was there no time of late to look for one? Then one that is not known may be known soon.
+pub(super) fn are_too_many() -> bool {
+    KNOWN.with_borrow(|known| known.missed.is_some_and(|at| at.elapsed() < FRESH))
 }
 
 thread_local! {
@@ -85,7 +96,13 @@ thread_local! {
 
 /// Mount tables that were read, by their namespaces.
 #[derive(Default)]
-struct Known(HashMap<PathBuf, Table>);
+struct Known {
+    tables: HashMap<PathBuf, Table>,
+    /// Since when, and for how long, others' were read.
+    spent: Option<(Instant, Duration)>,
+    /// When one was not, for want of time.
+    missed: Option<Instant>,
+}
 
 struct Table {
     read: Instant,
@@ -94,30 +111,26 @@ struct Table {
     sure: HashSet<(u64, u32)>,
 }
 
-impl Table {
-    /// `None`: the table is to be read for that. `Some(None)`: it has no such mount.
-    fn device(&self, mount: u64, own: u32) -> Option<Option<u32>> {
-        let device = self.devices.get(&mount).copied();
-        let is_sure =
-            device == Some(own) || self.sure.contains(&(mount, own)) || self.sure.len() >= READS;
-        is_sure.then_some(device)
-    }
-}
-
 impl Known {
     fn device(&mut self, (mount, own): (u64, u32), of: &str) -> Option<u32> {
         let namespace = std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok()?;
-        self.0.retain(|_, table| table.read.elapsed() < FRESH);
-        let known = self.0.get(&namespace);
-        if let Some(device) = known.and_then(|table| table.device(mount, own)) {
-            return device;
+        self.tables.retain(|_, table| table.read.elapsed() < FRESH);
+        if let Some(table) = self.tables.get(&namespace) {
+            let device = table.devices.get(&mount).copied();
+            if device == Some(own) || table.sure.contains(&(mount, own)) {
+                return device;
+            }
+            if table.sure.len() >= READS {
+                self.missed = Some(Instant::now());
+                return None;
+            }
         }
-        let text = table(of).ok()?;
+        let text = self.read(of)?;
         let devices = mounts(&text).map(|mount| (mount.number, mount.device));
-        if self.0.len() >= NAMESPACES {
-            self.0.clear();
+        if self.tables.len() >= NAMESPACES {
+            self.tables.clear();
         }
-        let table = self.0.entry(namespace).or_insert_with(|| Table {
+        let table = self.tables.entry(namespace).or_insert_with(|| Table {
             read: Instant::now(),
             devices: HashMap::new(),
             sure: HashSet::new(),
@@ -126,11 +139,52 @@ impl Known {
         table.sure.insert((mount, own));
         table.devices.get(&mount).copied()
     }
+
+    /// Reads a table, of others within [`SPENT`].
+    fn read(&mut self, of: &str) -> Option<Vec<u8>> {
+        let now = Instant::now();
+        let is_over = |(since, _): &(Instant, Duration)| now.duration_since(*since) > PERIOD;
+        let (since, spent) = self
+            .spent
+            .filter(|all| !is_over(all))
+            .unwrap_or((now, Duration::ZERO));
+        let is_own = of == "self";
+        if spent >= SPENT && !is_own {
+            self.missed = Some(now);
+            return None;
+        }
+        let text = table(of).ok()?;
+        let took = if is_own {
+            Duration::ZERO
+        } else {
+            now.elapsed()
+        };
+        self.spent = Some((since, spent + took));
+        Some(text)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn others_tables_are_read_for_so_long_and_then_a_device_is_not_known() {
+        let mut known = Known {
+            spent: Some((Instant::now(), SPENT)),
+            ..Known::default()
+        };
+        let of = std::process::id().to_string();
+        assert_eq!(known.device((u64::MAX, 7), &of), None);
+        assert!(known.missed.take().is_some());
+        // The agent's own is read all the same, and others' after that.
+        assert!(known.read("self").is_some() && known.missed.is_none());
+        let before = Instant::now().checked_sub(PERIOD * 2);
+        known.spent = before.map(|at| (at, SPENT));
+        assert!(known.read(&of).is_some() && known.missed.is_none());
+        // What a disk's file says of itself needs none.
+        assert_eq!(device(u64::MAX, 8 << 20 | 1, 0), Some(8 << 20 | 1));
+    }
 
     #[test]
     fn a_file_is_found_below_where_its_filesystem_is_mounted() {
