@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `SOCK_DIAG_BY_FAMILY`
 const BY_FAMILY: u16 = 20;
@@ -29,6 +30,9 @@ const ROOM: usize = 64 << 10;
 
 /// Times that the kernel is asked for the same, at most.
 const READS: usize = 4;
+
+/// The number of the next question. An answer has its question's.
+static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// States that a socket can be in, as bits.
 pub(super) const CONNECTED: u32 =
@@ -142,7 +146,13 @@ impl Socket {
     }
 }
 
+/// Whom all questions are put to.
+const KERNEL: SocketAddrNetlink = SocketAddrNetlink::new(0, 0);
+
 /// A socket that asks the kernel about sockets, those of the network namespace that it was made in, and does not wait.
+///
+/// Root of a user namespace that the network namespace belongs to may send to any netlink socket in it. One that is connected to the
+/// kernel takes nothing from others.
 pub(super) fn socket() -> io::Result<OwnedFd> {
     let socket = net::socket_with(
         AddressFamily::NETLINK,
@@ -150,7 +160,19 @@ pub(super) fn socket() -> io::Result<OwnedFd> {
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         Some(net::netlink::SOCK_DIAG),
     )?;
+    net::connect(&socket, &KERNEL)?;
     Ok(socket)
+}
+
+/// A message of the kernel's: what somebody else sent before the socket was connected is passed over.
+pub(super) fn receive<'a>(socket: &OwnedFd, room: &'a mut [u8]) -> io::Result<&'a [u8]> {
+    loop {
+        let (length, _, sender) = net::recvfrom(socket, &mut *room, RecvFlags::DONTWAIT)?;
+        let sender = sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok());
+        if sender.is_some_and(|sender| sender.pid() == KERNEL.pid()) {
+            return Ok(room.get(..length).unwrap_or_default());
+        }
+    }
 }
 
 /// A way to ask about the sockets of the network namespace that it was opened in.
@@ -210,8 +232,8 @@ impl Diag {
 
     /// What the kernel says of each socket that is asked for.
     pub(super) fn dump(&self, question: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        self.ask(BY_FAMILY, ALL, question)?;
-        self.answers(|kind, body| {
+        let number = self.ask(BY_FAMILY, ALL, question)?;
+        self.answers(number, |kind, body| {
             if kind == BY_FAMILY {
                 each(body);
             }
@@ -222,37 +244,39 @@ impl Diag {
     /// Ends a connection at once; its process and its peer are told. An error of the kind `NotFound`: it was over already.
     pub(super) fn destroy(&self, socket: &Socket) -> io::Result<()> {
         let question = question(socket.family, socket.protocol, 0, &socket.id);
-        self.ask(DESTROY, ONE, &question)?;
-        self.answers(|kind, _| kind == ERROR)
+        let number = self.ask(DESTROY, ONE, &question)?;
+        self.answers(number, |kind, _| kind == ERROR)
     }
 
-    fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    /// The number of the question.
+    fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<u32> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
         let mut message = Vec::with_capacity(HEADER + body.len());
         message.extend(length.to_ne_bytes());
         message.extend(kind.to_ne_bytes());
         message.extend(flags.to_ne_bytes());
-        message.extend([0; 8]);
+        message.extend(number.to_ne_bytes());
+        message.extend([0; 4]);
         message.extend(body);
-        net::sendto(
-            &self.0,
-            &message,
-            SendFlags::empty(),
-            &SocketAddrNetlink::new(0, 0),
-        )?;
-        Ok(())
+        net::sendto(&self.0, &message, SendFlags::empty(), &KERNEL)?;
+        Ok(number)
     }
 
     /// Reads until `last` says so, or an error. The kernel answers while it is asked: nothing is waited for.
-    fn answers(&self, mut last: impl FnMut(u16, &[u8]) -> bool) -> io::Result<()> {
+    fn answers(&self, number: u32, mut last: impl FnMut(u16, &[u8]) -> bool) -> io::Result<()> {
         let mut room = vec![0; ROOM];
         loop {
-            let (length, _) = net::recv(&self.0, room.as_mut_slice(), RecvFlags::DONTWAIT)?;
-            let mut rest = room.get(..length).unwrap_or_default();
+            let mut rest = receive(&self.0, &mut room)?;
             while let Some(length) = part(rest, 0).map(u32::from_ne_bytes) {
                 let length = usize::try_from(length).unwrap_or(0).max(HEADER);
                 let kind = part(rest, 4).map_or(ERROR, u16::from_ne_bytes);
                 let body = rest.get(HEADER..length).unwrap_or_default();
+                if part(rest, 8).map(u32::from_ne_bytes) != Some(number) {
+                    // Of an earlier question, which nobody waits for any more.
+                    rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                    continue;
+                }
                 if matches!(kind, ERROR | DONE) {
                     let code = part(body, 0).map_or(0, i32::from_ne_bytes);
                     if code != 0 {
@@ -374,6 +398,62 @@ mod tests {
         let told = std::thread::spawn(probed).join().unwrap();
         assert_eq!(told, [ErrorKind::PermissionDenied; 2]);
         can_destroy().unwrap();
+    }
+
+    /// Who may send to it: whoever has CAP_NET_ADMIN where the network namespace is his.
+    #[test]
+    fn nobody_but_the_kernel_answers() {
+        let stranger = || {
+            let kind = Some(net::netlink::SOCK_DIAG);
+            net::socket(AddressFamily::NETLINK, SocketType::DGRAM, kind).unwrap()
+        };
+        let named = |socket: &OwnedFd| {
+            SocketAddrNetlink::try_from(net::getsockname(socket).unwrap()).unwrap()
+        };
+        // One that says that an error ended the question, one that nothing is left.
+        let forged = |kind: u16, code: i32, number: u32| {
+            let mut message = 20_u32.to_ne_bytes().to_vec();
+            message.extend(kind.to_ne_bytes());
+            message.extend([0; 2]);
+            message.extend(number.to_ne_bytes());
+            message.extend([0; 4]);
+            message.extend(code.to_ne_bytes());
+            message
+        };
+        let diag = Diag::open().unwrap();
+        let number = NEXT.load(Ordering::Relaxed);
+        for message in [forged(ERROR, -libc::EIO, number), forged(DONE, 0, number)] {
+            let to = named(&diag.0);
+            let sent = net::sendto(stranger(), &message, SendFlags::empty(), &to);
+            assert_eq!(sent, Err(rustix::io::Errno::CONNREFUSED));
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = listener.local_addr().unwrap();
+        // What came before it was connected.
+        let open = stranger();
+        net::bind(&open, &KERNEL).unwrap();
+        let next = NEXT.load(Ordering::Relaxed);
+        for number in next..next + 64 {
+            for message in [forged(ERROR, -libc::EIO, number), forged(DONE, 0, number)] {
+                let to = named(&open);
+                net::sendto(stranger(), &message, SendFlags::empty(), &to).unwrap();
+            }
+        }
+        net::connect(&open, &KERNEL).unwrap();
+        let found = Diag(open).list(Protocol::Tcp, |s| s.local() == local);
+        assert_eq!(found.unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_was_left_of_another_question_is_no_answer() {
+        let diag = Diag::open().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = listener.local_addr().unwrap();
+        // The kernel says of this one that it has no such socket.
+        let none = question(2, Protocol::Tcp, 0, &[1; ID]);
+        diag.ask(DESTROY, ONE, &none).unwrap();
+        let found = diag.list(Protocol::Tcp, |s| s.local() == local);
+        assert_eq!(found.unwrap().len(), 1);
     }
 
     #[test]

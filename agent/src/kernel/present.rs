@@ -4,7 +4,7 @@
 //! host the kernel can be asked about the peer's own socket (`sock_diag(7)`): one that no descriptor refers to has no inode.
 //! It is asked in the network namespace that both are in.
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{self, RecvFlags, SendFlags};
+use rustix::net::{self, SendFlags};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -44,8 +44,7 @@ impl Witness {
         net::sendto(&self.0, &question, SendFlags::empty(), &kernel)?;
         let mut answer = [0; 512];
         // The kernel answers while it is asked.
-        let (length, _) = net::recv(&self.0, &mut answer, RecvFlags::DONTWAIT)?;
-        let answer = answer.get(..length).unwrap_or_default();
+        let answer = super::diag::receive(&self.0, &mut answer)?;
         if answer.get(4..6) != Some(&BY_FAMILY.to_ne_bytes()[..]) {
             // An error message: most likely that there is none.
             return Ok(None);
