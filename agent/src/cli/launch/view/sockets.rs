@@ -40,9 +40,9 @@ pub(super) fn cover(command: For<'_>) -> anyhow::Result<()> {
     let mut room = MAX;
     for _ in 0..ROUNDS {
         let mut places = Places::of_this_view(mounts()?);
-        let namespaces = Namespaces::find(command, places.mounts())?;
-        left.namespaces = namespaces.left_out;
+        let mut namespaces = Namespaces::find(command, places.mounts())?;
         let new = settled(&mut known, command, || namespaces.sockets(&places))?;
+        left.namespaces = namespaces.left_out;
         let is_over = command.held || !new.iter().any(|socket| command.is_firm(socket));
         let hidden = command.choose(new, room, &mut left, |socket| places.find(socket))?;
         room -= hidden.len();
@@ -151,7 +151,7 @@ impl Left {
         }
         if self.namespaces > 0 {
             tell!(
-                "tollgate: sockets in {} network namespaces of other users are not covered: there are too many",
+                "tollgate: sockets in {} network namespaces of other users are not covered: there are too many, or they cannot be looked at",
                 self.namespaces
             );
         }

@@ -56,8 +56,9 @@ struct Entered {
 
 /// The network namespaces of this host that somebody is in, or that are mounted somewhere.
 pub(super) struct Namespaces {
-    all: Vec<Network>,
-    /// How many there was no room for.
+    /// Whether there is no run without what it tells, and itself.
+    all: Vec<(bool, Network)>,
+    /// How many there was no room for, or told nothing.
     pub(super) left_out: usize,
 }
 
@@ -106,23 +107,42 @@ impl Namespaces {
         // One that all have left since has no sockets that anybody needs.
         let all = found.iter().filter_map(|entered| {
             let mut by = entered.by.iter();
-            by.find_map(|at| Network::at(Path::new(at)).ok())
+            let network = by.find_map(|at| Network::at(Path::new(at)).ok())?;
+            Some((entered.firm && !command.held, network))
         });
         let all = all.collect();
         Ok(Self { all, left_out })
     }
 
     /// One read of all of them.
-    pub(super) fn sockets(&self, places: &Places) -> anyhow::Result<Vec<Local>> {
-        let mut all = Vec::new();
-        for network in &self.all {
-            let found = network.look(read);
-            all.extend(found.context("local daemons' sockets are not known")?);
-        }
+    pub(super) fn sockets(&mut self, places: &Places) -> anyhow::Result<Vec<Local>> {
+        let mut all = self.listed(read)?;
         for socket in &mut all {
             if socket.owner.is_none() {
                 socket.owner = places.owner_of(socket)?;
             }
+        }
+        Ok(all)
+    }
+
+    /// A stranger's that cannot be read counts as one not looked at: what keeps it from telling may be his doing.
+    fn listed(
+        &mut self,
+        read: impl Fn() -> io::Result<Vec<Local>> + Sync,
+    ) -> anyhow::Result<Vec<Local>> {
+        let (mut all, mut failed) = (Vec::new(), Vec::new());
+        for (at, (is_firm, network)) in self.all.iter().enumerate() {
+            match network.look(&read) {
+                Ok(found) => all.extend(found),
+                Err(e) if *is_firm => {
+                    return Err(e).context("local daemons' sockets are not known");
+                }
+                Err(_) => failed.push(at),
+            }
+        }
+        for at in failed.into_iter().rev() {
+            self.all.remove(at);
+            self.left_out += 1;
         }
         Ok(all)
     }
@@ -257,5 +277,20 @@ mod tests {
             ..COMMAND
         };
         assert_eq!(Namespaces::open(held, many(true)).unwrap().left_out, 3);
+    }
+
+    #[test]
+    fn a_namespace_that_tells_nothing_keeps_a_run_from_starting_only_if_it_is_no_strangers() {
+        let listed = |firm, held| {
+            let by = vec!["/proc/self/ns/net".to_owned()];
+            let command = For { held, ..COMMAND };
+            let mut namespaces = Namespaces::open(command, vec![Entered { firm, by }]).unwrap();
+            let listed = namespaces.listed(|| Err(ErrorKind::InvalidData.into()));
+            listed.map(|found| (found.len(), namespaces.left_out))
+        };
+        assert!(listed(true, false).is_err());
+        for (firm, held) in [(false, false), (true, true), (false, true)] {
+            assert_eq!(listed(firm, held).unwrap(), (0, 1));
+        }
     }
 }
