@@ -45,9 +45,11 @@ pub(super) fn cover(command: For<'_>) -> anyhow::Result<()> {
         left.namespaces = namespaces.left_out;
         let is_over = command.held || !new.iter().any(|socket| command.is_firm(socket));
         let hidden = command.choose(new, room, &mut left, |socket| places.find(socket))?;
-        room -= hidden.len();
-        for (place, name) in hidden.values() {
-            hide(&places, *place, name)?;
+        let uncovered = command.hide(&hidden, &mut left, |name| places.look(name))?;
+        room = (room + uncovered.len()).saturating_sub(hidden.len());
+        // Another round looks for them again.
+        for socket in &uncovered {
+            known.remove(socket);
         }
         if is_over {
             if !command.held {
@@ -57,7 +59,7 @@ pub(super) fn cover(command: For<'_>) -> anyhow::Result<()> {
         }
     }
     bail!(
-        "sockets of root and user {} come up faster than they are covered: try again, or end what makes them (`ss -xl` lists them)",
+        "sockets of root and user {} come up or move faster than they are covered: try again, or end what makes them (`ss -xl` lists them)",
         command.user
     )
 }
@@ -91,7 +93,7 @@ impl For<'_> {
         room: usize,
         left: &mut Left,
         mut find: impl FnMut(&Local) -> anyhow::Result<Found>,
-    ) -> anyhow::Result<BTreeMap<Spot, (Place, PathBuf)>> {
+    ) -> anyhow::Result<Hidden> {
         sockets.retain(|socket| !self.is_open(&socket.name));
         sockets.sort_by_cached_key(|socket| (self.rank(socket), socket.clone()));
         let mut hidden = BTreeMap::new();
@@ -101,10 +103,10 @@ impl For<'_> {
                 let found = find(&socket)?;
                 left.unreachable += usize::from(found.unreachable);
                 left.lost += usize::from(found.lost);
-                for (spot, at) in found.at {
+                for (spot, (place, name)) in found.at {
                     fits &= hidden.len() < room || hidden.contains_key(&spot);
                     if fits {
-                        hidden.insert(spot, at);
+                        hidden.insert(spot, (place, name, socket.clone()));
                     }
                 }
             }
@@ -118,7 +120,31 @@ impl For<'_> {
         }
         Ok(hidden)
     }
+
+    /// Covers them; tells those that are not covered, and without which there is no run.
+    fn hide(
+        self,
+        hidden: &Hidden,
+        left: &mut Left,
+        look: impl Fn(&Path) -> anyhow::Result<Looked>,
+    ) -> anyhow::Result<Vec<Local>> {
+        let mut uncovered = Vec::new();
+        for (place, name, socket) in hidden.values() {
+            if hide(look(name)?, *place, name)? {
+                continue;
+            }
+            if self.is_firm(socket) && !self.held {
+                uncovered.push(socket.clone());
+            } else {
+                left.lost += 1;
+            }
+        }
+        Ok(uncovered)
+    }
 }
+
+/// What is to be covered, with the socket that each place is of.
+type Hidden = BTreeMap<Spot, (Place, PathBuf, Local)>;
 
 /// What is not covered.
 #[derive(Default)]
@@ -158,22 +184,22 @@ impl Left {
     }
 }
 
-/// A name may lead elsewhere by now, and what it led to is covered by another.
-fn hide(places: &Places, place: Place, name: &Path) -> anyhow::Result<()> {
-    match places.look(name)? {
+/// Whether it is covered. Its name may lead elsewhere by now, or nobody says where it leads.
+fn hide(looked: Looked, place: Place, name: &Path) -> anyhow::Result<bool> {
+    match looked {
         Looked::Socket(found) if found.place == place => {
             cover_one(&found.file).with_context(|| format!("cannot hide {name:?}"))
         }
-        _ => Ok(()),
+        _ => Ok(false),
     }
 }
 
 /// By a descriptor: what a name leads to may be something else by now.
-fn cover_one(socket: &OwnedFd) -> Result<(), Errno> {
+fn cover_one(socket: &OwnedFd) -> Result<bool, Errno> {
     match mount::mount_bind("/dev/null", format!("/proc/self/fd/{}", socket.as_raw_fd())) {
         // It was removed, or is in no mount of this view.
-        Err(Errno::NOENT | Errno::INVAL) => Ok(()),
-        done => done,
+        Err(Errno::NOENT | Errno::INVAL) => Ok(false),
+        done => done.map(|()| true),
     }
 }
 
@@ -197,7 +223,7 @@ mod tests {
         found
     }
 
-    fn names(hidden: BTreeMap<Spot, (Place, PathBuf)>) -> String {
+    fn names(hidden: Hidden) -> String {
         let names = hidden
             .into_keys()
             .map(|(_, name)| name.display().to_string());
@@ -229,5 +255,30 @@ mod tests {
         // Where the kernel holds the command to what policy names, nobody keeps a run from starting.
         let (covered, beyond) = chosen(1001, true, 2).unwrap();
         assert_eq!((covered.as_str(), beyond), ("/a/0|/a/1", 10));
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_counts_as_not_covered() {
+        let all = vec![local(0, "/run/docker.sock"), local(33, "/run/www")];
+        let uncovered = |held, says| {
+            let (command, mut left) = (
+                For {
+                    open: &[],
+                    user: 1000,
+                    held,
+                },
+                Left::default(),
+            );
+            let hidden = command.choose(all.clone(), 9, &mut left, |one| Ok(at_its_name(one)));
+            let look = |_: &Path| places::seen(Err(says));
+            let uncovered = command.hide(&hidden.unwrap(), &mut left, look);
+            uncovered.map(|uncovered| (uncovered, left.lost))
+        };
+        for says in [Errno::AGAIN, Errno::NOENT] {
+            // Of root's sockets each is looked for again, of a stranger's it is told.
+            assert_eq!(uncovered(false, says).unwrap(), (all[..1].to_vec(), 1));
+            assert_eq!(uncovered(true, says).unwrap(), (Vec::new(), 2));
+        }
+        assert!(uncovered(false, Errno::NOMEM).is_err());
     }
 }

@@ -24,8 +24,10 @@ const QUICK: [&str; 12] = [
 ];
 /// Links that a path may have, as the kernel has it.
 const LINKS: usize = 40;
-/// A directory that is renamed somewhere has the kernel say that it does not know a name at once.
+/// A directory that is renamed somewhere, and anything that anybody mounts, has the kernel say that it does not know a name at once.
 const TRIES: usize = 4;
+/// The same where nothing else can be asked.
+const MANY: usize = 64;
 /// Directories that are asked for sockets that are not where they were bound, and what is looked at in them.
 const DIRECTORIES: usize = 200_000;
 const ENTRIES: usize = 200_000;
@@ -245,30 +247,12 @@ impl Places {
         if !path.is_absolute() {
             return Ok(Looked::Nothing);
         }
-        let opened = self.open(path, OFlags::NOFOLLOW);
-        let looked = opened.and_then(|file| Ok((state(&file)?, file)));
-        match looked {
-            Ok((found, file)) if kind(&found) == FileType::Socket => Ok(Looked::Socket(Socket {
-                file,
-                place: (
-                    found.stx_mnt_id,
-                    (found.stx_dev_major, found.stx_dev_minor),
-                    found.stx_ino,
-                ),
-                owner: found.stx_uid,
-                links: found.stx_nlink,
-            })),
-            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Looked::Nothing),
-            Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
-                Err(e).context("local daemons' sockets cannot be looked at")
-            }
-            Err(_) => Ok(Looked::Unreachable),
-        }
+        seen(self.open(path, OFlags::NOFOLLOW))
     }
 
     /// At once where the kernel knows all of the path, else step by step.
     fn open(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-        match open(CWD, path, flags, ResolveFlags::CACHED) {
+        match again(TRIES, || open(CWD, path, flags, ResolveFlags::CACHED)) {
             Err(Errno::AGAIN) => self.walk(path, flags),
             done => done,
         }
@@ -276,7 +260,11 @@ impl Places {
 
     /// The way to a socket is known to the kernel, but not the links by which its name leads there.
     fn walk(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let root = || open(CWD, Path::new("/"), OFlags::DIRECTORY, ResolveFlags::CACHED);
+        // It is in the kernel's memory: nobody is asked for it.
+        let root = || {
+            let whole = ResolveFlags::empty();
+            open(CWD, Path::new("/"), OFlags::DIRECTORY, whole)
+        };
         let (mut at, mut links) = (root()?, 0);
         let mut rest = steps(path);
         while let Some(step) = rest.pop() {
@@ -305,15 +293,17 @@ impl Places {
     }
 
     fn step(&self, at: &OwnedFd, step: &OsStr) -> Result<OwnedFd, Errno> {
-        let known = || open(at, Path::new(step), OFlags::NOFOLLOW, ResolveFlags::CACHED);
-        let mut tried = std::iter::repeat_with(known).take(TRIES);
-        match tried.find(|tried| !matches!(tried, Err(Errno::AGAIN))) {
-            Some(done) => done,
-            // What is mounted on a directory is known to the kernel: this one leads to no other filesystem.
-            None if self.is_quick(at) => {
-                open(at, Path::new(step), OFlags::NOFOLLOW, ResolveFlags::NO_XDEV)
-            }
-            None => Err(Errno::AGAIN),
+        let step = Path::new(step);
+        let asked = |how| open(at, step, OFlags::NOFOLLOW, how);
+        let known = |times| again(times, || asked(ResolveFlags::CACHED));
+        match known(TRIES) {
+            // What is mounted on a directory is known to the kernel: else this one leads to no other filesystem.
+            Err(Errno::AGAIN) if self.is_quick(at) => match asked(ResolveFlags::NO_XDEV) {
+                Err(Errno::XDEV) => known(MANY),
+                done => done,
+            },
+            Err(Errno::AGAIN) => known(MANY),
+            done => done,
         }
     }
 
@@ -323,6 +313,38 @@ impl Places {
             .and_then(|found| self.mounts.get(&found.stx_mnt_id));
         mount.is_some_and(|mount| QUICK.contains(&mount.kind.as_str()))
     }
+}
+
+/// What was opened without following a link at its end.
+pub(super) fn seen(opened: Result<OwnedFd, Errno>) -> anyhow::Result<Looked> {
+    match opened.and_then(|file| Ok((state(&file)?, file))) {
+        Ok((found, file)) if kind(&found) == FileType::Socket => Ok(Looked::Socket(Socket {
+            file,
+            place: (
+                found.stx_mnt_id,
+                (found.stx_dev_major, found.stx_dev_minor),
+                found.stx_ino,
+            ),
+            owner: found.stx_uid,
+            links: found.stx_nlink,
+        })),
+        Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Looked::Nothing),
+        Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+            Err(e).context("local daemons' sockets cannot be looked at")
+        }
+        Err(_) => Ok(Looked::Unreachable),
+    }
+}
+
+/// Asks again while the kernel does not know at once.
+fn again<T>(times: usize, mut ask: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 1..times {
+        match ask() {
+            Err(Errno::AGAIN) => {}
+            done => return done,
+        }
+    }
+    ask()
 }
 
 /// The last is the first.
@@ -446,6 +468,25 @@ mod tests {
             ("second|two", false),
         ];
         assert_eq!(found, wanted.map(|(names, lost)| (names.to_owned(), lost)));
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_know_at_once_is_asked_again() {
+        let asked = |after: usize| {
+            let mut times = 0;
+            again(MANY, || {
+                times += 1;
+                (times == after).then_some(times).ok_or(Errno::AGAIN)
+            })
+        };
+        assert_eq!([1, 5, MANY].map(asked), [1, 5, MANY].map(Ok));
+        assert_eq!(asked(MANY + 1), Err(Errno::AGAIN));
+        let (mut times, says) = (0, Errno::NOENT);
+        let told = again(MANY, || {
+            times += 1;
+            Err::<(), _>(says)
+        });
+        assert_eq!((told, times), (Err(says), 1));
     }
 
     /// Anybody can have a view of the mounts in which any name is his own socket's.
