@@ -10,6 +10,7 @@ use crate::kernel::local::{File, Local};
 use anyhow::Context;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -24,6 +25,10 @@ const QUICK: [&str; 12] = [
 ];
 /// Links that a path may have, as the kernel has it.
 const LINKS: usize = 40;
+/// Steps that one name may have, with those of its links, and those of all that are looked up in a round. Each of the links may have
+/// a thousand, and anybody can have any number of names.
+const STEPS: usize = 512;
+const ALL_STEPS: usize = 200_000;
 /// A directory that is renamed somewhere, and anything that anybody mounts, has the kernel say that it does not know a name at once.
 const TRIES: usize = 4;
 /// The same where nothing else can be asked.
@@ -76,6 +81,8 @@ pub(super) struct Places {
     /// What may still be looked through: directories and entries.
     directories: usize,
     entries: usize,
+    /// Steps that may still be gone.
+    steps: Cell<usize>,
 }
 
 impl Places {
@@ -86,6 +93,7 @@ impl Places {
             known: HashMap::new(),
             directories: DIRECTORIES,
             entries: ENTRIES,
+            steps: Cell::new(ALL_STEPS),
         }
     }
 
@@ -250,12 +258,26 @@ impl Places {
         seen(self.open(path, OFlags::NOFOLLOW))
     }
 
-    /// At once where the kernel knows all of the path, else step by step.
+    /// At once where the kernel knows all of the path and no link is in it, else step by step.
     fn open(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-        match again(TRIES, || open(CWD, path, flags, ResolveFlags::CACHED)) {
-            Err(Errno::AGAIN) => self.walk(path, flags),
+        let at_once = ResolveFlags::CACHED | ResolveFlags::NO_SYMLINKS;
+        match again(TRIES, || open(CWD, path, flags, at_once)) {
+            Err(Errno::AGAIN | Errno::LOOP) => self.walk(path, flags),
             done => done,
         }
+    }
+
+    /// All of it, which may be as much as any walk.
+    fn open_whole(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.spend(STEPS)?;
+        again(TRIES, || open(CWD, path, flags, ResolveFlags::CACHED))
+    }
+
+    /// What nobody has spent on names that lead round and round is left for others'.
+    fn spend(&self, steps: usize) -> Result<(), Errno> {
+        let left = self.steps.get().checked_sub(steps);
+        self.steps.set(left.unwrap_or(0));
+        left.map(drop).ok_or(Errno::AGAIN)
     }
 
     /// The way to a socket is known to the kernel, but not the links by which its name leads there.
@@ -265,8 +287,9 @@ impl Places {
             let whole = ResolveFlags::empty();
             open(CWD, Path::new("/"), OFlags::DIRECTORY, whole)
         };
-        let (mut at, mut links) = (root()?, 0);
         let mut rest = steps(path);
+        self.spend(rest.len())?;
+        let (mut at, mut links, mut all) = (root()?, 0, rest.len());
         while let Some(step) = rest.pop() {
             let next = self.step(&at, &step)?;
             let is_last = rest.is_empty() && flags.contains(OFlags::NOFOLLOW);
@@ -278,16 +301,22 @@ impl Places {
             if links > LINKS {
                 return Err(Errno::LOOP);
             }
-            // What a link of `/proc` leads to is not what it says.
+            // What a link of `/proc` leads to is not what it says. Of others' filesystems the kernel may know a link already.
             if !self.is_quick(&next) {
-                return Err(Errno::AGAIN);
+                return self.open_whole(path, flags);
             }
             let to = rustix::fs::readlinkat(&next, "", Vec::new())?;
             let to = PathBuf::from(OsString::from_vec(to.into_bytes()));
             if to.is_absolute() {
                 at = root()?;
             }
-            rest.extend(steps(&to));
+            let more = steps(&to);
+            self.spend(more.len())?;
+            all += more.len();
+            if all > STEPS {
+                return Err(Errno::AGAIN);
+            }
+            rest.extend(more);
         }
         Ok(at)
     }
@@ -468,6 +497,46 @@ mod tests {
             ("second|two", false),
         ];
         assert_eq!(found, wanted.map(|(names, lost)| (names.to_owned(), lost)));
+    }
+
+    /// Each link goes round and round, and then on to the next.
+    #[test]
+    fn names_that_lead_round_and_round_keep_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        create_dir(at("a")).unwrap();
+        create_dir(at("there")).unwrap();
+        symlink("there", at("link")).unwrap();
+        let round = "a/../".repeat(800);
+        for link in 0..38 {
+            let next = match link {
+                0 => "there".to_owned(),
+                link => format!("{}", link - 1),
+            };
+            symlink(format!("{round}{next}"), at(&link.to_string())).unwrap();
+        }
+        let binds = |n: usize| UnixListener::bind(at(&format!("there/{n}"))).unwrap();
+        let _sockets: Vec<UnixListener> = (0..100).map(binds).collect();
+        let mut sockets = own(folder.path());
+        for socket in &mut sockets {
+            let name = Path::new(OsStr::from_bytes(&socket.name)).file_name();
+            let name = at("37").join(name.unwrap());
+            socket.name = name.into_os_string().into_vec();
+        }
+        let begun = std::time::Instant::now();
+        let mut places = Places::of_this_view(mounts().unwrap());
+        for socket in &sockets {
+            let found = places.find(socket).unwrap();
+            assert!(found.at.is_empty() && found.lost);
+        }
+        assert!(begun.elapsed() < std::time::Duration::from_secs(1));
+        let by_link = || places.look(&at("link/1")).unwrap();
+        assert!(matches!(by_link(), Looked::Socket(_)));
+        // What is left is bounded; a name without links needs none of it.
+        places.steps.set(1);
+        assert!(matches!(by_link(), Looked::Unreachable));
+        let plain = places.look(&at("there/1")).unwrap();
+        assert!(matches!(plain, Looked::Socket(_)));
     }
 
     #[test]
