@@ -159,7 +159,10 @@ sys.stdin.read()
     run.args(["echo", "started"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    assert_eq!(lines(&ended(run)), ["started"]);
+    let started = ended(run);
+    assert_eq!(lines(&started), ["started"]);
+    let told = text(&started.stderr);
+    assert!(told.contains("are not covered: 4096 are at most"), "{told}");
     // Fail closed: one that is not covered leads out.
     let refused = ended(launch(&place, &["echo", "started"]));
     let told = text(&refused.stderr);

@@ -52,9 +52,7 @@ pub(super) fn cover(command: For<'_>) -> anyhow::Result<()> {
             known.remove(socket);
         }
         if is_over {
-            if !command.held {
-                left.tell();
-            }
+            left.tell(command);
             return Ok(());
         }
     }
@@ -67,14 +65,15 @@ pub(super) fn cover(command: For<'_>) -> anyhow::Result<()> {
 impl For<'_> {
     /// One without which there is no run.
     fn is_firm(self, socket: &Local) -> bool {
-        self.rank(socket) == 0
+        self.rank(socket) <= 1
     }
 
-    /// Root's and the user's come first. Of others anybody may be: the services' own users have the lowest ids.
+    /// Root's come first, then the user's, who can have any number. Of others anybody may be: the services' own users have the lowest ids.
     fn rank(self, socket: &Local) -> u32 {
         match socket.owner {
-            Some(owner) if owner == self.user => 0,
-            Some(owner) => owner,
+            Some(0) => 0,
+            Some(owner) if owner == self.user => 1,
+            Some(owner) => owner.saturating_add(1),
             None => u32::MAX,
         }
     }
@@ -156,7 +155,20 @@ struct Left {
 }
 
 impl Left {
-    fn tell(&self) {
+    fn tell(&self, command: For<'_>) {
+        if self.beyond > 0 {
+            let (whose, anyhow) = match command.held {
+                true => ("", "; the kernel refuses them to the command nevertheless"),
+                false => (" of other users", ""),
+            };
+            tell!(
+                "tollgate: {} sockets{whose} are not covered: {MAX} are at most{anyhow}",
+                self.beyond
+            );
+        }
+        if command.held {
+            return;
+        }
         if self.unreachable > 0 {
             tell!(
                 "tollgate: {} sockets are not covered: root may not look where they are (FUSE, NFS), or they are named by way of another process's files",
@@ -167,12 +179,6 @@ impl Left {
             tell!(
                 "tollgate: {} sockets are not where they were bound, or have names elsewhere too: those that were not removed are not covered",
                 self.lost
-            );
-        }
-        if self.beyond > 0 {
-            tell!(
-                "tollgate: {} sockets of other users are not covered: {MAX} are at most",
-                self.beyond
             );
         }
         if self.namespaces > 0 {
@@ -254,7 +260,7 @@ mod tests {
         assert!(chosen(1001, false, 9).is_err());
         // Where the kernel holds the command to what policy names, nobody keeps a run from starting.
         let (covered, beyond) = chosen(1001, true, 2).unwrap();
-        assert_eq!((covered.as_str(), beyond), ("/a/0|/a/1", 10));
+        assert_eq!((covered.as_str(), beyond), ("/a/0|/run/docker.sock", 10));
     }
 
     #[test]
