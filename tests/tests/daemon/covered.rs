@@ -208,6 +208,8 @@ sys.stdin.read()
         .args(&names)
         .output();
     let output = ended(launch(&place, &connect(&names)));
+    let named = ["--unix", names[1]];
+    let open = ended(launch_as(&place, &named, &connect(&names)));
     let _ = rustix::mount::unmount(&again, rustix::mount::UnmountFlags::DETACH);
     let said = |what: &str| {
         names
@@ -217,6 +219,10 @@ sys.stdin.read()
     };
     assert_eq!(lines(&outside.unwrap()), said("reached"));
     assert_eq!(lines(&output), said("ECONNREFUSED"));
+    // What policy names is reached by that name, whatever its daemon bound.
+    let mut wanted = said("ECONNREFUSED");
+    wanted[1] = format!("{} reached", names[1]);
+    assert_eq!(lines(&open), wanted);
 }
 
 /// A daemon may be in another network than who can look its path up.

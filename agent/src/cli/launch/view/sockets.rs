@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::mount;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Sockets covered at most, each at each of its places: every one is a mount.
@@ -99,9 +100,12 @@ impl For<'_> {
         for socket in sockets {
             let mut fits = hidden.len() < room;
             if fits {
-                let found = find(&socket)?;
+                let mut found = find(&socket)?;
                 left.unreachable += usize::from(found.unreachable);
                 left.lost += usize::from(found.lost);
+                // It may have been renamed, or linked, to what policy names.
+                let is_open = |name: &PathBuf| self.is_open(name.as_os_str().as_bytes());
+                found.at.retain(|_, (_, name)| !is_open(name));
                 for (spot, (place, name)) in found.at {
                     fits &= hidden.len() < room || hidden.contains_key(&spot);
                     if fits {

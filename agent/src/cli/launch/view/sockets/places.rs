@@ -150,13 +150,13 @@ impl Places {
             return Ok(());
         }
         found.links = first.links;
-        let Some((mount, path)) = self.within(&first) else {
+        let Some((mount, path, name)) = self.within(&first) else {
             let spot = (first.place.0, name.to_owned());
             found.at.insert(spot, (first.place, name.to_owned()));
             return Ok(());
         };
         let spot = (mount.id, path.clone());
-        found.at.insert(spot, (first.place, name.to_owned()));
+        found.at.insert(spot, (first.place, name));
         for other in self.mounts().filter(|other| other.id != mount.id) {
             if let Some(place) = other.place_of(mount.device, &path)
                 && let Looked::Socket(at) = self.look(&place)?
@@ -169,13 +169,13 @@ impl Places {
         Ok(())
     }
 
-    /// The mount that it is in, and its path within the filesystem.
-    fn within(&self, socket: &Socket) -> Option<(&Mounted, PathBuf)> {
+    /// The mount that it is in, its path within the filesystem, and its path without links.
+    fn within(&self, socket: &Socket) -> Option<(&Mounted, PathBuf, PathBuf)> {
         let mount = self.mounts.get(&socket.place.0)?;
         let link = format!("/proc/self/fd/{}", socket.file.as_raw_fd());
         let real = std::fs::read_link(link).ok()?;
         let rest = real.strip_prefix(&mount.path).ok()?;
-        Some((mount, mount.root.join(rest)))
+        Some((mount, mount.root.join(rest), real))
     }
 
     fn file(&self, socket: &Socket) -> File {
