@@ -56,6 +56,9 @@ pub(super) struct Args {
     /// The kernel refuses it all others, covered or not
     #[arg(long)]
     unix_held: bool,
+    /// The agent does not say whether the kernel does
+    #[arg(long)]
+    agent_is_older: bool,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -90,7 +93,13 @@ fn prepare(args: &Args) -> anyhow::Result<()> {
     give_up_capabilities().context("cannot give up capabilities")?;
     trust_is_readable(args)?;
     rustix::thread::set_no_new_privs(true).context("cannot give up gaining privileges")?;
-    if !args.unix_held {
+    if args.agent_is_older {
+        // A kernel that holds it needs no domain, in which much does not run.
+        tell!(
+            "tollgate: the running agent is older than this program, and does not say whether the kernel holds the command to the Unix \
+             sockets that policy names: restart it"
+        );
+    } else if !args.unix_held {
         domain::enter().context("cannot enter a Landlock domain")?;
     }
     for filter in filters()? {

@@ -182,9 +182,11 @@ fn command(args: &Args, user: &User, enrolled: &Enrolled) -> Command {
     for socket in &enrolled.unix {
         command.arg("--unix").arg(socket);
     }
-    if enrolled.unix_held {
-        command.arg("--unix-held");
-    }
+    match enrolled.unix_held {
+        Some(true) => command.arg("--unix-held"),
+        Some(false) => &mut command,
+        None => command.arg("--agent-is-older"),
+    };
     command
         .arg("--")
         .args(&args.command)

@@ -411,7 +411,7 @@ impl Enrolments {
                     trust: super::trust(&config.runtime_dir),
                     hidden: hidden(config),
                     unix: unix(policy, &workload),
-                    unix_held: self.fence.holds_unix_sockets(),
+                    unix_held: Some(self.fence.holds_unix_sockets()),
                     workload,
                 })
             }

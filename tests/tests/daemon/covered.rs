@@ -334,6 +334,12 @@ print("moved")
     // Where the kernel holds the command there is no domain, and what it does not hold here is reached.
     let held = ended(launch_as(&place, &["--unix-held"], &program));
     assert_eq!(lines(&held), [&reached[..], &moved].concat());
+    // Nor where nobody says whether it does.
+    let older = ended(launch_as(&place, &["--agent-is-older"], &program));
+    assert_eq!(lines(&older), [&reached[..], &moved].concat());
+    let told = text(&older.stderr);
+    assert!(told.contains("older than this program"), "{told}");
+    assert!(!told.contains("Landlock"), "{told}");
 }
 
 /// Whether the kernel holds the command is asked of it when a run begins, not remembered.

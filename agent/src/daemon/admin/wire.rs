@@ -334,9 +334,10 @@ pub struct Enrolled {
     /// Unix sockets that it may speak to, as policy writes them: those with a path that are not among them are covered.
     #[serde(default)]
     pub unix: Vec<String>,
-    /// Whether the kernel holds it to those by itself: then a socket that is not covered leads nowhere either.
+    /// Whether the kernel holds it to those by itself: then a socket that is not covered leads nowhere either. `None`: the agent is of a
+    /// version that does not say.
     #[serde(default)]
-    pub unix_held: bool,
+    pub unix_held: Option<bool>,
 }
 
 /// Files that clients are pointed at.
