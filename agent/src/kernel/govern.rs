@@ -12,7 +12,8 @@ use rustix::net::{SocketType, sockopt::socket_type};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 use tollgate_common::ABI;
 use tollgate_common::flow::{AgentSocket, LISTENER_TAG, Port, Query};
 use tollgate_common::limits::{MAX_WORKLOADS, NAME_BYTES};
@@ -21,6 +22,10 @@ use tollgate_common::settings::{Name, Ports, Settings};
 
 /// In place of a workload's name, where it is not known yet whose something is.
 pub const UNSETTLED_NAME: &str = "unsettled";
+
+/// How long a cgroup cannot be opened before it is taken for gone, where no hook has said so. The hooks have a new one before anybody can
+/// open it, and who is making it may have to wait in between.
+const BEING_MADE: Duration = Duration::from_secs(10);
 
 /// Stamps the maps with their version, and forgets what was sent to an earlier agent, and who connected to it: nobody asks.
 pub(super) fn prepare(maps: &Maps) -> Result<(), Error> {
@@ -313,12 +318,25 @@ impl Fence {
     pub(super) fn all_governed(&self) -> Vec<Governed> {
         let entries = self.maps.governed.iter().filter_map(Result::ok);
         let entries = entries.filter(|(_, subtree)| subtree.workload != 0);
+        let mut gone = self
+            .maps
+            .gone
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *gone);
         let mut all: Vec<Governed> = entries
             .map(|(cgroup_id, subtree)| {
                 let path = cgroup::path(&self.root, cgroup_id);
+                // One that is being made is there for the hooks before anybody else can open it.
+                let is_away = path.as_ref().is_err_and(|missing| missing.is_gone);
+                let since = is_away.then(|| {
+                    let now = Instant::now();
+                    let since = before.get(&cgroup_id).copied().unwrap_or(now);
+                    *gone.entry(cgroup_id).or_insert(since)
+                });
                 Governed {
                     cgroup_id,
-                    is_gone: path.as_ref().is_err_and(|missing| missing.is_gone),
+                    is_gone: since.is_some_and(|since| since.elapsed() > BEING_MADE),
                     cgroup: path.ok().map(|path| format!("/{}", path.display())),
                     workload: self.names.workload(subtree.workload).to_string(),
                 }

@@ -4,6 +4,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SkStorage};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tollgate_common::event::RefusalKey;
 use tollgate_common::flow::{Account, AgentSocket, Asker, Inode, Path, Port, Query, Steered};
 use tollgate_common::openings::{Kept, Listen, Named};
@@ -15,6 +16,8 @@ use tollgate_common::settings::{Name, Ports, Settings};
 
 /// What is read.
 pub(super) struct Maps {
+    /// Cgroups that cannot be opened, though `GOVERNED` has them, and since when.
+    pub(super) gone: Mutex<std::collections::HashMap<u64, Instant>>,
     pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
     pub(super) accepted: SkStorage<MapData, Steered>,
@@ -72,6 +75,7 @@ impl Maps {
     /// Opens every map at its pin.
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
+            gone: Mutex::default(),
             governed: open(pins, "GOVERNED")?,
             agent_sockets: open(pins, "AGENT_SOCKETS")?,
             accepted: open(pins, "ACCEPTED")?,

@@ -1,5 +1,7 @@
 //! Cgroups that are governed from their birth on: between `mkdir` and the first connection nobody has a chance.
 use crate::support::*;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tollgate::kernel::{CgroupPath, Recognition};
 
 /// A path below the cgroup root, where `*` is any name.
@@ -245,7 +247,7 @@ fn many_paths_are_as_good_as_one() {
     let top = Cgroup::new(stand.fence().cgroup_root(), unique());
     let name = top.name.to_str().unwrap();
     let paths = (0..10_000).map(|n| path(&format!("{name}/w{n}"), &format!("w{n}"), n, false));
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     stand.fence().recognise(&by(paths.collect())).unwrap();
     eprintln!("10 000 paths told in {:?}", begun.elapsed());
     for n in [0, 4_321, 9_999] {
@@ -257,6 +259,43 @@ fn many_paths_are_as_good_as_one() {
 }
 
 /// A container's cgroup is refused until somebody knows whose it is.
+/// The hooks have a cgroup before it can be opened. Whoever looks in between must not take it for one that is gone, and let go of it.
+#[test]
+fn a_cgroup_that_is_being_made_is_not_taken_for_gone() {
+    let stand = Stand::new();
+    let fence = stand.fence();
+    let top = Cgroup::new(fence.cgroup_root(), unique());
+    let wanted = Recognition {
+        by_container: true,
+        ..Recognition::default()
+    };
+    fence.recognise(&wanted).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let governed = fence.governed().into_iter();
+                for one in governed.filter(|one| one.is_gone) {
+                    fence.release(one.cgroup_id).unwrap();
+                }
+            }
+        });
+        // Few at a time, of which it is soon looked at the newest; to remove one takes longer than to make many.
+        let until = Instant::now() + Duration::from_secs(10);
+        let (mut made, mut free) = (0, 0);
+        while Instant::now() < until {
+            let name = |n| format!("docker-{:064x}.scope", made + n);
+            let some: Vec<Cgroup> = (0..10).map(|n| top.child(&name(n))).collect();
+            let held: Vec<u64> = fence.governed().iter().map(|one| one.cgroup_id).collect();
+            free += some.iter().filter(|one| !held.contains(&one.id())).count();
+            made += some.len();
+        }
+        is_over.store(true, Ordering::Relaxed);
+        assert!(made > 40, "{made}");
+        assert_eq!(free, 0, "of {made}");
+    });
+}
+
 #[test]
 fn a_new_container_waits_until_it_is_known() {
     let mut stand = Stand::new();
