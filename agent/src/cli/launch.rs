@@ -94,12 +94,12 @@ fn prepare(args: &Args) -> anyhow::Result<()> {
     trust_is_readable(args)?;
     rustix::thread::set_no_new_privs(true).context("cannot give up gaining privileges")?;
     if args.agent_is_older {
-        // A kernel that holds it needs no domain, in which much does not run.
         tell!(
             "tollgate: the running agent is older than this program, and does not say whether the kernel holds the command to the Unix \
-             sockets that policy names: restart it"
+             sockets that policy names: restart it; until then runs are as where it does not"
         );
-    } else if !args.unix_held {
+    }
+    if !args.unix_held {
         domain::enter().context("cannot enter a Landlock domain")?;
     }
     for filter in filters()? {

@@ -1,6 +1,7 @@
 //! What is in a file, read by a process of its own: who waits for a filesystem that never answers cannot be killed, and would keep
 //! the agent's descriptors, its port among them, for ever.
 use super::digests::{device_of, look, state as found_as};
+use super::mounts;
 use crate::kernel::FileState;
 use rustix::fs::{FileType, Mode, OFlags, Statx};
 use sha2::{Digest, Sha256};
@@ -115,7 +116,11 @@ fn is_in(state: &FileState, file: &File) -> bool {
 pub(super) fn is_it(state: &FileState, found: &Statx, process: u32) -> bool {
     let now = found_as(found, None);
     let is_on = device_of(found, process).map_or_else(
-        || now.device == state.device || is_made_up(now.device) && is_made_up(state.device),
+        || {
+            let may_be = is_made_up(now.device) && is_made_up(state.device);
+            // What lies where the agent sees it is found there.
+            now.device == state.device || may_be && !mounts::is_seen(state.device)
+        },
         |device| device == state.device,
     );
     is_on && (now.inode, now.changed) == (state.inode, state.changed)

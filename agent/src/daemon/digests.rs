@@ -83,8 +83,8 @@ pub(super) struct Digests {
     reading: HashMap<FileState, Instant>,
     done: Receiver<Done>,
     tell: Sender<Done>,
-    /// When those were that could not be.
-    failed: HashMap<FileState, Instant>,
+    /// When those were that could not be, by what process ran them or by what was held.
+    failed: HashMap<(FileState, bool), Instant>,
     /// How one is read.
     pub(super) reader: fn(&Path, &FileState) -> Option<Content>,
     /// Tells that [`Self::take`] has something.
@@ -116,7 +116,7 @@ impl Digests {
 
     /// Has a file read that is to be found there, if that is not under way.
     pub(super) fn ask(&mut self, at: &At, state: &FileState) {
-        let failed = self.failed.get(state);
+        let failed = self.failed.get(&(*state, matches!(at, At::Held(..))));
         let is_asked = self.reading.contains_key(state)
             || self.queued.contains(state)
             || failed.is_some_and(|at| at.elapsed() < AGAIN);
@@ -163,7 +163,8 @@ impl Digests {
             if self.failed.len() >= WAITING {
                 self.failed.clear();
             }
-            self.failed.insert(done.state, Instant::now());
+            let is_held = matches!(done.at, At::Held(..));
+            self.failed.insert((done.state, is_held), Instant::now());
             return None;
         };
         if self.known.len() >= DIGESTS {
@@ -192,12 +193,10 @@ impl Digests {
                     At::Process(process, _) => reader(&program_of(*process), &state),
                     At::Held(held, _) => reader(&held.path(), &state),
                 };
-                let is_read = content.is_some();
                 // Nobody listens any more: the agent ends.
                 let _ = tell.send(Done { at, state, content });
-                if is_read {
-                    learned.notify_one();
-                }
+                // Also of one that could not be: its place is the next one's.
+                learned.notify_one();
             };
             // Without a thread it is asked for again.
             if std::thread::Builder::new().spawn(read).is_ok() {

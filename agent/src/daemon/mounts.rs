@@ -80,8 +80,16 @@ pub(super) fn device(mount: u64, own: u32, of: u32) -> Option<u32> {
         return Some(own);
     }
     KNOWN.with_borrow_mut(|known| {
-        let tables = ["self".to_owned(), of.to_string()];
+        // Its process's first: of most it is the agent's own.
+        let tables = [of.to_string(), "self".to_owned()];
         tables.iter().find_map(|of| known.device((mount, own), of))
+    })
+}
+
+/// Is it the device of what somebody sees mounted as the agent does, as far as that can be told?
+pub(super) fn is_seen(device: u32) -> bool {
+    table("self").map_or(true, |table| {
+        mounts(&table).any(|mount| mount.device == device)
     })
 }
 
@@ -113,7 +121,9 @@ struct Table {
 
 impl Known {
     fn device(&mut self, (mount, own): (u64, u32), of: &str) -> Option<u32> {
-        let namespace = std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok()?;
+        let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
+        let is_own = namespace(of) == namespace("self");
+        let namespace = namespace(of)?;
         self.tables.retain(|_, table| table.read.elapsed() < FRESH);
         if let Some(table) = self.tables.get(&namespace) {
             let device = table.devices.get(&mount).copied();
@@ -125,7 +135,7 @@ impl Known {
                 return None;
             }
         }
-        let text = self.read(of)?;
+        let text = self.read(of, is_own)?;
         let devices = mounts(&text).map(|mount| (mount.number, mount.device));
         if self.tables.len() >= NAMESPACES {
             self.tables.clear();
@@ -141,14 +151,13 @@ impl Known {
     }
 
     /// Reads a table, of others within [`SPENT`].
-    fn read(&mut self, of: &str) -> Option<Vec<u8>> {
+    fn read(&mut self, of: &str, is_own: bool) -> Option<Vec<u8>> {
         let now = Instant::now();
         let is_over = |(since, _): &(Instant, Duration)| now.duration_since(*since) > PERIOD;
         let (since, spent) = self
             .spent
             .filter(|all| !is_over(all))
             .unwrap_or((now, Duration::ZERO));
-        let is_own = of == "self";
         if spent >= SPENT && !is_own {
             self.missed = Some(now);
             return None;
@@ -175,13 +184,14 @@ mod tests {
             ..Known::default()
         };
         let of = std::process::id().to_string();
-        assert_eq!(known.device((u64::MAX, 7), &of), None);
+        assert_eq!(known.read(&of, false), None);
         assert!(known.missed.take().is_some());
         // The agent's own is read all the same, and others' after that.
-        assert!(known.read("self").is_some() && known.missed.is_none());
+        assert_eq!(known.device((u64::MAX, 7), &of), None);
+        assert!(known.tables.len() == 1 && known.missed.is_none());
         let before = Instant::now().checked_sub(PERIOD * 2);
         known.spent = before.map(|at| (at, SPENT));
-        assert!(known.read(&of).is_some() && known.missed.is_none());
+        assert!(known.read(&of, false).is_some() && known.missed.is_none());
         // What a disk's file says of itself needs none.
         assert_eq!(device(u64::MAX, 8 << 20 | 1, 0), Some(8 << 20 | 1));
     }

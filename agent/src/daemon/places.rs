@@ -1,7 +1,7 @@
 //! Where files lie that processes have run, and run no more. Who runs many and takes them away has all of them looked for: others are
 //! not to wait for that.
 use super::digests::{At, Held, changed, device_of, name_of, own_device, run_by, runs, state};
-use super::mounts::{Mount, mounts, table};
+use super::mounts::{Mount, are_too_many, mounts, table};
 use crate::kernel::FileState;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
@@ -240,9 +240,13 @@ fn held(root: &OwnedFd, table: &Table, of: u32, file: &FileState, path: &str) ->
     for path in paths.take(MOUNTS) {
         match rustix::fs::openat2(root, path, flags, Mode::empty(), links) {
             Ok(open) => {
-                let it =
-                    name_of(&open).filter(|(found, _)| state(found, device_of(found, of)) == *file);
-                if let Some((_, name)) = it {
+                let Some((found, name)) = name_of(&open) else {
+                    continue;
+                };
+                let device = device_of(&found, of);
+                if device.is_none() && are_too_many() {
+                    place = Place::NotYet;
+                } else if state(&found, device) == *file {
                     return Place::At(At::Held(Held(Arc::new(open)), name));
                 }
             }

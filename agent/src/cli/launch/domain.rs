@@ -17,7 +17,7 @@ pub(super) fn enter() -> anyhow::Result<()> {
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     let Ok(ruleset) = ruleset.handle_access(AccessFs::Refer) else {
         tell!(
-            "tollgate: this kernel holds the command to no Unix sockets and has no Landlock: by way of other processes of its user \
+            "tollgate: no hook is known to hold the command to Unix sockets, and the kernel has no Landlock: by way of other processes of its user \
              (/proc/PID/root) it can reach daemons that policy does not name; give it a user of its own (--user)"
         );
         return Ok(());
@@ -27,7 +27,7 @@ pub(super) fn enter() -> anyhow::Result<()> {
     let ruleset = ruleset.add_rule(PathBeneath::new(root, AccessFs::Refer))?;
     ruleset.restrict_self()?;
     tell!(
-        "tollgate: this kernel holds the command to no Unix sockets: it is kept from its user's other processes by Landlock, which \
+        "tollgate: no hook is known to hold the command to Unix sockets: it is kept from its user's other processes by Landlock, which \
          does not let it mount anything either"
     );
     Ok(())
