@@ -304,7 +304,12 @@ impl Drop for Place {
         let pins = Path::new("/sys/fs/bpf").join(&self.name);
         let _ = fs::remove_dir_all(pins);
         let _ = fs::remove_dir(&self.cgroup);
-        let _ = rustix::mount::unmount(self.path("state"), rustix::mount::UnmountFlags::DETACH);
+        // Some tests mount something there.
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| Path::new(point).starts_with(&self.directory)) {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
