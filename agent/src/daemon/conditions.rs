@@ -48,6 +48,10 @@ impl Conditions {
         }))
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn at(&self, place: usize) -> Option<&Condition> {
         self.0.get(place)
     }

@@ -1,6 +1,6 @@
 //! What the policy language can say and this version's agent cannot hold: found before anything is decided by it.
-use super::conditions::CONDITIONS;
-use super::selectors::{Selectors, has_cgroup, has_process};
+use super::conditions::{CONDITIONS, Conditions};
+use super::selectors::{Selectors, has_cgroup};
 use crate::kernel::Bits;
 use tollgate_policy::syntax::{Fault, Faults, Severity, Source};
 use tollgate_policy::{Compiled, Policy, Selector};
@@ -17,7 +17,7 @@ pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
 /// What a selector says that cannot be held, and what is wider than it looks.
 fn selectors(policy: &Policy, sources: &[Source]) -> Vec<Fault> {
     let all = policy.workloads().iter().flat_map(|w| &w.selectors);
-    let mut combined: Vec<Selector> = Vec::new();
+    let mut combined = Conditions::default();
     let numbered = Selectors::of(policy, &Selectors::default(), &Bits::default());
     let unfollowed = numbered.unfollowed().map(|(selector, error)| {
         let (at, message) = (selector.at.clone(), error.to_string());
@@ -26,18 +26,7 @@ fn selectors(policy: &Policy, sources: &[Source]) -> Vec<Fault> {
         fault
     });
     let remarks = all.filter_map(|selector| {
-        if has_cgroup(selector) && has_process(selector) {
-            let part = Selector {
-                cgroup: selector.cgroup.clone(),
-                unit: selector.unit.clone(),
-                container: selector.container.clone(),
-                labels: selector.labels.clone(),
-                ..Selector::default()
-            };
-            if !combined.contains(&part) {
-                combined.push(part);
-            }
-        }
+        combined.place(selector);
         let (severity, message, help) = remark(selector, combined.len())?;
         let mut fault = Fault::found(severity, selector.at.clone(), message, sources);
         fault.help = Some(help.to_owned());
