@@ -22,6 +22,7 @@ mod ca;
 mod check;
 mod completions;
 mod content;
+mod copies;
 mod decisions;
 mod diff;
 mod doctor;
@@ -92,6 +93,9 @@ enum Verb {
     Launch(launch::Args),
     #[command(hide = true)]
     Content(content::Args),
+    /// Copies sockets for the agent
+    #[command(hide = true)]
+    Copies,
 }
 
 /// Where the caller's configuration and agent are.
@@ -191,6 +195,7 @@ fn dispatch(context: &Context, verb: Verb) -> anyhow::Result<Outcome> {
         Verb::Completions(args) => completions::run(&args, Cli::command()),
         Verb::Man(args) => man::run(&args, Cli::command()),
         Verb::Content(args) => Ok(content::run(&args)),
+        Verb::Copies => Ok(copies::run()),
         Verb::Launch(args) => Ok(launch::run(&args)),
     }
 }

@@ -1,5 +1,6 @@
 //! Which cgroups of this host a policy's workloads are: selectors against the tree below the cgroup2 root.
 use super::selectors::has_process;
+use crate::kernel::bounded;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -141,20 +142,21 @@ pub(super) fn of_process(process: u32) -> Vec<String> {
 /// the one is by which its service is reloaded.
 pub(super) fn sharing_with_the_agent(root: &Path, own: &[String]) -> Vec<u32> {
     let program = program(std::process::id());
-    // None is left of who has ended meanwhile.
-    let is_anothers =
-        |process: &u32| self::program(*process).is_some_and(|one| Some(one) != program);
     let listed = own.iter().map(|cgroup| {
         let directory = root.join(cgroup.trim_start_matches('/'));
         std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default()
     });
-    listed
-        .flat_map(|text| {
-            text.lines()
-                .filter_map(|line| line.parse().ok())
-                .collect::<Vec<u32>>()
-        })
-        .filter(is_anothers)
+    let listed = listed.flat_map(|text| {
+        text.lines()
+            .filter_map(|line| line.parse().ok())
+            .collect::<Vec<u32>>()
+    });
+    let all: Vec<u32> = listed.collect();
+    let programs = bounded::each(all.clone(), self::program).into_iter();
+    // None is left of who has ended meanwhile.
+    let is_anothers = programs.map(|one| one.flatten().is_some_and(|one| Some(one) != program));
+    let each = all.into_iter().zip(is_anothers);
+    each.filter_map(|(process, is)| is.then_some(process))
         .collect()
 }
 

@@ -2,7 +2,7 @@
 //! else is to wait for that. How a file is, the kernel says without asking its filesystem.
 use super::content::{self, Content};
 use super::mounts::{are_too_many, device};
-use crate::kernel::{FileState, of_process};
+use crate::kernel::{FileState, bounded, of_process};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -219,7 +219,30 @@ fn program_of(process: u32) -> PathBuf {
 /// What a process runs, and how the kernel last knew that file to be: of one file, whatever the process becomes meanwhile. `None`:
 /// nobody can say now.
 pub(super) fn running(process: u32) -> Option<(At, FileState)> {
-    let run = run_now(process)?;
+    each_running(&[process]).next()?.1
+}
+
+/// Processes that are asked at once: what they run is open meanwhile.
+const ASKED: usize = 64;
+
+/// The same of each of these processes.
+pub(super) fn each_running(
+    processes: &[u32],
+) -> impl Iterator<Item = (u32, Option<(At, FileState)>)> {
+    let some = processes.chunks(ASKED);
+    some.flat_map(|some| {
+        let runs = bounded::each(some.to_vec(), run_now).into_iter();
+        let known = some.iter().copied().zip(runs);
+        known.map(|(process, run)| {
+            (
+                process,
+                run.flatten().and_then(|run| known_as(process, run)),
+            )
+        })
+    })
+}
+
+fn known_as(process: u32, run: Run) -> Option<(At, FileState)> {
     let device = device_of(&run.found, process);
     if device.is_none() && are_too_many() {
         return None; // Another device than it has would be another file's.
@@ -230,7 +253,7 @@ pub(super) fn running(process: u32) -> Option<(At, FileState)> {
 
 /// The same, if it is this file.
 pub(super) fn runs(process: u32, file: &FileState) -> Option<At> {
-    let run = run_now(process)?;
+    let run = bounded::of(process, run_now).ok()??;
     content::is_it(file, &run.found, process).then_some(At::Process(process, run.name))
 }
 
@@ -288,14 +311,13 @@ pub(super) fn own_device(found: &Statx) -> u32 {
     (found.stx_dev_major << 20) | found.stx_dev_minor
 }
 
-pub(super) fn run_by(process: u32) -> Option<Statx> {
-    of_process(process, |at| look(CWD, format!("{at}/exe")).ok())
-}
-
-/// Does a process run this file? Its device may be one that only a hook could tell.
-pub(super) fn is_running(process: u32, state: &FileState) -> bool {
-    run_by(process)
-        .is_some_and(|found| (found.stx_ino, changed(&found)) == (state.inode, state.changed))
+/// What each of these processes runs. `None`: nobody can say now.
+pub(super) fn run_by(processes: Vec<u32>) -> Vec<(u32, Option<Statx>)> {
+    let ask = |process| of_process(process, |at| look(CWD, format!("{at}/exe")).ok());
+    let runs = bounded::each(processes.clone(), ask).into_iter();
+    let each = processes.into_iter().zip(runs);
+    each.map(|(process, run)| (process, run.flatten()))
+        .collect()
 }
 
 /// How the kernel last knew a regular file to be: its filesystem is not asked, which might never answer.

@@ -53,8 +53,8 @@ impl Agent {
     fn see_again(&self) -> bool {
         let all = lock(&self.enrolments).again();
         // Who has left the cgroups, or never was in one, has made processes too.
-        self.shared.fence.enrol_descendants();
-        let looked = self.shared.fence.look_again_at_all();
+        let made = self.shared.fence.enrol_descendants();
+        let looked = made.and_then(|_| self.shared.fence.look_again_at_all());
         if let Err(error) = &looked {
             tracing::error!("not all that is governed is looked at again: {error}");
         }

@@ -1,5 +1,5 @@
 //! The mount tables of processes, which are as long as their owners make them.
-use crate::kernel::unescape;
+use crate::kernel::{bounded, unescape};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -68,6 +68,12 @@ pub(super) fn mounts(table: &[u8]) -> impl Iterator<Item = Mount> {
     table.split(|byte| *byte == b'\n').filter_map(Mount::of)
 }
 
+/// The mount namespace of a process; `None`: it is gone, or the kernel does not say.
+fn namespace(of: u32) -> Option<PathBuf> {
+    let ask = |of| std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
+    bounded::of(of, ask).ok().flatten()
+}
+
 /// The mount of this number.
 pub(super) fn mounted(table: &[u8], number: u64) -> Option<Mount> {
     mounts(table).find(|mount| mount.number == number)
@@ -121,9 +127,13 @@ struct Table {
 
 impl Known {
     fn device(&mut self, (mount, own): (u64, u32), of: &str) -> Option<u32> {
-        let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
-        let is_own = namespace(of) == namespace("self");
-        let namespace = namespace(of)?;
+        let agents = std::fs::read_link("/proc/self/ns/mnt").ok();
+        let namespace = match of {
+            "self" => agents.clone(),
+            _ => namespace(of.parse().ok()?),
+        };
+        let is_own = namespace == agents;
+        let namespace = namespace?;
         self.tables.retain(|_, table| table.read.elapsed() < FRESH);
         if let Some(table) = self.tables.get(&namespace) {
             let device = table.devices.get(&mount).copied();

@@ -2,7 +2,7 @@
 //! not to wait for that.
 use super::digests::{At, Held, changed, device_of, name_of, own_device, run_by, runs, state};
 use super::mounts::{Mount, are_too_many, mounts, table};
-use crate::kernel::FileState;
+use crate::kernel::{FileState, bounded};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
@@ -49,7 +49,7 @@ pub(super) struct Places {
     running: Option<HashMap<Run, Vec<Runner>>>,
     found: HashMap<FileState, At>,
     /// Which view each process has.
-    views: HashMap<u32, Option<View>>,
+    views: HashMap<u32, Result<Option<View>, Silent>>,
     tables: HashMap<View, (Instant, Table)>,
     /// Since when each was looked for in vain, and in which views.
     sought: HashMap<FileState, (Instant, HashSet<View>)>,
@@ -115,8 +115,8 @@ impl Places {
     fn run_still(&mut self, file: &FileState) -> Option<At> {
         let running = self.running.get_or_insert_with(|| {
             let mut all = HashMap::<Run, Vec<Runner>>::new();
-            for process in crate::kernel::processes() {
-                if let Some(found) = run_by(process) {
+            for (process, found) in run_by(crate::kernel::processes()) {
+                if let Some(found) = found {
                     let run = (found.stx_ino, changed(&found));
                     let device = own_device(&found);
                     all.entry(run).or_default().push((device, process));
@@ -149,9 +149,12 @@ impl Places {
                 return Place::NotYet;
             }
             let begun = Instant::now();
-            let view = self.views.entry(of).or_insert_with(|| view(CWD, root(of)));
+            let view = *self.views.entry(of).or_insert_with(|| view_of(of));
             let (_, views) = self.sought.entry(*file).or_insert_with(begin);
-            // Without a view it has ended.
+            let Ok(view) = view else {
+                return Place::NotYet;
+            };
+            // Without one it has ended.
             let view = view.filter(|view| views.len() < VIEWS && !views.contains(view));
             if view.is_some() {
                 within = path.take().map_or(within, |path| path());
@@ -184,6 +187,14 @@ fn root(of: u32) -> String {
     format!("/proc/{of}/root")
 }
 
+/// The kernel does not say.
+#[derive(Debug, Clone, Copy)]
+struct Silent;
+
+fn view_of(process: u32) -> Result<Option<View>, Silent> {
+    bounded::of(process, |process| view(CWD, root(process))).map_err(|_| Silent)
+}
+
 fn view(beside: impl AsFd, path: impl rustix::path::Arg) -> Option<View> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
     let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
@@ -194,7 +205,8 @@ fn view(beside: impl AsFd, path: impl rustix::path::Arg) -> Option<View> {
 /// The root of a process that has this view; by now another one may have its id.
 fn open_root(of: u32, wanted: View) -> Option<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
-    let root = rustix::fs::open(root(of), flags, Mode::empty()).ok()?;
+    let open = move |of| rustix::fs::open(root(of), flags, Mode::empty());
+    let root = bounded::of(of, open).ok()?.ok()?;
     (view(&root, "") == Some(wanted)).then_some(root)
 }
 
@@ -226,7 +238,8 @@ fn read(of: u32, wanted: View) -> Option<Table> {
     for mount in mounts(&text) {
         all.entry(mount.device).or_default().push(mount);
     }
-    (view(CWD, root(of)) == Some(wanted)).then_some(all)
+    let view = view_of(of).ok().flatten();
+    (view == Some(wanted)).then_some(all)
 }
 
 /// A file that has this path within its filesystem, as what is mounted there shows it.

@@ -3,13 +3,14 @@
 mod fulfilling;
 mod waiting;
 
-use super::digests::{At, is_running, running, runs};
+use super::digests::{At, changed, each_running, run_by, running, runs};
 use super::executables::Executables;
 use super::selectors::Selectors;
 use super::troubles::Troubles;
 use super::users::Database;
-use crate::kernel::{Error, Fence, FileState, Recognition, of_process};
+use crate::kernel::{Error, Fence, FileState, Handle, Recognition, of_process, status};
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -23,6 +24,12 @@ const SCANS: usize = 3;
 /// hooks. On a host where programs come and go all the time that is a minute.
 const MORE_SCANS: usize = 60;
 const MORE_PASSES: usize = 4;
+
+/// Processes that are asked at once.
+const AT_ONCE: usize = 64;
+
+/// A file that somebody runs: its inode, and when it was changed. Its device may be one that only a hook could tell.
+type Run = (u64, (i64, u32));
 
 /// How often those are asked for of whom it is not known what they run.
 const LATE: Duration = Duration::from_secs(1);
@@ -124,12 +131,9 @@ impl Rules {
         let told = self.untold.as_ref().map_or(Ok(()), Err);
         troubles.note("recognition by user, executable and path", told);
         read.extend(self.executables.digests.take());
-        for (at, state) in read {
-            if let Some(fulfilled) = self.executables.fulfils(&at, &state) {
-                self.met(fence, &state, &fulfilled);
-            }
+        if !self.met(fence, &read) {
+            self.settle_waiting(fence);
         }
-        self.settle_waiting(fence);
     }
 
     /// Has the hooks take no file for what it was by the policy before. What it is still it stays all the time.
@@ -243,15 +247,19 @@ impl Rules {
 
     /// What every process runs, and what is at the paths that are named.
     fn running(&self) -> Vec<(At, FileState)> {
-        let running = crate::kernel::processes().into_iter().filter_map(running);
         let mut seen = HashSet::new();
         let mut all = self.executables.named();
-        all.extend(running);
+        let running = crate::kernel::processes();
+        all.extend(each_running(&running).filter_map(|(_, runs)| runs));
         all.retain(|(_, state)| seen.insert(*state));
         all
     }
 
-    fn know_all(&mut self, fence: &Fence, files: &[(At, FileState)]) {
+    fn know_all<'a>(
+        &mut self,
+        fence: &Fence,
+        files: impl IntoIterator<Item = &'a (At, FileState)>,
+    ) {
         let mut known = HashMap::new();
         for (at, state) in files {
             let Some(fulfilled) = self.executables.fulfils(at, state) else {
@@ -264,16 +272,6 @@ impl Rules {
         }
         if let Err(e) = fence.know_all(&known) {
             tracing::error!("executables stay unknown, and what runs them is refused: {e}");
-        }
-    }
-
-    fn know(&mut self, fence: &Fence, state: &FileState, fulfilled: &[usize]) {
-        let class = self.executables.class(fulfilled);
-        if !self.has_rules_for(fence, class) {
-            return; // It is asked for again.
-        }
-        if let Err(e) = fence.know(state, class) {
-            tracing::error!("an executable stays unknown, and what runs it is refused: {e}");
         }
     }
 
@@ -302,27 +300,43 @@ impl Rules {
             // It runs something else by now, or has ended: who waits for it is settled by where the file lies.
             return self.settle_waiting_soon(fence);
         };
-        if let Some(fulfilled) = self.executables.fulfils(&at, &seen) {
-            self.met(fence, &seen, &fulfilled);
-        }
+        self.met(fence, &[(at, seen)]);
     }
 
-    /// Makes a file known that was not. Who runs it was refused until now, but may have made sockets: those are looked at,
-    /// whether a hook or this says first whose it is.
-    fn met(&mut self, fence: &Fence, state: &FileState, fulfilled: &[usize]) {
+    /// Makes files known that were not, and settles who waits; whether of one it is known what it is. Who runs it was refused until now, but may have made
+    /// sockets: those are looked at, whether a hook or this says first whose it is.
+    fn met(&mut self, fence: &Fence, files: &[(At, FileState)]) -> bool {
+        let is_known =
+            |(at, state): &&(At, FileState)| self.executables.fulfils(at, state).is_some();
+        let files: Vec<&(At, FileState)> = files.iter().filter(is_known).collect();
+        if files.is_empty() {
+            return false;
+        }
         let (Ok(mut free), Ok(waiting)) = (crate::kernel::all_processes(), fence.waiting()) else {
-            return; // Nobody could look at them: it stays unknown, and is asked for again.
+            return false; // Nobody could look at them: it stays unknown, and is asked for again.
         };
         free.retain(|process| fence.is_free(*process));
-        self.know(fence, state, fulfilled);
-        let runs = |process: &u32| is_running(*process, state);
-        let unsettled: Vec<u32> = free.into_iter().filter(runs).collect();
+        self.know_all(fence, files.iter().copied());
+        let met: HashSet<Run> = files
+            .iter()
+            .map(|(_, state)| (state.inode, state.changed))
+            .collect();
+        let mut unsettled = Vec::new();
+        for (process, run) in run_by(free) {
+            match run {
+                Some(found) if !met.contains(&(found.stx_ino, changed(&found))) => {}
+                Some(_) => unsettled.push(process),
+                None if has_ended(process) => {}
+                None => drop(self.late.insert(process)),
+            }
+        }
         for process in &unsettled {
             self.enrol_again(fence, *process);
         }
         self.settle_waiting(fence);
         let waiting = waiting.into_iter().map(|(process, _)| process);
         fence.look_again_at(unsettled.into_iter().chain(waiting));
+        true
     }
 
     /// Has all who run asked for again.
@@ -374,11 +388,15 @@ impl Rules {
             return Ok(());
         }
         self.late_at = Some(Instant::now());
-        let (all, mut done) = (std::mem::take(&mut self.late), Ok(()));
-        for process in all.into_iter().filter(|process| fence.is_free(*process)) {
-            if let Err(error) = self.enrol(fence, process) {
-                self.late.insert(process);
-                done = Err(error);
+        let all = std::mem::take(&mut self.late).into_iter();
+        let all: Vec<u32> = all.filter(|process| fence.is_free(*process)).collect();
+        let mut done = Ok(());
+        for some in all.chunks(AT_ONCE) {
+            for (process, found) in self.enrol_each(fence, some) {
+                if let Err(error) = found {
+                    self.late.insert(process);
+                    done = Err(error);
+                }
             }
         }
         done
@@ -390,28 +408,59 @@ impl Rules {
         let mut all = all.map_err(|e| format!("/proc cannot be listed: {e}"))?;
         all.sort_unstable_by(|a, b| b.cmp(a));
         let (mut is_more, mut done) = (false, Ok(()));
-        for process in all.into_iter().filter(|process| fence.is_free(*process)) {
-            match self.enrol(fence, process) {
-                Ok(found) => is_more = is_more || found || has_ended(process),
-                Err(error) => done = Err(error),
+        all.retain(|process| fence.is_free(*process));
+        for some in all.chunks(AT_ONCE) {
+            for (process, found) in self.enrol_each(fence, some) {
+                match found {
+                    Ok(found) => is_more = is_more || found || has_ended(process),
+                    Err(error) => done = Err(error),
+                }
             }
         }
         done.map(|()| is_more)
     }
 
-    /// Whether a rule recognises it, and it is governed by that from now on.
-    fn enrol(&mut self, fence: &Fence, process: u32) -> Result<bool, String> {
+    /// Of each of these, whether a rule recognises it, and it is governed by that from now on.
+    fn enrol_each(&mut self, fence: &Fence, processes: &[u32]) -> Vec<(u32, Result<bool, String>)> {
+        // Before they are asked: the id of one may be another's by the time that it is marked.
+        let handles: Vec<_> = processes
+            .iter()
+            .map(|process| Handle::of(*process))
+            .collect();
+        let runs: Vec<_> = match self.selectors.wants.is_empty() {
+            true => processes.iter().map(|process| (*process, None)).collect(),
+            false => each_running(processes).collect(),
+        };
+        let each = runs.into_iter().zip(handles);
+        let enrol = |((process, runs), handle): ((u32, _), io::Result<Option<Handle>>)| {
+            let found = match handle {
+                Ok(Some(handle)) => self.enrol(fence, (process, &handle), runs),
+                Ok(None) => Ok(false),
+                Err(e) => Err(format!("process {process} cannot be looked at: {e}")),
+            };
+            (process, found)
+        };
+        each.map(enrol).collect()
+    }
+
+    /// Whether a rule recognises it, and it is governed by that from now on. `runs`: what it runs, if anybody can say.
+    fn enrol(
+        &mut self,
+        fence: &Fence,
+        (process, handle): (u32, &Handle),
+        runs: Option<(At, FileState)>,
+    ) -> Result<bool, String> {
         if fence.awaits(process).is_some() {
             return Ok(false); // What it has run before is asked for first.
         }
-        let Some(found) = self.recognise(process) else {
+        let Some(found) = self.recognise(process, runs) else {
             self.late.insert(process);
             return Ok(false);
         };
         let Some((rule, workload)) = found else {
             return Ok(false);
         };
-        match fence.enrol(process, workload, rule) {
+        match fence.enrol_handled(handle, workload, rule) {
             Ok(newly) => Ok(!newly.is_empty()),
             Err(e) => Err(format!("process {process} is not governed: {e}")),
         }
@@ -419,14 +468,20 @@ impl Rules {
 
     /// The same, where the hooks ask for it again.
     fn enrol_again(&mut self, fence: &Fence, process: u32) {
-        if let Err(error) = self.enrol(fence, process) {
-            tracing::error!("{error}");
-            self.scan();
+        for (_, found) in self.enrol_each(fence, &[process]) {
+            if let Err(error) = found {
+                tracing::error!("{error}");
+                self.scan();
+            }
         }
     }
 
     /// `None`: that depends on what it runs, which is not known yet. `Some(None)`: no rule recognises it, or it is gone.
-    fn recognise(&mut self, process: u32) -> Option<Option<(u16, &str)>> {
+    fn recognise(
+        &mut self,
+        process: u32,
+        runs: Option<(At, FileState)>,
+    ) -> Option<Option<(u16, &str)>> {
         if process <= 1 {
             return Some(None); // The system's own manager: what it starts is looked at by itself.
         }
@@ -435,7 +490,7 @@ impl Rules {
         };
         let runs = match self.selectors.wants.is_empty() {
             true => Some(Vec::new()),
-            false => match running(process) {
+            false => match runs {
                 Some((at, state)) => self.executables.fulfils(&at, &state),
                 None if has_ended(process) => return Some(None),
                 // Its filesystem says nothing to the agent.
@@ -484,8 +539,4 @@ fn real_user(process: u32) -> Option<u32> {
     })?;
     let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().next()?.parse().ok()
-}
-
-fn status(at: &str) -> Option<String> {
-    std::fs::read_to_string(format!("{at}/status")).ok()
 }

@@ -1,6 +1,8 @@
 //! Cgroups by path and by id. An id is the inode of the cgroup's directory and is never used again.
+use super::missed::unless_short;
 use super::{Error, probe::CgroupRoot};
 use rustix::fs::{self, Mode, OFlags};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -38,7 +40,7 @@ pub(super) fn subtree(root: &CgroupRoot, path: &Path) -> Result<Subtree, Error> 
         path: path.to_owned(),
         source,
     };
-    let relative = normal(path).ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
+    let relative = normal(path).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let level = relative.components().count();
     let level = match u32::try_from(level) {
         Ok(short) if short < MAX_LEVEL => short,
@@ -77,7 +79,7 @@ fn normal(path: &Path) -> Option<PathBuf> {
 }
 
 /// Does this process run in the subtree? It would be steered to itself.
-fn is_above_self(relative: &Path) -> std::io::Result<bool> {
+fn is_above_self(relative: &Path) -> io::Result<bool> {
     let table = std::fs::read("/proc/self/cgroup")?;
     let own = table
         .split(|&byte| byte == b'\n')
@@ -122,7 +124,7 @@ pub(super) fn path(root: &CgroupRoot, id: u64) -> Result<PathBuf, Pathless> {
         )
     };
     if fd < 0 {
-        let code = std::io::Error::last_os_error().raw_os_error();
+        let code = io::Error::last_os_error().raw_os_error();
         let is_gone = matches!(code, Some(libc::ESTALE | libc::ENOENT));
         return Err(Pathless { is_gone });
     }
@@ -139,23 +141,29 @@ pub(super) fn path(root: &CgroupRoot, id: u64) -> Result<PathBuf, Pathless> {
     }
 }
 
-/// Processes in a cgroup and below it.
-pub(super) fn members(directory: &Path) -> Vec<u32> {
+/// Processes in a cgroup and below it, but for what goes away meanwhile.
+///
+/// # Errors
+/// Descriptors or memory are short.
+pub(super) fn members(directory: &Path) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     let mut todo = vec![directory.to_owned()];
     while let Some(directory) = todo.pop() {
         // A threaded cgroup does not list processes: its domain above it does.
-        let listed = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+        let listed = unless_short(std::fs::read_to_string(directory.join("cgroup.procs")))?;
+        let listed = listed.unwrap_or_default();
         found.extend(listed.lines().filter_map(|line| line.parse::<u32>().ok()));
-        let children = std::fs::read_dir(&directory).into_iter().flatten();
-        todo.extend(
-            children
-                .filter_map(Result::ok)
-                .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|child| child.path()),
-        );
+        let children = unless_short(std::fs::read_dir(&directory))?;
+        for child in children.into_iter().flatten() {
+            let Some(child) = unless_short(child)? else {
+                continue;
+            };
+            if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+                todo.push(child.path());
+            }
+        }
     }
-    found
+    Ok(found)
 }
 
 /// Kinds of units that have cgroups.

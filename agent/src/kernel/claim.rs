@@ -1,15 +1,14 @@
 //! Sockets that processes had before they were governed: no hook saw them made, so the agent says on each whose it is.
 //! What the hooks of packets then make of it is the same as of any other: nothing leaves but where policy lets it go on.
+use super::copies::Copies;
 use super::diag::Socket;
 use super::holders::{Holder, Holders, Reading};
 use super::missed::Missed;
 use super::namespaces::{self, Network};
 use super::{Error, Fence, maps, sys};
 use aya::maps::MapError;
-use rustix::fs::fstat;
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
@@ -34,7 +33,7 @@ enum Unclaimed {
 
 impl From<io::Error> for Unclaimed {
     fn from(error: io::Error) -> Self {
-        Self::new(sys::is_shortage(&error), &error)
+        Self::new(is_passing(&error), &error)
     }
 }
 
@@ -53,6 +52,11 @@ impl Unclaimed {
             )),
         }
     }
+}
+
+/// Is it for want of something, or of an answer, that there was no copy?
+fn is_passing(error: &io::Error) -> bool {
+    sys::is_shortage(error) || error.kind() == io::ErrorKind::TimedOut
 }
 
 /// Did a map take or give nothing for want of memory, or because another had it at that moment?
@@ -159,17 +163,20 @@ impl Holders {
         let mut claims = Claims::default();
         let mut seen = HashSet::new();
         let mut elsewhere = Vec::new();
+        let mut copies = Copies::default();
         for (inode, holders) in &self.sockets {
-            let claimed = match self.claim_unshared(fence, reading, (*inode, holders)) {
-                Ok(None) => continue,
-                Ok(Some((copy, workload))) => {
-                    if namespaces::cookie(copy.as_fd()).is_ok_and(|cookie| seen.insert(cookie)) {
-                        elsewhere.push(Network::of_socket(copy.as_fd()));
+            let claimed =
+                match self.claim_unshared(fence, (reading, &mut copies), (*inode, holders)) {
+                    Ok(None) => continue,
+                    Ok(Some((copy, workload))) => {
+                        if namespaces::cookie(copy.as_fd()).is_ok_and(|cookie| seen.insert(cookie))
+                        {
+                            elsewhere.push(Network::of_socket(copy.as_fd()));
+                        }
+                        Ok(workload)
                     }
-                    Ok(workload)
-                }
-                Err(unclaimed) => Err(unclaimed),
-            };
+                    Err(unclaimed) => Err(unclaimed),
+                };
             if let Err(Unclaimed::Passes(why)) = &claimed {
                 self.miss(*inode, missed, UNCLAIMED, why);
             }
@@ -187,12 +194,12 @@ impl Holders {
     fn claim_unshared(
         &self,
         fence: &Fence,
-        reading: &mut Reading,
+        (reading, copies): (&mut Reading, &mut Copies),
         (inode, holders): (u32, &[Holder]),
     ) -> Result<Option<(OwnedFd, String)>, Unclaimed> {
         let others = self.others(fence, reading);
         match others.map(|others| others.get(&inode)) {
-            Ok(None) => claim(fence, (inode, holders), true),
+            Ok(None) => claim(fence, copies, (inode, holders), true),
             Ok(Some(other)) => Err(Unclaimed::Stays(format!(
                 "process {other}, which is not governed, has it open too: end that one, or list the port under `listen`"
             ))),
@@ -204,8 +211,9 @@ impl Holders {
 
     /// Makes what was made as one of the workloads that policy is letting go of its holder's workload's.
     pub(super) fn hand_over(&self, fence: &Fence, missed: &mut Missed) {
+        let mut copies = Copies::default();
         for (inode, holders) in &self.sockets {
-            match claim(fence, (*inode, holders), false) {
+            match claim(fence, &mut copies, (*inode, holders), false) {
                 Ok(_) => {}
                 Err(Unclaimed::Passes(why)) => self.miss(*inode, missed, UNCLAIMED, &why),
                 Err(Unclaimed::Stays(why)) => {
@@ -221,6 +229,7 @@ impl Holders {
 /// or nobody governed has it, or nothing is said.
 fn claim(
     fence: &Fence,
+    copies: &mut Copies,
     (inode, holders): (u32, &[Holder]),
     from_before: bool,
 ) -> Result<Option<(OwnedFd, String)>, Unclaimed> {
@@ -230,11 +239,11 @@ fn claim(
         let Some(workload) = workload.filter(|_| !fence.is_free(holder.process)) else {
             continue;
         };
-        let copy = match copy_of(*holder, inode) {
+        let copy = match copies.of(*holder, inode) {
             Ok(copy) => copy,
             Err(error) => {
                 // What may pass is told before what stays.
-                failed = Some(failed.filter(sys::is_shortage).unwrap_or(error));
+                failed = Some(failed.filter(is_passing).unwrap_or(error));
                 continue;
             }
         };
@@ -272,20 +281,6 @@ fn enter(fence: &Fence, copy: &OwnedFd, workload: &str, from_before: bool) -> Re
     Ok(true)
 }
 
-/// A descriptor of this process's own, for as long as it takes.
-fn copy_of(holder: Holder, inode: u32) -> io::Result<OwnedFd> {
-    // Of a thread that has a table of its own, it cannot be had before Linux 6.9.
-    let number = holder.descriptor.ok_or(io::ErrorKind::Unsupported)?;
-    let pid = i32::try_from(holder.process).ok().and_then(Pid::from_raw);
-    let process = pidfd_open(pid.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
-    let copy = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())?;
-    // Closed since, and its number given to another?
-    match fstat(&copy)?.st_ino == u64::from(inode) {
-        true => Ok(copy),
-        false => Err(io::ErrorKind::NotFound.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,6 +292,8 @@ mod tests {
             let unclaimed = of_descriptor(code);
             assert!(matches!(unclaimed, Unclaimed::Passes(_)), "{unclaimed:?}");
         }
+        let silent = Unclaimed::from(io::Error::from(io::ErrorKind::TimedOut));
+        assert!(matches!(silent, Unclaimed::Passes(_)), "{silent:?}");
         // Forbidden, not there in this kernel, ended, closed.
         for code in [libc::EPERM, libc::ENOSYS, libc::ESRCH, libc::EBADF] {
             let unclaimed = of_descriptor(code);

@@ -6,7 +6,9 @@ use super::holders::{Holders, Reading};
 use super::missed::{self, Missed};
 use super::namespaces;
 use super::translate::ip;
-use super::{Before, Earlier, Fate, Fence, Looked, Outcome, Process, Unheld, cgroup, processes};
+use super::{
+    Before, Earlier, Fate, Fence, Looked, Outcome, Process, Unheld, bounded, cgroup, processes,
+};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
@@ -329,13 +331,19 @@ impl Fence {
     /// Who holds a socket, as `/proc` tells of it now.
     fn process_of(&self, holder: Option<u32>, socket: &Socket) -> Process {
         let pid = holder.unwrap_or(0);
-        let seen = processes::look(pid);
-        let exe = processes::program(pid);
-        let (exe_dev, exe_inode) = processes::executable(pid).unwrap_or_default();
+        let ask = |pid| {
+            (
+                processes::began(pid),
+                processes::program(pid),
+                processes::executable(pid),
+            )
+        };
+        let (began, exe, file) = bounded::of(pid, ask).unwrap_or_default();
+        let (exe_dev, exe_inode) = file.unwrap_or_default();
         let cgroup = self.names.cgroup(&self.root, socket.cgroup);
         Process {
             pid,
-            start: seen.map_or(0, |seen| seen.start.saturating_mul(processes::TICK)),
+            start: began.map_or(0, |ticks| ticks.saturating_mul(processes::TICK)),
             exe: exe.map_or("unknown".to_owned(), |exe| {
                 exe.to_string_lossy().into_owned()
             }),

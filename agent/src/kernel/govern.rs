@@ -4,7 +4,7 @@ use super::{
     Beyond, Enrolled, Error, Fence, Governed, cgroup,
     holders::Holders,
     maps::{Maps, Writers, read, write},
-    namespaces, syn,
+    namespaces, processes, syn,
     translate::text,
 };
 use aya::maps::MapError;
@@ -136,6 +136,7 @@ impl Fence {
         drop(writers);
         let directory = self.root.path.join(&subtree.path);
         let newly = self.enrol_subtree(&directory, u16::try_from(id).unwrap_or_default());
+        let newly = newly.map_err(|source| processes::unread(directory, source))?;
         Ok(Enrolled {
             cgroup_id: subtree.id,
             newly,

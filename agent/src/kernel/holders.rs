@@ -77,8 +77,9 @@ impl Holders {
     /// Where the process is. An error: not all of that was seen, for want of descriptors or memory.
     fn add_places(&mut self, fence: &Fence, governed: &[Governed], process: u32) -> io::Result<()> {
         self.add_cgroup(fence, governed, process)?;
-        for thread in tables::threads(process)? {
-            self.add_network(Network::of(process, thread))?;
+        let all = Network::all_of(process, tables::threads(process)?);
+        for (_, network) in unless_short(all)?.unwrap_or_default() {
+            self.add_network(Ok(network))?;
         }
         Ok(())
     }
@@ -128,8 +129,11 @@ impl Holders {
             }
         };
         let mut first = None;
+        // Of one who is stuck in `execve` it is not waited until he has gone on: nobody is to keep a workload's sockets from being it.
         let mut short = |_, error: &io::Error| {
-            first.get_or_insert_with(|| io::Error::new(error.kind(), error.to_string()));
+            if error.kind() != io::ErrorKind::TimedOut {
+                first.get_or_insert_with(|| io::Error::new(error.kind(), error.to_string()));
+            }
         };
         let each = processes::all_ids()?.into_iter().filter(is_other);
         let itself = |process| Ok(vec![process]);

@@ -73,11 +73,13 @@ pub(super) fn is_final(error: &io::Error) -> bool {
         .is_some_and(|code| codes.contains(&code))
 }
 
-/// `None`: what was asked about is gone, or may not be looked at. An error: descriptors or memory are short.
+/// `None`: what was asked about is gone, or may not be looked at. An error: descriptors or memory are short, or the kernel did not answer
+/// in time.
 pub(super) fn unless_short<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),
         Err(error) if super::sys::is_shortage(&error) => Err(error),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(error),
         Err(_) => Ok(None),
     }
 }

@@ -2,10 +2,12 @@
 //! The only module that names aya or the ABI crate.
 
 mod askers;
+pub mod bounded;
 mod btf;
 mod cgroup;
 mod claim;
 mod conditions;
+pub mod copies;
 mod counted;
 pub mod descriptors;
 mod diag;
@@ -54,7 +56,7 @@ pub use model::{
     Recognition, Runs,
 };
 pub(crate) use probe::unescape;
-pub use processes::{of_process, program};
+pub use processes::{Handle, of_process, program, status};
 pub use quota::{Allowance, Usage};
 pub use recognise::can_follow;
 pub use shared::Beyond;

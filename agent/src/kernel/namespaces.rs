@@ -1,5 +1,8 @@
 //! Namespaces: a view of the host that is one process tree's own, and sockets in another network.
+use super::bounded;
+use super::missed::unless_short;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
@@ -26,9 +29,30 @@ impl Network {
     /// The one that a thread is in; `None` for this process's own.
     ///
     /// # Errors
-    /// The thread is gone, or may not be looked at.
+    /// The thread is gone, or may not be looked at; [`io::ErrorKind::TimedOut`]: the kernel does not say.
     pub fn of(pid: u32, thread: u32) -> io::Result<Self> {
-        File::open(format!("/proc/{pid}/task/{thread}/ns/net")).map(Self)
+        let ask = move |pid| File::open(format!("/proc/{pid}/task/{thread}/ns/net"));
+        bounded::of(pid, ask)?.map(Self)
+    }
+
+    /// Those that threads of a process are in, each once, by their inodes.
+    ///
+    /// # Errors
+    /// Descriptors or memory are short; [`io::ErrorKind::TimedOut`]: the kernel does not say.
+    pub(super) fn all_of(pid: u32, threads: Vec<u32>) -> io::Result<BTreeMap<u64, Self>> {
+        bounded::of(pid, move |pid| {
+            let mut found = BTreeMap::new();
+            for thread in &threads {
+                let at = format!("/proc/{pid}/task/{thread}/ns/net");
+                let Some(network) = unless_short(File::open(at).map(Self))? else {
+                    continue;
+                };
+                if let Some(inode) = unless_short(network.inode())? {
+                    found.entry(inode).or_insert(network);
+                }
+            }
+            Ok(found)
+        })?
     }
 
     /// The one that a socket is in: `SIOCGSKNS`, Linux 4.10.

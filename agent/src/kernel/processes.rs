@@ -1,8 +1,12 @@
 //! Processes that were there before what governs them: their marks are the agent's to write, once; from then on
 //! the hooks keep them.
-use super::{Error, Evidence, Fence, GovernedProcess, cgroup};
+use super::missed::unless_short;
+use super::{Error, Evidence, Fence, GovernedProcess, bounded, cgroup};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use tollgate_common::recognise::{BY_CGROUP, EXEMPT, INHERITED, Mark};
 
@@ -17,8 +21,6 @@ pub(super) const TICK: u64 = 10_000_000;
 pub(super) struct Seen {
     pub(super) process: u32,
     pub(super) parent: u32,
-    /// In clock ticks since boot: tells a reused id.
-    pub(super) start: u64,
 }
 
 /// Threads of a process that are asked, at most. One that has ended is among them for a moment only, but for the first.
@@ -37,7 +39,7 @@ pub fn of_process<T>(process: u32, ask: impl Fn(&str) -> Option<T>) -> Option<T>
 }
 
 /// The file that a process runs: device and inode. Its filesystem is not asked how the file is by now: one that the process
-/// itself serves (FUSE) might never answer.
+/// itself serves (FUSE) might never answer. Neither might the kernel: to be asked by [`bounded`].
 pub(super) fn executable(process: u32) -> Option<(u64, u64)> {
     let ask = |at: &str| {
         let (at, flags) = (format!("{at}/exe"), AtFlags::STATX_DONT_SYNC);
@@ -48,30 +50,101 @@ pub(super) fn executable(process: u32) -> Option<(u64, u64)> {
     Some((device, found.stx_ino))
 }
 
-/// The path of the file that a process runs, as it was when that began.
+/// The path of the file that a process runs, as it was when that began. To be asked by [`bounded`].
 pub fn program(process: u32) -> Option<PathBuf> {
     of_process(process, |at| std::fs::read_link(format!("{at}/exe")).ok())
+}
+
+/// When a process began, in clock ticks since boot. To be asked by [`bounded`].
+pub(super) fn began(process: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name, in parentheses, may hold anything.
+    let mut fields = text.rsplit(')').next()?.split_whitespace();
+    fields.nth(19)?.parse().ok()
+}
+
+/// What `/proc` says of a process that never waits.
+pub fn status(at: &str) -> Option<String> {
+    std::fs::read_to_string(format!("{at}/status")).ok()
+}
+
+/// The real user of a process.
+pub(super) fn real_user(process: u32) -> Option<u32> {
+    field(&status(&format!("/proc/{process}"))?, "Uid:")
+}
+
+/// The first number of a line of [`status`].
+fn field(status: &str, name: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// A process, whoever has its id by now.
+#[derive(Debug)]
+pub struct Handle {
+    process: u32,
+    handle: OwnedFd,
+}
+
+impl Handle {
+    /// `None`: it is gone.
+    ///
+    /// # Errors
+    /// Descriptors or memory are short.
+    pub fn of(process: u32) -> io::Result<Option<Self>> {
+        let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) else {
+            return Ok(None);
+        };
+        let opened = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from);
+        let handle = unless_short(opened)?;
+        Ok(handle.map(|handle| Self { process, handle }))
+    }
+
+    /// Has it ended? Then its id may be another's.
+    fn has_ended(&self) -> bool {
+        let mut polled = [PollFd::new(&self.handle, PollFlags::IN)];
+        rustix::event::poll(&mut polled, Some(&Timespec::default())) != Ok(0)
+    }
+}
+
+fn handle(process: u32) -> Result<Option<Handle>, Error> {
+    Handle::of(process).map_err(|source| unread(format!("/proc/{process}"), source))
+}
+
+/// It was not looked at whose processes are.
+pub(super) fn unread(path: impl Into<PathBuf>, source: io::Error) -> Error {
+    Error::Pin {
+        action: "look at the processes of",
+        path: path.into(),
+        source,
+    }
 }
 
 impl Fence {
     /// Marks what was running in a governed subtree, and what that has made since, wherever it is now. Returns
     /// who was not governed before.
-    pub(super) fn enrol_subtree(&self, directory: &Path, workload: u16) -> Vec<u32> {
+    ///
+    /// # Errors
+    /// Not all of that is marked, for want of descriptors or memory.
+    pub(super) fn enrol_subtree(&self, directory: &Path, workload: u16) -> io::Result<Vec<u32>> {
         let mut found = Vec::new();
         for _ in 0..PASSES {
-            let members = cgroup::members(directory);
+            let members = cgroup::members(directory)?;
             let before = found.len();
             for process in members {
-                if self.mark(process, workload, BY_CGROUP) {
+                let Some(handle) = Handle::of(process)? else {
+                    continue;
+                };
+                if self.mark(&handle, workload, BY_CGROUP) {
                     found.push(process);
                 }
             }
             if found.len() == before {
                 break; // Nobody there, or the hooks have seen them come.
             }
-            found.extend(self.enrol_descendants());
+            found.extend(self.enrol_descendants()?);
         }
-        found
+        Ok(found)
     }
 
     /// Governs a process that was there before the rule by which it is recognised, and what it has made. Returns
@@ -80,7 +153,23 @@ impl Fence {
     /// # Errors
     /// See [`Error`].
     pub fn enrol(&self, pid: u32, workload: &str, rule: u16) -> Result<Vec<u32>, Error> {
-        self.enrol_process(pid, workload, rule, |_| true)
+        match handle(pid)? {
+            Some(process) => self.enrol_handled(&process, workload, rule),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The same of one that was taken hold of before it was recognised: its id may be another one's by now.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn enrol_handled(
+        &self,
+        process: &Handle,
+        workload: &str,
+        rule: u16,
+    ) -> Result<Vec<u32>, Error> {
+        self.enrol_process(process, workload, rule, |_| true)
     }
 
     /// The same of a process that waits under this number, and only while it does: its id may be another one's by now.
@@ -94,13 +183,18 @@ impl Fence {
         workload: &str,
         rule: u16,
     ) -> Result<Vec<u32>, Error> {
-        self.enrol_process(pid, workload, rule, |mark| mark.awaits() == Some(number))
+        let Some(process) = handle(pid)? else {
+            return Ok(Vec::new());
+        };
+        self.enrol_process(&process, workload, rule, |mark| {
+            mark.awaits() == Some(number)
+        })
     }
 
     /// Marks a process that a rule recognises, if its mark is such a one, and what it has made. Returns who was not governed before.
     fn enrol_process(
         &self,
-        process: u32,
+        process: &Handle,
         workload: &str,
         rule: u16,
         only: impl Fn(Mark) -> bool,
@@ -109,26 +203,30 @@ impl Fence {
         let id = ids.get(workload).and_then(|id| u16::try_from(*id).ok());
         let mut found = Vec::new();
         if id.is_some_and(|id| self.mark_if(process, id, rule.saturating_add(1), only)) {
-            found.push(process);
-            found.extend(self.enrol_descendants());
+            found.push(process.process);
+            let made = self.enrol_descendants();
+            found.extend(made.map_err(|source| unread("/proc", source))?);
         }
         Ok(found)
     }
 
     /// Marks what who is governed has made, and that in turn; what the hooks saw being made has its mark. Whoever is looked
     /// at may have a child and end before it is marked, so this goes on until nobody is found.
-    pub fn enrol_descendants(&self) -> Vec<u32> {
+    ///
+    /// # Errors
+    /// Not all of that is marked, for want of descriptors or memory.
+    pub fn enrol_descendants(&self) -> io::Result<Vec<u32>> {
         let mut found = Vec::new();
         for _ in 0..PASSES {
-            let mut known = listed();
+            let mut known = listed()?;
             let before = found.len();
-            self.enrol_children(&known, &mut found);
+            self.enrol_children(&known, &mut found)?;
             // Only who has come since is looked at: to look at all takes longer than one lives that forks all the time.
             for _ in 0..PASSES {
-                let now = listed();
+                let now = listed()?;
                 let is_new = |process: &u32| known.binary_search(process).is_err();
                 let new: Vec<u32> = now.iter().copied().filter(is_new).collect();
-                if self.enrol_children(&new, &mut found) {
+                if self.enrol_children(&new, &mut found)? {
                     break;
                 }
                 known = now;
@@ -137,18 +235,18 @@ impl Fence {
                 break;
             }
         }
-        found
+        Ok(found)
     }
 
     /// Marks those of `processes` whose parents are governed, each as soon as it is looked at. Whether there was none, and
     /// none that ended before.
-    fn enrol_children(&self, processes: &[u32], found: &mut Vec<u32>) -> bool {
+    fn enrol_children(&self, processes: &[u32], found: &mut Vec<u32>) -> io::Result<bool> {
         let before = found.len();
         let mut rest = Vec::new();
         let mut all_there = true;
         for process in processes {
-            match look(*process) {
-                Some(one) if self.inherits(one) => found.push(*process),
+            match look(*process)? {
+                Some(one) if self.inherits(one)? => found.push(*process),
                 Some(one) => rest.push(one),
                 None => all_there = false,
             }
@@ -156,36 +254,43 @@ impl Fence {
         // Whose parent has a higher number.
         loop {
             let others = rest.len();
-            rest.retain(|one| {
-                let inherits = self.inherits(*one);
-                found.extend(inherits.then_some(one.process));
-                !inherits
-            });
+            for one in std::mem::take(&mut rest) {
+                match self.inherits(one)? {
+                    true => found.push(one.process),
+                    false => rest.push(one),
+                }
+            }
             if rest.len() == others {
-                return all_there && found.len() == before;
+                return Ok(all_there && found.len() == before);
             }
         }
     }
 
     /// Marks a process as its parent is; whether it was nobody's before.
-    fn inherits(&self, one: Seen) -> bool {
+    fn inherits(&self, one: Seen) -> io::Result<bool> {
         let parent = self.marks.get(one.parent);
-        parent.is_governed()
-            && !self.leaves(parent)
-            && self.is_free(one.process)
-            && self.mark(one.process, parent.workload(), parent.how() | INHERITED)
+        if !parent.is_governed() || self.leaves(parent) || !self.is_free(one.process) {
+            return Ok(false);
+        }
+        let handle = Handle::of(one.process)?;
+        let how = parent.how() | INHERITED;
+        Ok(handle.is_some_and(|handle| self.mark(&handle, parent.workload(), how)))
     }
 
     /// Marks a process as a workload's; whether it was nobody's before. Another workload's takes the new mark
     /// too, where its cgroup says so.
-    pub(super) fn mark(&self, process: u32, workload: u16, how: u16) -> bool {
+    fn mark(&self, process: &Handle, workload: u16, how: u16) -> bool {
         self.mark_if(process, workload, how, |_| true)
     }
 
-    fn mark_if(&self, process: u32, workload: u16, how: u16, only: impl Fn(Mark) -> bool) -> bool {
-        let Some(before) = look(process) else {
-            return false;
-        };
+    fn mark_if(
+        &self,
+        handle: &Handle,
+        workload: u16,
+        how: u16,
+        only: impl Fn(Mark) -> bool,
+    ) -> bool {
+        let process = handle.process;
         loop {
             let old = self.marks.get(process);
             let is_held = old.is_governed() && !self.leaves(old);
@@ -201,8 +306,8 @@ impl Fence {
             if !self.marks.replace(process, old, new) {
                 continue;
             }
-            if look(process).is_none_or(|now| now.start != before.start) {
-                // Its id is another process's by now, which the hooks had marked, or not.
+            if handle.has_ended() {
+                // Its id may be another process's by now, which the hooks had marked, or not.
                 self.marks.replace(process, new, Mark(0));
                 return false;
             }
@@ -288,9 +393,12 @@ impl Fence {
     }
 
     pub(super) fn processes(&self) -> Vec<GovernedProcess> {
-        let mut all: Vec<GovernedProcess> = seen()
-            .into_iter()
-            .filter_map(|one| self.governed_process(one))
+        let governed = ids().filter(|process| self.marks.get(*process).is_governed());
+        let governed: Vec<u32> = governed.collect();
+        let programs = bounded::each(governed.clone(), program);
+        let each = governed.into_iter().zip(programs);
+        let mut all: Vec<GovernedProcess> = each
+            .filter_map(|(process, exe)| self.governed_process(look(process).ok()??, exe))
             .collect();
         all.sort_by(|a, b| (&a.workload, a.pid).cmp(&(&b.workload, b.pid)));
         all
@@ -315,17 +423,21 @@ impl Fence {
             .count()
     }
 
-    fn governed_process(&self, one: Seen) -> Option<GovernedProcess> {
+    /// `exe`: `None` where the kernel does not say.
+    fn governed_process(&self, one: Seen, exe: Option<Option<PathBuf>>) -> Option<GovernedProcess> {
         let mark = self.marks.get(one.process);
         if !mark.is_governed() {
             return None;
         }
-        let exe = program(one.process)?;
+        let exe = match exe {
+            Some(exe) => exe?.to_string_lossy().into_owned(),
+            None => "unknown".to_owned(),
+        };
         let since = super::translate::time(u64::from(mark.seconds()).saturating_mul(1_000_000_000));
         Some(GovernedProcess {
             pid: one.process,
             parent: one.parent,
-            exe: exe.to_string_lossy().into_owned(),
+            exe,
             workload: self.names.workload(u32::from(mark.workload())).to_string(),
             since: since.try_into().ok()?,
             inherited: mark.how() & INHERITED != 0,
@@ -359,30 +471,18 @@ pub(super) fn all_ids() -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
-/// Every process that `/proc` shows.
-pub(super) fn seen() -> Vec<Seen> {
-    ids().filter_map(look).collect()
-}
-
 /// The ids, in order.
-fn listed() -> Vec<u32> {
-    let mut ids: Vec<u32> = ids().collect();
+fn listed() -> io::Result<Vec<u32>> {
+    let mut ids = all_ids()?;
     ids.sort_unstable();
-    ids
+    Ok(ids)
 }
 
 /// One process, if it is there.
-pub(super) fn look(process: u32) -> Option<Seen> {
-    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
-    let mut fields = text.rsplit(')').next()?.split_whitespace();
-    let parent = fields.nth(1)?.parse().ok()?;
-    let start = fields.nth(17)?.parse().ok()?;
-    Some(Seen {
-        process,
-        parent,
-        start,
-    })
+pub(super) fn look(process: u32) -> io::Result<Option<Seen>> {
+    let status = unless_short(std::fs::read_to_string(format!("/proc/{process}/status")))?;
+    let parent = status.and_then(|status| field(&status, "PPid:"));
+    Ok(parent.map(|parent| Seen { process, parent }))
 }
 
 fn seconds_since_boot() -> u32 {
@@ -397,10 +497,26 @@ mod tests {
 
     #[test]
     fn proc_tells_of_this_process() {
-        let own = look(std::process::id()).unwrap();
+        let own = look(std::process::id()).unwrap().unwrap();
         assert_eq!(own.parent, std::os::unix::process::parent_id());
-        assert!(own.start > 0);
-        assert!(seen().contains(&own));
-        assert_eq!(look(0), None);
+        assert!(began(own.process).unwrap() > 0);
+        assert_eq!(
+            real_user(own.process),
+            Some(rustix::process::getuid().as_raw())
+        );
+        assert_eq!(look(0).unwrap(), None);
+    }
+
+    #[test]
+    fn who_is_held_is_told_from_who_has_the_id_next() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let handle = Handle::of(child.id()).unwrap().unwrap();
+        assert!(!handle.has_ended());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(handle.has_ended() && Handle::of(child.id()).unwrap().is_none());
     }
 }

@@ -1,5 +1,5 @@
 //! From the ABI to the domain: names for ids, paths for cgroups, wall-clock for boot time.
-use super::{Counters, Process, cgroup, probe::CgroupRoot, processes};
+use super::{Counters, Process, bounded, cgroup, probe::CgroupRoot, processes};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -128,9 +128,11 @@ fn label(owner: &Owner, paths: &Paths) -> String {
     if owner.tgid == 0 {
         return "unknown".to_owned(); // No hook saw who: a packet's socket tells its cgroup only.
     }
-    let is_same =
-        processes::executable(owner.tgid) == Some((device(owner.exe_dev), owner.exe_inode));
-    match processes::program(owner.tgid) {
+    let ask = |process| (processes::executable(process), processes::program(process));
+    // A connection is waiting for this.
+    let (runs, program) = bounded::briefly(owner.tgid, ask).unwrap_or_default();
+    let is_same = runs == Some((device(owner.exe_dev), owner.exe_inode));
+    match program {
         Some(path) if is_same => path.to_string_lossy().into_owned(),
         _ => recorded_path(owner, paths),
     }

@@ -383,7 +383,7 @@ fn what_cannot_be_read_at_first_is_asked_for_until_it_can() {
     let served = place.path("served");
     fs::copy("/usr/bin/curl", &served).unwrap();
     // More than there are walks that ask for everybody.
-    let late = Late::serve_after(Some(12), place.path("late"), &served);
+    let late = Late::serve_after(12, place.path("late"), &served);
     let program = late.mount.join("program");
     let more = format!(
         "workloads:\n  late: {{ match: {{ exe: {}, sha256: {} }} }}\n",

@@ -1,5 +1,6 @@
 """Serves one program at sys.argv[1]/program over FUSE, read from sys.argv[2], to who runs it. Who opens it without wanting to wait, as
-the agent does, waits for ever, or fails for the first sys.argv[3] times. Ends with its standard input."""
+the agent does, waits for ever, or fails for the first sys.argv[3] times; if that is "flush", who closes it does, and only root if it is "root". Ends with its standard
+input."""
 import ctypes
 import os
 import select
@@ -12,7 +13,8 @@ ENOENT, EIO, ENOSYS = 2, 5, 38
 LONG = 3600  # Seconds that the kernel may believe what it was told.
 
 mount, program = sys.argv[1], open(sys.argv[2], "rb").read()
-failures = int(sys.argv[3]) if len(sys.argv) > 3 else None
+never_closed = sys.argv[3] if sys.argv[3:] in (["flush"], ["root"]) else None
+failures = int(sys.argv[3]) if sys.argv[3:] and not never_closed else None
 device = os.open("/dev/fuse", os.O_RDWR)
 options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
 libc = ctypes.CDLL(None, use_errno=True)
@@ -26,7 +28,7 @@ def attributes(node):
     return struct.pack("<QQQ", node, size, (size + 511) // 512) + times + struct.pack("<IIIIIII", mode, links, 0, 0, 0, 4096, 0)
 
 
-def answer(opcode, node, body):
+def answer(opcode, node, user, body):
     """What to say; a number is an error, None is no answer."""
     global failures
     if opcode == INIT:
@@ -38,7 +40,7 @@ def answer(opcode, node, body):
     if opcode == GETATTR:
         return struct.pack("<QII", LONG, 0, 0) + attributes(node)
     if opcode in (OPEN, OPENDIR):
-        if opcode == OPEN and struct.unpack_from("<I", body)[0] & os.O_NONBLOCK:
+        if opcode == OPEN and not never_closed and struct.unpack_from("<I", body)[0] & os.O_NONBLOCK:
             print("waits", flush=True)
             if failures is None:
                 return None
@@ -49,16 +51,19 @@ def answer(opcode, node, body):
     if opcode == READ:
         at, size = struct.unpack_from("<QI", body, 8)
         return program[at : at + size]
+    if opcode == FLUSH and (never_closed == "flush" or never_closed == "root" and user == 0):
+        print("closes", flush=True)
+        return None
     return b"" if opcode in (RELEASE, RELEASEDIR, FLUSH) else ENOSYS
 
 
 print("serves", flush=True)
 while device in (ready := select.select([device, 0], [], [])[0]):
     request = os.read(device, 1 << 18)
-    _, opcode, unique, node = struct.unpack_from("<IIQQ", request)
+    _, opcode, unique, node, user = struct.unpack_from("<IIQQI", request)
     if opcode in (FORGET, BATCH_FORGET, INTERRUPT):
         continue
-    said = answer(opcode, node, request[40:])
+    said = answer(opcode, node, user, request[40:])
     if said is not None:
         error, said = (-said, b"") if isinstance(said, int) else (0, said)
         os.write(device, struct.pack("<IiQ", 16 + len(said), error, unique) + said)

@@ -34,6 +34,7 @@ mod reloading;
 mod running;
 mod starting;
 mod storms;
+mod stuck;
 mod support;
 mod swaps;
 mod unclear;

@@ -39,7 +39,7 @@ impl Outside {
     }
 
     /// Nobody's is what this user runs; it may be refused until the agent has looked at what that is.
-    fn is_free_for(&self, user: u32, program: &str) -> bool {
+    pub(crate) fn is_free_for(&self, user: u32, program: &str) -> bool {
         let came = || {
             let came = self.asked_by(user, program);
             assert!(!came.contains(&GOVERNED), "{program} of {user}: {came:?}");
@@ -260,16 +260,25 @@ pub(crate) struct Late {
 
 impl Late {
     pub(crate) fn serve(mount: PathBuf, program: &Path) -> Self {
-        Self::serve_after(None, mount, program)
+        Self::serve_as(None, mount, program)
     }
 
     /// One that answers after so many failures.
-    pub(crate) fn serve_after(failures: Option<u32>, mount: PathBuf, program: &Path) -> Self {
+    pub(crate) fn serve_after(failures: u32, mount: PathBuf, program: &Path) -> Self {
+        Self::serve_as(Some(&failures.to_string()), mount, program)
+    }
+
+    /// One where who closes the program waits for ever: `flush`, or `root` if root does.
+    pub(crate) fn never_closed(by: &str, mount: PathBuf) -> Self {
+        Self::serve_as(Some(by), mount, Path::new("/bin/true"))
+    }
+
+    fn serve_as(how: Option<&str>, mount: PathBuf, program: &Path) -> Self {
         fs::create_dir(&mount).unwrap();
         let mut command = Command::new("python3");
         command.args(["-c", include_str!("late.py")]);
         command.arg(&mount).arg(program);
-        command.args(failures.map(|count| count.to_string()));
+        command.args(how);
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut server = command.spawn().unwrap();
         let (tell, said) = channel();
@@ -285,6 +294,18 @@ impl Late {
             said,
             mount,
         }
+    }
+
+    /// Who becomes another program with the program open: the kernel tells nobody anything of it, from then on.
+    pub(crate) fn stuck(&self, user: u32, before: &str) -> Child {
+        let script = format!(
+            "import os, socket, sys\n{before}\nos.setgroups([])\nos.setresuid({user}, {user}, {user})\nos.open(sys.argv[1], os.O_CLOEXEC)\nos.execv('/bin/sleep', ['sleep', '100'])"
+        );
+        let mut command = Command::new("python3");
+        command.args(["-c", &script]);
+        let child = command.arg(self.mount.join("program")).spawn().unwrap();
+        assert_eq!(self.said.recv_timeout(START).as_deref(), Ok("closes"));
+        child
     }
 
     /// Has somebody opened the program who waits for that now?

@@ -363,7 +363,7 @@ sys.stdin.read()",
     assert_eq!(mended, [hook]);
     fence.govern(&stand.cgroup.name, stand.workload()).unwrap();
     assert_eq!(fence.workload_of(child), None);
-    assert_eq!(fence.enrol_descendants(), [child]);
+    assert_eq!(fence.enrol_descendants().unwrap(), [child]);
     assert_eq!(fence.workload_of(child).as_deref(), Some("late"));
     assert!(fence.unseen().unwrap().contains(&child), "to be looked at");
     parent.finish();

@@ -1,11 +1,13 @@
 //! Tables of descriptors, and the sockets in them: each is read once, however many threads share it, and all of them within
 //! bounds. What is beyond is as if its process did not have it open, and the log says so.
+use super::super::bounded;
 use super::{Holder, unless_short};
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat_raw};
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Threads of a process that are looked at: each may have its own descriptors, and be in a network namespace of its own.
@@ -21,13 +23,14 @@ const TIME: Duration = Duration::from_secs(5);
 /// Processes of which it is remembered that the log has told of them.
 const TOLD: usize = 1 << 10;
 
+/// Processes that are asked at once: what they have open is remembered until all of them have answered.
+const AT_ONCE: usize = 64;
+
 /// What may still be read in one look.
 #[derive(Debug)]
 pub(in crate::kernel) struct Reading {
     left: usize,
     time: Duration,
-    /// When `time` is over, while it is read.
-    until: Instant,
     /// Of whom not all was read.
     missed: BTreeSet<u32>,
 }
@@ -37,93 +40,56 @@ impl Default for Reading {
         Self {
             left: ALL,
             time: TIME,
-            until: Instant::now(),
             missed: BTreeSet::new(),
         }
     }
 }
 
+/// Lists the threads of a process of which the tables are read.
+type Threads = fn(u32) -> io::Result<Vec<u32>>;
+
+/// What one process has open, and whether that is all.
+type Open = (Vec<(Holder, u32)>, bool);
+
 impl Reading {
     /// Finds the sockets, and their inodes, that threads of processes have open. `short`: told of whom not all could be read, for
-    /// want of descriptors or memory.
+    /// want of descriptors or memory, or of an answer.
     pub(super) fn find(
         &mut self,
         processes: impl Iterator<Item = u32>,
-        threads: fn(u32) -> io::Result<Vec<u32>>,
+        threads: Threads,
         found: &mut dyn FnMut(Holder, u32),
         short: &mut dyn FnMut(u32, &io::Error),
     ) {
-        self.until = Instant::now() + self.time;
-        let mut read = |process: &u32, most| {
-            let read = threads(*process).and_then(|all| self.read(*process, &all, most, found));
-            // Who cannot be read now is read with the next look.
-            read.map_err(|error| short(*process, &error))
-                .unwrap_or(true)
+        let until = Instant::now() + self.time;
+        let bounds = Arc::new(Bounds {
+            left: AtomicUsize::new(self.left),
+            until,
+        });
+        let mut read = |processes: &[u32], most| {
+            let mut have_more = Vec::new();
+            for some in processes.chunks(AT_ONCE) {
+                for (process, open) in bounds.read(some, threads, most) {
+                    match open {
+                        // Who cannot be read now is read with the next look.
+                        Err(error) => short(process, &error),
+                        Ok((open, is_all)) => {
+                            open.into_iter()
+                                .for_each(|(holder, inode)| found(holder, inode));
+                            have_more.extend((!is_all).then_some(process));
+                        }
+                    }
+                }
+            }
+            have_more
         };
-        let have_many: Vec<u32> = processes.filter(|process| !read(process, FEW)).collect();
-        let missed = have_many.into_iter().filter(|process| !read(process, MANY));
-        let missed: Vec<u32> = missed.collect();
+        let processes: Vec<u32> = processes.collect();
+        let have_many = read(&processes, FEW);
+        let missed = read(&have_many, MANY);
         self.missed.extend(missed);
-        self.time = self.until.saturating_duration_since(Instant::now());
+        self.left = bounds.left.load(Ordering::Relaxed);
+        self.time = until.saturating_duration_since(Instant::now());
         self.tell();
-    }
-
-    /// Reads the tables of one process; whether there was no more in them than `most`.
-    fn read(
-        &mut self,
-        process: u32,
-        threads: &[u32],
-        mut most: usize,
-        found: &mut dyn FnMut(Holder, u32),
-    ) -> io::Result<bool> {
-        let mut read = Vec::new();
-        for &thread in threads {
-            // Asked after the other's was read: who has one in common now had it in common then.
-            if read.iter().any(|other| share(*other, thread)) {
-                continue;
-            }
-            if !self.read_table(process, thread, &mut most, found)? {
-                return Ok(false);
-            }
-            read.push(thread);
-        }
-        Ok(true)
-    }
-
-    /// Reads one table; whether it was read to its end.
-    fn read_table(
-        &mut self,
-        process: u32,
-        thread: u32,
-        most: &mut usize,
-        found: &mut dyn FnMut(Holder, u32),
-    ) -> io::Result<bool> {
-        let path = format!("/proc/{process}/task/{thread}/fd");
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = openat(CWD, path, flags, Mode::empty()).and_then(Dir::new);
-        // It has ended, or may not be looked at.
-        let Some(mut table) = unless_short(opened.map_err(Into::into))? else {
-            return Ok(true);
-        };
-        while let Some(entry) = table.read() {
-            let Some(entry) = unless_short(entry.map_err(Into::into))? else {
-                break;
-            };
-            if *most == 0 || self.left == 0 || Instant::now() >= self.until {
-                return Ok(false);
-            }
-            *most -= 1;
-            self.left -= 1;
-            let Some((number, inode)) = socket(&table, entry.file_name())? else {
-                continue;
-            };
-            let holder = Holder {
-                process,
-                descriptor: (thread == process).then_some(number),
-            };
-            found(holder, inode);
-        }
-        Ok(true)
     }
 
     /// Says of whom not all was read, and of nobody twice.
@@ -144,6 +110,93 @@ impl Reading {
             said.clear();
         }
         said.extend(new.into_iter().take(TOLD));
+    }
+}
+
+/// What may still be read, by however many threads.
+#[derive(Debug)]
+struct Bounds {
+    left: AtomicUsize,
+    until: Instant,
+}
+
+impl Bounds {
+    fn read(
+        self: &Arc<Self>,
+        processes: &[u32],
+        threads: Threads,
+        most: usize,
+    ) -> Vec<(u32, io::Result<Open>)> {
+        let bounds = Arc::clone(self);
+        let ask = move |process| bounds.read_process(process, threads, most);
+        // Few are read in no time.
+        let more = match most {
+            FEW => Duration::ZERO,
+            _ => self.until.saturating_duration_since(Instant::now()),
+        };
+        let answers = bounded::each_within(bounded::DEADLINE + more, processes.to_vec(), ask);
+        let silent = || Err(bounded::silent());
+        let each = processes.iter().copied().zip(answers);
+        each.map(|(process, answer)| (process, answer.unwrap_or_else(silent)))
+            .collect()
+    }
+
+    /// Reads the tables of one process.
+    fn read_process(&self, process: u32, threads: Threads, mut most: usize) -> io::Result<Open> {
+        let (mut read, mut found) = (Vec::new(), Vec::new());
+        for thread in threads(process)? {
+            // Asked after the other's was read: who has one in common now had it in common then.
+            if read.iter().any(|other| share(*other, thread)) {
+                continue;
+            }
+            if !self.read_table((process, thread), &mut most, &mut found)? {
+                return Ok((found, false));
+            }
+            read.push(thread);
+        }
+        Ok((found, true))
+    }
+
+    /// Reads one table; whether it was read to its end.
+    fn read_table(
+        &self,
+        (process, thread): (u32, u32),
+        most: &mut usize,
+        found: &mut Vec<(Holder, u32)>,
+    ) -> io::Result<bool> {
+        let path = format!("/proc/{process}/task/{thread}/fd");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(CWD, path, flags, Mode::empty()).and_then(Dir::new);
+        // It has ended, or may not be looked at.
+        let Some(mut table) = unless_short(opened.map_err(Into::into))? else {
+            return Ok(true);
+        };
+        while let Some(entry) = table.read() {
+            let Some(entry) = unless_short(entry.map_err(Into::into))? else {
+                break;
+            };
+            if *most == 0 || Instant::now() >= self.until || !self.takes_one() {
+                return Ok(false);
+            }
+            *most -= 1;
+            let Some((number, inode)) = socket(&table, entry.file_name())? else {
+                continue;
+            };
+            let holder = Holder {
+                process,
+                descriptor: (thread == process).then_some(number),
+            };
+            found.push((holder, inode));
+        }
+        Ok(true)
+    }
+
+    fn takes_one(&self) -> bool {
+        let less = |left: usize| left.checked_sub(1);
+        let taken = self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        taken.is_ok()
     }
 }
 

@@ -1,0 +1,252 @@
+//! What a process runs and has open, asked for within bounds. While one is in `execve` the kernel answers nobody who asks for its
+//! executable, its descriptors, its namespaces or its root directory, and of some versions for its `stat`
+//! (`signal->exec_update_lock`): until what is closed there is closed, which takes as long as whoever serves such a file (FUSE, NFS)
+//! likes. Its `status`, `cgroup`, `mountinfo` and the lists of its threads and descriptors never wait.
+use super::processes::real_user;
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long nothing may come of one process before another thread goes on with the rest.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// How long the last are waited for.
+pub(super) const DEADLINE: Duration = Duration::from_millis(200);
+/// How long one is waited for by [`briefly`], and after one for which that was not enough nobody is, in milliseconds.
+const BRIEF: Duration = Duration::from_millis(50);
+const REST: u64 = 10_000;
+/// Processes of one user, and of all users but root, that may keep a thread waiting each, before no others of theirs are asked; as many
+/// of root's may besides.
+const STUCK_OF_ONE: usize = 4;
+const STUCK: usize = 64;
+
+/// Who is asked at this moment.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    number: usize,
+    process: u32,
+    /// Read only where somebody is stuck.
+    user: Option<u32>,
+    since: Instant,
+}
+
+static ASKED: Mutex<Vec<Asked>> = Mutex::new(Vec::new());
+
+fn asked() -> MutexGuard<'static, Vec<Asked>> {
+    ASKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Asked {
+    /// Begins to ask; `None`: it is stuck since before, or too many are.
+    fn begin(process: u32) -> Option<Self> {
+        static NUMBERS: AtomicUsize = AtomicUsize::new(0);
+        let mut one = Self {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            process,
+            user: None,
+            since: Instant::now(),
+        };
+        let stuck: Vec<Self> = asked()
+            .iter()
+            .filter(|one| one.is_stuck())
+            .copied()
+            .collect();
+        if !stuck.is_empty() {
+            one.user = real_user(process);
+            let of = |is: &dyn Fn(&Self) -> bool| stuck.iter().filter(|one| is(one)).count();
+            let is_roots = one.user == Some(0);
+            let (theirs, all) = match is_roots {
+                true => (0, of(&|one| one.user == Some(0))),
+                false => (
+                    of(&|other| other.user == one.user),
+                    of(&|one| one.user != Some(0)),
+                ),
+            };
+            let is_known = stuck.iter().any(|other| other.process == process);
+            if is_known || theirs >= STUCK_OF_ONE || all >= STUCK {
+                return None;
+            }
+        }
+        asked().push(one);
+        Some(one)
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.since.elapsed() >= DEADLINE
+    }
+}
+
+/// Ends what [`Asked::begin`] began, also where the question panics.
+struct Ends(usize);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        asked().retain(|one| one.number != self.0);
+    }
+}
+
+/// Whom a round has to ask, by several threads where some of them wait.
+struct Round<F> {
+    processes: Vec<u32>,
+    next: AtomicUsize,
+    ask: F,
+}
+
+impl<F> Round<F> {
+    fn go_on<T>(&self, tell: &Sender<(usize, Option<T>)>)
+    where
+        F: Fn(u32) -> T,
+    {
+        loop {
+            let at = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(&process) = self.processes.get(at) else {
+                return;
+            };
+            let answer = Asked::begin(process).map(|one| {
+                let _ends = Ends(one.number);
+                (self.ask)(process)
+            });
+            if tell.send((at, answer)).is_err() {
+                return; // It came too late.
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.next.load(Ordering::Relaxed) >= self.processes.len()
+    }
+}
+
+/// Asks of each process, on threads of their own. Answers in the same order; `None`: there was none in time, or no thread.
+pub fn each<T: Send + 'static>(
+    processes: Vec<u32>,
+    ask: impl Fn(u32) -> T + Send + Sync + 'static,
+) -> Vec<Option<T>> {
+    each_within(DEADLINE, processes, ask)
+}
+
+/// The same, where an answer may take so long.
+pub(super) fn each_within<T: Send + 'static>(
+    deadline: Duration,
+    processes: Vec<u32>,
+    ask: impl Fn(u32) -> T + Send + Sync + 'static,
+) -> Vec<Option<T>> {
+    let mut answers: Vec<Option<T>> = processes.iter().map(|_| None).collect();
+    let mut left = answers.len();
+    let round = Arc::new(Round {
+        processes,
+        next: AtomicUsize::new(0),
+        ask,
+    });
+    let (tell, told) = channel();
+    let more = || {
+        let (round, tell) = (Arc::clone(&round), tell.clone());
+        let thread = std::thread::Builder::new().name("asks".to_owned());
+        thread.spawn(move || round.go_on(&tell)).is_ok()
+    };
+    let mut heard = Instant::now();
+    let mut is_more = left > 0 && more();
+    while left > 0 && is_more {
+        match told.recv_timeout(PATIENCE.min(deadline)) {
+            Ok((at, answer)) => {
+                if let Some(place) = answers.get_mut(at) {
+                    *place = answer;
+                }
+                left -= 1;
+                heard = Instant::now();
+            }
+            Err(RecvTimeoutError::Timeout) if !round.is_over() && more() => {}
+            Err(_) => is_more = heard.elapsed() < deadline,
+        }
+    }
+    answers
+}
+
+/// Asks of one.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`]: there was no answer in time.
+pub fn of<T: Send + 'static>(
+    process: u32,
+    ask: impl Fn(u32) -> T + Send + Sync + 'static,
+) -> io::Result<T> {
+    let answer = each(vec![process], ask).pop().flatten();
+    answer.ok_or_else(silent)
+}
+
+/// Asks of one while others wait for that: where an answer was long in coming, nobody is asked so for a while.
+pub(super) fn briefly<T: Send + 'static>(
+    process: u32,
+    ask: impl Fn(u32) -> T + Send + Sync + 'static,
+) -> Option<T> {
+    // In milliseconds since the first call.
+    static ASK_AGAIN: AtomicU64 = AtomicU64::new(0);
+    static BEGUN: OnceLock<Instant> = OnceLock::new();
+    let begun = BEGUN.get_or_init(Instant::now);
+    let now = || u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if now() < ASK_AGAIN.load(Ordering::Relaxed) {
+        return None;
+    }
+    let answer = each_within(BRIEF, vec![process], ask).pop().flatten();
+    if answer.is_none() {
+        ASK_AGAIN.store(now().saturating_add(REST), Ordering::Relaxed);
+    }
+    answer
+}
+
+/// Nothing was said in time.
+pub(super) fn silent() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        "the kernel does not answer: it is in execve for long, or too many are",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::mpsc::{Receiver, channel};
+
+    /// Answers for all but these, until the other end is gone.
+    fn stuck_on(stuck: Vec<u32>) -> (impl Fn(u32) -> u32 + Send + Sync + 'static, Sender<()>) {
+        let (end, ends): (Sender<()>, Receiver<()>) = channel();
+        let ends = Mutex::new(ends);
+        let ask = move |process| {
+            if stuck.contains(&process) {
+                let _ = ends.lock().unwrap().recv();
+            }
+            process
+        };
+        (ask, end)
+    }
+
+    #[test]
+    fn who_does_not_answer_keeps_nobody_waiting_and_is_asked_again_once_he_has() {
+        let base = 1 << 30; // Nobody has these ids.
+        let (ask, end) = stuck_on(vec![base + 3, base + 500]);
+        let all: Vec<u32> = (base..base + 1000).collect();
+        let begun = Instant::now();
+        let answers = each(all, ask);
+        assert!(
+            begun.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            begun.elapsed()
+        );
+        let silent: Vec<usize> = (0..1000).filter(|at| answers[*at].is_none()).collect();
+        assert_eq!(silent, [3, 500]);
+        // Not asked at all while he is stuck, and at once.
+        let begun = Instant::now();
+        let silent = of(base + 3, |process| process).unwrap_err();
+        assert_eq!(silent.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < DEADLINE);
+        // Others are.
+        assert_eq!(of(base + 4, |process| process).unwrap(), base + 4);
+        drop(end);
+        let until = Instant::now() + Duration::from_secs(10);
+        while of(base + 3, |process| process).is_err() {
+            assert!(Instant::now() < until, "still stuck");
+        }
+    }
+}

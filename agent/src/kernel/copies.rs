@@ -1,0 +1,263 @@
+//! Copies of sockets that processes have open, had by a process of its own, `tollgate copies`. By the time that it is copied, a descriptor
+//! may be of another file: to close that, or to ask what it is, waits for as long as whoever serves it (FUSE) likes, and who waits so
+//! cannot be killed. It would keep the agent's descriptors, its port among them. What comes back is a socket, and the process has it open
+//! as well until the agent has closed it: the last to close one waits until it has sent what it has to (`SO_LINGER`).
+use super::holders::Holder;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::fstat;
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_domain;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::collections::HashSet;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long an answer is waited for.
+const ANSWER: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+/// How long one may take to end before that is left to the next call.
+const END: Duration = Duration::from_millis(100);
+/// Of those that have not ended, how many there may be.
+const HUNG: usize = 64;
+/// What the process says of a descriptor that is no socket; it ends then.
+const NO_SOCKET: Errno = Errno::NOTSOCK;
+
+/// Process, descriptor, and the socket's inode.
+type Request = [u8; 12];
+
+/// The program that has the verb: this one.
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// Says which program has the verb `copies`, where that is not this one.
+pub fn copies_by(program: PathBuf) {
+    let _ = PROGRAM.set(program);
+}
+
+/// Has copies made, for the length of a look.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    maker: Option<Maker>,
+    /// Processes of which there was none in time.
+    silent: HashSet<u32>,
+}
+
+#[derive(Debug)]
+struct Maker {
+    process: Option<Child>,
+    end: OwnedFd,
+}
+
+impl Copies {
+    /// A descriptor of this process's own, of a socket, to be closed before the next is asked for.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`]: it is none, or another one; what the kernel says; [`io::ErrorKind::TimedOut`]: it says nothing.
+    pub(super) fn of(&mut self, holder: Holder, inode: u32) -> io::Result<OwnedFd> {
+        // Of a thread that has a table of its own, it cannot be had before Linux 6.9.
+        let number = holder.descriptor.ok_or(io::ErrorKind::Unsupported)?;
+        if self.silent.contains(&holder.process) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let maker = match self.maker.take() {
+            Some(maker) => maker,
+            None => Maker::start()?,
+        };
+        let mut request: Request = Default::default();
+        let words = [holder.process, number.cast_unsigned(), inode].map(u32::to_ne_bytes);
+        for (to, from) in request.iter_mut().zip(words.iter().flatten()) {
+            *to = *from;
+        }
+        let answer = maker.ask(&request);
+        match &answer {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                self.silent.insert(holder.process);
+            }
+            Err(error) if error.raw_os_error() == Some(NO_SOCKET.raw_os_error()) => {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            _ => self.maker = Some(maker),
+        }
+        answer
+    }
+}
+
+impl Maker {
+    fn start() -> io::Result<Self> {
+        if hung() >= HUNG {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (end, other) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+        let program = PROGRAM.get().cloned();
+        let mut command = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()));
+        command.arg("copies").env_clear().stdin(Stdio::from(other));
+        let process = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self {
+            process: Some(process),
+            end,
+        })
+    }
+
+    fn ask(&self, request: &Request) -> io::Result<OwnedFd> {
+        sendmsg(
+            &self.end,
+            &[IoSlice::new(request)],
+            &mut SendAncillaryBuffer::default(),
+            SendFlags::NOSIGNAL,
+        )?;
+        let mut polled = [PollFd::new(&self.end, PollFlags::IN)];
+        if poll(&mut polled, Some(&ANSWER))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut with = RecvAncillaryBuffer::new(&mut space);
+        let mut code = [0; 4];
+        let mut slices = [IoSliceMut::new(&mut code)];
+        let got = recvmsg(&self.end, &mut slices, &mut with, RecvFlags::CMSG_CLOEXEC)?;
+        let copy = with.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut all) => all.next(),
+            _ => None,
+        });
+        match (got.bytes, i32::from_ne_bytes(code)) {
+            (4, 0) => copy.ok_or_else(|| io::ErrorKind::TimedOut.into()),
+            (4, code) => Err(io::Error::from_raw_os_error(code)),
+            // It has ended.
+            _ => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+/// Those that were told to end, and may have.
+static ENDING: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
+/// How many have not.
+fn hung() -> usize {
+    let mut ending = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
+    ending.retain_mut(|child| child.try_wait().is_ok_and(|status| status.is_none()));
+    ending.len()
+}
+
+impl Drop for Maker {
+    fn drop(&mut self) {
+        let Some(mut process) = self.process.take() else {
+            return;
+        };
+        // It has nothing to end in order.
+        let _ = process.kill();
+        let until = Instant::now() + END;
+        while process.try_wait().is_ok_and(|status| status.is_none()) {
+            if Instant::now() >= until {
+                // It waits for a file to be closed.
+                let mut ending = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
+                return ending.push(process);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// The process: makes copies for whoever has the other end of its standard input.
+///
+/// # Errors
+/// It is no socket, or the other end is gone.
+pub fn make() -> io::Result<()> {
+    let asked = io::stdin();
+    let mut request: Request = Default::default();
+    // Until the other's is closed.
+    let mut last = None;
+    loop {
+        let mut slices = [IoSliceMut::new(&mut request)];
+        let mut none = RecvAncillaryBuffer::default();
+        if recvmsg(&asked, &mut slices, &mut none, RecvFlags::empty())?.bytes != request.len() {
+            return Ok(());
+        }
+        drop(last.take());
+        let made = copy(&request);
+        let code = made.as_ref().map_or_else(|code| code.raw_os_error(), |_| 0);
+        answer(asked.as_fd(), code, made.as_ref().ok())?;
+        if code == NO_SOCKET.raw_os_error() {
+            return Err(NO_SOCKET.into()); // To close it may take for ever: the next is another process's to ask for.
+        }
+        last = made.ok();
+    }
+}
+
+fn answer(to: BorrowedFd<'_>, code: i32, copy: Option<&OwnedFd>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut with = SendAncillaryBuffer::new(&mut space);
+    let copies = copy.map(AsFd::as_fd);
+    if copies.is_some() {
+        with.push(SendAncillaryMessage::ScmRights(copies.as_slice()));
+    }
+    let code = code.to_ne_bytes();
+    sendmsg(to, &[IoSlice::new(&code)], &mut with, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// A copy, if it is this socket.
+fn copy(request: &Request) -> Result<OwnedFd, Errno> {
+    let mut words = request
+        .chunks_exact(4)
+        .map(|word| word.try_into().unwrap_or_default());
+    let mut word = || u32::from_ne_bytes(words.next().unwrap_or_default());
+    let (process, number, inode) = (word(), word(), word());
+    let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
+    let process = pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
+    let copy = pidfd_getfd(&process, number.cast_signed(), PidfdGetfdFlags::empty())?;
+    // Closed since, and its number given to another? A file's filesystem is not to be asked what it is.
+    if socket_domain(&copy) == Err(NO_SOCKET) {
+        // This process ends with it open: it is not to be closed before the other has been told.
+        std::mem::forget(copy);
+        return Err(NO_SOCKET);
+    }
+    match fstat(&copy)?.st_ino == u64::from(inode) {
+        true => Ok(copy),
+        false => Err(Errno::NOENT),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd;
+
+    fn request(number: i32, inode: u64) -> Request {
+        let words = [
+            std::process::id(),
+            number.cast_unsigned(),
+            inode.try_into().unwrap(),
+        ];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        bytes.try_into().unwrap()
+    }
+
+    #[test]
+    fn only_the_socket_that_was_meant_is_copied() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let inode = fstat(&listener).unwrap().st_ino;
+        let copied = copy(&request(listener.as_raw_fd(), inode)).unwrap();
+        assert_eq!(fstat(&copied).unwrap().st_ino, inode);
+        let another = copy(&request(listener.as_raw_fd(), inode + 1));
+        assert_eq!(another.unwrap_err(), Errno::NOENT);
+        let file = tempfile::tempfile().unwrap();
+        let no_socket = copy(&request(file.as_raw_fd(), inode));
+        assert_eq!(no_socket.unwrap_err(), NO_SOCKET);
+        assert_eq!(copy(&request(1 << 20, inode)).unwrap_err(), Errno::BADF);
+    }
+}

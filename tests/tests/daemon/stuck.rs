@@ -1,0 +1,160 @@
+//! Processes of which the kernel says nothing for as long as somebody likes: they are in `execve`, and what they close there is served by
+//! whoever does not answer. They hold up nobody but themselves.
+use crate::outside::{GOVERNED, Outside};
+use crate::recognising::{INTERN, Late, digest};
+use crate::support::*;
+use harness::eventually;
+use rustix::process::Signal;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+/// Some of one user, and of more.
+const STUCK: [u32; 8] = [INTERN, INTERN, INTERN, INTERN, INTERN, INTERN, 5, 0];
+
+/// Ended, whatever comes of the test.
+#[derive(Default)]
+struct Children(Vec<Child>);
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for one in &mut self.0 {
+            let _ = one.kill();
+            let _ = one.wait();
+        }
+    }
+}
+
+/// The kernel says nothing of it, on versions that keep so much back.
+fn says_nothing(of: &Child) -> bool {
+    let exe = format!("/proc/{}/exe", of.id());
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(fs::read_link(exe)));
+    told.recv_timeout(Duration::from_millis(500)).is_err()
+}
+
+#[test]
+fn who_is_stuck_in_execve_holds_up_nobody_else() {
+    let (mut place, outside) = (Place::new(), Outside::new());
+    fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
+    // They end only once nobody serves the file any more.
+    let mut stuck = Children::default();
+    let late = Late::never_closed("flush", place.path("late"));
+    let all = STUCK.iter().map(|user| late.stuck(*user, "pass"));
+    stuck.0.extend(all);
+    println!(
+        "the kernel says nothing of them: {}",
+        says_nothing(&stuck.0[0])
+    );
+
+    let mut bytes = fs::read("/usr/bin/curl").unwrap();
+    let copy = |name: &str, bytes: &[u8]| {
+        let to = place.path(name);
+        fs::write(&to, bytes).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+        to
+    };
+    let named = copy("named", &bytes);
+    bytes.push(0);
+    let content = copy("content", &bytes);
+    let policy = |workload: &str| {
+        let more = format!(
+            "workloads:\n  {workload}: {{ match: [{{ exe: {} }}, {{ user: 54323, sha256: {} }}] }}\n",
+            named.display(),
+            digest(&content)
+        );
+        POLICY.replace("workloads:\n", &more)
+    };
+    place.write_policy(&policy("named"));
+    let recognised = |program: &Path| {
+        let program = program.display().to_string();
+        let is_ours = || outside.asked_by(54_323, &program) == [GOVERNED; 2];
+        eventually(START, || is_ours().then_some(())).is_some()
+    };
+    let begun = Instant::now();
+    let took = |what: &str| {
+        println!("{what}: {:.1} s", begun.elapsed().as_secs_f64());
+        assert!(begun.elapsed() < Duration::from_secs(40), "{what}");
+    };
+    place.start();
+    took("started");
+    assert!(recognised(&named) && recognised(&content));
+    took("recognised");
+    assert!(outside.is_free_for(5, "/usr/bin/curl"));
+    place.write_policy(&policy("other"));
+    let reloaded = place.output(&["reload"]);
+    assert_eq!(reloaded.status.code(), Some(0), "{reloaded:?}");
+    took("reloaded");
+    assert!(place.output(&["status"]).status.code().is_some());
+    assert!(recognised(&named) && recognised(&content));
+
+    // One whose refusal is to be told of, with what it runs.
+    let port = outside.addresses[0].port();
+    let procs = place.cgroup.join("cgroup.procs").display().to_string();
+    let before = format!(
+        "open('{procs}', 'w').write(str(os.getpid()))\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ntry: s.sendto(b'x', ('127.0.0.1', {port}))\nexcept OSError: pass"
+    );
+    stuck.0.push(late.stuck(0, &before));
+    assert!(recognised(&named));
+    took("told of");
+    let all = place.workloads();
+    assert!(!all.is_empty());
+    took("listed");
+
+    place.end(Signal::TERM);
+    took("ended");
+    place.start();
+    assert!(recognised(&named) && recognised(&content));
+    took("started again");
+}
+
+/// Asks for a copy of a descriptor of a file that is never closed, as of a socket; then of a socket.
+const ASKS: &str = "
+import os, signal, socket, struct, subprocess, sys
+here, there = socket.socketpair()
+process = os.fork()
+if process == 0:
+    os.setresuid(54322, 54322, 54322)
+    file, own = os.open(sys.argv[2], os.O_RDONLY), socket.socket()
+    there.send(struct.pack('=iiI', file, own.fileno(), os.fstat(own.fileno()).st_ino))
+    signal.pause()
+file, own, inode = struct.unpack('=iiI', here.recv(12))
+def ask(fd):
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    maker = subprocess.Popen([sys.argv[1], 'copies'], stdin=there, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    here.settimeout(10)
+    here.send(struct.pack('=IiI', process, fd, inode))
+    code, copies, _, _ = socket.recv_fds(here, 4, 1)
+    print(struct.unpack('=i', code)[0], [os.fstat(copy).st_ino == inode for copy in copies], flush=True)
+    return here, maker
+_, hangs = ask(file)
+here, maker = ask(own)
+here.close()
+maker.wait(10)
+try:
+    hangs.wait(1)
+    print('closed', flush=True)
+except subprocess.TimeoutExpired:
+    print('hangs', flush=True)
+os.kill(process, 9)
+os._exit(0)
+";
+
+/// Whoever is looked at can have his descriptor be such a file by the time that the agent has it copied: it is closed by a process that
+/// nobody waits for.
+#[test]
+fn what_is_no_socket_any_more_is_closed_by_nobody_who_is_needed() {
+    let directory = Place::new();
+    let late = Late::never_closed("root", directory.path("late"));
+    let program = harness::agent::program().unwrap();
+    let mut asks = Command::new("python3");
+    asks.args(["-c", ASKS]).arg(program);
+    let output = asks.arg(late.mount.join("program")).output().unwrap();
+    assert_eq!(
+        text(&output.stdout),
+        "88 []\n0 [True]\nhangs\n",
+        "{output:?}"
+    );
+}
