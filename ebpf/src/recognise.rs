@@ -87,9 +87,9 @@ pub(crate) fn executed(task: u64) {
     }
     let rules = select::scope().map_or(0, select::rules);
     let class = rules::class_at_exec(rules, process, task);
-    let waits = old.awaits().is_some() && rules & ANY_RULE != 0;
-    // Who waits for what it ran before does so whatever it runs now.
-    if !waits || waiting::runs(process, class) == 0 {
+    let waits = old.awaits().is_some();
+    // Who waits for what it ran before does so whatever it runs now, and while there are no rules: they may come back.
+    if !waits || rules & ANY_RULE != 0 && waiting::runs(process, class) == 0 {
         // What `settle` has left of who waited. The agent may have marked it since: that stays.
         let old = if waits { Mark::running(UNKNOWN) } else { old };
         replace(process, old, Mark::running(class));

@@ -62,9 +62,7 @@ const FEW_LEVELS: usize = 2;
 fn is_nobodys() -> bool {
     let Some(scope) = scope() else { return true };
     let (mut levels, rules) = (levels(scope), rules(scope));
-    if levels == 0 && rules == 0 {
-        return true; // Nothing was ever governed on this host.
-    }
+    // First: it counts also where there are no rules any more, and no cgroup was ever governed.
     let mark = recognise::mark(recognise::current()).unwrap_or_default();
     if mark.workload() != 0 {
         return false;
@@ -94,10 +92,6 @@ const ASK: u64 = 1 << 62;
 #[inline(never)]
 fn find(cgroup: &mut u64) -> u64 {
     let Some(scope) = scope() else { return 0 };
-    let (levels, rules) = (levels(scope), rules(scope));
-    if levels == 0 && rules == 0 {
-        return 0; // Nothing was ever governed on this host.
-    }
     let mark = recognise::mark(recognise::current()).unwrap_or_default();
     if mark.workload() == EXEMPT {
         return 0;
@@ -108,7 +102,7 @@ fn find(cgroup: &mut u64) -> u64 {
         u64::from(deepest.workload)
     } else if mark.is_governed() {
         BY_MARK | u64::from(mark.workload())
-    } else if rules != 0 {
+    } else if rules(scope) != 0 {
         *cgroup = walk.conditions;
         ASK
     } else {

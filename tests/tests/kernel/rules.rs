@@ -33,7 +33,10 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new(by: &Recognition) -> Self {
-        let stand = Stand::new();
+        Self::on(Stand::new(), by)
+    }
+
+    pub(crate) fn on(stand: Stand, by: &Recognition) -> Self {
         stand.fence().recognise(by).unwrap();
         let servers = ["127.0.0.1", "::1"].map(Elsewhere::new);
         Self { stand, servers }
@@ -138,6 +141,38 @@ say('made'); sys.stdin.readline(); os.kill(pid, 9); os.wait()"
         .servers
         .iter()
         .for_each(|server| drop(accept(&server.listener)));
+}
+
+/// Also where no cgroup is governed, nor ever was: what is left then is the mark.
+#[test]
+fn who_was_recognised_stays_so_without_any_rules() {
+    let by = Recognition {
+        cases: vec![case("interns", Some(INTERN), Runs::Anything, None)],
+        ..Recognition::default()
+    };
+    let mut scene = Scene::on(Stand::governs_nothing(), &by);
+    let body = scene.script(&format!(
+        "os.setresuid({INTERN}, {INTERN}, {INTERN})
+for line in sys.stdin: both()"
+    ));
+    let mut intern = Running::start_outside(&body);
+    let mut connects = || {
+        intern.send("\n");
+        intern.line()
+    };
+    assert_eq!(connects(), "ok ok");
+    assert_eq!(scene.who().as_deref(), Some("interns"));
+    scene
+        .stand
+        .fence()
+        .recognise(&Recognition::default())
+        .unwrap();
+    assert_eq!(connects(), "ok ok");
+    assert_eq!(scene.who().as_deref(), Some("interns"));
+    let new = format!("os.setresuid({INTERN}, {INTERN}, {INTERN}); both()");
+    assert_eq!(scene.whose(&new), None, "there is no rule");
+    scene.stand.lift();
+    scene.reaches(connects);
 }
 
 #[test]

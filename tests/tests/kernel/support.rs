@@ -80,6 +80,23 @@ pub struct Stand {
 
 impl Stand {
     pub fn new() -> Self {
+        let stand = Self::not_admitted();
+        let fence = stand.fence();
+        fence
+            .govern(&stand.cgroup.name, stand.workload())
+            .expect("govern");
+        stand.admit();
+        stand
+    }
+
+    /// The same, whose cgroup is not governed: no cgroup ever was since its maps were made.
+    pub fn governs_nothing() -> Self {
+        let stand = Self::not_admitted();
+        stand.admit();
+        stand
+    }
+
+    fn not_admitted() -> Self {
         let name = unique();
         let options = Options {
             pin_dir: Path::new("/sys/fs/bpf").join(&name),
@@ -88,9 +105,8 @@ impl Stand {
         };
         let fence = open(&options);
         let cgroup = Cgroup::new(fence.cgroup_root(), &name);
-        fence.govern(&cgroup.name, &name).expect("govern");
         let ((agent4, dns4), (agent6, dns6)) = both_families();
-        let stand = Self {
+        Self {
             fence: Some(fence),
             cgroup,
             earlier: Vec::new(),
@@ -99,9 +115,7 @@ impl Stand {
             agent6,
             dns4,
             dns6,
-        };
-        stand.admit();
-        stand
+        }
     }
 
     /// Listens at other ports.

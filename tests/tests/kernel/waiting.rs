@@ -177,3 +177,39 @@ os.execve('{}', ['python3', '-ISc', {serves:?}], {{'PYTHONHOME': '/usr'}})",
     eventually("nobody waits", || at.iter().all(opens));
     server.finish();
 }
+
+/// While there are no rules nobody is refused, but who becomes another program meanwhile is asked by what it has run once they are back.
+#[test]
+fn who_waits_does_so_still_when_the_rules_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let [any, other] = ["any", "other"].map(|name| copy(folder.path(), name));
+    let mut scene = Scene::new(&by_digest());
+    let fence = scene.stand.fence();
+    fence.know(&state(&other), None).unwrap();
+    let connects = format!("while read x; do {}; echo; done", connecting(&scene));
+    let becomes = "echo there; read x; exec \"$0\" -c \"$1\"";
+    let mut running = Running::start_outside(&format!(
+        "os.setresuid({INTERN}, {INTERN}, {INTERN})
+os.execv('{}', ['bash', '-c', {becomes:?}, '{}', {connects:?}])",
+        any.display(),
+        other.display()
+    ));
+    assert_eq!(running.line(), "there");
+    fence.recognise(&Recognition::default()).unwrap();
+    running.send("\n\n");
+    assert_eq!(running.line(), "ok ok");
+    assert_eq!(scene.who(), None);
+    fence.recognise(&by_digest()).unwrap();
+    running.send("\n");
+    assert_eq!(running.line(), REFUSED);
+    fence.know(&state(&any), Some(4)).unwrap();
+    running.send("\n");
+    assert_eq!(running.line(), "ok ok");
+    assert_eq!(scene.who().as_deref(), Some("digest"));
+    scene.stand.lift();
+    scene.reaches(|| {
+        running.send("\n");
+        running.line()
+    });
+}
