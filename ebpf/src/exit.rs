@@ -228,15 +228,27 @@ pub(crate) fn is_on_loopback(ctx: &SkBuffContext) -> bool {
     field!(ctx.skb.skb, ifindex) == LOOPBACK
 }
 
-/// Does it leave with loopback's own address by another device? Nobody's should (RFC 4291, 2.5.3). The agent's answers would, to a
-/// client that has bound an address which is not the host's (`IPV6_FREEBIND`); of IPv4's the kernel itself makes none.
+/// Does it leave with loopback's own address by another device? Nobody's should (RFC 4291, 2.5.3; RFC 1122, 3.2.1.3). The agent's
+/// answers would, to a client that has bound an address which is not the host's (`IPV6_FREEBIND`); of IPv4's the kernel lets them where
+/// somebody has set `route_localnet`. What is to be translated, as a service's address, was by now.
 #[inline(always)]
 pub(crate) fn is_astray(ctx: &SkBuffContext) -> bool {
-    !is_on_loopback(ctx)
-        && field!(ctx.skb.skb, protocol) == u32::from(ETH_P_IPV6.to_be())
-        && head::<[u32; 4]>(ctx, 8) == Some(loopback6(0).ip)
-        // A VRF has a loopback of its own.
-        && head::<[u32; 4]>(ctx, 24) != Some(loopback6(0).ip)
+    if is_on_loopback(ctx) {
+        return false;
+    }
+    // A VRF has a loopback of its own.
+    if field!(ctx.skb.skb, protocol) == u32::from(ETH_P_IPV6.to_be()) {
+        let loopback = Some(loopback6(0).ip);
+        head::<[u32; 4]>(ctx, 8) == loopback && head::<[u32; 4]>(ctx, 24) != loopback
+    } else {
+        is_loopbacks4(ctx, 12) && !is_loopbacks4(ctx, 16)
+    }
+}
+
+/// Is the address of IPv4 that is `at` this place one of loopback's?
+#[inline(always)]
+fn is_loopbacks4(ctx: &SkBuffContext, at: usize) -> bool {
+    head::<u8>(ctx, at) == Some(127)
 }
 
 /// Is there anything behind the header of TCP that begins at `transport`?

@@ -292,6 +292,13 @@ pub fn assert_quiet(listener: &TcpListener) {
     assert!(listener.accept().is_err(), "somebody connected");
 }
 
+/// The kernel's version: its first two numbers.
+pub fn release() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("osrelease");
+    let mut numbers = release.split('.').map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 /// One of the kernel's settings, which is what it was before again when this is dropped.
 pub struct Setting {
     path: &'static str,
