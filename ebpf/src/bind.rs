@@ -19,6 +19,9 @@ use tollgate_common::{
 #[inline(always)]
 pub(crate) fn bound(ctx: &SockContext, address: Address) -> i32 {
     let Some(governed) = select::task() else {
+        if let Some(pending) = PENDING.of(ctx.as_ptr()) {
+            waiting::whose_socket(pending); // Who made it may be nobody's by now, and is told by an id that others can have later.
+        }
         return PASS;
     };
     let attempt = Attempt {

@@ -126,21 +126,27 @@ pub(crate) fn of_current() -> u64 {
 /// Whose a socket is by what its owner waited for: a workload, [`UNSETTLED`], or 0: nobody's. Who else has it by now waits for the
 /// same, and as long as somebody does it stands in `WAITING`.
 #[inline(always)]
-pub(crate) fn whose_socket(pending: &Pending) -> u32 {
+pub(crate) fn whose_socket(pending: &mut Pending) -> u32 {
     if pending.waits == 0 {
         return 0;
     }
     let (number, owner) = (pending.waits as u32, pending.refused.owner.tgid);
-    if number == 0 || WAITING.get_ptr(number).is_some() {
-        return u32::from(Found(whose(number, owner)).workload());
-    }
     let mark = recognise::mark(owner).unwrap_or_default();
-    match mark.is_governed() {
-        true => u32::from(mark.workload()),
-        // It ended before anybody knew.
-        false if mark.awaits() == Some(number) => u32::from(UNSETTLED),
-        false => 0,
+    let is_waiting = mark.awaits() == Some(number);
+    let workload = if number == 0 || WAITING.get_ptr(number).is_some() {
+        Found(whose(number, owner)).workload()
+    } else if mark.is_governed() {
+        mark.workload()
+    } else if is_waiting {
+        UNSETTLED // It ended before anybody knew.
+    } else {
+        0
+    };
+    if workload == 0 && !is_waiting {
+        // So it stays: whoever has its owner's id next has nothing to do with it.
+        pending.waits = 0;
     }
+    u32::from(workload)
 }
 
 /// On the way from what a process ran last to what it ran first.

@@ -213,3 +213,76 @@ os.execv('{}', ['bash', '-c', {becomes:?}, '{}', {connects:?}])",
         running.line()
     });
 }
+
+/// Listens with a socket over either family, and with one that was made while it waited and is bound later; then leaves them to a child.
+const LEAVES: &str = "import os, socket, sys
+def new(ip): return socket.socket(socket.AF_INET6 if ':' in ip else socket.AF_INET)
+def port(s): s.listen(); return s.getsockname()[1]
+four, six, late = new('127.0.0.1'), new('::1'), new('127.0.0.1')
+four.bind(('127.0.0.1', 0)); six.bind(('::1', 0))
+print(port(four), port(six), flush=True)
+sys.stdin.readline(); late.bind(('127.0.0.1', 0)); print(port(late), flush=True)
+sys.stdin.readline()
+if os.fork(): os._exit(0)
+sys.stdin.read()";
+
+/// Its maker may have ended since, and another process have the id.
+#[test]
+fn a_listener_that_was_settled_as_nobodys_is_not_its_makers_next() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let any = folder.path().join("any");
+    std::fs::copy("/usr/bin/python3", &any).unwrap();
+    let scene = Scene::new(&by_digest());
+    let fence = scene.stand.fence();
+    let mut server = Running::start_outside(&format!(
+        "pid = os.fork()
+if pid == 0:
+    os.setresuid({INTERN}, {INTERN}, {INTERN})
+    os.execve('{}', ['python3', '-ISc', {LEAVES:?}], {{'PYTHONHOME': '/usr'}})
+say(pid); os.waitpid(pid, 0); say('ended')",
+        any.display()
+    ));
+    let maker: u32 = server.line().parse().unwrap();
+    let ports = |line: String| -> Vec<u16> {
+        let ports = line.split(' ').map(|port| port.parse().unwrap());
+        ports.collect()
+    };
+    let first = ports(server.line());
+    let opens = |ip: &str, port: u16| crate::listen::dial(ip, port).is_some();
+    assert!(
+        !opens("127.0.0.1", first[0]),
+        "it serves before it is known"
+    );
+    fence.know(&state(&any), None).unwrap();
+    fence.waits_no_more(maker, fence.awaits(maker).unwrap());
+    let mut idle = std::collections::HashSet::new();
+    (0..2).for_each(|_| fence.forget_waiting(&mut idle));
+    assert!(opens("127.0.0.1", first[0]) && opens("::1", first[1]));
+    server.send("\n");
+    let late = ports(server.line())[0];
+    server.send("\n");
+    assert_eq!(server.line(), "ended");
+    let mut next = Running::start(
+        &scene.stand.cgroup,
+        &format!(
+            "import ctypes, struct
+wanted = ctypes.c_int({maker})
+arguments = ctypes.create_string_buffer(struct.pack('11Q', 0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(wanted), 1, 0))
+pid = ctypes.CDLL(None).syscall(435, arguments, 80)
+if pid == 0:
+    say('there'); sys.stdin.read(); os._exit(0)
+assert pid == {maker}, pid
+os.waitpid(pid, 0)"
+        ),
+    );
+    assert_eq!(next.line(), "there");
+    let opened = [
+        opens("127.0.0.1", first[0]),
+        opens("::1", first[1]),
+        opens("127.0.0.1", late),
+    ];
+    assert_eq!(opened, [true; 3]);
+    next.finish();
+    server.finish();
+}
