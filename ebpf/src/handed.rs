@@ -25,7 +25,7 @@ use tollgate_common::{
     event::{Reason, TOLD_PASSED},
     flow::{Address, Client, MADE},
     recognise::UNSETTLED,
-    rules::{CARRIES_A_DISK, address4, address6, is_ip, is_ip4, is_unconnected},
+    rules::{CARRIES_A_DISK, TCP, address4, address6, is_ip, is_ip4, is_unconnected},
 };
 
 /// `socket_sendmsg(socket, message, size)`
@@ -120,9 +120,12 @@ impl Socket {
         })
     }
 
-    /// Has policy the workload listen where this one was accepted, be it by somebody else?
+    /// Has policy the workload listen where this one was accepted, be it by somebody else? Of TCP: nothing else is accepted there.
     #[inline(always)]
     fn is_served(&self, workload: u32) -> bool {
+        if self.protocol != TCP {
+            return false;
+        }
         // SAFETY: as in `of`.
         let port: Option<u16> = unsafe { read(self.sk as u64, OFFSETS.load().sock_port) };
         port.is_some_and(|port| entry::may_listen(workload, port))

@@ -296,7 +296,8 @@ os.wait()",
     assert_eq!(counted(&stand).get("passed"), None);
 }
 
-/// Connections that the workload accepts are its own to serve where its policy has it listen, whoever made the listener.
+/// Connections that the workload accepts are its own to serve where its policy has it listen, whoever made the listener. A datagram
+/// socket that it was handed is not, at the same port.
 #[test]
 fn what_is_accepted_is_sent_over_where_policy_has_the_workload_listen() {
     over_both(|stand, ip| {
@@ -306,14 +307,16 @@ fn what_is_accepted_is_sent_over_where_policy_has_the_workload_listen() {
             "{SENDS}
 def listener(): return socket.create_server(('{ip}', 0), family=family('{ip}'))
 given, other = listener(), listener()
+datagrams = socket.socket(family('{ip}'), socket.SOCK_DGRAM)
+datagrams.bind(given.getsockname()); datagrams.connect(given.getsockname())
 enter({:?})
 own = listener()
 enter({:?})
 left = listener()
 all = [given, own, left, other]
 say(*[s.getsockname()[1] for s in all])
-become(all, '''sys.stdin.readline()
-others = [s.accept()[0] for s in others]
+become(all + [datagrams], '''sys.stdin.readline()
+others = [s if s.type == socket.SOCK_DGRAM else s.accept()[0] for s in others]
 say(*tried())
 for line in sys.stdin: say(*tried())''')",
             stand.cgroup.path(),
@@ -329,12 +332,12 @@ for line in sys.stdin: say(*tried())''')",
             connected.push(std::net::TcpStream::connect((ip, port)).unwrap());
         }
         let other = if there { "EPERM" } else { "ok" };
-        assert_eq!(process.line(), format!("ok ok ok {other}"), "{ip}");
+        assert_eq!(process.line(), format!("ok ok ok {other} {other}"), "{ip}");
         if there {
             nobody_looks_at_what_is_sent(stand);
             eventually("it is the program that keeps it", || {
                 process.send("\n");
-                process.line() == "ok ok ok ok"
+                process.line() == "ok ok ok ok ok"
             });
         }
     });
