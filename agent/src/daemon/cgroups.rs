@@ -197,7 +197,7 @@ fn subdirectories(directory: &Path) -> io::Result<(Vec<String>, Option<OsString>
 }
 
 /// Is it none any more? All else that fails says nothing of what is there.
-fn is_gone(error: &io::Error) -> bool {
+pub(super) fn is_gone(error: &io::Error) -> bool {
     [Errno::NOENT, Errno::NODEV].contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 

@@ -171,9 +171,9 @@ fn end_of_input() -> std::io::Result<tokio::sync::oneshot::Receiver<()>> {
     Ok(end)
 }
 
-/// Waits until nothing is left in any cgroup that was made for a run.
+/// Waits until every run has ended.
 async fn runs_over(agent: &Agent) {
-    while lock(&agent.enrolments).processes_left() > 0 {
+    while lock(&agent.enrolments).end_runs() > 0 {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
@@ -278,7 +278,8 @@ fn stop(agent: Arc<Agent>) -> Result<(), Error> {
     match agent.lifetime.clone() {
         Lifetime::Service => tracing::info!("stopped; what is governed stays fenced in"),
         Lifetime::Private { directory } => {
-            let left = lock(&agent.enrolments).processes_left();
+            // Only where it is known that nobody is left: who is would be free.
+            let left = lock(&agent.enrolments).end_runs();
             if left > 0 {
                 let pins = agent.config.pin_dir.display().to_string();
                 return Err(Error::Left { left, pins });
@@ -292,7 +293,6 @@ fn stop(agent: Arc<Agent>) -> Result<(), Error> {
 
 /// Takes the fence down. Nothing may use it any more: if something does, it stays, which refuses and never opens.
 fn lift(agent: Arc<Agent>) {
-    lock(&agent.enrolments).remove_runs();
     let deadline = Instant::now() + CHANGES;
     while Arc::strong_count(&agent) > 1 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));

@@ -3,9 +3,7 @@ use super::admin::wire::{Enrolled, Fault, FaultKind, Recognised};
 use super::cgroups::{self, Match};
 use super::containers::Containers;
 use super::rules::Rules;
-use super::runs::{
-    RUN_GRACE, RUNS, alive, is_run, make_run, processes, remove_tree, sweep_orphans,
-};
+use super::runs::{RUN_GRACE, RUNS, alive, is_run, left, make_run, remove_tree, sweep_orphans};
 use super::troubles::Troubles;
 use crate::config::Config;
 use crate::kernel::{self, Evidence, Fence, FileState, GovernedProcess, Openings, SocketName};
@@ -424,30 +422,33 @@ impl Enrolments {
 
     /// Ends a run if its cgroup is empty; returns how many processes are left in it.
     pub(super) fn end_run(&mut self, cgroup_id: u64) -> Result<usize, Fault> {
-        let Some(run) = self.runs.get(&cgroup_id) else {
+        if !self.runs.contains_key(&cgroup_id) {
             return Err(Fault {
                 kind: FaultKind::NotFound,
                 message: format!("no run has cgroup {cgroup_id}"),
             });
-        };
-        let left = processes(&run.directory);
-        if left == 0 {
+        }
+        Ok(self.end_if_over(cgroup_id))
+    }
+
+    /// Ends all runs whose cgroups are empty; returns how many processes are left in those of others, or have left theirs. None are,
+    /// and none can come, only where the kernel has removed every one of those cgroups.
+    pub(super) fn end_runs(&mut self) -> usize {
+        let all: Vec<u64> = self.runs.keys().copied().collect();
+        let inside: usize = all.into_iter().map(|id| self.end_if_over(id)).sum();
+        inside.saturating_add(self.fence.strays())
+    }
+
+    /// How many processes are left in a run: one at least where it has not ended.
+    fn end_if_over(&mut self, cgroup_id: u64) -> usize {
+        let run = self.runs.get(&cgroup_id);
+        let counted = run.map_or(0, |run| left(&run.directory));
+        if counted == 0 {
             self.forget_run(cgroup_id);
         }
-        Ok(left)
-    }
-
-    /// Processes in the cgroups of all runs, and those that have left theirs.
-    pub(super) fn processes_left(&self) -> usize {
-        let inside = self.runs.values().map(|run| processes(&run.directory));
-        inside.sum::<usize>().saturating_add(self.fence.strays())
-    }
-
-    /// Removes the directories of all runs that are empty; for an agent that is about to lift its fence.
-    pub(super) fn remove_runs(&mut self) {
-        let all: Vec<u64> = self.runs.keys().copied().collect();
-        for cgroup_id in all {
-            self.forget_run(cgroup_id);
+        match self.runs.contains_key(&cgroup_id) {
+            true => counted.max(1),
+            false => 0,
         }
     }
 
@@ -455,7 +456,8 @@ impl Enrolments {
         let over = |run: &Run| {
             let waited =
                 run.asked_by.is_none_or(|pid| !alive(pid)) && run.seen.elapsed() > RUN_GRACE;
-            !run.directory.exists() || (waited && processes(&run.directory) == 0)
+            let is_gone = run.directory.try_exists().is_ok_and(|there| !there);
+            is_gone || (waited && left(&run.directory) == 0)
         };
         let ended: Vec<u64> = self
             .runs
@@ -473,7 +475,7 @@ impl Enrolments {
         let Some(run) = self.runs.get(&cgroup_id) else {
             return;
         };
-        match remove_tree(&run.directory, 0) {
+        match remove_tree(&run.directory) {
             Ok(()) => {
                 // The last run takes the directory of all runs with it.
                 if let Some(parent) = run.directory.parent() {

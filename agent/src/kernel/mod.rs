@@ -507,7 +507,7 @@ impl Fence {
         self.processes()
     }
 
-    /// How many processes are governed since they were in a governed cgroup, and are in none now.
+    /// How many processes are governed since they were in a governed cgroup, and are in none now, or in one that cannot be told.
     pub fn strays(&self) -> usize {
         self.gone_astray()
     }

@@ -5,8 +5,10 @@ use super::{Error, Evidence, Fence, GovernedProcess, bounded, cgroup};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use tollgate_common::recognise::{BY_CGROUP, EXEMPT, INHERITED, Mark};
 
@@ -404,22 +406,20 @@ impl Fence {
         all
     }
 
-    /// Whoever was in a governed cgroup, and is in none now.
+    /// Whoever was in a governed cgroup, and is in none now. What cannot be looked at counts: on nobody being there a fence is lifted.
     pub(super) fn gone_astray(&self) -> usize {
-        let governed: Vec<String> = self
-            .all_governed()
-            .into_iter()
-            .filter_map(|one| one.cgroup)
-            .collect();
-        let is_inside = |process: &GovernedProcess| {
-            let table = format!("/proc/{}/cgroup", process.pid);
-            let text = std::fs::read_to_string(table).unwrap_or_default();
-            let own = text.lines().find_map(|line| line.strip_prefix("0::"));
-            let own = Path::new(own.unwrap_or_default());
-            governed.iter().any(|cgroup| own.starts_with(cgroup))
+        let governed = self.all_governed().into_iter();
+        let governed: Vec<String> = governed.filter_map(|one| one.cgroup).collect();
+        let is_by_cgroup = |process: &u32| {
+            let mark = self.marks.get(*process);
+            mark.is_governed() && mark.how() & !INHERITED == BY_CGROUP
         };
-        let all = self.processes().into_iter();
-        all.filter(|one| one.evidence == Evidence::Cgroup && !is_inside(one))
+        let Ok(all) = all_ids() else {
+            return 1;
+        };
+        let marked = all.into_iter().filter(is_by_cgroup);
+        marked
+            .filter(|process| is_astray(*process, &governed) && !has_ended(*process))
             .count()
     }
 
@@ -453,6 +453,34 @@ impl Fence {
         let name = |mark: Mark| self.names.workload(u32::from(mark.workload())).to_string();
         mark.is_governed().then(|| name(mark))
     }
+}
+
+/// Whether a process may be in none of those cgroups.
+fn is_astray(process: u32, cgroups: &[String]) -> bool {
+    // The kernel gives no path that is too long.
+    let Ok(table) = std::fs::read(format!("/proc/{process}/cgroup")) else {
+        return true;
+    };
+    let mut lines = table.split(|byte| *byte == b'\n');
+    let own = lines.find_map(|line| line.strip_prefix(b"0::"));
+    let own = own.map(|path| Path::new(OsStr::from_bytes(path)));
+    !own.is_some_and(|own| cgroups.iter().any(|cgroup| own.starts_with(cgroup)))
+}
+
+/// Whether it is known that no thread of a process runs any more: it is gone, or waits for its parent to take note.
+fn has_ended(process: u32) -> bool {
+    let text = match std::fs::read(format!("/proc/{process}/stat")) {
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        Err(e) => return matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
+    };
+    let fields = text.rsplit(')').next().unwrap_or_default();
+    let mut fields = fields.split_whitespace();
+    let is_dead = fields.next().is_some_and(|state| "ZXx".contains(state));
+    // Its first thread may have ended before others.
+    is_dead
+        && fields
+            .nth(16)
+            .is_some_and(|threads| ["0", "1"].contains(&threads))
 }
 
 /// The ids of every process that `/proc` shows.
@@ -494,6 +522,23 @@ fn seconds_since_boot() -> u32 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn who_has_ended_is_told_from_who_cannot_be_looked_at() {
+        let own = std::process::id();
+        assert!(!has_ended(own) && has_ended(0));
+        let cgroup = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let cgroup = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
+        assert!(!is_astray(own, &[cgroup.unwrap().to_owned()]));
+        assert!(is_astray(own, &["/elsewhere".to_owned()]) && is_astray(0, &[]));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let began = std::time::Instant::now();
+        while !has_ended(child.id()) {
+            assert!(began.elapsed().as_secs() < 30, "it is not seen to end");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        child.wait().unwrap();
+    }
 
     #[test]
     fn proc_tells_of_this_process() {

@@ -130,6 +130,109 @@ fn a_private_agent_that_gets(signal: Signal) {
     assert!(!pins.exists(), "{}", pins.display());
 }
 
+/// The agent's fence stays for who is left of a run, however deep in cgroups of its own it hides: root may make those in a user namespace.
+#[test]
+fn who_hides_below_any_path_keeps_a_private_agents_fence_up() {
+    let place = Place::new();
+    let canary = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    canary.set_nonblocking(true).unwrap();
+    let at = canary.local_addr().unwrap();
+    // The agent holds it open for as long as it lives.
+    let stderr = fs::File::create(place.path("told")).unwrap();
+    let status = place
+        .tollgate(&["run", "--workload", "by-hand", "--policy"])
+        .arg(place.path("policy.yaml"))
+        .arg("--secrets-dir")
+        .arg(place.path("secrets"))
+        .args(["--", "python3", "-c", HIDES])
+        .arg(&place.directory)
+        .arg(at.port().to_string())
+        .stderr(stderr)
+        .status()
+        .unwrap();
+    let told = fs::read_to_string(place.path("told")).unwrap();
+    assert!(status.success(), "{told}");
+    let hidden = fs::read_to_string(place.path("hidden")).unwrap();
+    // What of its path leads to where its processes are listed.
+    let cgroup = fs::read_to_string(format!("/proc/{hidden}/cgroup")).unwrap();
+    let cgroup = cgroup.trim().rsplit("0::").next().unwrap().to_owned();
+    let procs = format!("{}{cgroup}/cgroup.procs", cgroup_root().display());
+    assert!(cgroup.len() < 4096 && procs.len() > 4096, "{}", procs.len());
+    assert!(
+        told.contains("processes of the command still run"),
+        "{told}"
+    );
+    let agent = told.split("its agent (pid ").nth(1).unwrap();
+    let agent = format!("/proc/{}", agent.split(')').next().unwrap());
+    let line = fs::read_to_string(format!("{agent}/cmdline")).unwrap();
+    let directory = PathBuf::from(line.split('\0').nth(3).unwrap());
+    let pins = Path::new("/sys/fs/bpf").join(directory.file_name().unwrap());
+    // Long enough for several of the agent's looks.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    fs::write(place.path("go"), "").unwrap();
+    let came = eventually(START, || fs::read_to_string(place.path("came")).ok());
+    // Who is governed reaches the agent, whatever it asks for.
+    assert!(canary.accept().is_err(), "it is free: {came:?}");
+    assert!(pins.exists() && Path::new(&agent).exists());
+    // Once it has ended all goes, its cgroups too.
+    kill_process(
+        Pid::from_raw(hidden.parse().unwrap()).unwrap(),
+        Signal::KILL,
+    )
+    .unwrap();
+    let run: PathBuf = Path::new(&cgroup).iter().skip(1).take(2).collect();
+    let is_gone = || {
+        let left = [&directory, &pins, &cgroup_root().join(&run)];
+        (!left.iter().any(|path| path.exists())).then_some(())
+    };
+    assert!(eventually(START, is_gone).is_some(), "something is left");
+}
+
+/// Leaves a process in a cgroup whose path is almost as long as the kernel tells any.
+const HIDES: &str = r#"
+import ctypes, os, socket, sys, tempfile, time
+libc = ctypes.CDLL(None, use_errno=True)
+at, port = sys.argv[1], int(sys.argv[2])
+assert libc.unshare(0x10000000 | 0x20000 | 0x02000000) == 0
+own = tempfile.mkdtemp(dir=at)
+assert libc.mount(b"none", own.encode(), b"cgroup2", 0, None) == 0
+os.chdir(own)
+# As the host has it: /tollgate/run- and 32 digits.
+left = 4090 - 46
+while left > 1:
+    name = "d" * min(240, left - 1)
+    os.mkdir(name)
+    os.chdir(name)
+    left -= len(name) + 1
+def hide():
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    for descriptor in range(3):
+        os.close(descriptor)
+    with open("cgroup.procs", "w") as procs:
+        procs.write("0")
+    with open(at + "/hiding", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(at + "/hiding", at + "/hidden")
+    while not os.path.exists(at + "/go"):
+        time.sleep(0.05)
+    try:
+        socket.create_connection(("127.0.0.1", port), 5)
+        came = "reached"
+    except OSError as e:
+        came = str(e)
+    with open(at + "/coming", "w") as file:
+        file.write(came)
+    os.rename(at + "/coming", at + "/came")
+    time.sleep(600)
+if os.fork() == 0:
+    hide()
+os.wait()
+while not os.path.exists(at + "/hidden"):
+    time.sleep(0.01)
+"#;
+
 /// However the command ends, and whatever else was refused: what was refused is told, on stderr alone, and the command
 /// that is printed shows it afterwards.
 #[test]
