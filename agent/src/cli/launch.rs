@@ -15,13 +15,15 @@ use anyhow::{Context, bail};
 use rustix::process::{Gid, Uid};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
+    SeccompRule, sock_filter,
 };
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+/// `AUDIT_ARCH_X86_64`
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// As `env` and shells have it.
 const SETUP_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
@@ -160,7 +162,7 @@ fn give_up_capabilities() -> anyhow::Result<()> {
 /// - what is typed into its terminal is not the command's to write: the shell that started it would run that.
 ///
 /// Debuggers work. Programs for another architecture than the host's own are killed: their system calls have other
-/// numbers.
+/// numbers. So have those of x32, which to the kernel is the same architecture: it does not exist.
 fn filters() -> anyhow::Result<Vec<BpfProgram>> {
     let errno = |code: i32| SeccompAction::Errno(code.unsigned_abs());
     let families = [
@@ -193,6 +195,7 @@ fn filters() -> anyhow::Result<Vec<BpfProgram>> {
         .collect::<Result<Vec<_>, _>>()?;
     let other_program = [SeccompRule::new(vec![is(0, memory)?])?];
     Ok(vec![
+        no_x32(),
         filter(
             &[libc::SYS_socket],
             &[SeccompRule::new(vec![is(0, netlink)?, other_netlink])?],
@@ -219,12 +222,43 @@ fn filter(
     rules: &[SeccompRule],
     action: SeccompAction,
 ) -> anyhow::Result<BpfProgram> {
-    // The x32 ABI has the same architecture and other numbers.
-    const X32: libc::c_long = 0x4000_0000;
-    let all = calls.iter().flat_map(|call| [*call, *call | X32]);
-    let rules = all.map(|call| (call, rules.to_vec())).collect();
+    let rules = calls.iter().map(|call| (*call, rules.to_vec())).collect();
     let arch = std::env::consts::ARCH.try_into()?;
     Ok(SeccompFilter::new(rules, SeccompAction::Allow, action, arch)?.try_into()?)
+}
+
+/// Refuses every call of x86-64's x32 ABI: one bit in the number tells them, and some have numbers there that they have nowhere else. A
+/// debugger's -1, which is no call, has that bit too.
+fn no_x32() -> BpfProgram {
+    const X32: u32 = 0x4000_0000;
+    const NONE: u32 = 0x8000_0000;
+    let [architecture, number] = [
+        std::mem::offset_of!(libc::seccomp_data, arch),
+        std::mem::offset_of!(libc::seccomp_data, nr),
+    ];
+    let step = |code: u32, then, otherwise, k| sock_filter {
+        code: u16::try_from(code).unwrap_or_default(),
+        jt: then,
+        jf: otherwise,
+        k,
+    };
+    let load = |at: usize| {
+        let at = u32::try_from(at).unwrap_or_default();
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at)
+    };
+    let jump = |how, value, then, otherwise| {
+        step(libc::BPF_JMP | how | libc::BPF_K, then, otherwise, value)
+    };
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs();
+    vec![
+        load(architecture),
+        jump(libc::BPF_JEQ, AUDIT_ARCH_X86_64, 0, 4),
+        load(number),
+        jump(libc::BPF_JSET, NONE, 2, 0),
+        jump(libc::BPF_JSET, X32, 0, 1),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, refuse),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
 }
 
 fn become_command(command: &[OsString]) -> Outcome {

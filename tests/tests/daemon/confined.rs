@@ -332,3 +332,27 @@ print(open("/proc/self/status").read().split("NoNewPrivs:")[1].split()[0])
     let inside = said(&run_as(&place, "nobody", &program));
     assert_eq!(inside[3..5], ["is a socket True", "connect ok"]);
 }
+
+/// By the numbers of the x32 ABI one that is refused could be called, `ioctl` by one that it has nowhere else.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_command_has_no_calls_of_another_abi() {
+    let mut place = Place::new();
+    place.start();
+    let script = r#"
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    done = libc.syscall(ctypes.c_long(number), *arguments)
+    return errno.errorcode[ctypes.get_errno()] if done < 0 else "done"
+x32 = 0x40000000
+# ioctl, as TIOCSTI; getpid; one that there is none of. Then those that are no number of x32's.
+print(call(x32 | 514, -1, 0x5412, 0), call(x32 | 39), call(x32 | 9999), call(39), call(9999), call(-1))
+"#;
+    let program = ["python3", "-c", script];
+    let inside = said(&run_as(&place, "nobody", &program));
+    assert_eq!(inside, ["EPERM EPERM EPERM done ENOSYS ENOSYS"]);
+    let outside = Command::new("python3").args(&program[1..]).output();
+    let outside = said(&outside.unwrap());
+    assert!(!outside[0].contains("EPERM"), "{outside:?}");
+}
