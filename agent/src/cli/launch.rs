@@ -2,7 +2,7 @@
 //!
 //! 1. Enter the cgroup: from here on everything is governed.
 //! 2. Take the ways out of it, and the agent's own files, out of sight (mount namespace).
-//! 3. Become the user, and give up every capability for good.
+//! 3. Become the user, leave the caller's keys behind, and give up every capability for good.
 //! 4. Where nothing else keeps it from the host's Unix sockets, take other processes out of reach (Landlock).
 //! 5. Take what the kernel's fence does not see out of reach (seccomp).
 //! 6. Leave no descriptor open but 0, 1 and 2.
@@ -92,6 +92,7 @@ fn prepare(args: &Args) -> anyhow::Result<()> {
     )
     .context("cannot close off the host's mounts")?;
     become_user(args).context("cannot become the user")?;
+    crate::kernel::keys::leave_session().context("cannot leave the caller's session keyring")?;
     give_up_capabilities().context("cannot give up capabilities")?;
     trust_is_readable(args)?;
     rustix::thread::set_no_new_privs(true).context("cannot give up gaining privileges")?;

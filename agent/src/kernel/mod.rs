@@ -19,6 +19,7 @@ mod flows;
 mod govern;
 mod holders;
 mod hooks;
+pub mod keys;
 mod layers;
 mod left;
 mod load;

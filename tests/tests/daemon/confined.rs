@@ -333,6 +333,47 @@ print(open("/proc/self/status").read().split("NoNewPrivs:")[1].split()[0])
     assert_eq!(inside[3..5], ["is a socket True", "connect ok"]);
 }
 
+/// Who holds a keyring may read what is in it, whoever he becomes.
+#[test]
+fn a_command_has_none_of_its_callers_keys() {
+    let mut place = Place::new();
+    place.start();
+    // A keyring of this session's, with a key in it that its holder may read; add_key is 248, keyctl 250.
+    let outside = r#"
+import ctypes, os, sys
+call = ctypes.CDLL(None, use_errno=True).syscall
+assert call(250, 1, None) > 0
+assert call(248, b"user", b"tollgate-test", b"secret", 6, -3) > 0
+os.execvp(sys.argv[1], sys.argv[1:])
+"#;
+    let inside = r#"
+import ctypes
+call = ctypes.CDLL(None, use_errno=True).syscall
+key = call(250, 10, -3, b"user", b"tollgate-test", 0)
+value = ctypes.create_string_buffer(16)
+call(250, 11, key, value, 16)
+print(value.value.decode() if key > 0 else "no key")
+print(call(250, 0, -3, 1) > 0)
+"#;
+    let asked = |command: &Command| {
+        let mut shell = Command::new("python3");
+        shell.args(["-c", outside]).arg(command.get_program());
+        shell.args(command.get_args()).current_dir("/tmp");
+        for (name, value) in command.get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
+        said(&shell.output().unwrap())
+    };
+    let program = ["python3", "-c", inside];
+    let mut plain = Command::new("python3");
+    assert_eq!(asked(plain.args(&program[1..])), ["secret", "True"]);
+    for user in ["nobody", "root"] {
+        // One of its own, which it may use.
+        let came = asked(&as_user(&place, user, &program));
+        assert_eq!(came, ["no key", "True"], "{user}");
+    }
+}
+
 /// By the numbers of the x32 ABI one that is refused could be called, `ioctl` by one that it has nowhere else.
 #[cfg(target_arch = "x86_64")]
 #[test]
