@@ -34,6 +34,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
         "info"
     });
     let mut config = context.config()?;
+    let configured = [config.state_dir.clone(), config.secrets_dir.clone()];
     if !args.policy.is_empty() {
         config.policy = args
             .policy
@@ -51,6 +52,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<Outcome> {
         None => Lifetime::Service,
         Some(directory) => {
             make_private(&mut config, &directory)?;
+            config.hidden.extend(configured);
             Lifetime::Private { directory }
         }
     };

@@ -46,6 +46,8 @@ pub struct Config {
     pub journal: bool,
     /// Bytes after which a decisions segment is closed, and segments kept.
     pub audit: AuditLimits,
+    /// What else `tollgate run` keeps from commands: the directories of the configured agent, where this one has others. Not read.
+    pub hidden: Vec<PathBuf>,
 }
 
 /// One that knows containers.
@@ -100,6 +102,7 @@ impl Default for Config {
             limits: Limits::default(),
             journal: true,
             audit: AuditLimits::default(),
+            hidden: Vec::new(),
         }
     }
 }

@@ -491,10 +491,11 @@ impl Enrolments {
     }
 }
 
-/// The agent's own files, which a run is not to find.
+/// Agents' own files, which a run is not to find.
 fn hidden(config: &Config) -> Vec<PathBuf> {
     let mut hidden = vec![config.secrets_dir.clone(), config.state_dir.clone()];
     hidden.extend(config.vault.as_ref().map(|vault| vault.token_file.clone()));
+    hidden.extend(config.hidden.iter().cloned());
     hidden
 }
 

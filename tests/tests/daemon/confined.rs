@@ -397,3 +397,28 @@ print(call(x32 | 514, -1, 0x5412, 0), call(x32 | 39), call(x32 | 9999), call(39)
     let outside = said(&outside.unwrap());
     assert!(!outside[0].contains("EPERM"), "{outside:?}");
 }
+
+/// An agent for one run has its state elsewhere; the service's is no less the service's.
+#[test]
+fn a_private_agents_command_finds_nothing_of_the_configured_one() {
+    let place = Place::new();
+    fs::write(place.path("state/ca.key"), "key").unwrap();
+    let other = place.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::copy(place.path("secrets/key"), other.join("key")).unwrap();
+    let at = |name: &str| place.path(name).display().to_string();
+    let script = format!(
+        "ls -d {0} {1} {2}; ls {0} {1} {2}; cat {0}/ca.key {1}/key {2}/key; true",
+        at("state"),
+        at("secrets"),
+        at("other")
+    );
+    let mut run = place.tollgate(&["run", "-q", "--workload", "by-hand", "--policy"]);
+    run.arg(place.path("policy.yaml"));
+    run.arg("--secrets-dir").arg(&other);
+    let output = run.args(["--", "sh", "-c", &script]).output().unwrap();
+    let lines = said(&output);
+    let there = ["other", "secrets", "state"].map(at);
+    assert_eq!(lines.len(), 3, "{lines:?}: what is in them is seen");
+    assert!(there.iter().all(|one| lines.contains(one)), "{lines:?}");
+}
