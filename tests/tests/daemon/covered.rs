@@ -320,6 +320,7 @@ print("moved")
         let refused = paths.each_ref().map(|path| format!("{path} EACCES"));
         assert_eq!(came, [&refused[..], &moved].concat());
         assert!(told.contains("does not let it mount"), "{told}");
+        assert!(told.contains("abstract ones"), "{told}");
         let mounts = ["unshare", "--user", "--map-root-user", "--mount", "true"];
         assert!(!ended(launch(&place, &mounts)).status.success());
         assert!(

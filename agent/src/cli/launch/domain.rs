@@ -14,6 +14,11 @@ use landlock::{
 
 /// Enters it, or tells that the kernel has none (Landlock's second version, Linux 5.19; a first one would let nobody move files).
 pub(super) fn enter() -> anyhow::Result<()> {
+    // They have no file that could be covered, and no domain before Landlock's sixth version looks at them.
+    tell!(
+        "tollgate: no hook is known to hold the command to Unix sockets: abstract ones (`ss -xl` lists them with an @) are not kept from it, \
+         whether policy names them or not"
+    );
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     let Ok(ruleset) = ruleset.handle_access(AccessFs::Refer) else {
         tell!(
