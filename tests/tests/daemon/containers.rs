@@ -6,6 +6,7 @@ use harness::eventually;
 use rustix::process::Signal;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::chown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -222,6 +223,41 @@ fn a_container_may_be_one_condition_of_several() {
         (boxes.connect_as(65534, &boxes.cgroup(OTHER)) == [REACHED; 2]).then_some(())
     });
     assert!(free.is_some());
+}
+
+/// Runtimes give it away where the container has a cgroup namespace of its own and may write there (`userns-remap`, `-u`).
+#[test]
+fn a_container_is_its_engines_whoever_its_cgroup_was_given_to() {
+    let mut boxes = Boxes::new();
+    let give = |cgroup: &Path| chown(cgroup, Some(65534), Some(65534)).unwrap();
+    let before = boxes.cgroup(WEB);
+    fs::create_dir(&before).unwrap();
+    give(&before);
+    boxes.place.start();
+    boxes.becomes(WEB, GOVERNED, &[]);
+    assert_eq!(boxes.workload(WEB).as_deref(), Some("web"));
+    // Made while there is an agent, given away and entered at once, and never out.
+    for (of, workload) in [(IMAGE, "app"), (BUNDLE, "web")] {
+        let cgroup = boxes.cgroup(of);
+        let at = cgroup.display();
+        let make = format!("mkdir -p {at}; chown 65534:65534 {at}");
+        let ask = boxes.outside.ask("setpriv --reuid=65534 curl");
+        let mut seen = Vec::new();
+        let done = eventually(START, || {
+            seen.push(boxes.run(&make, &cgroup, &ask));
+            (seen.last() == Some(&[GOVERNED; 2])).then_some(())
+        });
+        let got_out = seen.as_flattened().contains(&REACHED);
+        assert!(done.is_some() && !got_out, "{of}: {seen:?}");
+        assert_eq!(boxes.workload(of).as_deref(), Some(workload));
+    }
+    // Who may make cgroups may give them any name.
+    give(&boxes.parent);
+    fs::remove_dir(boxes.cgroup(IMAGE)).unwrap();
+    fs::create_dir(boxes.cgroup(IMAGE)).unwrap();
+    give(&boxes.cgroup(IMAGE));
+    boxes.becomes(IMAGE, REACHED, &[GOVERNED]);
+    assert_eq!(boxes.workload(IMAGE), None);
 }
 
 #[test]

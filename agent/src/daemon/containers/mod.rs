@@ -15,6 +15,7 @@ use super::selectors::has_process;
 use crate::config::ContainerEngine;
 use crate::kernel::{Fence, UNSETTLED_NAME};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -138,11 +139,11 @@ impl Containers {
             let Some((cgroup, id)) = container(fence.cgroup_root(), directory) else {
                 continue;
             };
-            let Ok(meta) = std::fs::metadata(directory) else {
+            let Ok(meta) = fs::metadata(directory) else {
                 continue;
             };
-            // Whoever may make cgroups may give them any name: only root's are believed.
-            if meta.uid() != 0 || taken.contains(&cgroup) {
+            let is_believed = is_named_by_root(fence.cgroup_root(), directory, &meta);
+            if !is_believed || taken.contains(&cgroup) {
                 continue;
             }
             ids.insert(id.to_owned());
@@ -259,6 +260,21 @@ fn release_others(
             super::enrol::release(fence, held.cgroup_id);
         }
     }
+}
+
+/// Whoever may make cgroups may give them any name: only root's are believed. Theirs is the name of whom the directories above
+/// let write, since none is given another later; the cgroup itself may have been given to the container's user by then. Where
+/// others may make some, those that root made and kept are its.
+fn is_named_by_root(root: &Path, directory: &Path, own: &Metadata) -> bool {
+    // One that cannot be looked at is not known to be another's.
+    let is_roots = |one: &Path| fs::metadata(one).map_or(true, |meta| is_roots(&meta));
+    let mut above = directory.ancestors().skip(1);
+    own.uid() == 0 || above.all(|one| !one.starts_with(root) || is_roots(one))
+}
+
+/// May nobody but root write there?
+fn is_roots(meta: &Metadata) -> bool {
+    meta.uid() == 0 && meta.mode() & 0o022 == 0
 }
 
 /// It is tried again with the next walk.
