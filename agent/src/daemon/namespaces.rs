@@ -1,12 +1,16 @@
 //! Listeners in the network namespaces that something governed is in: opened when such a process is seen, closed when the
 //! last one is gone. On a thread of its own, since entering a namespace takes one anyway.
+mod patience;
+
 use super::admin::wire;
 use super::agent::lock;
-use crate::kernel::Fence;
 use crate::kernel::namespaces::Network;
+use crate::kernel::{Fence, is_shortage};
 use crate::pipeline::{self, Doors, Listeners};
+use patience::Patience;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirEntry;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -73,6 +77,8 @@ impl Namespaces {
             doors,
             port,
             places: Places::default(),
+            patience: Patience::default(),
+            was_short: false,
             known: Arc::clone(&known),
         };
         let thread = std::thread::Builder::new()
@@ -120,8 +126,17 @@ struct Place {
 
 #[derive(Debug)]
 enum State {
-    Served { cookie: u64, port: u16, ipv6: bool },
-    Refused { why: String, at: Instant },
+    Served {
+        cookie: u64,
+        port: u16,
+        ipv6: bool,
+    },
+    Refused {
+        why: String,
+        at: Instant,
+        /// While this is believed, no other has the number: the kernel gives it to the next one that is made.
+        kept: Option<Network>,
+    },
 }
 
 impl Place {
@@ -142,6 +157,22 @@ impl Place {
         }
     }
 
+    /// Not all could be looked at: who was in it may be still.
+    fn was_missed(&mut self) {
+        if self.workloads.is_empty() {
+            self.workloads.clone_from(&self.earlier);
+        }
+    }
+
+    /// It would live on if it was kept for longer than it is needed.
+    fn let_go(&mut self) {
+        if let State::Refused { at, kept, .. } = &mut self.state
+            && at.elapsed() > AGAIN
+        {
+            *kept = None;
+        }
+    }
+
     fn is_of(&self, workload: &str) -> bool {
         self.workloads.contains(workload) || self.earlier.contains(workload)
     }
@@ -151,7 +182,7 @@ impl Place {
     }
 }
 
-/// By inode; that of a namespace which is served cannot be another's.
+/// By inode; that of a namespace which is served, or was refused just now, cannot be another's.
 #[derive(Debug, Default)]
 struct Places(BTreeMap<u64, Place>);
 
@@ -179,6 +210,35 @@ impl Places {
     }
 }
 
+/// What came of a look at a process.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Looked {
+    /// Something is known that was not.
+    is_news: bool,
+    /// A namespace is served that was not.
+    is_served: bool,
+    /// For want of descriptors or memory, not all of it was seen.
+    is_short: bool,
+}
+
+impl Looked {
+    fn and(self, other: Self) -> Self {
+        Self {
+            is_news: self.is_news || other.is_news,
+            is_served: self.is_served || other.is_served,
+            is_short: self.is_short || other.is_short,
+        }
+    }
+
+    /// Of what could not be looked at: else it is gone.
+    fn failed(error: &io::Error) -> Self {
+        Self {
+            is_short: is_shortage(error),
+            ..Self::default()
+        }
+    }
+}
+
 /// The thread's own.
 struct Keeper {
     fence: Arc<Fence>,
@@ -187,6 +247,9 @@ struct Keeper {
     /// Inode of the agent's own namespace.
     own: u64,
     places: Places,
+    patience: Patience,
+    /// The look before was, and that was said.
+    was_short: bool,
     known: Arc<Mutex<Vec<wire::Namespace>>>,
 }
 
@@ -199,28 +262,77 @@ impl Keeper {
         }
         let mut next = Instant::now() + LOOK;
         loop {
-            let wait = next.saturating_duration_since(Instant::now());
-            match told.recv_timeout(wait) {
-                Ok(Told::Stranger(pid, workload)) => {
-                    self.look_at(pid, &workload);
-                    self.publish();
-                }
-                Ok(Told::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {
-                    let began = Instant::now();
-                    self.look_through();
-                    next = Instant::now() + LOOK.max(began.elapsed() * SHARE);
-                }
+            // Also where there is no end of what is told.
+            let began = Instant::now();
+            if began >= next {
+                self.look_through();
+                next = Instant::now() + LOOK.max(began.elapsed() * SHARE);
             }
+            match told.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(Told::Stranger(pid, workload)) => self.hear(pid, &workload),
+                Ok(Told::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Looks at a process that it was told of, unless too much of that was in vain.
+    fn hear(&mut self, pid: u32, workload: &Arc<str>) {
+        let began = Instant::now();
+        if !self.patience.has_some_with(workload, began) {
+            return;
+        }
+        let looked = self.look_at(pid, workload);
+        if looked.is_news {
+            self.publish();
+        }
+        if !looked.is_served {
+            self.patience
+                .spend(workload, began.elapsed(), Instant::now());
         }
     }
 
     /// Looks at every governed process, and leaves what none is in any more.
     fn look_through(&mut self) {
+        self.patience.forget(Instant::now());
         self.places.0.values_mut().for_each(Place::begin_look);
-        for process in self.fence.governed_processes() {
-            self.look_at(process.pid, &Arc::from(process.workload));
+        let is_short = self.look_at_all().is_short;
+        if is_short {
+            self.places.0.values_mut().for_each(Place::was_missed);
+        } else {
+            self.leave_what_is_empty();
         }
+        if is_short && !self.was_short {
+            tracing::warn!(
+                "for want of descriptors or memory not all governed processes can be looked at: no network namespace is left until they can"
+            );
+        }
+        self.was_short = is_short;
+        self.places.0.values_mut().for_each(Place::let_go);
+        self.publish();
+    }
+
+    fn look_at_all(&mut self) -> Looked {
+        let all = match self.fence.governed_ids() {
+            Ok(all) => all,
+            Err(error) => {
+                tracing::debug!("processes are not known: {error}");
+                return Looked {
+                    is_short: true,
+                    ..Looked::default()
+                };
+            }
+        };
+        let mut looked = Looked::default();
+        for pid in all {
+            if let Some(workload) = self.fence.workload_of(pid) {
+                looked = looked.and(self.look_at(pid, &Arc::from(workload)));
+            }
+        }
+        looked
+    }
+
+    fn leave_what_is_empty(&mut self) {
         let places = self.places.0.iter();
         let over: Vec<u64> = places
             .filter(|(_, place)| place.workloads.is_empty() && place.seen.elapsed() > LEAVE)
@@ -231,43 +343,42 @@ impl Keeper {
                 self.leave(inode, &place);
             }
         }
-        self.publish();
     }
 
-    /// Serves the namespaces that a process is in.
-    fn look_at(&mut self, pid: u32, workload: &Arc<str>) {
-        let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
-        // A process that is gone by now is in no namespace.
-        let threads = threads.into_iter().flatten().filter_map(Result::ok);
+    /// Serves the namespaces that a process is in. One that is gone by now is in none.
+    fn look_at(&mut self, pid: u32, workload: &Arc<str>) -> Looked {
+        let threads = match std::fs::read_dir(format!("/proc/{pid}/task")) {
+            Ok(threads) => threads,
+            Err(error) => return Looked::failed(&error),
+        };
         let mut inodes = BTreeSet::from([self.own]);
+        let mut looked = Looked::default();
         for thread in threads.take(THREADS) {
-            let Some(thread) = thread.file_name().to_str().and_then(|t| t.parse().ok()) else {
-                continue;
-            };
-            let Ok(network) = Network::of(pid, thread) else {
-                continue;
-            };
-            if let Ok(inode) = network.inode()
-                && inodes.insert(inode)
-            {
-                self.found(&network, inode, workload);
-            }
+            looked = looked.and(match network_of(pid, thread) {
+                Ok(Some((network, inode))) if inodes.insert(inode) => {
+                    self.found(network, inode, workload)
+                }
+                Ok(_) => Looked::default(),
+                Err(error) => Looked::failed(&error),
+            });
         }
+        looked
     }
 
-    fn found(&mut self, network: &Network, inode: u64, workload: &Arc<str>) {
+    fn found(&mut self, network: Network, inode: u64, workload: &Arc<str>) -> Looked {
+        let mut looked = Looked::default();
         if let Some(place) = self.places.0.get_mut(&inode) {
-            place.workloads.insert(Arc::clone(workload));
+            looked.is_news = place.workloads.insert(Arc::clone(workload));
             place.seen = Instant::now();
             match &place.state {
                 State::Refused { at, .. } if at.elapsed() > AGAIN => {}
-                _ => return,
+                _ => return looked,
             }
         } else if !self.places.has_room_for_refusal(workload) {
-            return;
+            return looked;
         }
         let bounds = self.places.within_bounds(workload);
-        let state = match bounds.and_then(|()| self.serve(network)) {
+        let state = match bounds.and_then(|()| self.serve(&network)) {
             Ok(served) => {
                 tracing::info!(namespace = inode, %workload, "listening in a network namespace");
                 served
@@ -277,9 +388,12 @@ impl Keeper {
                 State::Refused {
                     why,
                     at: Instant::now(),
+                    kept: Some(network),
                 }
             }
         };
+        looked.is_news = true;
+        looked.is_served = matches!(state, State::Served { .. });
         match self.places.0.entry(inode) {
             Entry::Occupied(mut known) => known.get_mut().state = state,
             Entry::Vacant(new) => {
@@ -287,6 +401,7 @@ impl Keeper {
                 place.workloads.insert(Arc::clone(workload));
             }
         }
+        looked
     }
 
     /// Listens in a namespace, and lets the hooks steer there.
@@ -343,6 +458,17 @@ impl Keeper {
     }
 }
 
+/// The namespace that a thread is in, by its entry among its process's.
+fn network_of(pid: u32, thread: io::Result<DirEntry>) -> io::Result<Option<(Network, u64)>> {
+    let name = thread?.file_name();
+    let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else {
+        return Ok(None);
+    };
+    let network = Network::of(pid, thread)?;
+    let inode = network.inode()?;
+    Ok(Some((network, inode)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,6 +483,7 @@ mod tests {
         State::Refused {
             why: String::new(),
             at: Instant::now(),
+            kept: None,
         }
     }
 

@@ -340,7 +340,10 @@ impl Fence {
     }
 
     /// The ids of all processes that are governed.
-    pub(super) fn governed_ids(&self) -> io::Result<Vec<u32>> {
+    ///
+    /// # Errors
+    /// The system's word: not all of them are known.
+    pub fn governed_ids(&self) -> io::Result<Vec<u32>> {
         let mut all = all_ids()?;
         all.retain(|process| self.marks.get(*process).is_governed());
         Ok(all)

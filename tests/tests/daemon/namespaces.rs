@@ -1,7 +1,7 @@
 //! Governed processes in network namespaces of their own: served, or refused, and let go of.
 use crate::support::*;
 use harness::eventually;
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::Value;
 use std::io::{BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -26,17 +26,61 @@ while read url; do
 done
 "#;
 
+/// Makes so many network namespaces in which nobody can listen any more, and a governed process in each: a single one asks,
+/// of several each has many threads and connects without end.
+const NO_PORTS: &str = r#"
+import ctypes, os, socket, sys, threading, time
+port, cgroup, count, asking = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+def inside():
+    assert ctypes.CDLL(None).unshare(0x40000000) == 0
+    assert os.system('ip link set lo up') == 0
+    with open('/proc/sys/net/ipv4/ip_local_port_range', 'w') as ports: ports.write('40000 40000')
+    held = [socket.create_server(('127.0.0.1', p)) for p in (port, 40000)]
+    if os.fork() == 0:
+        os.close(1)
+        while True: time.sleep(60)
+    for one in held: one.close()
+    with open(cgroup + '/cgroup.procs', 'w') as procs: procs.write(str(os.getpid()))
+if count == 1:
+    inside()
+    os.execvp('sh', ['sh', '-c', asking])
+for _ in range(count):
+    ready, done = os.pipe()
+    if os.fork() == 0:
+        inside()
+        for _ in range(63): threading.Thread(target=time.sleep, args=(600,)).start()
+        os.write(done, b'x'); os.close(1)
+        while True:
+            with socket.socket() as s: s.connect_ex(('198.51.100.7', 80))
+            time.sleep(0.01)
+    assert os.read(ready, 1) == b'x'
+print('in', flush=True)
+time.sleep(600)
+"#;
+
 impl Inside {
+    /// In so many namespaces that cannot be served.
+    fn refused(place: &Place, count: usize) -> Self {
+        let (port, count) = (place.port.to_string(), count.to_string());
+        let cgroup = place.cgroup.to_str().unwrap();
+        let arguments = ["-c", NO_PORTS, &port, cgroup, &count, ASKING];
+        let mut python = std::process::Command::new("python3");
+        Self::start(python.args(arguments))
+    }
+
     /// `enter`: the program that makes the namespace, and its arguments; `first` is run in it by a shell.
     fn new(place: &Place, enter: &[&str], first: &str) -> Self {
         let script = format!(
             "echo $$ > {}/cgroup.procs && exec \"$@\"",
             place.cgroup.display()
         );
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", &script, "sh"])
-            .args(enter)
-            .args(["sh", "-c", &format!("{first}\n{ASKING}")])
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &script, "sh"]).args(enter);
+        Self::start(shell.args(["sh", "-c", &format!("{first}\n{ASKING}")]))
+    }
+
+    fn start(command: &mut std::process::Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)
@@ -61,7 +105,7 @@ impl Inside {
 impl Drop for Inside {
     fn drop(&mut self) {
         // All of it: what it left in the background too.
-        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
+        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
         }
         let _ = self.child.wait();
@@ -176,4 +220,70 @@ if os.fork() == 0:
     let served = namespaces(&place);
     assert!(served[0]["port"].is_u64(), "{served:?}");
     assert_ne!(served[0]["port"], place.port, "that one is taken there");
+}
+
+/// Whoever has made many in which the agent cannot listen, and connects there without end.
+#[test]
+fn a_flood_of_refused_namespaces_keeps_no_other_from_being_looked_at() {
+    let mut place = Place::new();
+    place.start();
+    let mut inside = Inside::new(&place, &UNSHARE, "");
+    assert_eq!(inside.asks(ELSEWHERE), "403");
+    let served = namespaces(&place)[0]["inode"].clone();
+    let flood = Inside::refused(&place, 40);
+    let is_there = |all: &[Value]| all.iter().any(|one| one["inode"] == served);
+    assert!(is_there(&namespaces(&place)));
+    drop(inside);
+    let left = eventually(Duration::from_secs(15), || {
+        (!is_there(&namespaces(&place))).then_some(())
+    });
+    assert!(left.is_some(), "{:?}", namespaces(&place));
+    // One more of the flood's own workload.
+    let mut inside = Inside::new(&place, &UNSHARE, "");
+    let asked = eventually(Duration::from_secs(15), || {
+        (inside.asks(ELSEWHERE) == "403").then_some(())
+    });
+    assert!(asked.is_some(), "{:?}", namespaces(&place));
+    drop(flood);
+}
+
+/// The kernel gives the number of one that is gone to the next that is made.
+#[test]
+fn a_namespace_is_not_taken_for_one_that_was_refused() {
+    let mut place = Place::new();
+    place.start();
+    let mut refused = Inside::refused(&place, 1);
+    let why = eventually(Duration::from_secs(20), || {
+        assert_eq!(refused.asks(ELSEWHERE), "000");
+        let all = namespaces(&place);
+        Some(all.first()?["refused"].as_str()?.to_owned())
+    });
+    assert!(why.is_some_and(|why| why.contains("cannot listen")));
+    drop(refused);
+    // The kernel takes it down by and by.
+    std::thread::sleep(Duration::from_millis(500));
+    let mut inside = Inside::new(&place, &UNSHARE, "");
+    assert_eq!(inside.asks(ELSEWHERE), "403", "{:?}", namespaces(&place));
+}
+
+/// Who cannot be looked at for want of descriptors has not left.
+#[test]
+fn no_namespace_is_left_while_descriptors_are_short() {
+    let mut place = Place::new();
+    place.start();
+    let mut inside = Inside::new(&place, &UNSHARE, "");
+    assert_eq!(inside.asks(ELSEWHERE), "403");
+    let since = || namespaces(&place)[0]["since"].clone();
+    let before = since();
+    let agent = Pid::from_child(place.agent.as_ref().unwrap());
+    let limits = |limit| prlimit(Some(agent), Resource::Nofile, limit).unwrap();
+    let few = |usual: Rlimit| Rlimit {
+        current: Some(3),
+        ..usual
+    };
+    let usual = limits(few(getrlimit(Resource::Nofile)));
+    std::thread::sleep(Duration::from_secs(6));
+    limits(usual);
+    assert_eq!(since(), before);
+    assert_eq!(inside.asks(ELSEWHERE), "403");
 }
