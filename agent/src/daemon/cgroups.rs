@@ -14,6 +14,32 @@ const DIRECTORIES: usize = 1 << 16;
 /// Their depth, at most: the hooks look no deeper.
 const DEPTH: usize = 64;
 
+/// Controllers of cgroups, the kernel's of both versions and systemd's own: `NAME.` begins their files' names.
+const CONTROLLERS: [&str; 22] = [
+    "blkio",
+    "bpf-bind-network-interface",
+    "bpf-devices",
+    "bpf-firewall",
+    "bpf-foreign",
+    "bpf-restrict-network-interfaces",
+    "bpf-socket-bind",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "dmem",
+    "freezer",
+    "hugetlb",
+    "io",
+    "memory",
+    "misc",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+    "rdma",
+];
+
 /// A cgroup that a selector of the policy matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Match {
@@ -259,8 +285,20 @@ pub(super) fn selects(selector: &Selector, cgroup: &str) -> bool {
 /// anybody can have a unit of any name there.
 fn is_unit(unit: &str, path: &[&str]) -> bool {
     path.split_last().is_some_and(|(last, above)| {
-        *last == unit && above.iter().all(|segment| segment.ends_with(".slice"))
+        unit_names(unit).any(|name| name == *last)
+            && above.iter().all(|segment| segment.ends_with(".slice"))
     })
+}
+
+/// What systemd calls the cgroup of a unit: by its name, with `_` before one that could clash with the kernel's files or looks as
+/// if it had that. Which controllers it knows differs with its versions: both are that unit's, since nobody else's has such a name.
+pub(super) fn unit_names(unit: &str) -> impl Iterator<Item = String> {
+    let kind = unit.split_once('.').map_or("", |(first, _)| first);
+    let is_escaped = unit.starts_with(['_', '.']) || kind == "cgroup";
+    let may_be = is_escaped || CONTROLLERS.contains(&kind);
+    let plain = (!is_escaped).then(|| unit.to_owned());
+    let escaped = may_be.then(|| format!("_{unit}"));
+    plain.into_iter().chain(escaped)
 }
 
 /// `**` is any rest, the directory it stands in included, so that its future children are governed before they exist. Only the
@@ -335,6 +373,29 @@ mod tests {
             ("/docker/report.service", false),
         ] {
             assert_eq!(selects(&unit, cgroup), expected, "{cgroup}");
+        }
+    }
+
+    #[test]
+    fn units_whose_names_systemd_escapes_are_found() {
+        for (unit, cgroup, expected) in [
+            ("memory.service", "/system.slice/_memory.service", true),
+            ("memory.service", "/system.slice/memory.service", true),
+            ("io.x.service", "/_io.x.service", true),
+            ("bpf-firewall.socket", "/_bpf-firewall.socket", true),
+            ("cgroup.service", "/_cgroup.service", true),
+            ("cgroup.service", "/cgroup.service", false),
+            ("_x.service", "/__x.service", true),
+            // That is x.service's.
+            ("_x.service", "/_x.service", false),
+            ("x.service", "/_x.service", false),
+            ("memory-1.service", "/_memory-1.service", false),
+        ] {
+            let selector = Selector {
+                unit: Some(unit.to_owned()),
+                ..Selector::default()
+            };
+            assert_eq!(selects(&selector, cgroup), expected, "{unit} {cgroup}");
         }
     }
 

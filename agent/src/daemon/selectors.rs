@@ -1,5 +1,6 @@
 //! From a policy's selectors to what the kernel half recognises by: paths of cgroups, and cases of user, executable
 //! and cgroup together.
+use super::cgroups::unit_names;
 use super::conditions::{Condition, Conditions};
 use super::containers::{Container, Held};
 use super::executables::Wants;
@@ -330,18 +331,17 @@ fn paths(selector: &Selector) -> impl Iterator<Item = (Names, bool)> {
         (names, open)
     });
     match (selector.is_of_containers(), &selector.unit, glob) {
-        (false, Some(unit), None) => found.extend(below(&[], unit)),
+        (false, Some(unit), None) => {
+            found.extend(unit_names(unit).flat_map(|unit| below(&[], &unit)));
+        }
         (false, None, Some((names, _))) if !names.is_empty() => found.push((names, false)),
         (false, None, Some(_)) => found.push((vec![None], false)),
-        (false, Some(unit), Some((mut names, open))) => {
-            if open {
-                found.extend(below(&names, unit));
-            }
-            if let Some(last) = names.last_mut()
-                && last.as_ref().is_none_or(|last| last == unit)
-            {
-                *last = Some(unit.clone());
-                found.push((names, true));
+        (false, Some(unit), Some((names, open))) => {
+            for unit in unit_names(unit) {
+                if open {
+                    found.extend(below(&names, &unit));
+                }
+                found.extend(at_the_end(names.clone(), unit).map(|names| (names, true)));
             }
         }
         _ => {}
@@ -386,13 +386,26 @@ fn beside_the_agent(path: &CgroupPath, own: &[&str]) -> Vec<CgroupPath> {
     found.flatten().collect()
 }
 
+/// A path of which the last name may be a unit's: with that.
+fn at_the_end(mut names: Names, unit: String) -> Option<Names> {
+    let last = names.last_mut()?;
+    if last.as_ref().is_some_and(|last| *last != unit) {
+        return None;
+    }
+    *last = Some(unit);
+    Some(names)
+}
+
 /// A unit in so many slices below `above`.
-fn below(above: &[Option<String>], unit: &str) -> impl Iterator<Item = (Names, bool)> {
-    (0..=SLICES.saturating_sub(above.len())).map(move |slices| {
+fn below(above: &[Option<String>], unit: &str) -> Vec<(Names, bool)> {
+    let within = |slices| {
         let stars = std::iter::repeat_n(None, slices);
         let names = above.iter().cloned().chain(stars);
         (names.chain([Some(unit.to_owned())]).collect(), true)
-    })
+    };
+    (0..=SLICES.saturating_sub(above.len()))
+        .map(within)
+        .collect()
 }
 
 #[cfg(test)]
@@ -433,6 +446,20 @@ mod tests {
             ["a.slice/n.scope slices"]
         );
         assert!(shown(&selector(Some("/a.slice/b"), Some("n.scope"))).is_empty());
+        // As systemd calls their cgroups.
+        let both = shown(&selector(None, Some("io.service")));
+        assert_eq!(both.len(), 2 * (SLICES + 1));
+        for name in ["io.service slices", "*/_io.service slices"] {
+            assert!(both.iter().any(|path| path == name), "{both:?}");
+        }
+        assert_eq!(
+            shown(&selector(Some("/a.slice/*"), Some("_x.service"))),
+            ["a.slice/__x.service slices"]
+        );
+        assert_eq!(
+            shown(&selector(Some("/a.slice/_io.service"), Some("io.service"))),
+            ["a.slice/_io.service slices"]
+        );
     }
 
     #[test]

@@ -422,7 +422,8 @@ fn a_new_cgroup_is_governed_from_its_birth_on() {
 fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
     let mut place = Place::new();
     let slice = cgroup_root().join(format!("{}.slice", place.name));
-    let unit = format!("{}.service", place.name);
+    // Systemd puts `_` before the name of its cgroup: it could be one of the kernel's files.
+    let unit = format!("memory.{}.service", place.name);
     let more = format!("workloads:\n  unit: {{ match: {{ unit: {unit} }} }}\n");
     place.write_policy(
         &POLICY
@@ -441,7 +442,7 @@ fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
     for n in 0..10 {
         let cgroup = match n % 2 {
             0 => place.cgroup.join(format!("new-{n}")),
-            _ => slice.join(&unit),
+            _ => slice.join(format!("_{unit}")),
         };
         // It is there before the cgroup is, and enters as soon as that can be.
         let script = format!(
