@@ -24,6 +24,8 @@ const WHY: usize = 200;
 pub(super) enum Read {
     /// A question.
     Asked(Box<Question>),
+    /// One that is answered to nobody, with this, and why, for people.
+    Refused(Box<Question>, Vec<u8>, &'static str),
     /// Something else, to be answered with this.
     Answer(Vec<u8>),
     /// Nothing that may be answered.
@@ -109,19 +111,18 @@ fn single(message: Message) -> Read {
         query,
         edns,
     };
+    let kind = question.query.query_type();
     if version > 0 {
-        return question.refuse(ResponseCode::BADVERS);
+        question.refuse(ResponseCode::BADVERS, "of EDNS, version 0 is spoken")
+    } else if question.query.query_class() != DNSClass::IN {
+        question.refuse(ResponseCode::Refused, "names of the internet are looked up")
+    } else if matches!(kind, RecordType::AXFR | RecordType::IXFR) {
+        question.refuse(ResponseCode::Refused, "no zone is transferred")
+    } else if question.query.name().is_root() {
+        question.refuse(ResponseCode::Refused, "the root is no host")
+    } else {
+        Read::Asked(Box::new(question))
     }
-    if question.query.query_class() != DNSClass::IN
-        || matches!(
-            question.query.query_type(),
-            RecordType::AXFR | RecordType::IXFR
-        )
-        || question.query.name().is_root()
-    {
-        return question.refuse(ResponseCode::Refused);
-    }
-    Read::Asked(Box::new(question))
 }
 
 fn error(id: u16, code: OpCode, response: ResponseCode) -> Read {
@@ -153,7 +154,7 @@ impl Question {
     /// The name for the log: what is not plain in it is escaped.
     pub(super) fn name(&self) -> String {
         let mut name = self.query.name().to_ascii();
-        if name.ends_with('.') {
+        if name.len() > 1 && name.ends_with('.') {
             name.pop();
         }
         name
@@ -172,9 +173,11 @@ impl Question {
         }
     }
 
-    fn refuse(&self, code: ResponseCode) -> Read {
-        let message = self.respond(code);
-        message.to_vec().map_or(Read::Ignore, Read::Answer)
+    fn refuse(self, code: ResponseCode, why: &'static str) -> Read {
+        match self.respond(code).to_vec() {
+            Ok(bytes) => Read::Refused(Box::new(self), bytes, why),
+            Err(_) => Read::Ignore,
+        }
     }
 
     /// The answer's bytes, cut as the client and the way ask for. `None`: it cannot be written.

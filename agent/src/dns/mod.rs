@@ -25,6 +25,7 @@ pub(crate) use udp::serve;
 use crate::audit::Verdict;
 use crate::kernel::Flow;
 use crate::pipeline::Shared;
+use crate::snapshot::Snapshot;
 use crate::upstream::{Family, Named, Resolver};
 use message::{Answer, Kind, Over, Question, Read};
 use refused::Refusals;
@@ -94,7 +95,22 @@ impl Responder {
     fn begin(self: &Rc<Self>, flow: &Flow, bytes: &[u8], over: Over) -> Begun {
         let question = match message::read(bytes) {
             Read::Asked(question) => *question,
-            Read::Answer(bytes) => return Begun::Answered(bytes),
+            Read::Refused(question, bytes, why) => {
+                let snapshot = self.shared.live.load();
+                self.note(
+                    flow,
+                    &question,
+                    &snapshot,
+                    (Verdict::Deny, Mode::Enforce),
+                    why,
+                );
+                return Begun::Answered(bytes);
+            }
+            // It says of no name that can be read what it asks.
+            Read::Answer(bytes) => {
+                self.shared.unrecorded.fetch_add(1, Ordering::Relaxed);
+                return Begun::Answered(bytes);
+            }
             Read::Ignore => return Begun::Ignored,
         };
         let answered = |answer: &Answer<'_>| match question.answer(answer, over) {
@@ -149,16 +165,28 @@ impl Responder {
             Mode::Enforce => Verdict::Deny,
             Mode::Observe => Verdict::WouldDeny,
         };
-        let mut refusals = self.refusals.borrow_mut();
-        if refusals.is_news(&flow.workload, &question.name()) {
-            let record = refused::record(flow, question, &snapshot, (verdict, mode), why.clone());
-            self.shared.sink.submit(record);
-        } else {
-            self.shared.unrecorded.fetch_add(1, Ordering::Relaxed);
-        }
+        self.note(flow, question, &snapshot, (verdict, mode), &why);
         match mode {
             Mode::Enforce => Err(why),
             Mode::Observe => Ok(()),
+        }
+    }
+
+    /// Has a refusal on record, if it is news.
+    fn note(
+        &self,
+        flow: &Flow,
+        question: &Question,
+        snapshot: &Snapshot,
+        how: (Verdict, Mode),
+        why: &str,
+    ) {
+        let mut refusals = self.refusals.borrow_mut();
+        if refusals.is_news(&flow.workload, &question.name()) {
+            let record = refused::record(flow, question, snapshot, how, why.to_owned());
+            self.shared.sink.submit(record);
+        } else {
+            self.shared.unrecorded.fetch_add(1, Ordering::Relaxed);
         }
     }
 

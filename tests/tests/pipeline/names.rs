@@ -31,6 +31,7 @@ const MANY: &str = "long-enough-that-sixteen-addresses-do-not-fit.many.example";
 
 const TXT: u16 = 16;
 const AAAA: u16 = 28;
+const AXFR: u16 = 252;
 
 struct Names {
     client: Running,
@@ -352,7 +353,16 @@ fn other_names_do_not_leave_the_host() {
         );
     }
 
-    let records = names.records(8);
+    let zone =
+        names.ask(json!({"do": "raw", "name": "zone.evil.example", "kind": AXFR, "over": "tcp"}));
+    assert_eq!([&zone["code"], &zone["answers"]], [5, 0], "{zone}");
+
+    let records = names.records(9);
+    let zone = |record: &Value| {
+        let request = &record["request"];
+        request["host"] == "zone.evil.example" && request["method"] == "AXFR"
+    };
+    assert!(records.iter().any(zone), "{records:?}");
     for name in smuggled() {
         let of_it: Vec<_> = records
             .iter()

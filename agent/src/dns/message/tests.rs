@@ -45,7 +45,7 @@ fn asked(bytes: &[u8]) -> Question {
 /// The response code of what is answered without deciding.
 fn refused(bytes: &[u8]) -> u8 {
     match read(bytes) {
-        Read::Answer(answer) => {
+        Read::Answer(answer) | Read::Refused(_, answer, _) => {
             assert_eq!(answer[..2], bytes[..2], "the id");
             assert_eq!(answer[2] & 0x80, 0x80, "an answer");
             answer[3] & 0x0f
@@ -122,6 +122,21 @@ fn what_is_no_plain_question_is_refused() {
         assert_eq!(refused(&one(name, transfer)), no);
     }
     assert_eq!(refused(&one(&[], 2)), no, "the root");
+    // On record by what was asked for.
+    for (query, shown) in [
+        (one(name, 252), ("a.example", "AXFR")),
+        (query(&[(name, A, 3)], (0, &[])), ("a.example", "A")),
+        (
+            query(&[(name, A, 1)], (1, &opt(4096, 1))),
+            ("a.example", "A"),
+        ),
+        (one(&[], 2), (".", "NS")),
+    ] {
+        let Read::Refused(question, ..) = read(&query) else {
+            panic!("{query:?}");
+        };
+        assert_eq!((&*question.name(), &*question.kind_name()), shown);
+    }
     for opcode in [1, 2, 4, 5, 6, 15] {
         let mut bytes = one(name, A);
         bytes[2] |= opcode << 3;
@@ -157,7 +172,7 @@ fn what_could_be_an_answer_is_ignored() {
 #[test]
 fn a_later_edns_is_told_which_is_known() {
     let bytes = query(&[(&[b"a", b"example"], A, 1)], (1, &opt(4096, 1)));
-    let Read::Answer(answer) = read(&bytes) else {
+    let Read::Refused(_, answer, _) = read(&bytes) else {
         panic!("asked");
     };
     let message = Message::from_vec(&answer).unwrap();
@@ -261,7 +276,9 @@ fn what_does_not_fit_is_asked_for_over_tcp() {
 fn hold(bytes: &[u8]) {
     match read(bytes) {
         Read::Ignore => {}
-        Read::Answer(answer) => assert!(answer.len() <= PLAIN && answer[..2] == bytes[..2]),
+        Read::Answer(answer) | Read::Refused(_, answer, _) => {
+            assert!(answer.len() <= PLAIN && answer[..2] == bytes[..2]);
+        }
         Read::Asked(question) => {
             let _ = (question.name(), question.kind_name());
             if let Some(host) = question.host() {
