@@ -59,7 +59,24 @@ impl Agent {
             tracing::error!("not all that is governed is looked at again: {error}");
         }
         self.settle();
-        all && looked.is_ok()
+        all && looked.is_ok() && self.note_seen()
+    }
+
+    fn note_seen(&self) -> bool {
+        let noted = self.shared.fence.seen();
+        if let Err(error) = &noted {
+            tracing::error!("it cannot be noted that all that is governed was looked at: {error}");
+        }
+        noted.is_ok()
+    }
+
+    /// What `status` says while not all has been looked at again.
+    pub(super) fn unseen(&self) -> Option<String> {
+        let is_unseen = lock(&self.watched).unseen || self.shared.fence.is_unseen();
+        is_unseen.then(|| {
+            "hooks were away, and not all that is governed has been looked at since: what it made meanwhile may not be governed yet"
+                .to_owned()
+        })
     }
 }
 

@@ -84,6 +84,7 @@ impl Agent {
         let mut gaps = lock(&self.enrolments).gaps();
         gaps.extend(lock(&self.earlier).gap());
         gaps.extend(self.budgets.unheld());
+        gaps.extend(self.unseen());
         gaps
     }
 

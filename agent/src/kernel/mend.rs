@@ -21,15 +21,40 @@ impl Fence {
         self.exempt_nobody_else();
         let programs = self.programs.loaded.iter();
         let gone = programs.filter_map(|program| Some((program, self.why_not(program.hook)?)));
-        gone.map(|(program, why)| Mended {
-            layer: program.hook.name,
-            result: (!layers::is_unknown(&why))
-                .then(|| load::attach_anew(&self.pins, &self.root, program)),
-            why,
-            was_open: true,
-        })
-        .chain(self.pin_maps())
-        .collect()
+        let gone: Vec<_> = gone.collect();
+        if gone.iter().any(|(_, why)| !layers::is_unknown(why)) {
+            self.note_unseen();
+        }
+        gone.into_iter()
+            .map(|(program, why)| Mended {
+                layer: program.hook.name,
+                result: (!layers::is_unknown(&why))
+                    .then(|| load::attach_anew(&self.pins, &self.root, program)),
+                why,
+                was_open: true,
+            })
+            .chain(self.pin_maps())
+            .collect()
+    }
+
+    /// Notes that hooks were away. Where that cannot be, they are put back all the same.
+    fn note_unseen(&self) {
+        if let Err(error) = self.pins.note_unseen() {
+            tracing::error!("the next agent will not know that hooks were away: {error}");
+        }
+    }
+
+    /// Says that all that is governed has been looked at since hooks were away, as [`Self::mend`] asks for.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn seen(&self) -> Result<(), Error> {
+        self.pins.note_seen()
+    }
+
+    /// Is that still to be said, by this agent or since an earlier one?
+    pub fn is_unseen(&self) -> bool {
+        self.pins.is_unseen()
     }
 
     /// Pins maps again. The hooks went on by them meanwhile.

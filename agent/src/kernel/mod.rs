@@ -94,7 +94,7 @@ pub struct Fence {
     hook_log: log::HookLog,
     /// Workloads that policy is letting go of.
     leaving: arc_swap::ArcSwap<std::collections::HashSet<u32>>,
-    /// Of the fence that was found, not all was in force.
+    /// See [`Self::was_open`].
     was_open: bool,
 }
 
@@ -339,7 +339,10 @@ impl Fence {
         let root = probe::cgroup_root(options.cgroup_root.as_deref())?;
         let pins = pins::Pins::open(&options.pin_dir)?;
         let adopting = pins.are_in_force();
-        let was_open = adopting && left::was_open(&options.pin_dir);
+        let was_open = pins.was_open();
+        if was_open {
+            pins.note_unseen()?;
+        }
         match Self::stand_up(kernel, &pins, &root, options.counts) {
             Ok((maps, programs, hook_log)) => {
                 let fence = Self {
@@ -385,7 +388,8 @@ impl Fence {
         Ok((maps, programs, hook_log))
     }
 
-    /// Was there a fence of which not all was in force, or which the kernel had not shown all to? Then nothing is known of what passed.
+    /// Was there a fence of which not all was in force, or which the kernel had not shown all to? Then nothing is known of what passed,
+    /// until it is [`Self::seen`].
     pub fn was_open(&self) -> bool {
         self.was_open
     }
@@ -584,7 +588,7 @@ impl Fence {
     }
 
     /// Puts back what somebody detached or unpinned since it was attached. What passed meanwhile was not seen: look at
-    /// [`Self::governed_processes`] again, with [`Self::end_earlier`].
+    /// [`Self::governed_processes`] again, with [`Self::end_earlier`], and say so with [`Self::seen`].
     pub fn mend(&self) -> Vec<Mended> {
         self.put_back()
     }

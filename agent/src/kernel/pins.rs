@@ -1,6 +1,6 @@
 //! Where an instance's maps and links are kept, so that they outlive the agent, and whether what is
 //! there fits this agent.
-use super::{Error, hooks::HOOKS, probe, sys};
+use super::{Error, hooks::HOOKS, left, probe, sys};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, Map, MapData, MapError, MapInfo};
 use rustix::fs::{self, FlockOperation, Mode, OFlags};
@@ -208,6 +208,34 @@ impl Pins {
         HOOKS.iter().any(|hook| self.link(hook.name).exists())
     }
 
+    /// Was there a fence of which not all was in force, or one that was put back and of which what had passed was not looked for yet?
+    pub(super) fn was_open(&self) -> bool {
+        // Somebody may have left nothing but maps, which say who is governed.
+        let was_there = self.are_in_force() || self.map("GOVERNED").exists();
+        was_there && (self.is_unseen() || left::was_open(&self.dir))
+    }
+
+    /// Notes, before hooks that were away are put back, that not all that is governed has been looked at since: who looks may end
+    /// first, and nothing else tells the next agent.
+    pub(super) fn note_unseen(&self) -> Result<(), Error> {
+        let path = self.dir.join(UNSEEN);
+        std::fs::create_dir_all(&path).map_err(|source| Error::Pin {
+            action: "make the directory",
+            path,
+            source,
+        })
+    }
+
+    /// All of it has been.
+    pub(super) fn note_seen(&self) -> Result<(), Error> {
+        remove_dir(&self.dir.join(UNSEEN))
+    }
+
+    /// Is it noted that not all has been?
+    pub(super) fn is_unseen(&self) -> bool {
+        self.dir.join(UNSEEN).exists()
+    }
+
     /// Sees to it that the maps of what is in force are there, and refuses those that this agent does not fit: what is not
     /// pinned would be made anew, and programs put in force that know of nobody who is governed.
     pub(super) fn adopt(&self) -> Result<(), Error> {
@@ -327,6 +355,7 @@ impl Pins {
             remove_file(&sys::beside(&path))?;
         }
         self.note(|_| false)?;
+        self.note_seen()?;
         for path in [&self.links, &self.maps, &self.dir.join(ATTACHED)] {
             remove_dir(path)?;
         }
@@ -353,6 +382,9 @@ pub(super) fn map(dir: &Path, name: &str) -> PathBuf {
 
 /// In an instance's directory: a directory for each hook that its agent attached. A bpffs has nothing else to write into.
 const ATTACHED: &str = "attached";
+
+/// In an instance's directory: there while not all has been looked at again since hooks were away.
+const UNSEEN: &str = "unseen";
 
 /// Is there once an agent attached this hook.
 pub(super) fn attached(dir: &Path, hook: &str) -> PathBuf {

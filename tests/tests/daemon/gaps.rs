@@ -66,7 +66,7 @@ fn why(place: &Place) -> String {
     }
 }
 
-fn becomes_enforcing(place: &Place) {
+pub(crate) fn becomes_enforcing(place: &Place) {
     let enforcing = eventually(START, || why(place).is_empty().then_some(()));
     assert!(enforcing.is_some(), "{}", why(place));
 }

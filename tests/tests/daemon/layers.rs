@@ -1,5 +1,6 @@
 //! `tollgate status` when somebody takes the kernel half away under a running agent.
 use crate::established::Talker;
+use crate::gaps::becomes_enforcing;
 use crate::support::*;
 use harness::{at_most, eventually};
 use rustix::process::Signal;
@@ -161,7 +162,8 @@ fn without_an_agent_each_hook_is_in_force_or_said_with_what_it_leaves_open() {
     let table = text(&place.output(&["doctor"]).stdout);
     assert!(table.contains(&open("connect4")), "{table}");
     place.start();
-    assert_eq!(place.status()["verdict"]["state"], "enforcing");
+    // What the hooks that were away did not see is looked for first.
+    becomes_enforcing(&place);
     let whole = finding(&place);
     assert!(whole["mend"].is_null(), "{whole}");
     assert_eq!(whole["missing"], serde_json::json!([]));
@@ -230,6 +232,28 @@ fn what_is_taken_away_is_put_back_and_what_passed_meanwhile_is_ended() {
         told.contains(" connect4 (1) ") && told.contains("another hand took them away"),
         "{told}"
     );
+}
+
+/// An agent may end after it has put hooks back, and before it has looked for what passed meanwhile.
+#[test]
+fn what_an_agent_had_still_to_look_for_the_next_one_does() {
+    let mut place = Place::new();
+    // So seldom that it is done at the start alone.
+    place.write_config("fence_check: 1h\n");
+    place.start();
+    becomes_enforcing(&place);
+    let unseen = links(&place).with_file_name("unseen");
+    fs::create_dir(&unseen).unwrap();
+    let why = place.status()["verdict"].to_string();
+    assert!(
+        why.contains("not_enforcing") && why.contains("hooks were away"),
+        "{why}"
+    );
+    place.end(Signal::KILL);
+    assert!(unseen.exists());
+    place.start();
+    becomes_enforcing(&place);
+    assert!(!unseen.exists());
 }
 
 /// The hooks went on by it, so what is open stays so.

@@ -242,6 +242,45 @@ fn no_agent_begins_without_what_is_lost() {
     assert!(crate::refuse::layer(stand.fence(), "maps").enforcing);
 }
 
+/// An agent may end between the two, and the next one finds every hook attached.
+#[test]
+fn that_hooks_were_away_is_not_forgotten_until_it_was_looked_at() {
+    let mut stand = Stand::new();
+    assert!(!stand.fence().was_open() && !stand.fence().is_unseen());
+    let pins = stand.options.pin_dir.clone();
+    std::fs::remove_file(pins.join("links/sched_process_fork")).unwrap();
+    assert_eq!(stand.fence().mend().len(), 1);
+    assert!(stand.fence().is_unseen());
+    for _ in 0..2 {
+        drop(stand.fence.take());
+        stand.fence = Some(open(&stand.options));
+        assert!(stand.fence().was_open() && stand.fence().is_unseen());
+    }
+    stand.fence().seen().unwrap();
+    assert!(!stand.fence().is_unseen());
+    drop(stand.fence.take());
+    // A start puts hooks back as well, and may end before it is looked.
+    std::fs::remove_file(pins.join("links/sched_process_exec")).unwrap();
+    for _ in 0..2 {
+        stand.fence = Some(open(&stand.options));
+        assert!(stand.fence().was_open());
+        drop(stand.fence.take());
+    }
+    stand.fence = Some(open(&stand.options));
+    stand.fence().seen().unwrap();
+    drop(stand.fence.take());
+    // Who is governed is in maps that nothing used for a while.
+    std::fs::remove_dir_all(pins.join("links")).unwrap();
+    stand.fence = Some(open(&stand.options));
+    assert!(stand.fence().was_open());
+    stand.fence().seen().unwrap();
+    drop(stand.fence.take());
+    stand.fence = Some(open(&stand.options));
+    assert!(!stand.fence().was_open());
+    stand.lift();
+    assert!(!pins.exists());
+}
+
 /// What `status` says where no agent runs is asked of the kernel too.
 #[test]
 fn without_an_agent_nothing_is_claimed_that_is_not_there() {
