@@ -207,6 +207,12 @@ impl Log {
         }
     }
 
+    /// Has the writer ended though nobody has closed the log? Then nothing more is written.
+    pub fn has_ended(&self) -> bool {
+        let writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
     /// Writes what was accepted, syncs it, ends the writer, and says how it went. Where the log cannot be written it
     /// tries once more; `queued` then tells what was lost. Records submitted later are dropped and counted.
     pub fn close(&self) -> Stats {

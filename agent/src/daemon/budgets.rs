@@ -1,7 +1,7 @@
 //! Budgets of the policy, given to the kernel, and kept over a reboot of the host.
 use super::admin::wire;
 use super::agent::{Agent, lock};
-use super::dirs;
+use super::{dirs, vital};
 use crate::budget::{self, Holder, Line as Counted, Registry, Unit};
 use crate::config::Config;
 use crate::kernel::{Allowance, Fence, Usage};
@@ -192,7 +192,7 @@ fn publish(overspent: &Overspent, usage: &[Usage]) {
     overspent.set(spent.map(|usage| Arc::clone(&usage.workload)).collect());
 }
 
-/// Keeps an eye on what is spent, for ever.
+/// Keeps an eye on what is spent, until that panics.
 pub(super) async fn watch(agent: Arc<Agent>) {
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -211,8 +211,11 @@ pub(super) async fn watch(agent: Arc<Agent>) {
                 agent.counters.write(&agent.shared.fence);
             }
         };
-        if let Err(e) = tokio::task::spawn_blocking(looking).await {
-            tracing::error!("looking at what is spent failed: {e}");
+        if vital::blocking("looking at what is spent", looking)
+            .await
+            .is_none()
+        {
+            return;
         }
     }
 }

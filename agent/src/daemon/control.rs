@@ -62,14 +62,14 @@ async fn serve(up: Up) -> Result<(), Error> {
         () = told.until_stop(Arc::clone(&agent)) => Ok(()),
         () = admin::server::serve(admin, Arc::clone(&agent)) => Err(Error::Ended("the admin socket is served no more")),
         () = agent.shared.fence.events(&mut take) => Err(Error::Ended("the kernel's events are read no more")),
-        () = watch::cgroups(Arc::clone(&agent)) => Ok(()),
+        () = watch::cgroups(Arc::clone(&agent)) => Err(Error::Ended("cgroups are looked for no more")),
         () = watch::secrets(Arc::clone(&agent)) => Ok(()),
         () = watch::vault(Arc::clone(&agent)) => Ok(()),
         () = crate::identity::refresh(Arc::downgrade(&agent.shared)) => Ok(()),
-        () = budgets::watch(Arc::clone(&agent)) => Ok(()),
-        () = mend::watch(Arc::clone(&agent)) => Ok(()),
-        () = watch::unseen(Arc::clone(&agent), unseen) => Ok(()),
-        () = heartbeat(Arc::clone(&agent)) => Err(Error::Ended("a thread of the data plane ended")),
+        () = budgets::watch(Arc::clone(&agent)) => Err(Error::Ended("what is spent is looked at no more")),
+        () = mend::watch(Arc::clone(&agent)) => Err(Error::Ended("the fence is looked after no more")),
+        () = watch::unseen(Arc::clone(&agent), unseen) => Err(Error::Ended("executables are looked at no more")),
+        what = heartbeat(Arc::clone(&agent)) => Err(Error::Ended(what)),
         () = forget_lost_queries(&agent) => Ok(()),
     }
 }
@@ -153,6 +153,7 @@ fn listen_to(kind: SignalKind) -> Result<Signal, Error> {
 async fn one_after_the_other<W: FnOnce() + Send + 'static>(asked: &Notify, work: impl Fn() -> W) {
     loop {
         asked.notified().await;
+        // What was in force stays, as with one that an administrator asks for.
         if let Err(e) = tokio::task::spawn_blocking(work()).await {
             tracing::error!("a reload failed: {e}");
         }
@@ -179,23 +180,20 @@ async fn runs_over(agent: &Agent) {
 }
 
 /// Tells the service manager how things are, and that they are, while every thread of the data plane answers. Ends when
-/// one of those threads is no more: without it connections would wait for nobody.
-async fn heartbeat(agent: Arc<Agent>) {
+/// a thread is no more that the agent cannot do without, and says which.
+async fn heartbeat(agent: Arc<Agent>) -> &'static str {
     let watchdog = notify::watchdog_interval();
     let period = watchdog.map_or(STATUS, |limit| (limit / 3).min(STATUS));
     let mut ticks = tokio::time::interval(period);
     let mut pulse = Pulse::default();
     loop {
         ticks.tick().await;
-        let plane = lock(&agent.plane)
-            .as_ref()
-            .map(|plane| (plane.beats(), plane.broken()));
-        let Some((beats, broken)) = plane else {
+        if let Some(what) = agent.ended() {
+            return what;
+        }
+        let Some(beats) = lock(&agent.plane).as_ref().map(Plane::beats) else {
             continue;
         };
-        if broken {
-            return;
-        }
         if !pulse.felt(&beats, Instant::now(), (period * 2).max(SILENCE)) {
             tracing::error!("a thread of the data plane does not answer");
         } else if watchdog.is_some() {

@@ -1,6 +1,7 @@
 //! Looks after the kernel half while the agent runs: what somebody takes away is put back, told, and counted.
 use super::agent::{Agent, lock};
 use super::skipped::Skipped;
+use super::vital;
 use crate::kernel::Mended;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,15 +17,16 @@ pub(super) struct Watched {
     failing: BTreeMap<&'static str, String>,
 }
 
-/// For ever.
+/// Until it panics.
 pub(super) async fn watch(agent: Arc<Agent>) {
     let mut ticks = tokio::time::interval(agent.config.fence_check);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let agent = Arc::clone(&agent);
-        if let Err(e) = tokio::task::spawn_blocking(move || agent.mend()).await {
-            tracing::error!("looking after the fence failed: {e}");
+        let mending = vital::blocking("looking after the fence", move || agent.mend());
+        if mending.await.is_none() {
+            return;
         }
     }
 }

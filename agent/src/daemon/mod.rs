@@ -37,6 +37,7 @@ mod status;
 mod troubles;
 mod trust;
 pub mod users;
+mod vital;
 mod watch;
 
 pub use error::Error;

@@ -101,6 +101,13 @@ impl Namespaces {
         lock(&self.known).clone()
     }
 
+    /// Has the thread ended though nobody asked it to?
+    pub(super) fn has_ended(&self) -> bool {
+        lock(&self.thread)
+            .as_ref()
+            .is_some_and(JoinHandle::is_finished)
+    }
+
     /// Ends the thread. What listens goes on listening until the data plane closes it.
     pub(super) fn stop(&self) {
         let _ = self.told.send(Told::Stop);

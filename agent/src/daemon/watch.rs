@@ -1,5 +1,6 @@
 //! Watches the host: cgroups that come and go, and secrets that are written.
 use super::agent::{Agent, lock};
+use super::vital;
 use crate::kernel::FileState;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
@@ -30,7 +31,7 @@ const VAULT_DOWN: Duration = Duration::from_secs(10);
 /// How often the files behind secrets are looked at.
 const SECRETS: Duration = Duration::from_millis(400);
 
-/// Keeps what is governed true to the host, for ever.
+/// Keeps what is governed true to the host, until that panics.
 pub(super) async fn cgroups(agent: Arc<Agent>) {
     let (mut watch, mut known, mut pace) = (None, Vec::new(), Pace(SETTLE));
     let learned = lock(&agent.enrolments).learned();
@@ -39,22 +40,17 @@ pub(super) async fn cgroups(agent: Arc<Agent>) {
         watch = watch.or_else(|| Watch::new().ok().map(Arc::new));
         let (settling, watching) = (Arc::clone(&agent), watch.clone());
         let began = Instant::now();
-        let walked = tokio::task::spawn_blocking(move || {
+        let walked = vital::blocking("looking for cgroups", move || {
             let directories = settling.settle();
             let is_whole = watching.is_some_and(|watch| watch.set(&directories));
             settling.note_watched(is_whole);
             directories
         });
-        let is_known = match walked.await {
-            Ok(mut directories) => {
-                directories.sort_unstable();
-                std::mem::replace(&mut known, directories) == known
-            }
-            Err(e) => {
-                tracing::error!("looking for cgroups failed: {e}");
-                true
-            }
+        let Some(mut directories) = walked.await else {
+            return;
         };
+        directories.sort_unstable();
+        let is_known = std::mem::replace(&mut known, directories) == known;
         let (since, took) = (Instant::now(), began.elapsed());
         let changed = async {
             match &watch {
@@ -145,19 +141,18 @@ pub(super) async fn vault(agent: Arc<Agent>) {
     }
 }
 
-/// Looks at executables that a hook asks for, for ever.
+/// Looks at executables that a hook asks for, until that panics.
 pub(super) async fn unseen(agent: Arc<Agent>, mut asked: mpsc::Receiver<(u32, FileState)>) {
     while let Some((process, file)) = asked.recv().await {
         let looking = Arc::clone(&agent);
-        let met = tokio::task::spawn_blocking(move || {
+        let met = vital::blocking("looking at an executable", move || {
             lock(&looking.enrolments).meet(process, file);
             looking.look_at_earlier();
         });
-        if let Err(e) = met.await {
-            tracing::error!("looking at an executable failed: {e}");
+        if met.await.is_none() {
+            return;
         }
     }
-    std::future::pending().await
 }
 
 /// An inotify instance on cgroup directories. To the runtime it is a pipe: something to wait for and to read.

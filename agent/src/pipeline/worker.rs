@@ -84,17 +84,28 @@ pub(super) fn run(
             signals,
         });
         worker.exchanges.recheck(worker.shared.live.load_full());
-        tokio::task::spawn_local(housekeeping(Rc::clone(&worker)));
-        tokio::task::spawn_local(follow_changes(Rc::clone(&worker)));
-        let other = tokio::task::spawn_local(follow_doors(Rc::clone(&worker), doors));
-        if let Err(error) = accept_all(&worker, listeners).await {
-            // The thread ends, the plane reports itself broken, and the hooks refuse what reaches no listener.
-            tracing::error!(%error, "a worker cannot listen");
-            return;
+        let mut always = JoinSet::new();
+        always.spawn_local(housekeeping(Rc::clone(&worker)));
+        always.spawn_local(follow_changes(Rc::clone(&worker)));
+        let other = always.spawn_local(follow_doors(Rc::clone(&worker), doors));
+        // Otherwise the thread ends, the plane reports itself broken, and the hooks refuse what reaches no listener.
+        match beside(accept_all(&worker, listeners), &mut always).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return tracing::error!(%error, "a worker cannot listen"),
+            None => return tracing::error!("a worker cannot go on without what it does besides"),
         }
         other.abort();
         drained(&worker).await;
     });
+}
+
+/// Does `work`. `None`: one of these, which go on for as long, has ended before, by a panic.
+async fn beside<T>(work: impl Future<Output = T>, always: &mut JoinSet<()>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        _ = always.join_next() => None,
+    }
 }
 
 /// Opens and closes listeners in other network namespaces as it is told, until the worker stops.
@@ -241,5 +252,20 @@ async fn drained(worker: &Rc<Worker>) {
     let deadline = tokio::time::Instant::now() + worker.shared.limits.drain;
     while worker.open.get() > 0 && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_worker_does_not_go_on_without_what_it_does_besides() {
+        let mut always = JoinSet::new();
+        always.spawn(std::future::pending());
+        assert_eq!(beside(async { 7 }, &mut always).await, Some(7));
+        always.spawn(async { std::panic::resume_unwind(Box::new(())) });
+        let without = beside(std::future::pending::<()>(), &mut always);
+        assert_eq!(without.await, None);
     }
 }

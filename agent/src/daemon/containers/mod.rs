@@ -21,6 +21,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tollgate_policy::{Policy, Selector};
@@ -70,6 +71,7 @@ pub(super) struct Containers {
     refused: Mutex<BTreeMap<String, String>>,
     /// The policy looked at last names containers, or an earlier agent's may have.
     looked: AtomicBool,
+    thread: JoinHandle<()>,
 }
 
 impl Containers {
@@ -77,13 +79,7 @@ impl Containers {
     pub(super) fn start(sources: Vec<ContainerEngine>) -> io::Result<Self> {
         let (asked, mut waiting) = mpsc::channel::<String>(WAITING);
         let (states, learned) = (Arc::default(), Arc::new(Notify::new()));
-        let found = Self {
-            states: Arc::clone(&states),
-            asked,
-            learned: Arc::clone(&learned),
-            refused: Mutex::default(),
-            looked: AtomicBool::new(true),
-        };
+        let (known, told) = (Arc::clone(&states), Arc::clone(&learned));
         let sources: Arc<[ContainerEngine]> = sources.into();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -110,10 +106,22 @@ impl Containers {
                 });
             }
         };
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("containers".to_owned())
             .spawn(move || runtime.block_on(ask_all))?;
-        Ok(found)
+        Ok(Self {
+            states: known,
+            asked,
+            learned: told,
+            refused: Mutex::default(),
+            looked: AtomicBool::new(true),
+            thread,
+        })
+    }
+
+    /// Has the thread ended? Nobody asks it to as long as this is there.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
     }
 
     /// Containers that are refused because nobody could say whose they are: cgroup, and why.
