@@ -36,6 +36,7 @@ impl Kernel {
     pub fn probe() -> Result<Self, Error> {
         probe::kernel()?;
         probe::capabilities()?;
+        probe::pid_namespace()?;
         let bytes = read(Path::new(PATH))?;
         let offsets = find(&bytes).map_err(|what| Error::BadBtf {
             path: PATH.into(),

@@ -30,6 +30,11 @@ pub enum Error {
         /// The mount.
         path: PathBuf,
     },
+    /// The agent has another view of processes than the hooks.
+    #[error(
+        "the agent is in a pid namespace other than the host's, where processes have other ids than to the kernel: start it outside of containers, or with the host's pid namespace"
+    )]
+    PidNamespace,
     /// The kernel does not describe its types.
     #[error(
         "cannot read {path}: this kernel was built without CONFIG_DEBUG_INFO_BTF; boot a distribution kernel that has it"

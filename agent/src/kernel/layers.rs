@@ -4,7 +4,7 @@ use super::{
     hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
     load::{Absent, Loaded},
     pins::{Held, Unpinned},
-    sys,
+    probe, sys,
 };
 use rustix::net::SocketType;
 use std::collections::BTreeMap;
@@ -107,6 +107,10 @@ impl Fence {
                     link.program
                 ))
             }
+            Ok(link) if link.cgroup != probe::ROOT_ID => Some(format!(
+                "the pinned link is at another cgroup (id {}): the program will not outlive the agent; restart the agent",
+                link.cgroup
+            )),
             Ok(_) => None,
         }
     }

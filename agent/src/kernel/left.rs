@@ -1,7 +1,7 @@
 //! What an agent left in force, asked of the kernel without one.
 use super::{
     hooks::{HOOKS, Hook, LSM, TRACEPOINT, TYPED_TRACEPOINT},
-    pins, sys,
+    pins, probe, sys,
 };
 use std::io;
 use std::path::Path;
@@ -98,7 +98,7 @@ fn is_replaced(hook: &Hook, attached: impl Fn(&str) -> bool) -> bool {
     hook.stands_in_for().or(instead).is_some_and(attached)
 }
 
-/// Does the link that is pinned there hold a program at the hook?
+/// Does the link that is pinned there hold the hook's program where it belongs? By the program's name: which one it is, only an agent knows.
 fn holds(hook: &Hook, pin: &Path) -> io::Result<bool> {
     let link = match sys::open_pin(pin).and_then(sys::link_info) {
         Ok(link) => link,
@@ -112,10 +112,21 @@ fn holds(hook: &Hook, pin: &Path) -> io::Result<bool> {
         Err(error) if sys::is_shortage(&error) => return Err(error),
         Err(_) => return Ok(false),
     };
-    Ok(match hook.attach {
+    let is_there = match hook.attach {
         TRACEPOINT | TYPED_TRACEPOINT => link.kind == sys::LINK_TRACEPOINT,
         LSM => link.kind == sys::LINK_TRACING,
         // One that was detached by force is there, and at no cgroup.
-        attach => link.kind == sys::LINK_CGROUP && link.attach == attach && link.cgroup != 0,
-    })
+        attach => {
+            (link.kind, link.attach, link.cgroup) == (sys::LINK_CGROUP, attach, probe::ROOT_ID)
+        }
+    };
+    if !is_there {
+        return Ok(false);
+    }
+    let program = sys::program(link.program);
+    match program.and_then(|program| sys::is_program_called(program, hook.name)) {
+        // It went with its link, just now.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        is_its => is_its,
+    }
 }

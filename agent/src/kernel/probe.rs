@@ -14,7 +14,7 @@ const BPFFS: u64 = 0xcafe_4a11;
 /// `CGROUP2_SUPER_MAGIC`
 const CGROUP2: u64 = 0x6367_7270;
 /// Id of the one cgroup that has no parent.
-const ROOT_ID: u64 = 1;
+pub(super) const ROOT_ID: u64 = 1;
 /// Where a bpffs is by convention.
 const USUAL: &str = "/sys/fs/bpf";
 
@@ -44,6 +44,22 @@ pub(super) fn capabilities() -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::NotPermitted)
+    }
+}
+
+/// `PROC_PID_INIT_INO`
+const INITIAL_PIDS: u64 = 0xEFFF_FFFC;
+
+/// Refuses a process to which processes have other ids than to the hooks: another than itself would be the agent to them.
+pub(super) fn pid_namespace() -> Result<(), Error> {
+    match fs::stat("/proc/self/ns/pid") {
+        Ok(stat) if stat.st_ino == INITIAL_PIDS => Ok(()),
+        Ok(_) => Err(Error::PidNamespace),
+        Err(errno) => Err(Error::Pin {
+            action: "look at",
+            path: "/proc/self/ns/pid".into(),
+            source: errno.into(),
+        }),
     }
 }
 

@@ -173,6 +173,19 @@ pub(super) fn program_id(program: impl AsFd) -> io::Result<u32> {
     Ok(info[1])
 }
 
+/// Is this the program's name, or how it begins where it is longer than those that the kernel keeps?
+pub(super) fn is_program_called(program: impl AsFd, name: &str) -> io::Result<bool> {
+    // The words of `struct bpf_prog_info` that have it, and as much as comes before.
+    const NAME: usize = std::mem::offset_of!(aya_obj::generated::bpf_prog_info, name) / 8;
+    const LONGEST: usize = 15;
+    let mut info = [0_u64; NAME + 2];
+    ask(program, &mut info)?;
+    let bytes = info.iter().skip(NAME).flat_map(|word| word.to_ne_bytes());
+    Ok(bytes
+        .take_while(|&byte| byte != 0)
+        .eq(name.bytes().take(LONGEST)))
+}
+
 /// How often the kernel has not run a program because it ran on that processor already; 0 where it does not count (before
 /// Linux 5.12).
 pub(super) fn recursion_misses(program: impl AsFd) -> io::Result<u64> {

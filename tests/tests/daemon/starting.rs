@@ -194,3 +194,27 @@ os.execv(sys.argv[1], ['tollgate', 'agent'])
     assert_eq!(place.status()["verdict"]["state"], "enforcing");
     assert_eq!(place.ask(), forbidden());
 }
+
+/// There it would have the hooks take whoever has its number on the host for the agent.
+#[test]
+fn no_agent_starts_in_a_pid_namespace_of_its_own() {
+    let place = Place::new();
+    let agent = place.tollgate(&["agent"]);
+    let mut command = Command::new("timeout");
+    command.args([
+        "10",
+        "unshare",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+    ]);
+    command.arg(agent.get_program()).arg("agent");
+    for (name, value) in agent.get_envs() {
+        command.env(name, value.unwrap());
+    }
+    let output = command.output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("pid namespace"), "{told}");
+}

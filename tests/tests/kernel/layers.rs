@@ -301,11 +301,25 @@ fn without_an_agent_nothing_is_claimed_that_is_not_there() {
     assert!(detach.status().unwrap().success());
     assert!(detached.exists(), "its pin stays");
     std::fs::remove_file(pins.join("links/connect6")).unwrap();
-    let held_by_another = pins.join("links/sched_process_fork");
-    std::fs::remove_file(&held_by_another).unwrap();
-    repin(&pins.join("links/connect4"), &held_by_another);
+    // One of another kind, and one of the same kind with another program.
+    for (held_by_another, by) in [
+        ("sched_process_fork", "connect4"),
+        ("sched_process_exec", "cgroup_mkdir"),
+    ] {
+        let pin = pins.join("links").join(held_by_another);
+        std::fs::remove_file(&pin).unwrap();
+        repin(&pin.with_file_name(by), &pin);
+    }
     let (missing, without) = told().unwrap();
-    assert_eq!(missing, ["sched_process_fork", "connect6", "egress"]);
+    assert_eq!(
+        missing,
+        [
+            "sched_process_fork",
+            "sched_process_exec",
+            "connect6",
+            "egress"
+        ]
+    );
     assert!(without.is_empty(), "{without:?}");
     stand.fence = Some(open(&stand.options));
     drop(stand.fence.take());
