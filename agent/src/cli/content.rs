@@ -16,6 +16,8 @@ pub(super) struct Args {
     #[arg(allow_negative_numbers = true)]
     seconds: i64,
     nanoseconds: u32,
+    /// The agent's process, with which this one ends
+    agent: u32,
 }
 
 /// Says the file's digest, or why there is none; nothing where it is another one by now.
@@ -25,6 +27,10 @@ pub(super) fn run(args: &Args) -> Outcome {
         inode: args.inode,
         changed: (args.seconds, args.nanoseconds),
     };
+    // Nobody waits for it otherwise.
+    if !matches!(content::end_with(args.agent), Ok(true)) {
+        return Outcome::No;
+    }
     match content::read(&args.path, &state) {
         Some(content) => {
             show!("{content}");

@@ -4,6 +4,7 @@ use super::digests::{device_of, look, state as found_as};
 use super::mounts;
 use crate::kernel::FileState;
 use rustix::fs::{FileType, Mode, OFlags, Statx};
+use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;
@@ -48,7 +49,8 @@ pub(super) fn read_beside(path: &Path, state: &FileState) -> Option<Content> {
         nanoseconds.to_string(),
     ];
     let mut command = Command::new("/proc/self/exe");
-    command.arg("content").arg(path).args(numbers).env_clear();
+    command.arg("content").arg(path).args(numbers);
+    command.arg(std::process::id().to_string()).env_clear();
     command.stdin(Stdio::null()).stderr(Stdio::null());
     let said = command.output().ok()?.stdout;
     match std::str::from_utf8(&said).ok()?.trim_end() {
@@ -56,6 +58,16 @@ pub(super) fn read_beside(path: &Path, state: &FileState) -> Option<Content> {
         LONG => Some(Content::Long),
         digest => Some(Content::Sha256(digest.to_owned())),
     }
+}
+
+/// Has this process end with the thread that waits for it, of the process `agent`. `false`: that is gone already.
+///
+/// # Errors
+/// The system's word.
+pub fn end_with(agent: u32) -> std::io::Result<bool> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let parent = rustix::process::getppid().map(rustix::process::Pid::as_raw_pid);
+    Ok(parent.is_some_and(|parent| u32::try_from(parent) == Ok(agent)))
 }
 
 /// Reads the file at a path, if it is in this state before and after.

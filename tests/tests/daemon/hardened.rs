@@ -1,7 +1,12 @@
 //! What the agent gives up before it holds anything: that others read its memory, and that it leaves it behind.
 use crate::support::*;
+use harness::eventually;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::fs;
-use std::process::{Child, Command};
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::MetadataExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// Root without the capability that reads every process's memory, and with all others: of a process that has no more
 /// than these, only what that process has given up keeps it.
@@ -67,4 +72,47 @@ fn governed_root_does_not_read_the_agents_memory_and_it_leaves_none_behind() {
     };
     assert_eq!(opened(&place, beside.0.id()), other);
     assert_eq!(core(beside.0.id()), ["unlimited"; 2]);
+}
+
+/// Whoever starts the agent anew is not to wait for it.
+#[test]
+fn who_reads_a_file_for_the_agent_ends_with_it() {
+    let place = Place::new();
+    let path = place.path("long");
+    // Long enough to be met while it is read.
+    fs::File::create(&path).unwrap().set_len(2 << 30).unwrap();
+    let file = fs::metadata(&path).unwrap();
+    let device = rustix::fs::major(file.dev()) << 20 | rustix::fs::minor(file.dev());
+    let program = harness::agent::program().unwrap();
+    let script = format!(
+        "{} content {} {device} {} {} {} $$ & echo $!; wait",
+        program.display(),
+        path.display(),
+        file.ino(),
+        file.ctime(),
+        file.ctime_nsec()
+    );
+    let mut agent = Command::new("sh")
+        .args(["-c", &script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(agent.stdout.take().unwrap()).lines();
+    let reader: i32 = said.next().unwrap().unwrap().parse().unwrap();
+    let reads = || {
+        let files = fs::read_dir(format!("/proc/{reader}/fd")).ok()?;
+        let mut files = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+        files.any(|file| file == path).then_some(())
+    };
+    let met = eventually(START, reads).is_some();
+    let reader = Pid::from_raw(reader).unwrap();
+    // Not to be done before.
+    let stopped = kill_process(reader, Signal::STOP);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let gone = || test_kill_process(reader).is_err().then_some(());
+    let ended = eventually(Duration::from_secs(10), gone).is_some();
+    let _ = kill_process(reader, Signal::KILL);
+    assert!(met && stopped.is_ok(), "it did not read: {stopped:?}");
+    assert!(ended, "it is there still");
 }
