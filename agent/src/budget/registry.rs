@@ -5,6 +5,7 @@ use super::table::{Accounts, Line, Lines, Of, holders};
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tollgate_policy::{Budget, Policy, Quota};
 
@@ -30,6 +31,8 @@ pub struct Registry {
     publish: Publish,
     /// What was spent before it was opened is not known in full, as of this second.
     damaged: Option<u64>,
+    /// The copy cannot be written.
+    uncopied: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -101,6 +104,7 @@ impl Registry {
             copy,
             publish,
             damaged: damaged.then_some(now),
+            uncopied: AtomicBool::default(),
         })
     }
 
@@ -212,12 +216,18 @@ impl Registry {
         let mut slots: Vec<Slot> = inner.known.values().map(|known| known.now(now)).collect();
         slots.retain(|slot| slot.spent > 0);
         slots.sort_by_key(|slot| slot.id);
-        if slots == inner.copied {
-            return;
-        }
-        match (self.publish)(&self.copy, &ledger::text(&slots), 0o600) {
+        let copied = match slots == inner.copied {
+            true => Ok(()),
+            false => (self.publish)(&self.copy, &ledger::text(&slots), 0o600),
+        };
+        // It is tried again every few seconds.
+        let was_failing = self.uncopied.swap(copied.is_err(), Ordering::Relaxed);
+        match copied {
             Ok(()) => inner.copied = slots,
-            Err(error) => tracing::error!("{}: {error}: make room", self.copy.display()),
+            Err(error) if !was_failing => {
+                tracing::error!("{}: {error}: make room", self.copy.display());
+            }
+            Err(_) => {}
         }
     }
 
@@ -227,9 +237,9 @@ impl Registry {
         self.damaged.is_some_and(|at| at / LONGEST == now / LONGEST)
     }
 
-    /// Whether what is spent can no longer be written down.
+    /// Whether what is spent can no longer be written down, in the ledger or its copy.
     pub fn is_failing(&self) -> bool {
-        self.ledger.is_failing()
+        self.ledger.is_failing() || self.uncopied.load(Ordering::Relaxed)
     }
 }
 

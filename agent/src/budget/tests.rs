@@ -301,3 +301,20 @@ fn money_in_decimals() {
         assert_eq!(dollars(amount), text);
     }
 }
+
+#[test]
+fn a_copy_that_cannot_be_written_is_told() {
+    let place = Place::new();
+    let registry = place.open(NOON);
+    let one = account(&registry, NOON);
+    one.reserve(3, Some(10), NOON).unwrap().keep();
+    fs::create_dir(place.file("state")).unwrap();
+    assert!(!registry.is_failing());
+    for _ in 0..2 {
+        registry.copy(NOON);
+        assert!(registry.is_failing());
+    }
+    fs::remove_dir(place.file("state")).unwrap();
+    registry.copy(NOON);
+    assert!(!registry.is_failing() && place.file("state").exists());
+}
