@@ -17,6 +17,9 @@ const FILE_BYTES: u64 = 64 << 20;
 /// Workloads whose accounts are carried on: as many as a fence has at most.
 const CARRIED: usize = 1 << 14;
 
+/// Fences of one boot that are told apart: what those have counted that were left before is what fences before this one have.
+const OTHERS: usize = 4;
+
 /// The file.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Kept {
@@ -25,6 +28,16 @@ struct Kept {
     /// What those before it have counted.
     before: Vec<WorkloadAccount>,
     /// What it had counted when this was written.
+    since: Vec<WorkloadAccount>,
+    /// Likewise, of others of this boot of the host, which may count again (`pin_dir` was changed): not in `before`. The last left last.
+    #[serde(default)]
+    others: Vec<Other>,
+}
+
+/// A fence that this agent does not stand by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Other {
+    fence: String,
     since: Vec<WorkloadAccount>,
 }
 
@@ -35,6 +48,8 @@ pub(super) struct Counters {
     path: Option<PathBuf>,
     /// What fences before this one have counted.
     before: BTreeMap<String, WorkloadAccount>,
+    /// See [`Kept::others`].
+    others: Vec<Other>,
     written: Mutex<Kept>,
     failing: AtomicBool,
 }
@@ -51,6 +66,7 @@ impl Counters {
                 Self {
                     path: None,
                     before: BTreeMap::new(),
+                    others: Vec::new(),
                     written: Mutex::default(),
                     failing: AtomicBool::new(true),
                 }
@@ -60,18 +76,31 @@ impl Counters {
 
     fn of(path: PathBuf, fence: &str) -> Self {
         let kept = read(&path);
-        let mut before = by_name(kept.before);
+        let (mut before, mut others) = (by_name(kept.before), kept.others);
         if kept.fence != fence {
-            for account in kept.since {
+            others.push(Other {
+                fence: kept.fence,
+                since: kept.since,
+            });
+            // It has that itself, and what it has counted since.
+            others.retain(|other| other.fence != fence);
+            let over = others.len().saturating_sub(OTHERS);
+            let (over, there): (Vec<_>, Vec<_>) = others
+                .into_iter()
+                .enumerate()
+                .partition(|(place, other)| *place < over || boot(&other.fence) != boot(fence));
+            for account in over.into_iter().flat_map(|(_, other)| other.since) {
                 add(&mut before, account);
             }
             while before.len() > CARRIED {
                 before.pop_first();
             }
+            others = there.into_iter().map(|(_, other)| other).collect();
         }
         Self {
             path: Some(path),
             before,
+            others,
             written: Mutex::default(),
             failing: AtomicBool::default(),
         }
@@ -89,7 +118,8 @@ impl Counters {
 
     fn with(&self, since: Vec<WorkloadAccount>) -> Vec<WorkloadAccount> {
         let mut all = self.before.clone();
-        for account in since {
+        let others = self.others.iter().flat_map(|other| other.since.clone());
+        for account in others.chain(since) {
             add(&mut all, account);
         }
         all.into_values().collect()
@@ -108,6 +138,7 @@ impl Counters {
             fence,
             before: self.before.values().cloned().collect(),
             since: accounts,
+            others: self.others.clone(),
         };
         let mut written = lock(&self.written);
         if *written != kept {
@@ -140,6 +171,11 @@ pub(super) fn keep_anothers(state_dir: &Path, pin_dir: &Path) {
     let path = state_dir.join(FILE);
     let counters = Counters::of(path.clone(), &counted.fence);
     counters.note(&path, counters.keep(&path, counted));
+}
+
+/// Of the host, on which a fence stands or stood: its name begins with that.
+fn boot(fence: &str) -> Option<&str> {
+    fence.split_once('/').map(|(boot, _)| boot)
 }
 
 fn by_name(accounts: Vec<WorkloadAccount>) -> BTreeMap<String, WorkloadAccount> {
@@ -238,6 +274,30 @@ mod tests {
         assert_eq!(third, all);
     }
 
+    /// The pins of an instance may be moved, and back, while the host is up.
+    #[test]
+    fn what_a_fence_has_counted_is_not_counted_twice_when_it_is_stood_by_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let stand_by = |fence: &str, count| {
+            let counters = Counters::of(path.clone(), fence);
+            let now = [account("job", count, 0)];
+            counters.keep(&path, counted(fence, &now)).unwrap();
+            let all = counters.with(now.to_vec());
+            all.iter().map(|account| account.connections).sum::<u64>()
+        };
+        assert_eq!(stand_by("boot/1", 3), 3);
+        assert_eq!(stand_by("boot/2", 10), 13);
+        assert_eq!(stand_by("boot/1", 4), 14);
+        assert_eq!(stand_by("boot/2", 11), 15);
+        // Those that are told apart are bounded, and no other boot's fence counts again.
+        for fence in 3..30 {
+            assert_eq!(stand_by(&format!("boot/{fence}"), 1), 13 + fence);
+        }
+        assert_eq!(stand_by("later/1", 5), 47);
+        assert!(Counters::of(path.clone(), "later/1").others.is_empty());
+    }
+
     #[test]
     fn what_is_damaged_is_put_aside_and_what_cannot_be_written_is_told() {
         let folder = tempfile::tempdir().unwrap();
@@ -270,8 +330,8 @@ mod tests {
             .map(|n| account(&format!("{n:06}"), 1, 0))
             .collect();
         let path = folder.path().join(FILE);
-        let counters = Counters::of(path.clone(), "a");
-        counters.keep(&path, counted("a", &all)).unwrap();
-        assert_eq!(Counters::of(path.clone(), "b").before.len(), CARRIED);
+        let counters = Counters::of(path.clone(), "boot/1");
+        counters.keep(&path, counted("boot/1", &all)).unwrap();
+        assert_eq!(Counters::of(path.clone(), "later/1").before.len(), CARRIED);
     }
 }
