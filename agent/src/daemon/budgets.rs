@@ -206,9 +206,7 @@ pub(super) async fn watch(agent: Arc<Agent>) {
             let usage = agent.shared.fence.usage();
             publish(&agent.shared.overspent, &usage);
             if count.is_multiple_of(WRITE) {
-                agent.budgets.write(&usage);
-                agent.budgets.copy();
-                agent.counters.write(&agent.shared.fence);
+                agent.write_down();
             }
         };
         if vital::blocking("looking at what is spent", looking)
@@ -227,6 +225,13 @@ impl Agent {
         self.budgets.hold(&self.shared.fence, &snapshot.policy);
         // Who had nothing left may have more now.
         publish(&self.shared.overspent, &self.shared.fence.usage());
+    }
+
+    /// Writes down what was spent and counted, as far as that is news.
+    pub(super) fn write_down(&self) {
+        self.budgets.write(&self.shared.fence.usage());
+        self.budgets.copy();
+        self.counters.write(&self.shared.fence);
     }
 
     /// What is spent and what is left of each budget.

@@ -258,12 +258,13 @@ fn describe(agent: &Agent) -> String {
 fn stop(agent: Arc<Agent>) -> Result<(), Error> {
     agent.namespaces.stop();
     let plane = lock(&agent.plane).take();
+    // To drain may take a day, and whoever stops the agent may not wait for so long.
+    agent.write_down();
     if let Some(plane) = plane {
+        notify::draining(agent.config.limits.drain);
         plane.drain();
     }
-    agent.budgets.write(&agent.shared.fence.usage());
-    agent.budgets.copy();
-    agent.counters.write(&agent.shared.fence);
+    agent.write_down();
     let stats = agent.log.close();
     if stats.queued > 0 || stats.dropped > 0 {
         tracing::error!(

@@ -33,6 +33,18 @@ pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
+/// Draining goes on for this long at most.
+pub(super) fn draining(at_most: std::time::Duration) {
+    // `ExtendTimeoutUsec` takes an hour at most.
+    let microseconds = (at_most + AFTERWARDS).as_micros();
+    tell(&[NotifyState::Custom(&format!(
+        "EXTEND_TIMEOUT_USEC={microseconds}"
+    ))]);
+}
+
+/// What is left to do after that takes less: as much as the unit lets a stop without a word.
+const AFTERWARDS: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// One line for `systemctl status`.
 pub(super) fn status(line: &str) {
     tell(&[NotifyState::Status(line)]);
