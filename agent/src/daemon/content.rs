@@ -16,6 +16,10 @@ use std::time::{Duration, SystemTime};
 
 /// Bytes of a file that are read for its digest; a longer one is none that a policy names.
 const FILE_BYTES: u64 = 2 << 30;
+/// What is longer than this takes long to be read. Who runs it waits, behind all else that there is to do.
+pub(super) const LARGE: u64 = 256 << 20;
+/// How much less urgent that is.
+const NICER: i32 = 10;
 /// A file that was changed this short a while ago may be changed again within the same tick of the file system's clock.
 const TICK: Duration = Duration::from_millis(20);
 /// What the reader says of a file that is too long.
@@ -83,8 +87,12 @@ pub fn read(path: &Path, state: &FileState) -> Option<Content> {
     if !is_in(state, &file) {
         return None;
     }
-    if file.metadata().ok()?.len() > FILE_BYTES {
+    let length = file.metadata().ok()?.len();
+    if length > FILE_BYTES {
         return Some(Content::Long);
+    }
+    if length > LARGE {
+        let _ = rustix::process::nice(NICER);
     }
     if is_fresh(state.changed) {
         std::thread::sleep(TICK);

@@ -1,10 +1,15 @@
 //! Digests of files, of which each is taken beside all else: whoever serves a file (FUSE, NFS) may answer late or never, and nobody
 //! else is to wait for that. How a file is, the kernel says without asking its filesystem.
-use super::content::{self, Content};
+mod queue;
+
+pub(super) use self::queue::Owner;
+use self::queue::{Asked, Queue, Reading};
+use super::content::{self, Content, LARGE};
 use super::mounts::{are_too_many, device};
+use super::rules::real_user;
 use crate::kernel::{FileState, bounded, of_process};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -15,15 +20,10 @@ use tokio::sync::Notify;
 
 /// Digests that are remembered.
 const DIGESTS: usize = 65_536;
-/// Files that are read at once.
-const AT_ONCE: usize = 8;
-/// One that takes longer has its place taken by the next, as long as there are not too many of them.
-const LATE: Duration = Duration::from_secs(30);
-const AT_ONCE_WITH_LATE: usize = 64;
 /// How soon one that could not be read is read again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Files that wait to be read. Who runs another is refused, and asks again.
-const WAITING: usize = 4_096;
+/// Files that are remembered as such.
+const FAILED: usize = 4_096;
 
 /// Where a file can be opened, with its name as that was when the file was found there: by now another one may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +42,24 @@ impl At {
             Self::Path(path) => path.file_name()?.to_str(),
             Self::Process(_, name) | Self::Held(_, name) => name.as_deref(),
         }
+    }
+
+    /// In whose name it is read where nobody else asks. `None`: who runs it cannot be said to be anybody's now.
+    fn owner(&self) -> Option<Owner> {
+        match self {
+            Self::Path(_) | Self::Held(..) => Some(Owner::Named),
+            Self::Process(process, _) => real_user(*process).map(Owner::User),
+        }
+    }
+
+    /// Is it a file that takes long to be read?
+    fn is_large(&self) -> bool {
+        let found = match self {
+            Self::Path(_) => None, // Its filesystem could have to be asked.
+            Self::Process(process, _) => run_by(*process),
+            Self::Held(Held(file), _) => look(file, "").ok(),
+        };
+        found.is_some_and(|found| found.stx_size > LARGE)
     }
 }
 
@@ -69,22 +87,23 @@ impl Eq for Held {}
 struct Done {
     at: At,
     state: FileState,
+    owner: Owner,
     content: Option<Content>,
 }
+
+/// A file that could not be read: in whose name, and whether by what was held or by what a process ran.
+type Failed = (FileState, Owner, bool);
 
 /// What is known of files' content, and who is about to know more.
 #[derive(Debug)]
 pub(super) struct Digests {
     known: HashMap<FileState, Content>,
-    waiting: VecDeque<(At, FileState)>,
-    /// Those files.
-    queued: HashSet<FileState>,
-    /// Since when.
-    reading: HashMap<FileState, Instant>,
+    waiting: Queue,
+    reading: HashMap<FileState, Reading>,
     done: Receiver<Done>,
     tell: Sender<Done>,
-    /// When those were that could not be, by what process ran them or by what was held.
-    failed: HashMap<(FileState, bool), Instant>,
+    /// When that was.
+    failed: HashMap<Failed, Instant>,
     /// How one is read.
     pub(super) reader: fn(&Path, &FileState) -> Option<Content>,
     /// Tells that [`Self::take`] has something.
@@ -96,8 +115,7 @@ impl Default for Digests {
         let (tell, done) = channel();
         Self {
             known: HashMap::new(),
-            waiting: VecDeque::new(),
-            queued: HashSet::new(),
+            waiting: Queue::default(),
             reading: HashMap::new(),
             failed: HashMap::new(),
             done,
@@ -114,19 +132,26 @@ impl Digests {
         self.known.get(state)
     }
 
-    /// Has a file read that is to be found there, if that is not under way.
-    pub(super) fn ask(&mut self, at: &At, state: &FileState) {
-        let failed = self.failed.get(&(*state, matches!(at, At::Held(..))));
-        let is_asked = self.reading.contains_key(state)
-            || self.queued.contains(state)
-            || failed.is_some_and(|at| at.elapsed() < AGAIN);
-        let room = match at {
-            At::Held(..) => AT_ONCE_WITH_LATE, // Each has a descriptor.
-            _ => WAITING,
+    /// Has a file read that is to be found there, if that is not under way. `owner`: who asks for it, where that is not who runs it
+    /// there.
+    pub(super) fn ask(&mut self, at: &At, state: &FileState, owner: Option<Owner>) {
+        if self.reading.contains_key(state) {
+            return;
+        }
+        let Some(owner) = owner.or_else(|| at.owner()) else {
+            return; // It has ended.
         };
-        if !is_asked && self.waiting.len() < room {
-            self.waiting.push_back((at.clone(), *state));
-            self.queued.insert(*state);
+        let failed = (*state, owner, matches!(at, At::Held(..)));
+        let failed = self.failed.get(&failed);
+        let is_asked =
+            self.waiting.has(owner, state) || failed.is_some_and(|at| at.elapsed() < AGAIN);
+        if !is_asked {
+            self.waiting.add(Asked {
+                at: at.clone(),
+                state: *state,
+                owner,
+                is_large: at.is_large(),
+            });
             self.go_on();
         }
     }
@@ -146,7 +171,7 @@ impl Digests {
     pub(super) fn wait(&mut self, since: Instant, at_most: Duration) -> Vec<(At, FileState)> {
         let until = Instant::now() + at_most;
         let mut taken = self.take();
-        while self.reading.values().any(|begun| *begun >= since) {
+        while self.reading.values().any(|one| one.since >= since) {
             let left = until.saturating_duration_since(Instant::now());
             let Ok(done) = self.done.recv_timeout(left) else {
                 break;
@@ -160,11 +185,12 @@ impl Digests {
     fn learn(&mut self, done: Done) -> Option<(At, FileState)> {
         self.reading.remove(&done.state);
         let Some(content) = done.content else {
-            if self.failed.len() >= WAITING {
+            if self.failed.len() >= FAILED {
                 self.failed.clear();
             }
             let is_held = matches!(done.at, At::Held(..));
-            self.failed.insert((done.state, is_held), Instant::now());
+            let failed = (done.state, done.owner, is_held);
+            self.failed.insert(failed, Instant::now());
             return None;
         };
         if self.known.len() >= DIGESTS {
@@ -176,33 +202,49 @@ impl Digests {
 
     /// Begins to read as many as may be read.
     fn go_on(&mut self) {
-        let now = Instant::now();
-        let late = |since: &&Instant| now.duration_since(**since) > LATE;
-        let mut free = (AT_ONCE + self.reading.values().filter(late).count())
-            .min(AT_ONCE_WITH_LATE)
-            .saturating_sub(self.reading.len());
-        while free > 0
-            && let Some((at, state)) = self.waiting.pop_front()
-        {
-            self.queued.remove(&state);
-            let (tell, learned) = (self.tell.clone(), Arc::clone(&self.learned));
-            let reader = self.reader;
-            let read = move || {
-                let content = match &at {
-                    At::Path(path) => reader(path, &state),
-                    At::Process(process, _) => reader(&program_of(*process), &state),
-                    At::Held(held, _) => reader(&held.path(), &state),
-                };
-                // Nobody listens any more: the agent ends.
-                let _ = tell.send(Done { at, state, content });
-                // Also of one that could not be: its place is the next one's.
-                learned.notify_one();
-            };
-            // Without a thread it is asked for again.
-            if std::thread::Builder::new().spawn(read).is_ok() {
-                self.reading.insert(state, Instant::now());
-                free -= 1;
+        while let Some(next) = self.waiting.next(self.reading.values()) {
+            // In another's name it is, or was.
+            let is_asked = self.reading.contains_key(&next.state);
+            if !is_asked && !self.known.contains_key(&next.state) {
+                self.begin(next);
             }
+        }
+    }
+
+    /// Begins to read one. Without a thread it is asked for again.
+    fn begin(&mut self, asked: Asked) {
+        let (tell, learned) = (self.tell.clone(), Arc::clone(&self.learned));
+        let reader = self.reader;
+        let Asked {
+            at,
+            state,
+            owner,
+            is_large,
+        } = asked;
+        let read = move || {
+            let content = match &at {
+                At::Path(path) => reader(path, &state),
+                At::Process(process, _) => reader(&program_of(*process), &state),
+                At::Held(held, _) => reader(&held.path(), &state),
+            };
+            // Nobody listens any more: the agent ends.
+            let _ = tell.send(Done {
+                at,
+                state,
+                owner,
+                content,
+            });
+            // Also of one that could not be: its place is the next one's.
+            learned.notify_one();
+        };
+        if std::thread::Builder::new().spawn(read).is_ok() {
+            let since = Instant::now();
+            let reading = Reading {
+                since,
+                owner,
+                is_large,
+            };
+            self.reading.insert(state, reading);
         }
     }
 }
@@ -323,7 +365,8 @@ pub(super) fn run_by(processes: Vec<u32>) -> Vec<(u32, Option<Statx>)> {
 /// How the kernel last knew a regular file to be: its filesystem is not asked, which might never answer.
 pub(super) fn look(beside: impl AsFd, path: impl rustix::path::Arg) -> io::Result<Statx> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
-    let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::CTIME | StatxFlags::MNT_ID;
+    let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::CTIME | StatxFlags::SIZE;
+    let wanted = wanted | StatxFlags::MNT_ID;
     let found = rustix::fs::statx(beside, path, flags, wanted)?;
     match FileType::from_raw_mode(found.stx_mode.into()).is_file() {
         true => Ok(found),

@@ -1,7 +1,7 @@
 //! Which of the executables that a policy names a file is: by its device and inode, and by its content, which is read
 //! once and again when the file was changed.
 use super::content::Content;
-use super::digests::{At, Digests};
+use super::digests::{At, Digests, Owner};
 use super::paths::Paths;
 use crate::kernel::FileState;
 use sha2::{Digest, Sha256};
@@ -69,8 +69,18 @@ impl Executables {
     /// Which of the named executables this file is, as the indices of what names it. `None`: that depends on what is in it, which
     /// is being read, or on what lies at a path.
     pub(super) fn fulfils(&mut self, at: &At, state: &FileState) -> Option<Vec<usize>> {
+        self.fulfils_for(None, at, state)
+    }
+
+    /// The same where another one asks than who runs it there.
+    pub(super) fn fulfils_for(
+        &mut self,
+        owner: Option<Owner>,
+        at: &At,
+        state: &FileState,
+    ) -> Option<Vec<usize>> {
         if self.is_to_be_read(state) {
-            self.digests.ask(at, state);
+            self.digests.ask(at, state, owner);
             return None;
         }
         let fulfilled = self.fulfilled(state);

@@ -533,7 +533,7 @@ fn has_ended(process: u32) -> bool {
 }
 
 /// The real user of a process; kernel threads, which run no program, have none.
-fn real_user(process: u32) -> Option<u32> {
+pub(super) fn real_user(process: u32) -> Option<u32> {
     let text = of_process(process, |at| {
         status(at).filter(|text| text.contains("\nVmSize:"))
     })?;

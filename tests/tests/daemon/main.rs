@@ -14,6 +14,7 @@ mod confined;
 mod containers;
 mod counted;
 mod covered;
+mod crowding;
 mod docker;
 mod established;
 mod flows;

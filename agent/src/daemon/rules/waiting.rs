@@ -1,5 +1,5 @@
 //! Who has run what was not known yet, and runs something else by now: settled by what it has run.
-use super::super::digests::At;
+use super::super::digests::{At, Owner};
 use super::super::places::{Place, Places};
 use super::Rules;
 use crate::kernel::{Fence, FileState, Ran};
@@ -101,7 +101,9 @@ impl Rules {
             false => At::Process(process, None),
             true => self.place(fence, process, file)?,
         };
-        let fulfilled = self.executables.fulfils(&at, file)?;
+        // Another one may run it, and much else.
+        let asks = Some(Owner::User(ran.uid));
+        let fulfilled = self.executables.fulfils_for(asks, &at, file)?;
         // It may have been run by another name, or been called otherwise at the same moment.
         let path = fence.path_within(file);
         let name = path.as_deref().and_then(|path| path.rsplit('/').next());
