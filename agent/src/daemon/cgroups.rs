@@ -3,8 +3,9 @@ use super::selectors::has_process;
 use crate::kernel::bounded;
 use rustix::io::Errno;
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tollgate_policy::{Policy, Selector};
@@ -81,7 +82,8 @@ struct Due {
 
 /// Walks the tree below `root`. Directories that vanish on the way are left out.
 pub(super) fn walk(root: &Path, policy: &Policy) -> Found {
-    walk_at_most(DIRECTORIES, root, policy, &of_process(std::process::id()))
+    let own = of_process(std::process::id()).unwrap_or_default();
+    walk_at_most(DIRECTORIES, root, policy, &own)
 }
 
 /// `own`: the agent's cgroup and those above it.
@@ -153,15 +155,32 @@ fn walk_at_most(most: usize, root: &Path, policy: &Policy, own: &[String]) -> Fo
     found
 }
 
-/// The cgroup of a process and those above it, from the root; none where it is gone.
-pub(super) fn of_process(process: u32) -> Vec<String> {
-    let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
-    let own = text.lines().find_map(|line| line.strip_prefix("0::"));
-    let above = own.map(|own| Path::new(own).ancestors());
+/// The cgroup of a process and those above it, from the deepest on; none where it is gone.
+///
+/// # Errors
+/// Nobody can say now: descriptors or memory are short.
+pub(super) fn of_process(process: u32) -> io::Result<Vec<String>> {
+    match std::fs::read(format!("/proc/{process}/cgroup")) {
+        Ok(text) => Ok(with_above(&text)),
+        Err(error) if is_ended(&error) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same by what `/proc` says. Its name may be any bytes: those above it are seen all the same.
+fn with_above(text: &[u8]) -> Vec<String> {
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let own = lines.find_map(|line| line.strip_prefix(b"0::"));
+    let above = own.map(|own| Path::new(OsStr::from_bytes(own)).ancestors());
     let above = above.into_iter().flatten();
     above
         .filter_map(|path| Some(path.to_str()?.to_owned()))
         .collect()
+}
+
+/// Has the process ended of which something was to be read? All else that fails says nothing of it.
+pub(super) fn is_ended(error: &io::Error) -> bool {
+    [Errno::NOENT, Errno::SRCH].contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
 /// Processes that run where the agent does, of which a selector means all, and are neither it nor another verb of its program, as
@@ -448,7 +467,6 @@ mod tests {
     /// What the agent cannot look at may be a workload's.
     #[test]
     fn names_and_depths_that_are_not_looked_at_are_said() {
-        use std::os::unix::ffi::OsStrExt;
         let root = tempfile::tempdir().expect("a directory");
         let text = "version: 1\nworkloads: { near: { match: { cgroup: /b } } }\n";
         let policy = policy(text);
@@ -465,7 +483,7 @@ mod tests {
             "{said}"
         );
         std::fs::remove_dir(&deeper).expect("removed");
-        let unnamed = root.path().join(std::ffi::OsStr::from_bytes(b"n\xff"));
+        let unnamed = root.path().join(OsStr::from_bytes(b"n\xff"));
         std::fs::create_dir(&unnamed).expect("made");
         let said = unread().expect("said");
         assert!(said.contains("UTF-8") && said.contains("n\\xFF"), "{said}");
@@ -507,6 +525,14 @@ mod tests {
         ] {
             assert_eq!(is_gone(&errno.into()), gone, "{errno}");
         }
+    }
+
+    #[test]
+    fn what_is_above_a_name_that_is_no_text_is_seen() {
+        let all = with_above(b"1:net_cls:/\n0::/a/b\xff/c\n");
+        assert_eq!(all, ["/a", "/"]);
+        assert_eq!(with_above(b"0::/a/b\n"), ["/a/b", "/a", "/"]);
+        assert!(with_above(b"").is_empty());
     }
 
     #[test]

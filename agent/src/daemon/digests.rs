@@ -48,7 +48,7 @@ impl At {
     fn owner(&self) -> Option<Owner> {
         match self {
             Self::Path(_) | Self::Held(..) => Some(Owner::Named),
-            Self::Process(process, _) => real_user(*process).map(Owner::User),
+            Self::Process(process, _) => real_user(*process).ok()?.map(Owner::User),
         }
     }
 

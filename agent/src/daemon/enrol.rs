@@ -283,7 +283,7 @@ impl Enrolments {
     pub(super) fn recognised(&self, process: GovernedProcess) -> Recognised {
         let by = match process.evidence {
             Evidence::Cgroup => {
-                let above = cgroups::of_process(process.pid);
+                let above = cgroups::of_process(process.pid).unwrap_or_default();
                 let known = |cgroup: &String| self.selected.get_key_value(cgroup);
                 match above.iter().find_map(known) {
                     Some((_, Selected { by: Some(by), .. })) => by.clone(),

@@ -3,12 +3,13 @@
 mod fulfilling;
 mod waiting;
 
+use super::cgroups;
 use super::digests::{At, changed, each_running, run_by, running, runs};
 use super::executables::Executables;
 use super::selectors::Selectors;
 use super::troubles::Troubles;
 use super::users::Database;
-use crate::kernel::{Error, Fence, FileState, Handle, Recognition, of_process, status};
+use crate::kernel::{Error, Fence, FileState, Handle, Recognition, of_process};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
@@ -33,6 +34,9 @@ type Run = (u64, (i64, u32));
 
 /// How often those are asked for of whom it is not known what they run.
 const LATE: Duration = Duration::from_secs(1);
+
+/// After how long of not knowing it that is not what is to be expected.
+const UNREAD: Duration = Duration::from_secs(3);
 
 /// How long a new policy waits for the content of what runs to be read. Who runs a file whose is not is refused until it is.
 const READING: Duration = Duration::from_secs(10);
@@ -63,8 +67,8 @@ pub(super) struct Rules {
     /// [`MORE_SCANS`] of them only while not all were.
     scans: usize,
     /// Processes that may be a rule's by what they run, which is not known yet: as no hook asks for who does not connect, whether
-    /// that can be read at last is asked here.
-    late: HashSet<u32>,
+    /// that can be read at last is asked here. Since when they are.
+    late: HashMap<u32, Instant>,
     /// When they were last asked for.
     late_at: Option<Instant>,
     waiting: waiting::Waiting,
@@ -190,7 +194,7 @@ impl Rules {
 
     /// Whether they were told.
     fn tell_once(&mut self, fence: &Fence) -> bool {
-        let own = super::cgroups::of_process(std::process::id());
+        let own = cgroups::of_process(std::process::id()).unwrap_or_default();
         let own = own.into_iter().next().unwrap_or_default();
         let Some(users) = &self.users else {
             self.stale = true;
@@ -327,7 +331,9 @@ impl Rules {
                 Some(found) if !met.contains(&(found.stx_ino, changed(&found))) => {}
                 Some(_) => unsettled.push(process),
                 None if has_ended(process) => {}
-                None => drop(self.late.insert(process)),
+                None => {
+                    self.late.entry(process).or_insert_with(Instant::now);
+                }
             }
         }
         for process in &unsettled {
@@ -355,7 +361,23 @@ impl Rules {
             return Ok(());
         }
         let of_late = self.enrol_late(fence);
-        self.enrol_scanned(fence).and(of_late)
+        let of_all = self.enrol_scanned(fence);
+        of_all.and(of_late).and(self.are_read())
+    }
+
+    /// An error: what some run has not been read for long. The hooks refuse them once they connect, and what they had connected before
+    /// is not looked at.
+    fn are_read(&self) -> Result<(), String> {
+        let since_long = self
+            .late
+            .iter()
+            .filter(|(_, since)| since.elapsed() > UNREAD);
+        let mut unread: Vec<u32> = since_long.map(|(process, _)| *process).collect();
+        unread.sort_unstable();
+        let all = unread.len();
+        unread.first().map_or(Ok(()), |first| {
+            Err(format!("what {all} of them run, as process {first}, cannot be read, which a rule goes by: what they had connected before it goes on"))
+        })
     }
 
     fn enrol_scanned(&mut self, fence: &Fence) -> Result<(), String> {
@@ -388,15 +410,20 @@ impl Rules {
             return Ok(());
         }
         self.late_at = Some(Instant::now());
-        let all = std::mem::take(&mut self.late).into_iter();
-        let all: Vec<u32> = all.filter(|process| fence.is_free(*process)).collect();
+        let since = std::mem::take(&mut self.late);
+        let all: Vec<u32> = since.keys().copied().collect();
+        let all: Vec<u32> = all.into_iter().filter(|process| fence.is_free(*process)).collect();
         let mut done = Ok(());
         for some in all.chunks(AT_ONCE) {
             for (process, found) in self.enrol_each(fence, some) {
+                let Some(since) = since.get(&process) else {
+                    continue;
+                };
                 if let Err(error) = found {
-                    self.late.insert(process);
+                    self.late.insert(process, *since);
                     done = Err(error);
                 }
+                self.late.entry(process).and_modify(|now| *now = *since);
             }
         }
         done
@@ -454,7 +481,7 @@ impl Rules {
             return Ok(false); // What it has run before is asked for first.
         }
         let Some(found) = self.recognise(process, runs) else {
-            self.late.insert(process);
+            self.late.entry(process).or_insert_with(Instant::now);
             return Ok(false);
         };
         let Some((rule, workload)) = found else {
@@ -476,7 +503,7 @@ impl Rules {
         }
     }
 
-    /// `None`: that depends on what it runs, which is not known yet. `Some(None)`: no rule recognises it, or it is gone.
+    /// `None`: that depends on what it runs, or on who or where it is, which is not known yet. `Some(None)`: no rule recognises it, or it is gone.
     fn recognise(
         &mut self,
         process: u32,
@@ -485,7 +512,7 @@ impl Rules {
         if process <= 1 {
             return Some(None); // The system's own manager: what it starts is looked at by itself.
         }
-        let Some(uid) = real_user(process) else {
+        let Some(uid) = real_user(process).ok()? else {
             return Some(None);
         };
         let runs = match self.selectors.wants.is_empty() {
@@ -497,7 +524,7 @@ impl Rules {
                 None => None,
             },
         };
-        let conditions = self.conditions(process);
+        let conditions = self.conditions(process).ok()?;
         let users = self.users.as_ref();
         let by = |runs: &[usize]| {
             users.and_then(|users| self.selectors.process(uid, runs, conditions, users))
@@ -525,18 +552,57 @@ impl Rules {
 
 /// Has a process ended, be it that nobody has waited for it yet? What it made before that was not asked for by it.
 fn has_ended(process: u32) -> bool {
-    let lives = |text: String| {
-        let has_ended = text.contains("\nState:\tZ") || text.contains("\nState:\tX");
-        (!has_ended).then_some(())
-    };
-    of_process(process, |at| lives(status(at)?)).is_none()
+    let lives = |text: &str| !text.contains("\nState:\tZ") && !text.contains("\nState:\tX");
+    let lives = of_process(process, |at| match status(at) {
+        Ok(text) => lives(&text?).then_some(()),
+        Err(_) => Some(()), // Nobody can say now.
+    });
+    lives.is_none()
 }
 
-/// The real user of a process; kernel threads, which run no program, have none.
-pub(super) fn real_user(process: u32) -> Option<u32> {
-    let text = of_process(process, |at| {
-        status(at).filter(|text| text.contains("\nVmSize:"))
-    })?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_whitespace().next()?.parse().ok()
+/// The real user of a process; kernel threads, which run no program, have none, nor has who is gone.
+///
+/// # Errors
+/// Nobody can say now: descriptors or memory are short.
+pub(super) fn real_user(process: u32) -> io::Result<Option<u32>> {
+    let user = |text: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let of = |at: &str| {
+        let text = status(at).transpose()?;
+        let has_program = |text: &String| text.contains("\nVmSize:");
+        text.map(|text| Some(text).filter(has_program).and_then(|text| user(&text)))
+            .transpose()
+    };
+    of_process(process, of).transpose()
+}
+
+/// `None`: it is gone. Its name may be any bytes.
+fn status(at: &str) -> io::Result<Option<String>> {
+    match std::fs::read(format!("{at}/status")) {
+        Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+        Err(error) if cgroups::is_ended(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Any program may give itself one.
+    #[test]
+    fn who_has_a_name_that_is_no_text_is_somebody_all_the_same() {
+        let (own, path) = (std::process::id(), "/proc/self/comm");
+        let name = std::fs::read(path).unwrap();
+        std::fs::write(path, b"n\xff").unwrap();
+        let (user, ended) = (real_user(own), has_ended(own));
+        std::fs::write(path, name).unwrap();
+        assert_eq!(user.unwrap(), Some(rustix::process::getuid().as_raw()));
+        assert!(!ended);
+        assert_eq!(real_user(u32::MAX).unwrap(), None);
+        assert!(has_ended(u32::MAX));
+    }
 }

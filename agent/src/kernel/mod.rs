@@ -57,7 +57,7 @@ pub use model::{
     Recognition, Runs,
 };
 pub(crate) use probe::unescape;
-pub use processes::{Handle, of_process, program, status};
+pub use processes::{Handle, of_process, program};
 pub use quota::{Allowance, Usage};
 pub use recognise::can_follow;
 pub use shared::Beyond;

@@ -59,23 +59,23 @@ pub fn program(process: u32) -> Option<PathBuf> {
 
 /// When a process began, in clock ticks since boot. To be asked by [`bounded`].
 pub(super) fn began(process: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let text = text(format!("/proc/{process}/stat")).ok()?;
     // The name, in parentheses, may hold anything.
     let mut fields = text.rsplit(')').next()?.split_whitespace();
     fields.nth(19)?.parse().ok()
 }
 
-/// What `/proc` says of a process that never waits.
-pub fn status(at: &str) -> Option<String> {
-    std::fs::read_to_string(format!("{at}/status")).ok()
+/// A file of `/proc`; a process's name in it may be any bytes.
+fn text(path: String) -> io::Result<String> {
+    std::fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The real user of a process.
 pub(super) fn real_user(process: u32) -> Option<u32> {
-    field(&status(&format!("/proc/{process}"))?, "Uid:")
+    field(&text(format!("/proc/{process}/status")).ok()?, "Uid:")
 }
 
-/// The first number of a line of [`status`].
+/// The first number of a line of `/proc/PID/status`.
 fn field(status: &str, name: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
@@ -511,7 +511,7 @@ fn listed() -> io::Result<Vec<u32>> {
 
 /// One process, if it is there.
 pub(super) fn look(process: u32) -> io::Result<Option<Seen>> {
-    let status = unless_short(std::fs::read_to_string(format!("/proc/{process}/status")))?;
+    let status = unless_short(text(format!("/proc/{process}/status")))?;
     let parent = status.and_then(|status| field(&status, "PPid:"));
     Ok(parent.map(|parent| Seen { process, parent }))
 }

@@ -404,3 +404,29 @@ fn what_cannot_be_read_at_first_is_asked_for_until_it_can() {
     runs.wait().unwrap();
     assert!(governed.is_some());
 }
+
+/// What it had connected before goes on: nobody says that it is held.
+#[test]
+fn who_runs_what_cannot_be_read_is_told_of() {
+    let mut place = Place::new();
+    let served = place.path("served");
+    fs::copy("/usr/bin/curl", &served).unwrap();
+    let late = Late::serve(place.path("late"), &served);
+    place.start();
+    becomes_enforcing(&place);
+    let mut runs = Command::new(late.mount.join("program"));
+    runs.args(["-K", "-"]).stdin(Stdio::piped());
+    let mut runs = runs.spawn().unwrap();
+    let more = format!(
+        "workloads:\n  late: {{ match: {{ sha256: {} }} }}\n",
+        digest(&served)
+    );
+    place.write_policy(&POLICY.replace("workloads:\n", &more));
+    assert_eq!(place.output(&["reload"]).status.code(), Some(0));
+    let process = format!("process {}", runs.id());
+    let told = eventually(START, || why(&place).contains(&process).then_some(()));
+    runs.kill().unwrap();
+    runs.wait().unwrap();
+    assert!(told.is_some(), "{}", why(&place));
+    becomes_enforcing(&place);
+}

@@ -5,6 +5,7 @@ use super::super::containers::Container;
 use super::Rules;
 use crate::kernel::{Error, Fence};
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What is known of them.
@@ -121,10 +122,13 @@ impl Rules {
     }
 
     /// What holds for the cgroup that a process is in: for it or for one above it.
-    pub(super) fn conditions(&self, process: u32) -> u64 {
-        let above = cgroups::of_process(process);
+    ///
+    /// # Errors
+    /// Nobody can say now.
+    pub(super) fn conditions(&self, process: u32) -> io::Result<u64> {
+        let above = cgroups::of_process(process)?;
         let each = above.iter().map(|cgroup| self.fulfilled(cgroup));
-        each.fold(0, |all, bits| all | bits)
+        Ok(each.fold(0, |all, bits| all | bits))
     }
 
     /// Conditions that a cgroup itself fulfils, as a container or by its path.
