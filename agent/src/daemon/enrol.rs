@@ -170,6 +170,7 @@ impl Enrolments {
         self.troubles
             .note("processes that ran before a rule", enrolled);
         self.sweep_runs();
+        self.fence.forget_gone();
         if !self.unseen {
             self.fence.let_in(&beyond);
         }

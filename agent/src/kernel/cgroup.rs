@@ -2,10 +2,12 @@
 use super::missed::unless_short;
 use super::{Error, probe::CgroupRoot};
 use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use tollgate_common::limits::MAX_LEVEL;
 
 /// A subtree that is to be governed.
@@ -17,6 +19,16 @@ pub(super) struct Subtree {
     pub(super) level: u32,
     /// Its path below the cgroup root.
     pub(super) path: PathBuf,
+    dir: Arc<OwnedFd>,
+}
+
+impl Subtree {
+    /// Was it removed since it was looked up? Such a one has no files any more, and had them when it could be opened.
+    pub(super) fn is_gone(&self) -> bool {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = fs::openat(&*self.dir, "cgroup.procs", flags, Mode::empty());
+        matches!(file, Err(Errno::NOENT | Errno::NODEV))
+    }
 }
 
 /// Looks a subtree up by its path below the cgroup root, to govern it.
@@ -62,6 +74,7 @@ pub(super) fn subtree(root: &CgroupRoot, path: &Path) -> Result<Subtree, Error> 
         id,
         level,
         path: relative,
+        dir: Arc::new(dir),
     })
 }
 

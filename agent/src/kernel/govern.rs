@@ -3,13 +3,14 @@ use super::missed::Missed;
 use super::{
     Beyond, Enrolled, Error, Fence, Governed, cgroup,
     holders::Holders,
-    maps::{Maps, Writers, read, write},
+    maps::{Maps, Swept, Writers, read, write},
     namespaces, processes, syn,
     translate::text,
 };
 use aya::maps::MapError;
 use rustix::net::{SocketType, sockopt::socket_type};
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -49,7 +50,7 @@ impl Fence {
         port6: Option<u16>,
     ) -> Result<u64, Error> {
         let namespace = listeners.first().map_or_else(
-            || Err(std::io::ErrorKind::InvalidInput.into()),
+            || Err(ErrorKind::InvalidInput.into()),
             |first| namespaces::cookie(first.as_fd()),
         );
         let namespace = namespace.map_err(|source| Error::Namespace { source })?;
@@ -179,7 +180,42 @@ impl Fence {
             self.beyond.add(subtree.id);
         }
         self.scope.add(subtree.id, subtree.level);
-        inserted.map_err(write("GOVERNED"))
+        inserted.map_err(write("GOVERNED"))?;
+        if subtree.is_gone() {
+            // Its removal may have been seen before: nobody would take the entry away.
+            removed(writers.governed.remove(&subtree.id), "GOVERNED")?;
+            return Err(Error::Cgroup {
+                path: subtree.path.clone(),
+                source: ErrorKind::NotFound.into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Forgets what cgroups fulfilled that are gone, where no hook has seen them go: at one look after the other, far enough apart.
+    pub fn forget_gone(&self) {
+        let mut swept = self
+            .maps
+            .swept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if swept.at.is_some_and(|at| at.elapsed() < BEING_MADE) {
+            return;
+        }
+        let entries = self.maps.governed.iter().filter_map(Result::ok);
+        let ids = entries
+            .filter(|(_, subtree)| subtree.workload == 0)
+            .map(|(id, _)| id);
+        let is_gone = |id: &u64| cgroup::path(&self.root, *id).is_err_and(|why| why.is_gone);
+        let gone: HashSet<u64> = ids.filter(is_gone).collect();
+        let mut writers = self.maps.write();
+        for id in gone.intersection(&swept.gone) {
+            let _ = writers.governed.remove(id);
+        }
+        *swept = Swept {
+            at: Some(Instant::now()),
+            gone,
+        };
     }
 
     /// The ids of workloads, made where they have none. Ids are counted up and never given to another name: records and
@@ -308,10 +344,9 @@ impl Fence {
                 Err(missing) => !matches!(missing, MapError::KeyNotFound),
             },
             // It is gone, or beside what this agent sees of the tree.
-            Err(Error::Cgroup { source, .. }) => !matches!(
-                source.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput
-            ),
+            Err(Error::Cgroup { source, .. }) => {
+                !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput)
+            }
             Err(_) => false,
         }
     }

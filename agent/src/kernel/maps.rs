@@ -18,6 +18,7 @@ use tollgate_common::settings::{Name, Ports, Settings};
 pub(super) struct Maps {
     /// Cgroups that cannot be opened, though `GOVERNED` has them, and since when.
     pub(super) gone: Mutex<std::collections::HashMap<u64, Instant>>,
+    pub(super) swept: Mutex<Swept>,
     pub(super) governed: HashMap<MapData, u64, Subtree>,
     pub(super) agent_sockets: SkStorage<MapData, AgentSocket>,
     pub(super) accepted: SkStorage<MapData, Steered>,
@@ -37,6 +38,13 @@ pub(super) struct Maps {
     /// Taken by whoever waits for events.
     pub(super) events: Mutex<Option<RingBuf<MapData>>>,
     writers: Mutex<Writers>,
+}
+
+/// Cgroups that were gone, of which only conditions are known, at the last look at all of them.
+#[derive(Default)]
+pub(super) struct Swept {
+    pub(super) at: Option<Instant>,
+    pub(super) gone: std::collections::HashSet<u64>,
 }
 
 /// What is written.
@@ -76,6 +84,7 @@ impl Maps {
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
         Ok(Self {
             gone: Mutex::default(),
+            swept: Mutex::default(),
             governed: open(pins, "GOVERNED")?,
             agent_sockets: open(pins, "AGENT_SOCKETS")?,
             accepted: open(pins, "ACCEPTED")?,

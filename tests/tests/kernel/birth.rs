@@ -296,6 +296,62 @@ fn a_cgroup_that_is_being_made_is_not_taken_for_gone() {
     });
 }
 
+fn entries(stand: &Stand) -> usize {
+    let pin = stand.options.pin_dir.join("maps/GOVERNED");
+    let mut dump = std::process::Command::new("bpftool");
+    dump.args(["-j", "map", "dump", "pinned"]).arg(&pin);
+    let all: serde_json::Value = serde_json::from_slice(&dump.output().unwrap().stdout).unwrap();
+    all.as_array().unwrap().len()
+}
+
+/// Whoever makes and removes cgroups all the time would fill the map.
+#[test]
+fn what_a_cgroup_fulfils_is_forgotten_with_it() {
+    let stand = Stand::new();
+    let fence = stand.fence();
+    let top = Cgroup::new(fence.cgroup_root(), unique());
+    let (at, path) = (top.path(), top.path().join("short"));
+    let below = at.strip_prefix(fence.cgroup_root()).unwrap();
+    let name = below.join("short");
+    let (is_over, before) = (AtomicBool::new(false), entries(&stand));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                std::fs::create_dir(&path).unwrap();
+                std::fs::remove_dir(&path).unwrap();
+            }
+        });
+        // Others write as well.
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let _ = fence.know_no_more(&[]);
+                let _ = fence.count_governed();
+                fence.forget_waiting(&mut std::collections::HashSet::new());
+            }
+        });
+        let until = Instant::now() + Duration::from_secs(8);
+        let mut told = 0;
+        while Instant::now() < until {
+            told += u32::from(fence.fulfils(&name, 1).is_ok());
+        }
+        is_over.store(true, Ordering::Relaxed);
+        assert!(told > 40, "{told}");
+    });
+    assert_eq!(entries(&stand), before);
+    // What is left of others, by an earlier agent too, makes room after a while.
+    fill(&stand, "GOVERNED");
+    let own = top.child("own");
+    let name = below.join("own");
+    assert!(fence.fulfils(&name, 1).is_err());
+    fence.forget_gone();
+    assert!(fence.fulfils(&name, 1).is_err());
+    std::thread::sleep(Duration::from_secs(11));
+    fence.forget_gone();
+    fence.fulfils(&name, 1).unwrap();
+    assert_eq!(entries(&stand), before + 1);
+    drop(own);
+}
+
 #[test]
 fn a_new_container_waits_until_it_is_known() {
     let mut stand = Stand::new();
