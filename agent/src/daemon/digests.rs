@@ -56,7 +56,7 @@ impl At {
     fn is_large(&self) -> bool {
         let found = match self {
             Self::Path(_) => None, // Its filesystem could have to be asked.
-            Self::Process(process, _) => run_by(*process),
+            Self::Process(process, _) => run_by(vec![*process]).pop().and_then(|(_, found)| found),
             Self::Held(Held(file), _) => look(file, "").ok(),
         };
         found.is_some_and(|found| found.stx_size > LARGE)
