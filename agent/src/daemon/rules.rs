@@ -1,7 +1,11 @@
 //! Rules for who is in no governed cgroup: kept true to the policy, to the host's users and to the files that
 //! executables are; processes that ran before a rule are enrolled.
 mod fulfilling;
+mod status;
 mod waiting;
+
+use self::status::has_ended;
+pub(super) use self::status::real_user;
 
 use super::cgroups;
 use super::digests::{At, changed, each_running, run_by, running, runs};
@@ -9,7 +13,7 @@ use super::executables::Executables;
 use super::selectors::Selectors;
 use super::troubles::Troubles;
 use super::users::Database;
-use crate::kernel::{Error, Fence, FileState, Handle, Recognition, of_process};
+use crate::kernel::{Error, Fence, FileState, Handle, Recognition};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
@@ -412,7 +416,10 @@ impl Rules {
         self.late_at = Some(Instant::now());
         let since = std::mem::take(&mut self.late);
         let all: Vec<u32> = since.keys().copied().collect();
-        let all: Vec<u32> = all.into_iter().filter(|process| fence.is_free(*process)).collect();
+        let all: Vec<u32> = all
+            .into_iter()
+            .filter(|process| fence.is_free(*process))
+            .collect();
         let mut done = Ok(());
         for some in all.chunks(AT_ONCE) {
             for (process, found) in self.enrol_each(fence, some) {
@@ -547,62 +554,5 @@ impl Rules {
     /// A rule by its number, for a person.
     pub(super) fn describe(&self, rule: u16) -> Option<String> {
         self.selectors.describe(rule)
-    }
-}
-
-/// Has a process ended, be it that nobody has waited for it yet? What it made before that was not asked for by it.
-fn has_ended(process: u32) -> bool {
-    let lives = |text: &str| !text.contains("\nState:\tZ") && !text.contains("\nState:\tX");
-    let lives = of_process(process, |at| match status(at) {
-        Ok(text) => lives(&text?).then_some(()),
-        Err(_) => Some(()), // Nobody can say now.
-    });
-    lives.is_none()
-}
-
-/// The real user of a process; kernel threads, which run no program, have none, nor has who is gone.
-///
-/// # Errors
-/// Nobody can say now: descriptors or memory are short.
-pub(super) fn real_user(process: u32) -> io::Result<Option<u32>> {
-    let user = |text: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
-    let of = |at: &str| {
-        let text = status(at).transpose()?;
-        let has_program = |text: &String| text.contains("\nVmSize:");
-        text.map(|text| Some(text).filter(has_program).and_then(|text| user(&text)))
-            .transpose()
-    };
-    of_process(process, of).transpose()
-}
-
-/// `None`: it is gone. Its name may be any bytes.
-fn status(at: &str) -> io::Result<Option<String>> {
-    match std::fs::read(format!("{at}/status")) {
-        Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
-        Err(error) if cgroups::is_ended(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    /// Any program may give itself one.
-    #[test]
-    fn who_has_a_name_that_is_no_text_is_somebody_all_the_same() {
-        let (own, path) = (std::process::id(), "/proc/self/comm");
-        let name = std::fs::read(path).unwrap();
-        std::fs::write(path, b"n\xff").unwrap();
-        let (user, ended) = (real_user(own), has_ended(own));
-        std::fs::write(path, name).unwrap();
-        assert_eq!(user.unwrap(), Some(rustix::process::getuid().as_raw()));
-        assert!(!ended);
-        assert_eq!(real_user(u32::MAX).unwrap(), None);
-        assert!(has_ended(u32::MAX));
     }
 }

@@ -186,13 +186,18 @@ pub fn make() -> io::Result<()> {
             return Ok(());
         }
         drop(last.take());
-        let made = copy(&request);
-        let code = made.as_ref().map_or_else(|code| code.raw_os_error(), |_| 0);
-        answer(asked.as_fd(), code, made.as_ref().ok())?;
-        if code == NO_SOCKET.raw_os_error() {
-            return Err(NO_SOCKET.into()); // To close it may take for ever: the next is another process's to ask for.
+        match copy(&request) {
+            Ok(copy) => {
+                answer(asked.as_fd(), 0, Some(&copy))?;
+                last = Some(copy);
+            }
+            Err(Failed { code, other }) => {
+                answer(asked.as_fd(), code.raw_os_error(), None)?;
+                if other.is_some() {
+                    return Err(code.into()); // To close it may take for ever: the next is asked of another process.
+                }
+            }
         }
-        last = made.ok();
     }
 }
 
@@ -208,8 +213,22 @@ fn answer(to: BorrowedFd<'_>, code: i32, copy: Option<&OwnedFd>) -> io::Result<(
     Ok(())
 }
 
+/// There is no copy.
+#[derive(Debug)]
+struct Failed {
+    code: Errno,
+    /// What is no socket, open until somebody has been told.
+    other: Option<OwnedFd>,
+}
+
+impl From<Errno> for Failed {
+    fn from(code: Errno) -> Self {
+        Self { code, other: None }
+    }
+}
+
 /// A copy, if it is this socket.
-fn copy(request: &Request) -> Result<OwnedFd, Errno> {
+fn copy(request: &Request) -> Result<OwnedFd, Failed> {
     let mut words = request
         .chunks_exact(4)
         .map(|word| word.try_into().unwrap_or_default());
@@ -220,13 +239,14 @@ fn copy(request: &Request) -> Result<OwnedFd, Errno> {
     let copy = pidfd_getfd(&process, number.cast_signed(), PidfdGetfdFlags::empty())?;
     // Closed since, and its number given to another? A file's filesystem is not to be asked what it is.
     if socket_domain(&copy) == Err(NO_SOCKET) {
-        // This process ends with it open: it is not to be closed before the other has been told.
-        std::mem::forget(copy);
-        return Err(NO_SOCKET);
+        return Err(Failed {
+            code: NO_SOCKET,
+            other: Some(copy),
+        });
     }
     match fstat(&copy)?.st_ino == u64::from(inode) {
         true => Ok(copy),
-        false => Err(Errno::NOENT),
+        false => Err(Errno::NOENT.into()),
     }
 }
 
@@ -254,10 +274,14 @@ mod tests {
         let copied = copy(&request(listener.as_raw_fd(), inode)).unwrap();
         assert_eq!(fstat(&copied).unwrap().st_ino, inode);
         let another = copy(&request(listener.as_raw_fd(), inode + 1));
-        assert_eq!(another.unwrap_err(), Errno::NOENT);
+        assert_eq!(another.unwrap_err().code, Errno::NOENT);
         let file = tempfile::tempfile().unwrap();
         let no_socket = copy(&request(file.as_raw_fd(), inode));
-        assert_eq!(no_socket.unwrap_err(), NO_SOCKET);
-        assert_eq!(copy(&request(1 << 20, inode)).unwrap_err(), Errno::BADF);
+        let no_socket = no_socket.unwrap_err();
+        assert!(no_socket.code == NO_SOCKET && no_socket.other.is_some());
+        assert_eq!(
+            copy(&request(1 << 20, inode)).unwrap_err().code,
+            Errno::BADF
+        );
     }
 }

@@ -57,7 +57,7 @@ pub use model::{
     Recognition, Runs,
 };
 pub(crate) use probe::unescape;
-pub use processes::{Handle, of_process, program};
+pub use processes::{Handle, all_ids as all_processes, of_process, program};
 pub use quota::{Allowance, Usage};
 pub use recognise::can_follow;
 pub use shared::Beyond;
@@ -304,14 +304,6 @@ pub struct Layer {
 /// Ids of every process that there is, as far as they can be listed.
 pub fn processes() -> Vec<u32> {
     processes::ids().collect()
-}
-
-/// The same.
-///
-/// # Errors
-/// The system's word: not all of them are known.
-pub fn all_processes() -> std::io::Result<Vec<u32>> {
-    processes::all_ids()
 }
 
 impl Drop for Fence {

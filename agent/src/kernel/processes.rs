@@ -15,7 +15,7 @@ use tollgate_common::recognise::{BY_CGROUP, EXEMPT, INHERITED, Mark};
 /// Passes over the processes before the rest is left to the hooks: each finds what forked during the one before.
 const PASSES: usize = 64;
 
-/// Nanoseconds in a tick of [`Seen::start`]: `USER_HZ` is 100 on every architecture that eBPF in Rust is built for.
+/// Nanoseconds in a tick of [`began`]: `USER_HZ` is 100 on every architecture that eBPF in Rust is built for.
 pub(super) const TICK: u64 = 10_000_000;
 
 /// One process, as `/proc` tells of it.
@@ -492,8 +492,11 @@ pub(super) fn ids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// The same, or why not all of them are known.
-pub(super) fn all_ids() -> io::Result<Vec<u32>> {
+/// The same.
+///
+/// # Errors
+/// The system's word: not all of them are known.
+pub fn all_ids() -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name();

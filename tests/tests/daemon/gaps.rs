@@ -1,5 +1,6 @@
 //! What policy says and the kernel half cannot hold, or cannot hold at once: nothing gets out by that, and `status` says so.
-use crate::recognising::{Late, digest, processes};
+use crate::late::Late;
+use crate::recognising::{digest, processes};
 use crate::support::*;
 use harness::eventually;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};

@@ -20,6 +20,7 @@ mod established;
 mod flows;
 mod gaps;
 mod hardened;
+mod late;
 mod layers;
 mod living;
 mod load;

@@ -1,15 +1,14 @@
 //! Workloads by user, executable and cgroup, as a policy names them, under the real agent.
+use crate::late::Late;
 use crate::outside::{GOVERNED, Outside, REACHED, REFUSED};
 use crate::support::*;
 use harness::eventually;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 pub(crate) const INTERN: u32 = 54_322;
@@ -249,77 +248,6 @@ fn who_becomes_another_program_at_once_is_what_it_was() {
     assert!(asleep.is_some());
     place.start();
     assert_eq!(waits.join().unwrap().trim(), "came");
-}
-
-/// A filesystem that lets the agent wait for ever.
-pub(crate) struct Late {
-    server: Child,
-    said: Receiver<String>,
-    pub(crate) mount: PathBuf,
-}
-
-impl Late {
-    pub(crate) fn serve(mount: PathBuf, program: &Path) -> Self {
-        Self::serve_as(None, mount, program)
-    }
-
-    /// One that answers after so many failures.
-    pub(crate) fn serve_after(failures: u32, mount: PathBuf, program: &Path) -> Self {
-        Self::serve_as(Some(&failures.to_string()), mount, program)
-    }
-
-    /// One where who closes the program waits for ever: `flush`, or `root` if root does.
-    pub(crate) fn never_closed(by: &str, mount: PathBuf) -> Self {
-        Self::serve_as(Some(by), mount, Path::new("/bin/true"))
-    }
-
-    fn serve_as(how: Option<&str>, mount: PathBuf, program: &Path) -> Self {
-        fs::create_dir(&mount).unwrap();
-        let mut command = Command::new("python3");
-        command.args(["-c", include_str!("late.py")]);
-        command.arg(&mount).arg(program);
-        command.args(how);
-        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut server = command.spawn().unwrap();
-        let (tell, said) = channel();
-        let lines = BufReader::new(server.stdout.take().unwrap()).lines();
-        std::thread::spawn(move || {
-            lines
-                .map_while(Result::ok)
-                .try_for_each(|line| tell.send(line))
-        });
-        assert_eq!(said.recv_timeout(START).as_deref(), Ok("serves"));
-        Self {
-            server,
-            said,
-            mount,
-        }
-    }
-
-    /// Who becomes another program with the program open: the kernel tells nobody anything of it, from then on.
-    pub(crate) fn stuck(&self, user: u32, before: &str) -> Child {
-        let script = format!(
-            "import os, socket, sys\n{before}\nos.setgroups([])\nos.setresuid({user}, {user}, {user})\nos.open(sys.argv[1], os.O_CLOEXEC)\nos.execv('/bin/sleep', ['sleep', '100'])"
-        );
-        let mut command = Command::new("python3");
-        command.args(["-c", &script]);
-        let child = command.arg(self.mount.join("program")).spawn().unwrap();
-        assert_eq!(self.said.recv_timeout(START).as_deref(), Ok("closes"));
-        child
-    }
-
-    /// Has somebody opened the program who waits for that now?
-    pub(crate) fn is_opened(&self) -> bool {
-        self.said.try_recv().as_deref() == Ok("waits")
-    }
-}
-
-impl Drop for Late {
-    fn drop(&mut self) {
-        drop(self.server.stdin.take());
-        let _ = self.server.wait();
-        let _ = fs::remove_dir(&self.mount);
-    }
 }
 
 /// Who runs what a filesystem keeps from being read is refused; the agent goes on, and looks at what others run.

@@ -1,6 +1,7 @@
 //! Conditions on cgroups beside others, while policy changes or the agent does: whom the hooks have by them is nobody else's meanwhile.
+use crate::late::Late;
 use crate::outside::{GOVERNED, Outside, REACHED, REFUSED};
-use crate::recognising::{INTERN, Late, digest, processes};
+use crate::recognising::{INTERN, digest, processes};
 use crate::support::*;
 use harness::eventually;
 use rustix::process::Signal;

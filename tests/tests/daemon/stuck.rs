@@ -1,7 +1,8 @@
 //! Processes of which the kernel says nothing for as long as somebody likes: they are in `execve`, and what they close there is served by
 //! whoever does not answer. They hold up nobody but themselves.
+use crate::late::Late;
 use crate::outside::{GOVERNED, Outside};
-use crate::recognising::{INTERN, Late, digest};
+use crate::recognising::{INTERN, digest};
 use crate::support::*;
 use harness::eventually;
 use rustix::process::Signal;

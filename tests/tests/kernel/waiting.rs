@@ -274,7 +274,9 @@ say(pid); os.waitpid(pid, 0); say('ended')",
     fence.know(&state(&any), None).unwrap();
     fence.waits_no_more(maker, fence.awaits(maker).unwrap());
     let mut idle = std::collections::HashSet::new();
-    (0..2).for_each(|_| fence.forget_waiting(&mut idle));
+    for _ in 0..2 {
+        fence.forget_waiting(&mut idle);
+    }
     assert!(opens("127.0.0.1", first[0]) && opens("::1", first[1]));
     server.send("\n");
     let late = ports(server.line())[0];
