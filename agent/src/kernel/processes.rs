@@ -472,18 +472,13 @@ fn is_astray(process: u32, cgroups: &[String]) -> bool {
 
 /// Whether it is known that no thread of a process runs any more: it is gone, or waits for its parent to take note.
 fn has_ended(process: u32) -> bool {
-    let text = match std::fs::read(format!("/proc/{process}/stat")) {
-        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+    let text = match text(format!("/proc/{process}/status")) {
+        Ok(text) => text,
         Err(e) => return matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
     };
-    let fields = text.rsplit(')').next().unwrap_or_default();
-    let mut fields = fields.split_whitespace();
-    let is_dead = fields.next().is_some_and(|state| "ZXx".contains(state));
+    let is_dead = ["Z", "X"].map(|state| text.contains(&format!("\nState:\t{state}")));
     // Its first thread may have ended before others.
-    is_dead
-        && fields
-            .nth(16)
-            .is_some_and(|threads| ["0", "1"].contains(&threads))
+    is_dead.contains(&true) && field(&text, "Threads:").is_none_or(|threads| threads <= 1)
 }
 
 /// The ids of every process that `/proc` shows.

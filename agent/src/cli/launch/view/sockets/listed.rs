@@ -2,6 +2,7 @@
 use super::super::Mounted;
 use super::For;
 use super::places::Places;
+use crate::kernel::bounded;
 use crate::kernel::local::{self, Local};
 use crate::kernel::namespaces::Network;
 use anyhow::Context;
@@ -70,16 +71,19 @@ impl Namespaces {
         let own = inode(Path::new("/proc/self/ns/net"));
         let own = own.context("local daemons' sockets are not known: /proc/self/ns/net")?;
         let mut found: BTreeMap<String, Entered> = BTreeMap::new();
-        for process in crate::kernel::all_processes()? {
-            let at = format!("/proc/{process}/ns/net");
-            let Some(inode) = inode(Path::new(&at)) else {
-                continue; // It has ended.
+        let at = |process| format!("/proc/{process}/ns/net");
+        let all = crate::kernel::all_processes()?;
+        let inodes = bounded::each(all.clone(), move |process| inode(Path::new(&at(process))));
+        for (process, inode) in all.into_iter().zip(inodes) {
+            // It has ended, or is in `execve` for long, and serves nobody.
+            let Some(inode) = inode.flatten() else {
+                continue;
             };
             let is_own = inode == own || process == 1;
             let entered = found.entry(inode).or_default();
             entered.firm = entered.firm || is_own || is_of(process, command.user);
             if entered.by.len() < WAYS {
-                entered.by.push(at);
+                entered.by.push(at(process));
             }
         }
         for mount in mounts.filter(|mount| mount.kind == "nsfs") {
