@@ -131,7 +131,7 @@ fn stamp(rules: u64, uid: u32, conditions: u64) -> u32 {
 
 /// Other bits for other ones: those of a user's number do not undo them.
 #[inline(always)]
-pub(crate) fn spread(conditions: u64) -> u32 {
+fn spread(conditions: u64) -> u32 {
     (conditions.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
 

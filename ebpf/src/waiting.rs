@@ -38,57 +38,15 @@ pub(crate) extern "C" fn begin(process: u32) -> u32 {
     if mark.workload() != 0 {
         return 0; // The agent has marked it meanwhile.
     }
-    let number = match mark.awaits() {
-        Some(before) if is_without_room(before) => before,
-        Some(before) => enter(UNKNOWN, before),
-        None => match enter(UNKNOWN, 0) {
-            0 => without_room(),
-            number => number,
-        },
-    };
+    let number = enter(UNKNOWN, mark.awaits().unwrap_or(0));
     recognise::replace(process, mark, Mark::waiting(number));
     number
-}
-
-/// In place of a number, for who runs what there was no room to enter, and has run nothing since: while it is who it is, and where it is, it
-/// can be asked again what it runs. No key is even.
-#[inline(never)]
-fn without_room() -> u32 {
-    let who = bpf_get_current_uid_gid() as u32 ^ rules::spread(select::conditions());
-    match who << 1 {
-        0 => 2,
-        who => who,
-    }
-}
-
-#[inline(always)]
-fn is_without_room(number: u32) -> bool {
-    number != 0 && number & 1 == 0
-}
-
-/// Has the current process, for whose program there was no room, be asked what it runs, as if it had not been: by now that may be known,
-/// or there may be room. What [`settle`] returns.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn again(process: u32) -> u64 {
-    let mark = recognise::mark(process).unwrap_or_default();
-    match mark.awaits() == Some(without_room())
-        && recognise::replace(process, mark, Mark::running(UNKNOWN))
-    {
-        true => 0,
-        false => WAITS,
-    }
 }
 
 /// A process that waits has become a program of this class, which may be another one to wait for. What [`settle`] returns.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn runs(process: u32, class: u16) -> u64 {
-    let mark = recognise::mark(process).unwrap_or_default();
-    if mark.awaits().is_some_and(is_without_room) {
-        // From now on nobody can say what it has run.
-        recognise::replace(process, mark, Mark::waiting(0));
-    }
     let settled = settle(process);
     if settled != WAITS {
         return settled;
@@ -113,9 +71,6 @@ pub(crate) extern "C" fn settle(process: u32) -> u64 {
     let mark = recognise::mark(process).unwrap_or_default();
     if mark.is_governed() {
         return BY_MARK | u64::from(mark.workload());
-    }
-    if mark.awaits().is_some_and(is_without_room) {
-        return again(process);
     }
     let found = Found(whose(mark.awaits().unwrap_or(0), process));
     let new = match found.workload() {
@@ -160,14 +115,12 @@ extern "C" fn whose(number: u32, process: u32) -> u64 {
     walk.found.0
 }
 
-/// What is put on a socket of the current process. Of one for which there was no room nobody can say what it was later.
+/// What is put on a socket of the current process.
 #[inline(always)]
 pub(crate) fn of_current() -> u64 {
     let mark = recognise::mark(recognise::current()).unwrap_or_default();
-    mark.awaits().map_or(0, |number| {
-        let number = if is_without_room(number) { 0 } else { number };
-        OF_WHO_WAITS | u64::from(number)
-    })
+    mark.awaits()
+        .map_or(0, |number| OF_WHO_WAITS | u64::from(number))
 }
 
 /// Whose a socket is by what its owner waited for: a workload, [`UNSETTLED`], or 0: nobody's. Who else has it by now waits for the

@@ -174,7 +174,7 @@ impl Rules {
     pub(super) fn unresolved(&self) -> Vec<String> {
         let users = self.users.iter();
         let all = users.flat_map(|users| self.selectors.unresolved(users, &self.executables.paths));
-        all.chain(self.waiting.crowded()).collect()
+        all.collect()
     }
 
     /// Do the hooks recognise by what was taken up last?

@@ -4,15 +4,12 @@ use super::recognise::{entries, told};
 use super::{Error, Fence, FileState, Ran, maps::write, processes, translate};
 use std::collections::{HashMap, HashSet};
 use std::io;
-use tollgate_common::recognise::{MAX_BEFORE, MAX_WAITING, Mark, UNKNOWN, Waiting};
+use tollgate_common::recognise::{MAX_BEFORE, Mark, UNKNOWN, Waiting};
 
 /// `BPF_EXIST`
 const EXIST: u64 = 2;
 /// `BPF_NOEXIST`: a hook may have given the number to another by then.
 const NO_EXIST: u64 = 1;
-/// Programs that are waited for before users who have many have to share the room with others, and what is shared then.
-const CROWDED: usize = MAX_WAITING as usize / 4 * 3;
-const SHARED: usize = MAX_WAITING as usize / 2;
 
 impl Fence {
     /// Processes that wait, and the number of what each waits for.
@@ -98,52 +95,10 @@ impl Fence {
     }
 
     /// Makes room of what nobody waits for: now, and at the call before, which left it in `idle`. Where it is not known who waits, all
-    /// of it may be waited for. Whether there is little room: then it is taken from who has most of it.
-    pub fn forget_waiting(&self, idle: &mut HashSet<u32>) -> bool {
+    /// of it may be waited for.
+    pub fn forget_waiting(&self, idle: &mut HashSet<u32>) {
         let all: HashMap<u32, Waiting> = entries(&self.maps.write().waiting).collect();
-        let is_crowded = all.len() >= CROWDED;
-        if is_crowded {
-            self.share_room(&all);
-        }
-        self.forget_unused(&all, idle);
-        is_crowded
-    }
-
-    /// Has no user's processes wait for more than there is for each: of who has more, the last are refused, as nobody can say any more
-    /// what for.
-    fn share_room(&self, all: &HashMap<u32, Waiting>) {
-        let Ok(processes) = processes::all_ids() else {
-            return; // The next time.
-        };
-        let awaits = |process| Some((process, self.awaits(process)?));
-        let waiting: Vec<(u32, u32)> = processes.into_iter().filter_map(awaits).collect();
-        let mut of_users = HashMap::<u32, HashSet<u32>>::new();
-        for (_, number) in &waiting {
-            for (number, uid) in chain(all, *number) {
-                of_users.entry(uid).or_default().insert(number);
-            }
-        }
-        let share = share(of_users.values().map(HashSet::len).collect());
-        let mut kept = HashMap::<u32, HashSet<u32>>::new();
-        for (process, number) in waiting {
-            let has_room = chain(all, number).all(|(number, uid)| {
-                let own = kept.get(&uid);
-                own.is_none_or(|own| own.contains(&number) || own.len() < share)
-            });
-            match has_room {
-                true => chain(all, number).for_each(|(number, uid)| {
-                    kept.entry(uid).or_default().insert(number);
-                }),
-                false => {
-                    self.marks
-                        .replace(process, Mark::waiting(number), Mark::waiting(0));
-                }
-            }
-        }
-    }
-
-    fn forget_unused(&self, all: &HashMap<u32, Waiting>, idle: &mut HashSet<u32>) {
-        let Ok(used) = self.used(all) else {
+        let Ok(used) = self.used(&all) else {
             return idle.clear();
         };
         let unused: HashSet<u32> = all.keys().filter(|n| !used.contains(n)).copied().collect();
@@ -152,7 +107,7 @@ impl Fence {
             let _ = self.maps.write().waiting.remove(number);
         }
         // A hook may have taken one up meanwhile.
-        let used = self.used(all);
+        let used = self.used(&all);
         let is_used = |number: &&u32| used.as_ref().map_or(true, |used| used.contains(number));
         for number in gone.iter().filter(is_used) {
             if let Some(one) = all.get(number) {
@@ -186,42 +141,5 @@ fn state(one: &Waiting) -> FileState {
         device: one.file.device,
         inode: one.file.inode,
         changed: (one.seconds, one.nanoseconds),
-    }
-}
-
-/// What a process that waits under this number waits for, and as which users that was run.
-fn chain(all: &HashMap<u32, Waiting>, number: u32) -> impl Iterator<Item = (u32, u32)> {
-    let first = all.get(&number).map(|one| (number, one));
-    let each = std::iter::successors(first, |(_, one)| Some((one.before, all.get(&one.before)?)));
-    each.take(MAX_BEFORE as usize)
-        .map(|(number, one)| (number, one.uid))
-}
-
-/// How much each may have, so that it is no more than is shared in all. Who has less keeps it.
-fn share(mut all: Vec<usize>) -> usize {
-    all.sort_unstable();
-    let (mut left, mut users) = (SHARED, all.len());
-    for own in all {
-        let each = left / users;
-        if own > each {
-            return each;
-        }
-        left -= own;
-        users -= 1;
-    }
-    usize::MAX
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_has_little_keeps_it() {
-        assert_eq!(share(vec![]), usize::MAX);
-        assert_eq!(share(vec![10, SHARED - 10]), usize::MAX);
-        assert_eq!(share(vec![16_000, 10]), SHARED - 10);
-        assert_eq!(share(vec![9_000, 10, 7_000]), (SHARED - 10) / 2);
-        assert_eq!(share(vec![1; 16_000]), 0, "of so many users");
     }
 }

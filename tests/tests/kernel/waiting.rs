@@ -81,23 +81,8 @@ os.execv('{first}', ['bash', '-c', {how:?}, '{next}', {waits:?}])"
     running.send("\n");
     assert_eq!(running.line(), REFUSED, "nobody knows what for");
     running.finish();
-    // Who has run nothing else since is asked again what it runs.
-    for class in [Some(4), None] {
-        let any = new();
-        let mut running = start([&any, &other], "eval \"$1\"");
-        running.send("\n");
-        assert_eq!(running.line(), REFUSED);
-        fence.know(&state(&any), class).unwrap();
-        running.send("\n");
-        assert_eq!(running.line(), "ok ok");
-        assert_eq!(scene.who().as_deref(), class.map(|_| "digest"));
-        running.finish();
-    }
     let mut idle = std::collections::HashSet::new();
-    let mut forget = || {
-        fence.forget_waiting(&mut idle);
-    };
-    (0..2).for_each(|_| forget());
+    (0..2).for_each(|_| fence.forget_waiting(&mut idle));
     let any = new();
     let mut running = start([&any, &other], becomes);
     running.send("\n");
@@ -107,7 +92,7 @@ os.execv('{first}', ['bash', '-c', {how:?}, '{next}', {waits:?}])"
     let all = fence.waiting().unwrap();
     assert!(all.contains(&(running.pid(), waits)));
     assert_eq!(fence.waited_for(waits)[0].file, state(&any));
-    (0..2).for_each(|_| forget());
+    (0..2).for_each(|_| fence.forget_waiting(&mut idle));
     fence.know(&state(&any), Some(4)).unwrap();
     running.send("\n");
     assert_eq!(running.line(), "ok ok");
@@ -179,9 +164,7 @@ os.execve('{}', ['python3', '-ISc', {serves:?}], {{'PYTHONHOME': '/usr'}})",
             // Also when nothing is remembered of it.
             let mut idle = std::collections::HashSet::new();
             fence.waits_no_more(server.pid(), fence.awaits(server.pid()).unwrap());
-            (0..2).for_each(|_| {
-                fence.forget_waiting(&mut idle);
-            });
+            (0..2).for_each(|_| fence.forget_waiting(&mut idle));
             assert!(at.iter().all(opens));
         }
         server.finish();
@@ -304,84 +287,4 @@ os.waitpid(pid, 0)"
     assert_eq!(opened, [true; 3]);
     next.finish();
     server.finish();
-}
-
-/// Has a user's processes each run the same programs one after the other, in an order of its own.
-const CROWD: &str = "
-import random
-if not os.fork():
-    programs = [f'{FOLDER}/env-{n}' for n in range(14)]
-    def run():
-        random.shuffle(programs)
-        child = os.fork()
-        if not child:
-            os.setresuid(54_340, 54_340, 54_340)
-            os.execv(programs[0], ['env', *programs[1:], 'sleep', '600'])
-        return child
-    all = [run() for _ in range(1_400)]
-    for child in all:
-        while open(f'/proc/{child}/comm').read() != 'sleep\\n': time.sleep(0.01)
-    say('run')
-    sys.stdin.read()
-    for child in all: os.kill(child, 9)
-    for child in all: os.waitpid(child, 0)
-    os._exit(0)
-os.wait()";
-
-/// Those who have run most lose what they wait for: others' is remembered.
-#[test]
-fn one_users_many_who_wait_leave_room_for_others() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let other = copy(folder.path(), "other");
-    let by = Recognition {
-        cases: vec![
-            case("digest", Some(INTERN), Runs::Class(4), None),
-            case("digest", Some(INTERN), Runs::Unknown, None),
-            case("digest", Some(54_340), Runs::Unknown, None),
-        ],
-        by_executable: true,
-        by_digest: true,
-        ..Recognition::default()
-    };
-    let scene = Scene::new(&by);
-    let fence = scene.stand.fence();
-    fence.know(&state(&other), None).unwrap();
-    for n in 0..14 {
-        let env = folder.path().join(format!("env-{n}"));
-        std::fs::copy("/usr/bin/env", env).unwrap();
-    }
-    let mut crowd = Running::start_outside(&format!(
-        "import time\nFOLDER = '{}'{CROWD}",
-        folder.path().display()
-    ));
-    assert_eq!(crowd.line(), "run");
-    let waits = format!("while read x; do {}; echo; done", connecting(&scene));
-    let come_to_know = |name: &str, meanwhile: &mut dyn FnMut()| {
-        let any = copy(folder.path(), name);
-        let mut running = Running::start_outside(&format!(
-            "os.setresuid({INTERN}, {INTERN}, {INTERN})
-os.execv('{}', ['bash', '-c', 'exec \"$0\" -c \"$1\"', '{}', {waits:?}])",
-            any.display(),
-            other.display()
-        ));
-        running.send("\n");
-        assert_eq!(running.line(), REFUSED);
-        meanwhile();
-        fence.know(&state(&any), None).unwrap();
-        running.send("\n");
-        let came = running.line();
-        running.finish();
-        came
-    };
-    assert_eq!(come_to_know("full", &mut || ()), REFUSED, "it is not full");
-    let mut idle = std::collections::HashSet::new();
-    for turn in 0..3 {
-        assert_eq!(fence.forget_waiting(&mut idle), turn < 2, "{turn}");
-    }
-    let mut forget = || {
-        fence.forget_waiting(&mut idle);
-    };
-    assert_eq!(come_to_know("room", &mut forget), "ok ok");
-    crowd.finish();
 }

@@ -20,15 +20,6 @@ pub(super) struct Waiting {
     next: u32,
     /// When they were settled last, and how long that took.
     last: Option<(Instant, Duration)>,
-    /// So many wait that there is little room.
-    is_crowded: bool,
-}
-
-impl Waiting {
-    /// Says so, for a person.
-    pub(super) fn crowded(&self) -> Option<String> {
-        self.is_crowded.then(|| "sha256, exe: there is little room for more programs that were run before they were read; of users who have run most of them, processes are refused until they end".to_owned())
-    }
 }
 
 /// So many times as long as it took to settle them, before one who asks has them settled again: not all the agent's time is theirs.
@@ -83,7 +74,7 @@ impl Rules {
         }
         self.waiting.unfound.retain(|file| wanted.contains(file));
         self.waiting.places.keep(|file| wanted.contains(file));
-        self.waiting.is_crowded = fence.forget_waiting(&mut self.waiting.idle);
+        fence.forget_waiting(&mut self.waiting.idle);
         self.waiting.last = Some((Instant::now(), begun.elapsed()));
     }
 
