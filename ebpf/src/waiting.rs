@@ -132,7 +132,8 @@ pub(crate) fn whose_socket(pending: &mut Pending) -> u32 {
     }
     let (number, owner) = (pending.waits as u32, pending.refused.owner.tgid);
     let mark = recognise::mark(owner).unwrap_or_default();
-    let is_waiting = mark.awaits() == Some(number);
+    // Who found no room since waits for all that he has run.
+    let is_waiting = mark.awaits().is_some_and(|now| now == number || now == 0);
     let workload = if number == 0 || WAITING.get_ptr(number).is_some() {
         Found(whose(number, owner)).workload()
     } else if mark.is_governed() {

@@ -40,7 +40,7 @@ pub(super) fn run(up: Up) -> Result<(), Error> {
     drop(local);
     notify::stopping();
     runtime.shutdown_timeout(LINGER);
-    let stopped = stop(agent);
+    let stopped = stop(agent, ended.is_ok());
     ended.and(stopped)
 }
 
@@ -255,12 +255,14 @@ fn describe(agent: &Agent) -> String {
 
 /// Stops in order: no new connections, requests under way finish, decisions reach the disk. What is governed stays
 /// fenced in, unless the agent was private and its run is over: whoever may send it a signal opens nothing by that.
-fn stop(agent: Arc<Agent>) -> Result<(), Error> {
+///
+/// Where a part of it has ended that must live nobody is waited for: as long nothing would look after the fence, nor start another agent.
+fn stop(agent: Arc<Agent>, in_order: bool) -> Result<(), Error> {
     agent.namespaces.stop();
     let plane = lock(&agent.plane).take();
     // To drain may take a day, and whoever stops the agent may not wait for so long.
     agent.write_down();
-    if let Some(plane) = plane {
+    if let Some(plane) = plane.filter(|_| in_order) {
         notify::draining(agent.config.limits.drain);
         plane.drain();
     }

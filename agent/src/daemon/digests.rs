@@ -264,8 +264,8 @@ pub(super) fn running(process: u32) -> Option<(At, FileState)> {
     each_running(&[process]).next()?.1
 }
 
-/// Processes that are asked at once: what they run is open meanwhile.
-const ASKED: usize = 64;
+/// Processes that are asked at once: what they run is open meanwhile, and descriptors may be short.
+const ASKED: usize = 1;
 
 /// The same of each of these processes.
 pub(super) fn each_running(

@@ -43,7 +43,7 @@ impl Agent {
         let mut watched = lock(&self.watched);
         watched.take(mended);
         let is_unseen = watched.skipped.take(skipped);
-        watched.unseen |= was_open || is_unseen;
+        watched.unseen |= was_open || is_unseen || self.shared.fence.is_unseen();
         if watched.unseen {
             drop(watched);
             let done = self.see_again();

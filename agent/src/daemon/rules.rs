@@ -15,7 +15,6 @@ use super::troubles::Troubles;
 use super::users::Database;
 use crate::kernel::{Error, Fence, FileState, Handle, Recognition};
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -456,37 +455,37 @@ impl Rules {
 
     /// Of each of these, whether a rule recognises it, and it is governed by that from now on.
     fn enrol_each(&mut self, fence: &Fence, processes: &[u32]) -> Vec<(u32, Result<bool, String>)> {
-        // Before they are asked: the id of one may be another's by the time that it is marked.
-        let handles: Vec<_> = processes
-            .iter()
-            .map(|process| Handle::of(*process))
-            .collect();
         let runs: Vec<_> = match self.selectors.wants.is_empty() {
             true => processes.iter().map(|process| (*process, None)).collect(),
             false => each_running(processes).collect(),
         };
-        let each = runs.into_iter().zip(handles);
-        let enrol = |((process, runs), handle): ((u32, _), io::Result<Option<Handle>>)| {
-            let found = match handle {
-                Ok(Some(handle)) => self.enrol(fence, (process, &handle), runs),
-                Ok(None) => Ok(false),
-                Err(e) => Err(format!("process {process} cannot be looked at: {e}")),
-            };
-            (process, found)
-        };
-        each.map(enrol).collect()
+        let enrol = |(process, runs)| (process, self.enrol(fence, process, runs));
+        runs.into_iter().map(enrol).collect()
     }
 
     /// Whether a rule recognises it, and it is governed by that from now on. `runs`: what it runs, if anybody can say.
     fn enrol(
         &mut self,
         fence: &Fence,
-        (process, handle): (u32, &Handle),
+        process: u32,
         runs: Option<(At, FileState)>,
     ) -> Result<bool, String> {
         if fence.awaits(process).is_some() {
             return Ok(false); // What it has run before is asked for first.
         }
+        if let Some(found) = self.recognise(process, runs)
+            && found.is_none()
+        {
+            return Ok(false);
+        }
+        // Its id may be another's by now: once it is held it is asked about again.
+        let handle = match Handle::of(process) {
+            Ok(Some(handle)) => handle,
+            Ok(None) => return Ok(false),
+            Err(e) => return Err(format!("process {process} cannot be looked at: {e}")),
+        };
+        let has_wants = !self.selectors.wants.is_empty();
+        let runs = has_wants.then(|| running(process)).flatten();
         let Some(found) = self.recognise(process, runs) else {
             self.late.entry(process).or_insert_with(Instant::now);
             return Ok(false);
@@ -494,7 +493,7 @@ impl Rules {
         let Some((rule, workload)) = found else {
             return Ok(false);
         };
-        match fence.enrol_handled(handle, workload, rule) {
+        match fence.enrol_handled(&handle, workload, rule) {
             Ok(newly) => Ok(!newly.is_empty()),
             Err(e) => Err(format!("process {process} is not governed: {e}")),
         }

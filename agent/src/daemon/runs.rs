@@ -96,9 +96,12 @@ fn processes(directory: &Path) -> usize {
 /// Removes a cgroup with all below it; the kernel removes none that somebody is in. By descriptors, from one directory into the next:
 /// they may lie deeper than a path goes.
 pub(super) fn remove_tree(directory: &Path) -> io::Result<()> {
-    match empty(directory).and_then(|()| std::fs::remove_dir(directory)) {
-        Err(e) if !is_gone(&e) => Err(e),
-        _ => Ok(()),
+    let emptied = empty(directory);
+    // Only that it is gone itself is enough: of what was below, others may remove some at the same moment.
+    match std::fs::remove_dir(directory) {
+        Ok(()) => Ok(()),
+        Err(e) if is_gone(&e) => Ok(()),
+        Err(e) => Err(emptied.err().filter(|e| !is_gone(e)).unwrap_or(e)),
     }
 }
 

@@ -16,6 +16,8 @@ pub(super) const DEADLINE: Duration = Duration::from_millis(200);
 /// How long one is waited for by [`briefly`], and after one for which that was not enough nobody is, in milliseconds.
 const BRIEF: Duration = Duration::from_millis(50);
 const REST: u64 = 10_000;
+/// After this long one counts against the bounds below.
+const SLOW: Duration = Duration::from_millis(40);
 /// Processes of one user, and of all users but root, that may keep a thread waiting each, before no others of theirs are asked; as many
 /// of root's may besides.
 const STUCK_OF_ONE: usize = 4;
@@ -26,7 +28,7 @@ const STUCK: usize = 64;
 struct Asked {
     number: usize,
     process: u32,
-    /// Read only where somebody is stuck.
+    /// Read only where somebody may be stuck.
     user: Option<u32>,
     since: Instant,
 }
@@ -47,14 +49,10 @@ impl Asked {
             user: None,
             since: Instant::now(),
         };
-        let stuck: Vec<Self> = asked()
-            .iter()
-            .filter(|one| one.is_stuck())
-            .copied()
-            .collect();
-        if !stuck.is_empty() {
+        let slow = Self::slow();
+        if !slow.is_empty() {
             one.user = real_user(process);
-            let of = |is: &dyn Fn(&Self) -> bool| stuck.iter().filter(|one| is(one)).count();
+            let of = |is: &dyn Fn(&Self) -> bool| slow.iter().filter(|one| is(one)).count();
             let is_roots = one.user == Some(0);
             let (theirs, all) = match is_roots {
                 true => (0, of(&|one| one.user == Some(0))),
@@ -63,13 +61,25 @@ impl Asked {
                     of(&|one| one.user != Some(0)),
                 ),
             };
-            let is_known = stuck.iter().any(|other| other.process == process);
+            let is_same = |other: &Self| other.process == process && other.is_stuck();
+            let is_known = slow.iter().any(is_same);
             if is_known || theirs >= STUCK_OF_ONE || all >= STUCK {
                 return None;
             }
         }
         asked().push(one);
         Some(one)
+    }
+
+    /// Who may be stuck, with whose they are.
+    fn slow() -> Vec<Self> {
+        let mut all = asked();
+        let mut slow = Vec::new();
+        for one in all.iter_mut().filter(|one| one.since.elapsed() >= SLOW) {
+            one.user = one.user.or_else(|| real_user(one.process));
+            slow.push(*one);
+        }
+        slow
     }
 
     fn is_stuck(&self) -> bool {
@@ -146,7 +156,11 @@ pub(super) fn each_within<T: Send + 'static>(
         thread.spawn(move || round.go_on(&tell)).is_ok()
     };
     let mut heard = Instant::now();
-    let mut is_more = left > 0 && more();
+    let mut is_more = left > 0;
+    if is_more && !more() {
+        // Without a thread to be had: rather by this one than by nobody.
+        round.go_on(&tell);
+    }
     while left > 0 && is_more {
         match told.recv_timeout(PATIENCE.min(deadline)) {
             Ok((at, answer)) => {

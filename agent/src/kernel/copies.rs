@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use std::collections::HashSet;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -48,6 +48,8 @@ pub fn copies_by(program: PathBuf) {
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     maker: Option<Maker>,
+    /// There is no process to be had: rather by this one than by nobody.
+    is_without: bool,
     /// Processes of which there was none in time.
     silent: HashSet<u32>,
 }
@@ -69,26 +71,42 @@ impl Copies {
         if self.silent.contains(&holder.process) {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let maker = match self.maker.take() {
-            Some(maker) => maker,
-            None => Maker::start()?,
-        };
         let mut request: Request = Default::default();
         let words = [holder.process, number.cast_unsigned(), inode].map(u32::to_ne_bytes);
         for (to, from) in request.iter_mut().zip(words.iter().flatten()) {
             *to = *from;
         }
-        let answer = maker.ask(&request);
-        match &answer {
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                self.silent.insert(holder.process);
-            }
-            Err(error) if error.raw_os_error() == Some(NO_SOCKET.raw_os_error()) => {
-                return Err(io::ErrorKind::NotFound.into());
-            }
-            _ => self.maker = Some(maker),
+        if self.is_without {
+            return copy(&request).map_err(Failed::kept);
         }
-        answer
+        let maker = match self.maker.take().map_or_else(Maker::start, Ok) {
+            Ok(maker) => maker,
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
+            Err(_) => {
+                self.is_without = true;
+                return copy(&request).map_err(Failed::kept);
+            }
+        };
+        match maker.ask(&request, inode) {
+            Answer::Copy(copy) => {
+                self.maker = Some(maker);
+                Ok(copy)
+            }
+            Answer::None(NO_SOCKET) => {
+                // Who does so once may do so with each: it costs a process, which may never end.
+                self.silent.insert(holder.process);
+                Err(io::ErrorKind::NotFound.into())
+            }
+            Answer::None(code) => {
+                self.maker = Some(maker);
+                Err(code.into())
+            }
+            // One may be under way still.
+            Answer::Silence => {
+                self.silent.insert(holder.process);
+                Err(io::ErrorKind::TimedOut.into())
+            }
+        }
     }
 }
 
@@ -112,7 +130,16 @@ impl Maker {
         })
     }
 
-    fn ask(&self, request: &Request) -> io::Result<OwnedFd> {
+    fn ask(&self, request: &Request, inode: u32) -> Answer {
+        match self.answer(request) {
+            Ok((0, Some(copy))) if is_it(&copy, inode) => Answer::Copy(copy),
+            Ok((code, None)) if code != 0 => Answer::None(Errno::from_raw_os_error(code)),
+            _ => Answer::Silence,
+        }
+    }
+
+    /// A code, and what came with it.
+    fn answer(&self, request: &Request) -> io::Result<(i32, Option<OwnedFd>)> {
         sendmsg(
             &self.end,
             &[IoSlice::new(request)],
@@ -132,13 +159,24 @@ impl Maker {
             RecvAncillaryMessage::ScmRights(mut all) => all.next(),
             _ => None,
         });
-        match (got.bytes, i32::from_ne_bytes(code)) {
-            (4, 0) => copy.ok_or_else(|| io::ErrorKind::TimedOut.into()),
-            (4, code) => Err(io::Error::from_raw_os_error(code)),
+        match got.bytes {
+            4 => Ok((i32::from_ne_bytes(code), copy)),
             // It has ended.
             _ => Err(io::ErrorKind::TimedOut.into()),
         }
     }
+}
+
+/// What came of a question.
+enum Answer {
+    Copy(OwnedFd),
+    /// The kernel's word.
+    None(Errno),
+    Silence,
+}
+
+fn is_it(socket: &OwnedFd, inode: u32) -> bool {
+    fstat(socket).is_ok_and(|found| found.st_ino == u64::from(inode))
 }
 
 /// Those that were told to end, and may have.
@@ -221,6 +259,17 @@ struct Failed {
     other: Option<OwnedFd>,
 }
 
+impl Failed {
+    /// Where it must not be closed: it is left open.
+    fn kept(self) -> io::Error {
+        let is_other = self.other.map(IntoRawFd::into_raw_fd).is_some();
+        match is_other {
+            true => io::ErrorKind::NotFound.into(),
+            false => self.code.into(),
+        }
+    }
+}
+
 impl From<Errno> for Failed {
     fn from(code: Errno) -> Self {
         Self { code, other: None }
@@ -244,7 +293,7 @@ fn copy(request: &Request) -> Result<OwnedFd, Failed> {
             other: Some(copy),
         });
     }
-    match fstat(&copy)?.st_ino == u64::from(inode) {
+    match is_it(&copy, inode) {
         true => Ok(copy),
         false => Err(Errno::NOENT.into()),
     }

@@ -356,7 +356,10 @@ impl Fence {
                 Ok(fence)
             }
             Err(error) => {
-                if !adopting && let Err(left) = pins.remove() {
+                if !adopting
+                    && !was_open
+                    && let Err(left) = pins.remove()
+                {
                     tracing::error!(%left, "could not clean up after a failed start");
                 }
                 Err(error)

@@ -310,7 +310,7 @@ impl Fence {
             }
             if handle.has_ended() {
                 // Its id may be another process's by now, which the hooks had marked, or not.
-                self.marks.replace(process, new, Mark(0));
+                self.marks.replace(process, new, old);
                 return false;
             }
             return !is_held;
