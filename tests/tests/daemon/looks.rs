@@ -460,8 +460,8 @@ fn a_look_for_which_descriptors_are_short_is_told_and_made_again() {
     assert!(before.sends() && before.is_served(), "nobody governs it");
     assert_eq!(why(&place), "");
     by_user(&place, "user", USER);
-    // Enough for who asks, and for a directory and a file in it, as CAs are read. Secrets, looked at meanwhile, may take one of them.
-    leave(&place, Some(3));
+    // Enough for who asks and for the policy's file. Secrets, looked at meanwhile, may take one of them.
+    leave(&place, Some(2));
     let told = eventually(START, || {
         place.output(&["reload"]);
         why(&place).contains(MISSED).then_some(())
