@@ -13,8 +13,9 @@ use super::executables::Executables;
 use super::selectors::Selectors;
 use super::troubles::Troubles;
 use super::users::Database;
-use crate::kernel::{Error, Fence, FileState, Handle, Recognition};
+use crate::kernel::{Error, Fence, FileState, Handle, Recognition, unless_short};
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -473,20 +474,19 @@ impl Rules {
         if fence.awaits(process).is_some() {
             return Ok(false); // What it has run before is asked for first.
         }
-        if let Some(found) = self.recognise(process, runs)
-            && found.is_none()
-        {
+        let short = |e| format!("process {process} cannot be looked at: {e}");
+        if let Some(None) = self.recognise(process, runs).map_err(short)? {
             return Ok(false);
         }
         // Its id may be another's by now: once it is held it is asked about again.
         let handle = match Handle::of(process) {
             Ok(Some(handle)) => handle,
             Ok(None) => return Ok(false),
-            Err(e) => return Err(format!("process {process} cannot be looked at: {e}")),
+            Err(e) => return Err(short(e)),
         };
         let has_wants = !self.selectors.wants.is_empty();
         let runs = has_wants.then(|| running(process)).flatten();
-        let Some(found) = self.recognise(process, runs) else {
+        let Some(found) = self.recognise(process, runs).map_err(short)? else {
             self.late.entry(process).or_insert_with(Instant::now);
             return Ok(false);
         };
@@ -510,38 +510,46 @@ impl Rules {
     }
 
     /// `None`: that depends on what it runs, or on who or where it is, which is not known yet. `Some(None)`: no rule recognises it, or it is gone.
+    ///
+    /// # Errors
+    /// Descriptors or memory are short.
     fn recognise(
         &mut self,
         process: u32,
         runs: Option<(At, FileState)>,
-    ) -> Option<Option<(u16, &str)>> {
+    ) -> io::Result<Option<Option<(u16, &str)>>> {
         if process <= 1 {
-            return Some(None); // The system's own manager: what it starts is looked at by itself.
+            return Ok(Some(None)); // The system's own manager: what it starts is looked at by itself.
         }
-        let Some(uid) = real_user(process).ok()? else {
-            return Some(None);
+        let Some(uid) = unless_short(real_user(process))? else {
+            return Ok(None);
+        };
+        let Some(uid) = uid else {
+            return Ok(Some(None));
         };
         let runs = match self.selectors.wants.is_empty() {
             true => Some(Vec::new()),
             false => match runs {
                 Some((at, state)) => self.executables.fulfils(&at, &state),
-                None if has_ended(process) => return Some(None),
+                None if has_ended(process) => return Ok(Some(None)),
                 // Its filesystem says nothing to the agent.
                 None => None,
             },
         };
-        let conditions = self.conditions(process).ok()?;
+        let Some(conditions) = unless_short(self.conditions(process))? else {
+            return Ok(None);
+        };
         let users = self.users.as_ref();
         let by = |runs: &[usize]| {
             users.and_then(|users| self.selectors.process(uid, runs, conditions, users))
         };
         if let Some(runs) = runs {
-            return Some(by(&runs));
+            return Ok(Some(by(&runs)));
         }
         // Whom a rule means whatever it runs, or none, is not waited for.
         let all: Vec<usize> = (0..self.selectors.wants.len()).collect();
         let found = by(&[]);
-        (found == by(&all)).then_some(found)
+        Ok((found == by(&all)).then_some(found))
     }
 
     /// The digest of what a process runs, where it was taken.

@@ -75,7 +75,10 @@ pub(super) fn is_final(error: &io::Error) -> bool {
 
 /// `None`: what was asked about is gone, or may not be looked at. An error: descriptors or memory are short, or the kernel did not answer
 /// in time.
-pub(super) fn unless_short<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+///
+/// # Errors
+/// See above: it is to be asked again.
+pub fn unless_short<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),
         Err(error) if super::sys::is_shortage(&error) => Err(error),

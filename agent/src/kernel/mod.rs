@@ -52,6 +52,7 @@ pub use error::Error;
 pub use govern::UNSETTLED_NAME;
 pub use left::{Left, Open, Standing, left};
 pub use mend::Mended;
+pub use missed::unless_short;
 pub use model::{
     Before, Case, CgroupPath, Earlier, Enrolled, Fate, FileState, Governed, Looked, Outcome, Ran,
     Recognition, Runs,
