@@ -1,6 +1,6 @@
 //! Which cgroups of this host a policy's workloads are: selectors against the tree below the cgroup2 root.
 use super::selectors::has_process;
-use crate::kernel::bounded;
+use crate::kernel::{bounded, is_ended};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -176,11 +176,6 @@ fn with_above(text: &[u8]) -> Vec<String> {
     above
         .filter_map(|path| Some(path.to_str()?.to_owned()))
         .collect()
-}
-
-/// Has the process ended of which something was to be read? All else that fails says nothing of it.
-pub(super) fn is_ended(error: &io::Error) -> bool {
-    [Errno::NOENT, Errno::SRCH].contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
 /// Processes that run where the agent does, of which a selector means all, and are neither it nor another verb of its program, as

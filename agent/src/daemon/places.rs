@@ -115,7 +115,8 @@ impl Places {
     fn run_still(&mut self, file: &FileState) -> Option<At> {
         let running = self.running.get_or_insert_with(|| {
             let mut all = HashMap::<Run, Vec<Runner>>::new();
-            for (process, found) in run_by(crate::kernel::processes()) {
+            let processes = crate::kernel::all_processes().unwrap_or_default();
+            for (process, found) in run_by(processes) {
                 if let Some(found) = found {
                     let run = (found.stx_ino, changed(&found));
                     let device = own_device(&found);

@@ -1,11 +1,7 @@
 //! Rules for who is in no governed cgroup: kept true to the policy, to the host's users and to the files that
 //! executables are; processes that ran before a rule are enrolled.
 mod fulfilling;
-mod status;
 mod waiting;
-
-use self::status::has_ended;
-pub(super) use self::status::real_user;
 
 use super::cgroups;
 use super::digests::{At, changed, each_running, run_by, running, runs};
@@ -13,7 +9,9 @@ use super::executables::Executables;
 use super::selectors::Selectors;
 use super::troubles::Troubles;
 use super::users::Database;
-use crate::kernel::{Error, Fence, FileState, Handle, Recognition, unless_short};
+use crate::kernel::{
+    Error, Fence, FileState, Handle, Recognition, has_ended, real_user, unless_short,
+};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
@@ -126,15 +124,13 @@ impl Rules {
         let mut read = Vec::new();
         if self.users.is_some() && !self.unclassed && std::mem::take(&mut self.stale) {
             self.untold = None;
-            read = self.look_at_running(fence);
-            if std::mem::take(&mut self.reclassed) {
-                // By the new rules a program may be of another class than its process's mark has.
-                fence.forget_classes();
-                // Who has begun one meanwhile was not asked about it yet.
-                let begun = self.running();
-                self.know_all(fence, &begun);
+            match self.tell_anew(fence) {
+                Ok(found) => read = found,
+                Err(e) => {
+                    self.stale = true;
+                    self.untold = Some(format!("processes cannot be listed: {e}"));
+                }
             }
-            self.tell(fence);
         }
         let told = self.untold.as_ref().map_or(Ok(()), Err);
         troubles.note("recognition by user, executable and path", told);
@@ -142,6 +138,24 @@ impl Rules {
         if !self.met(fence, &read) {
             self.settle_waiting(fence);
         }
+    }
+
+    /// Tells the hooks by what runs now. Returns what was read for that.
+    ///
+    /// # Errors
+    /// It is not known what runs, and they go by what they were told before.
+    fn tell_anew(&mut self, fence: &Fence) -> io::Result<Vec<(At, FileState)>> {
+        let read = self.look_at_running(fence)?;
+        if self.reclassed {
+            // By the new rules a program may be of another class than its process's mark has.
+            fence.forget_classes();
+            // Who has begun one meanwhile was not asked about it yet.
+            let begun = self.running()?;
+            self.know_all(fence, &begun);
+            self.reclassed = false;
+        }
+        self.tell(fence);
+        Ok(read)
     }
 
     /// Has the hooks take no file for what it was by the policy before. What it is still it stays all the time.
@@ -241,26 +255,26 @@ impl Rules {
     }
 
     /// Makes known what is at the paths that are named, and what every process runs. Returns what was read for that.
-    fn look_at_running(&mut self, fence: &Fence) -> Vec<(At, FileState)> {
+    fn look_at_running(&mut self, fence: &Fence) -> io::Result<Vec<(At, FileState)>> {
         if self.selectors.wants.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let all = self.running();
+        let all = self.running()?;
         let begun = Instant::now();
         self.know_all(fence, &all);
         let read = self.executables.digests.wait(begun, READING);
         self.know_all(fence, &read);
-        read
+        Ok(read)
     }
 
     /// What every process runs, and what is at the paths that are named.
-    fn running(&self) -> Vec<(At, FileState)> {
+    fn running(&self) -> io::Result<Vec<(At, FileState)>> {
         let mut seen = HashSet::new();
         let mut all = self.executables.named();
-        let running = crate::kernel::processes();
+        let running = crate::kernel::all_processes()?;
         all.extend(each_running(&running).filter_map(|(_, runs)| runs));
         all.retain(|(_, state)| seen.insert(*state));
-        all
+        Ok(all)
     }
 
     fn know_all<'a>(

@@ -16,7 +16,12 @@ impl Agent {
         let layers = fence.layers();
         let audit = self.log.stats();
         let policy = self.policy_status(&snapshot);
-        let (governed, processes) = (fence.governed(), fence.governed_processes());
+        let (governed, listed) = (fence.governed(), fence.governed_processes());
+        let mut gaps = self.gaps();
+        let processes = listed.unwrap_or_else(|e| {
+            gaps.push(format!("the governed processes cannot be listed: {e}"));
+            Vec::new()
+        });
         let here: HashSet<&String> = governed
             .iter()
             .map(|one| &one.workload)
@@ -31,7 +36,7 @@ impl Agent {
         };
         Status {
             verdict: refusing(
-                verdict(&layers, self.gaps(), self.config.mode, plane_up),
+                verdict(&layers, gaps, self.config.mode, plane_up),
                 snapshot.policy.refusing(),
             ),
             agent: AgentStatus {

@@ -51,7 +51,7 @@ impl Asked {
         };
         let slow = Self::slow();
         if !slow.is_empty() {
-            one.user = real_user(process);
+            one.user = user_of(process);
             let of = |is: &dyn Fn(&Self) -> bool| slow.iter().filter(|one| is(one)).count();
             let is_roots = one.user == Some(0);
             let (theirs, all) = match is_roots {
@@ -76,7 +76,7 @@ impl Asked {
         let mut all = asked();
         let mut slow = Vec::new();
         for one in all.iter_mut().filter(|one| one.since.elapsed() >= SLOW) {
-            one.user = one.user.or_else(|| real_user(one.process));
+            one.user = one.user.or_else(|| user_of(one.process));
             slow.push(*one);
         }
         slow
@@ -85,6 +85,10 @@ impl Asked {
     fn is_stuck(&self) -> bool {
         self.since.elapsed() >= DEADLINE
     }
+}
+
+fn user_of(process: u32) -> Option<u32> {
+    real_user(process).ok().flatten()
 }
 
 /// Ends what [`Asked::begin`] began, also where the question panics.

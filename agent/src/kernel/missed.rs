@@ -73,6 +73,11 @@ pub(super) fn is_final(error: &io::Error) -> bool {
         .is_some_and(|code| codes.contains(&code))
 }
 
+/// Has the process ended of which something was to be read? All else that fails says nothing of it.
+pub fn is_ended(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
 /// `None`: what was asked about is gone, or may not be looked at. An error: descriptors or memory are short, or the kernel did not answer
 /// in time.
 ///

@@ -52,16 +52,17 @@ pub use error::Error;
 pub use govern::UNSETTLED_NAME;
 pub use left::{Left, Open, Standing, left};
 pub use mend::Mended;
-pub use missed::unless_short;
+pub use missed::{is_ended, unless_short};
 pub use model::{
     Before, Case, CgroupPath, Earlier, Enrolled, Fate, FileState, Governed, Looked, Outcome, Ran,
     Recognition, Runs,
 };
 pub(crate) use probe::unescape;
-pub use processes::{Handle, all_ids as all_processes, of_process, program};
+pub use processes::{Handle, all_ids as all_processes, has_ended, of_process, program, real_user};
 pub use quota::{Allowance, Usage};
 pub use recognise::can_follow;
 pub use shared::Beyond;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -302,11 +303,6 @@ pub struct Layer {
     pub why: Option<String>,
 }
 
-/// Ids of every process that there is, as far as they can be listed.
-pub fn processes() -> Vec<u32> {
-    processes::ids().collect()
-}
-
 impl Drop for Fence {
     fn drop(&mut self) {
         self.exempt_no_more();
@@ -504,7 +500,10 @@ impl Fence {
     }
 
     /// All processes that are governed, whatever cgroup they are in.
-    pub fn governed_processes(&self) -> Vec<GovernedProcess> {
+    ///
+    /// # Errors
+    /// The system's word: not all of them are known.
+    pub fn governed_processes(&self) -> io::Result<Vec<GovernedProcess>> {
         self.processes()
     }
 

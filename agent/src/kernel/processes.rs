@@ -1,5 +1,8 @@
 //! Processes that were there before what governs them: their marks are the agent's to write, once; from then on
 //! the hooks keep them.
+mod status;
+
+pub use self::status::{has_ended, real_user};
 use super::missed::unless_short;
 use super::{Error, Evidence, Fence, GovernedProcess, bounded, cgroup};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -59,26 +62,11 @@ pub fn program(process: u32) -> Option<PathBuf> {
 
 /// When a process began, in clock ticks since boot. To be asked by [`bounded`].
 pub(super) fn began(process: u32) -> Option<u64> {
-    let text = text(format!("/proc/{process}/stat")).ok()?;
+    let text = std::fs::read(format!("/proc/{process}/stat")).ok()?;
+    let text = String::from_utf8_lossy(&text);
     // The name, in parentheses, may hold anything.
     let mut fields = text.rsplit(')').next()?.split_whitespace();
     fields.nth(19)?.parse().ok()
-}
-
-/// A file of `/proc`; a process's name in it may be any bytes.
-fn text(path: String) -> io::Result<String> {
-    std::fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned())
-}
-
-/// The real user of a process.
-pub(super) fn real_user(process: u32) -> Option<u32> {
-    field(&text(format!("/proc/{process}/status")).ok()?, "Uid:")
-}
-
-/// The first number of a line of `/proc/PID/status`.
-fn field(status: &str, name: &str) -> Option<u32> {
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 /// A process, whoever has its id by now.
@@ -386,7 +374,9 @@ impl Fence {
     /// Whom no hook was shown has the mark of who had its id before, be it an agent's.
     pub(super) fn exempt_nobody_else(&self) {
         let exempt = |mark: Mark| (mark.workload() == EXEMPT).then_some(Mark(0));
-        for process in ids().filter(|process| *process != std::process::id()) {
+        // Once a second: who could not be listed is at the next.
+        let all = all_ids().unwrap_or_default().into_iter();
+        for process in all.filter(|process| *process != std::process::id()) {
             self.marks.change(process, exempt);
         }
     }
@@ -397,16 +387,16 @@ impl Fence {
         self.marks.change(std::process::id(), exempt);
     }
 
-    pub(super) fn processes(&self) -> Vec<GovernedProcess> {
-        let governed = ids().filter(|process| self.marks.get(*process).is_governed());
-        let governed: Vec<u32> = governed.collect();
+    pub(super) fn processes(&self) -> io::Result<Vec<GovernedProcess>> {
+        let governed = self.governed_ids()?;
         let programs = bounded::each(governed.clone(), program);
-        let each = governed.into_iter().zip(programs);
-        let mut all: Vec<GovernedProcess> = each
-            .filter_map(|(process, exe)| self.governed_process(look(process).ok()??, exe))
-            .collect();
+        let mut all = Vec::new();
+        for (process, exe) in governed.into_iter().zip(programs) {
+            let seen = look(process)?;
+            all.extend(seen.and_then(|seen| self.governed_process(seen, exe)));
+        }
         all.sort_by(|a, b| (&a.workload, a.pid).cmp(&(&b.workload, b.pid)));
-        all
+        Ok(all)
     }
 
     /// Whoever was in a governed cgroup, and is in none now. What cannot be looked at counts: on nobody being there a fence is lifted.
@@ -470,24 +460,7 @@ fn is_astray(process: u32, cgroups: &[String]) -> bool {
     !own.is_some_and(|own| cgroups.iter().any(|cgroup| own.starts_with(cgroup)))
 }
 
-/// Whether it is known that no thread of a process runs any more: it is gone, or waits for its parent to take note.
-fn has_ended(process: u32) -> bool {
-    let text = match text(format!("/proc/{process}/status")) {
-        Ok(text) => text,
-        Err(e) => return matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
-    };
-    let is_dead = ["Z", "X"].map(|state| text.contains(&format!("\nState:\t{state}")));
-    // Its first thread may have ended before others.
-    is_dead.contains(&true) && field(&text, "Threads:").is_none_or(|threads| threads <= 1)
-}
-
 /// The ids of every process that `/proc` shows.
-pub(super) fn ids() -> impl Iterator<Item = u32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-/// The same.
 ///
 /// # Errors
 /// The system's word: not all of them are known.
@@ -509,8 +482,7 @@ fn listed() -> io::Result<Vec<u32>> {
 
 /// One process, if it is there.
 pub(super) fn look(process: u32) -> io::Result<Option<Seen>> {
-    let status = unless_short(text(format!("/proc/{process}/status")))?;
-    let parent = status.and_then(|status| field(&status, "PPid:"));
+    let parent = unless_short(status::parent(process))?.flatten();
     Ok(parent.map(|parent| Seen { process, parent }))
 }
 
@@ -546,10 +518,6 @@ mod tests {
         let own = look(std::process::id()).unwrap().unwrap();
         assert_eq!(own.parent, std::os::unix::process::parent_id());
         assert!(began(own.process).unwrap() > 0);
-        assert_eq!(
-            real_user(own.process),
-            Some(rustix::process::getuid().as_raw())
-        );
         assert_eq!(look(0).unwrap(), None);
     }
 

@@ -123,7 +123,7 @@ sys.stdin.readline(); enter({:?}); say('there'){SENDS}",
     assert!(are_held(&all));
     fence.release(id).unwrap();
     fence.forget_workloads(|name| name != "first").unwrap();
-    let processes = fence.governed_processes();
+    let processes = fence.governed_processes().unwrap();
     let of = processes.iter().find(|of| of.pid == server.pid());
     assert_eq!(of.unwrap().workload, "next");
     server.send("\n");
@@ -505,7 +505,13 @@ fn a_run_of_a_workload_that_policy_dropped_stays_held() {
     );
     let mut processes = [script, left].map(|script| Running::start(&run, &script));
     let all: Vec<_> = processes.iter_mut().flat_map(ports).collect();
-    let governed = |pid: u32| fence.governed_processes().iter().any(|of| of.pid == pid);
+    let governed = |pid: u32| {
+        fence
+            .governed_processes()
+            .unwrap()
+            .iter()
+            .any(|of| of.pid == pid)
+    };
     fence.forget_workloads(|name| name != "run").unwrap();
     assert!(are_held(&all));
     for process in &mut processes {

@@ -191,7 +191,7 @@ os.close(w); os.read(r, 1); os.wait()",
     assert_eq!(tree.line(), "there");
     let enrolled = scene.stand.fence().govern(&late.name, "late").unwrap();
     assert_eq!(enrolled.newly.len(), 3, "{enrolled:?}");
-    let listed = scene.stand.fence().governed_processes();
+    let listed = scene.stand.fence().governed_processes().unwrap();
     let ours: Vec<_> = listed.iter().filter(|p| p.workload == "late").collect();
     assert_eq!(ours.len(), 3, "{listed:?}");
     assert_eq!(ours.iter().filter(|p| p.inherited).count(), 1, "{ours:?}");

@@ -224,7 +224,7 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
     match request {
         Request::Status => Ok(vec![Reply::Status(Box::new(agent.status()))]),
         Request::Flows => flows(agent),
-        Request::Workloads => Ok(workloads(agent)),
+        Request::Workloads => workloads(agent),
         Request::Accounts => {
             let all = agent.counters.all(&agent.shared.fence).into_iter();
             Ok(all.map(Reply::Account).collect())
@@ -266,16 +266,21 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
     }
 }
 
-fn workloads(agent: &Agent) -> Vec<Reply> {
+fn workloads(agent: &Agent) -> Served {
     let fence = &agent.shared.fence;
-    let processes = fence.governed_processes();
+    let processes = fence.governed_processes().map_err(|e| {
+        fault(
+            FaultKind::Failed,
+            &format!("the governed processes cannot be listed: {e}"),
+        )
+    })?;
     let cgroups = fence.governed().into_iter().map(Reply::Workload);
     let earlier = agent.earlier().into_iter().map(Reply::Earlier);
     let enrolments = lock(&agent.enrolments);
     let recognised = processes
         .into_iter()
         .map(|process| Reply::Process(enrolments.recognised(process)));
-    cgroups.chain(recognised).chain(earlier).collect()
+    Ok(cgroups.chain(recognised).chain(earlier).collect())
 }
 
 fn flows(agent: &Agent) -> Served {

@@ -1,10 +1,10 @@
 //! What `/proc/PID/status` says of processes, which never waits.
-use super::super::cgroups;
-use crate::kernel::of_process;
+use super::super::missed::is_ended;
+use super::of_process;
 use std::io;
 
 /// Has a process ended, be it that nobody has waited for it yet? What it made before that was not asked for by it.
-pub(super) fn has_ended(process: u32) -> bool {
+pub fn has_ended(process: u32) -> bool {
     let lives = |text: &str| !text.contains("\nState:\tZ") && !text.contains("\nState:\tX");
     let lives = of_process(process, |at| match status(at) {
         Ok(text) => lives(&text?).then_some(()),
@@ -17,25 +17,40 @@ pub(super) fn has_ended(process: u32) -> bool {
 ///
 /// # Errors
 /// Nobody can say now: descriptors or memory are short.
-pub(in super::super) fn real_user(process: u32) -> io::Result<Option<u32>> {
-    let user = |text: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
+pub fn real_user(process: u32) -> io::Result<Option<u32>> {
     let of = |at: &str| {
         let text = status(at).transpose()?;
         let has_program = |text: &String| text.contains("\nVmSize:");
-        text.map(|text| Some(text).filter(has_program).and_then(|text| user(&text)))
-            .transpose()
+        text.map(|text| {
+            Some(text)
+                .filter(has_program)
+                .and_then(|text| field(&text, "Uid:"))
+        })
+        .transpose()
     };
     of_process(process, of).transpose()
+}
+
+/// Its parent, if it is there.
+///
+/// # Errors
+/// Nobody can say now: descriptors or memory are short.
+pub(super) fn parent(process: u32) -> io::Result<Option<u32>> {
+    let text = status(&format!("/proc/{process}"))?;
+    Ok(text.and_then(|text| field(&text, "PPid:")))
+}
+
+/// The first number of a line.
+fn field(status: &str, name: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// `None`: it is gone. Its name may be any bytes.
 fn status(at: &str) -> io::Result<Option<String>> {
     match std::fs::read(format!("{at}/status")) {
         Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
-        Err(error) if cgroups::is_ended(&error) => Ok(None),
+        Err(error) if is_ended(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
