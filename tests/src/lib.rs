@@ -18,6 +18,7 @@ pub mod events;
 pub mod everything;
 pub mod netns;
 pub mod nginx;
+pub mod process;
 mod world;
 
 pub use world::{Site, World};

@@ -1,5 +1,6 @@
 //! `tollgate doctor`: can this host run the agent, and what to mend.
 use super::output::{self, Colour, Form, Format, Paint};
+use super::status::UNSEEN;
 use super::{Context, Outcome};
 use crate::config::Config;
 use crate::daemon::admin::client;
@@ -267,6 +268,7 @@ fn standing(hooks: Standing, pins: &str) -> Finding {
     };
     let others = names(&hooks.without);
     let mut finding = match hooks.missing.is_empty() {
+        true if hooks.unseen => bad("fence", format!("INCOMPLETE ({pins})"), UNSEEN),
         true if others.is_empty() => good(
             "fence",
             format!("stands: every hook that the agent attached is in force ({pins})"),

@@ -11,7 +11,8 @@ use tollgate_policy::Mode;
 ///
 /// Exit code 0: enforcing, or observing as configured; 1: not enforcing, or a part has failed; 3: no agent runs. Then the kernel is
 /// asked which hooks are in force: in JSON `fence` says whether all that keep something in are, `in_force` names those that are, and of
-/// the others `missing`, `without` (they keep nothing in) and `beyond` (this kernel has them not) have name and `leaves_open`.
+/// the others `missing`, `without` (they keep nothing in) and `beyond` (this kernel has them not) have name and `leaves_open`. `unseen`:
+/// some were away, and what was opened then has not been looked for yet; `fence` is false as long.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -50,7 +51,7 @@ fn healthy(status: &Status) -> bool {
 #[derive(Debug, serde::Serialize)]
 struct Dead {
     agent: Option<()>,
-    /// All that keeps in what is governed is in force.
+    /// All that keeps in what is governed is in force, and was it since that was looked at.
     fence: bool,
     #[serde(flatten)]
     hooks: Standing,
@@ -62,7 +63,7 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
     let pin_dir = pin_dir.display().to_string();
     if format != Format::Table {
         let (fence, hooks) = match left {
-            Left::Stands(hooks) => (hooks.missing.is_empty(), hooks),
+            Left::Stands(hooks) => (hooks.is_whole(), hooks),
             _ => (false, Standing::default()),
         };
         let dead = Dead {
@@ -90,14 +91,19 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
     Ok(Outcome::NoAgent)
 }
 
+/// Of a fence whose hooks are all in force again.
+pub(super) const UNSEEN: &str =
+    "hooks were away, and what was opened meanwhile may go on: start the agent, which looks for it";
+
 fn standing(hooks: &Standing, pin_dir: &str, paint: Paint) -> String {
+    let incomplete = paint.paint(Colour::Red, "INCOMPLETE");
     let mut lines = Lines(vec![match hooks.missing.is_empty() {
+        true if hooks.unseen => format!("  fence   {incomplete} ({pin_dir}): {UNSEEN}"),
         true => format!(
             "  fence   stands ({pin_dir}): governed connections are refused at once until an agent runs"
         ),
         false => format!(
-            "  fence   {} ({pin_dir}): start the agent, which puts back what is missing",
-            paint.paint(Colour::Red, "INCOMPLETE")
+            "  fence   {incomplete} ({pin_dir}): start the agent, which puts back what is missing"
         ),
     }]);
     lines.in_force(hooks.in_force.iter().copied(), paint);

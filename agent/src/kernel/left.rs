@@ -28,6 +28,15 @@ pub struct Standing {
     pub without: Vec<Open>,
     /// Those that the agent did not attach, since this kernel has them not.
     pub beyond: Vec<Open>,
+    /// Some were away, and not all that is governed has been looked at since: what was opened then may go on.
+    pub unseen: bool,
+}
+
+impl Standing {
+    /// Is all that keeps something in in force, and was it since everybody was looked at?
+    pub fn is_whole(&self) -> bool {
+        self.missing.is_empty() && !self.unseen
+    }
 }
 
 /// A hook that is not in force.
@@ -51,7 +60,11 @@ impl From<&Hook> for Open {
 /// Asks about the pins in `pin_dir`: of hooks that every kernel has, and of those that the agent found in this one.
 pub fn left(pin_dir: &Path) -> Left {
     let attached = |name: &str| pins::attached(pin_dir, name).exists();
-    let (mut holding, mut told) = (false, Standing::default());
+    let mut holding = false;
+    let mut told = Standing {
+        unseen: pins::is_unseen(pin_dir),
+        ..Standing::default()
+    };
     for hook in HOOKS {
         if hook.since.is_some() && !attached(hook.name) {
             if !is_replaced(hook, attached) {

@@ -233,7 +233,7 @@ impl Pins {
 
     /// Is it noted that not all has been?
     pub(super) fn is_unseen(&self) -> bool {
-        self.dir.join(UNSEEN).exists()
+        is_unseen(&self.dir)
     }
 
     /// Sees to it that the maps of what is in force are there, and refuses those that this agent does not fit: what is not
@@ -385,6 +385,10 @@ const ATTACHED: &str = "attached";
 
 /// In an instance's directory: there while not all has been looked at again since hooks were away.
 const UNSEEN: &str = "unseen";
+
+pub(super) fn is_unseen(dir: &Path) -> bool {
+    dir.join(UNSEEN).exists()
+}
 
 /// Is there once an agent attached this hook.
 pub(super) fn attached(dir: &Path, hook: &str) -> PathBuf {

@@ -1,10 +1,11 @@
 //! Local daemons' sockets that a command under `tollgate run` is not to find, where covering them is all there is: the launcher is
 //! started by hand here, and no hook holds what it starts.
 use crate::support::*;
+use harness::process::Ended;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Nobody else on this host.
@@ -42,31 +43,20 @@ fn ended(mut command: Command) -> Output {
 }
 
 /// A process outside that is governed by nobody, and says so when it is ready.
-struct Neighbour(Child);
-
-impl Neighbour {
-    fn start(launcher: &[&str], script: &str, at: &Path) -> Self {
-        let mut command = Command::new(launcher[0]);
-        command
-            .args(&launcher[1..])
-            .args(["python3", "-c", script])
-            .arg(at);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut said = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap())
-            .read_line(&mut said)
-            .unwrap();
-        assert_eq!(said, "ready\n");
-        Self(child)
-    }
-}
-
-impl Drop for Neighbour {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn neighbour(launcher: &[&str], script: &str, at: &Path) -> Ended {
+    let mut command = Command::new(launcher[0]);
+    command
+        .args(&launcher[1..])
+        .args(["python3", "-c", script])
+        .arg(at);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap())
+        .read_line(&mut said)
+        .unwrap();
+    assert_eq!(said, "ready\n");
+    Ended(child)
 }
 
 /// A line by which a script becomes the user, who may not read where modules are.
@@ -131,7 +121,7 @@ listener.listen()
 print("ready", flush=True)
 sys.stdin.read()
 "#;
-    let stranger = Neighbour::start(&["unshare", "-m", "--propagation", "private"], script, &at);
+    let stranger = neighbour(&["unshare", "-m", "--propagation", "private"], script, &at);
     let output = ended(launch(&place, &["echo", "started"]));
     drop((stranger, served));
     let _ = rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH);
@@ -154,7 +144,7 @@ print("ready", flush=True)
 sys.stdin.read()
 "#;
     let at = folder(&place);
-    let _many = Neighbour::start(&["env"], script, &at);
+    let _many = neighbour(&["env"], script, &at);
     let mut run = place.tollgate(&["run", "--workload", "by-hand", "--user", USER, "--"]);
     run.args(["echo", "started"])
         .stdout(Stdio::piped())
@@ -198,7 +188,7 @@ listen(here + "plain")
 print("ready", flush=True)
 sys.stdin.read()
 "#;
-    let _neighbour = Neighbour::start(&["env"], &format!("{AS_USER}{script}"), &at);
+    let _neighbour = neighbour(&["env"], &format!("{AS_USER}{script}"), &at);
     let names = ["control", "renamed", "plain"];
     let names = [&at, &again].map(|at| names.map(|name| at.join(name).display().to_string()));
     let names: Vec<&str> = names.as_flattened().iter().map(String::as_str).collect();
@@ -239,7 +229,7 @@ print("ready", flush=True)
 sys.stdin.read()
 "#;
     let script = format!("{AS_USER}{script}");
-    let _neighbour = Neighbour::start(&["unshare", "-n"], &script, &at);
+    let _neighbour = neighbour(&["unshare", "-n"], &script, &at);
     let name = at.join("socket").display().to_string();
     let output = ended(launch(&place, &connect(&[&name])));
     assert_eq!(lines(&output), [format!("{name} ECONNREFUSED")]);
@@ -258,7 +248,7 @@ listener.listen()
 print("ready", flush=True)
 sys.stdin.read()
 "#;
-    let _neighbour = Neighbour::start(&["env"], &format!("{AS_USER}{script}"), &folder(&place));
+    let _neighbour = neighbour(&["env"], &format!("{AS_USER}{script}"), &folder(&place));
     let told = text(&ended(launch(&place, &["true"])).stderr);
     assert!(
         told.contains("sockets are not where they were bound"),
@@ -284,7 +274,7 @@ print("ready", flush=True)
 sys.stdin.read()
 "#;
     let script = format!("import subprocess\n{AS_USER}{script}");
-    let _neighbour = Neighbour::start(&["env"], &script, &at);
+    let _neighbour = neighbour(&["env"], &script, &at);
     let process = fs::read_to_string(at.join("pid")).unwrap();
     let (root, cwd) = (
         format!("/proc/{process}/root"),

@@ -2,11 +2,12 @@
 use crate::outside::{GOVERNED, Outside};
 use crate::recognising::digest;
 use crate::support::*;
+use harness::process::Ended;
 use harness::{at_most, eventually};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const CROWD: u32 = 54_341;
@@ -15,38 +16,25 @@ const ANOTHER: u32 = 54_342;
 const FILES: usize = 60;
 const LENGTH: u64 = (2 << 30) - 1;
 
-struct Crowd(Vec<Child>);
-
-impl Drop for Crowd {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Crowd {
-    /// Programs of one user's of which each asks for what nobody answers, again and again.
-    fn run(directory: &Path, outside: &Outside) -> Self {
-        let asks = format!(
-            "while :; do : > /dev/tcp/127.0.0.1/{}; sleep 1; done",
-            outside.addresses[0].port()
-        );
-        let run = |n: usize| {
-            let program = directory.join(n.to_string());
-            fs::copy("/bin/bash", &program).unwrap();
-            let file = fs::OpenOptions::new().write(true).open(&program).unwrap();
-            file.set_len(LENGTH - n as u64).unwrap();
-            drop(file);
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid", &CROWD.to_string(), "--clear-groups"]);
-            command.arg(&program).args(["-c", &asks]);
-            command.stdin(Stdio::null()).stderr(Stdio::null());
-            command.spawn().unwrap()
-        };
-        Self((0..FILES).map(run).collect())
-    }
+/// Programs of one user's of which each asks for what nobody answers, again and again.
+fn crowd(directory: &Path, outside: &Outside) -> Vec<Ended> {
+    let asks = format!(
+        "while :; do : > /dev/tcp/127.0.0.1/{}; sleep 1; done",
+        outside.addresses[0].port()
+    );
+    let run = |n: usize| {
+        let program = directory.join(n.to_string());
+        fs::copy("/bin/bash", &program).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(&program).unwrap();
+        file.set_len(LENGTH - n as u64).unwrap();
+        drop(file);
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &CROWD.to_string(), "--clear-groups"]);
+        command.arg(&program).args(["-c", &asks]);
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        Ended(command.spawn().unwrap())
+    };
+    (0..FILES).map(run).collect()
 }
 
 /// What another one runs is recognised as if they were not there.
@@ -67,7 +55,7 @@ fn one_users_many_large_files_hold_up_nobody_else() {
     place.start();
     let own = place.path("own");
     fs::create_dir(&own).unwrap();
-    let crowd = Crowd::run(&own, &outside);
+    let crowd = crowd(&own, &outside);
     // Until they have been asked for.
     std::thread::sleep(Duration::from_secs(3));
     let begun = Instant::now();

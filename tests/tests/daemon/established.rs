@@ -1,15 +1,16 @@
 //! Connections that a workload's processes had before there was an agent: what policy says becomes of them.
 use crate::support::*;
 use harness::eventually;
+use harness::process::Ended;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::io::{ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// A process of the job with a connection to each listener, over which it sends without end.
 pub(crate) struct Talker {
-    process: Child,
+    _process: Ended,
     peers: Vec<TcpStream>,
 }
 
@@ -43,7 +44,7 @@ while True:
         });
         Self {
             peers: peers.collect(),
-            process,
+            _process: Ended(process),
         }
     }
 
@@ -60,13 +61,6 @@ while True:
             }
         };
         self.peers.iter_mut().map(next).collect()
-    }
-}
-
-impl Drop for Talker {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 

@@ -1,11 +1,12 @@
 //! What the agent gives up before it holds anything: that others read its memory, and that it leaves it behind.
 use crate::support::*;
 use harness::eventually;
+use harness::process::Ended;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Root without the capability that reads every process's memory, and with all others: of a process that has no more
@@ -17,16 +18,6 @@ const LAUNCHER: [&str; 5] = [
     "--inh-caps=-sys_ptrace",
     "--bounding-set=-sys_ptrace",
 ];
-
-/// A program beside the agent, started as it is.
-struct Beside(Child);
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// What becomes of opening the memory of a process, governed.
 fn opened(place: &Place, pid: u32) -> String {
@@ -57,7 +48,7 @@ fn governed_root_does_not_read_the_agents_memory_and_it_leaves_none_behind() {
     let mut place = Place::new();
     let mut beside = Command::new(LAUNCHER[0]);
     beside.args(&LAUNCHER[1..]).args(["sleep", "1h"]);
-    let beside = Beside(beside.spawn().unwrap());
+    let beside = Ended(beside.spawn().unwrap());
     place.start_by(&LAUNCHER);
     let agent = place.agent.as_ref().unwrap().id();
     assert_eq!(opened(&place, agent), "refused");
@@ -70,8 +61,8 @@ fn governed_root_does_not_read_the_agents_memory_and_it_leaves_none_behind() {
         true => "refused",
         false => "opened",
     };
-    assert_eq!(opened(&place, beside.0.id()), other);
-    assert_eq!(core(beside.0.id()), ["unlimited"; 2]);
+    assert_eq!(opened(&place, beside.id()), other);
+    assert_eq!(core(beside.id()), ["unlimited"; 2]);
 }
 
 /// Whoever starts the agent anew is not to wait for it.

@@ -1,12 +1,13 @@
 //! Clients that ask, download and go on without end, and who counts what reaches it.
 use crate::support::*;
 use harness::eventually;
+use harness::process::Ended;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::ops::Range;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -101,7 +102,7 @@ print(json.dumps({"rounds": rounds}))
 "#;
 
 /// A client while it runs; killed if the test ends first.
-pub(crate) struct Client(Child);
+pub(crate) struct Client(Ended);
 
 impl Client {
     pub(crate) fn start(cgroup: Option<&Path>, script: &str) -> Self {
@@ -118,7 +119,7 @@ impl Client {
         let line = format!("{enter}exec {user}python3 -c \"$0\"");
         command.args(["-c", &line, &format!("{PRELUDE}{script}")]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        Self(command.spawn().unwrap())
+        Self(Ended(command.spawn().unwrap()))
     }
 
     /// Lets it come to its end, and reads what it has to say.
@@ -129,13 +130,6 @@ impl Client {
         output.read_to_string(&mut said).unwrap();
         assert!(self.0.wait().unwrap().success(), "a client failed: {said}");
         serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"))
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

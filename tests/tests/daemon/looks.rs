@@ -1,6 +1,7 @@
 //! What processes recognised by their user had before, however policy, the agent and they themselves go on meanwhile.
 use crate::support::*;
 use harness::eventually;
+use harness::process::Ended;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::Value;
 use std::fs;
@@ -8,7 +9,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ while s:
 
 /// A user's process, with what it had before anybody governed it.
 struct Theirs {
-    process: Child,
+    process: Ended,
     _output: BufReader<ChildStdout>,
     peers: Vec<TcpStream>,
     listens: Vec<(IpAddr, u16)>,
@@ -90,7 +91,7 @@ impl Theirs {
         let ports = said.split_whitespace().map(|port| port.parse().unwrap());
         let ips = ["127.0.0.1", "::1"].map(|ip| ip.parse().unwrap());
         Self {
-            process,
+            process: Ended(process),
             _output: output,
             peers,
             listens: ips.into_iter().zip(ports).collect(),
@@ -142,13 +143,6 @@ impl Theirs {
     fn is_held(&self) -> bool {
         let mut all = self.listens.iter();
         !all.any(|(ip, port)| is_served(*ip, *port, ANSWER))
-    }
-}
-
-impl Drop for Theirs {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 

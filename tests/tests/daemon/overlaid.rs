@@ -3,14 +3,15 @@ use crate::outside::{GOVERNED, Outside, REACHED};
 use crate::recognising::digest;
 use crate::support::*;
 use harness::eventually;
+use harness::process::Ended;
 use std::fs;
 use std::io::BufReader;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// A view of the mounts in which an overlay of them stands over the tools.
-struct View(Child);
+struct View(Ended);
 
 impl View {
     fn new(mounts: &str) -> Self {
@@ -25,7 +26,7 @@ impl View {
         let mut view = command.spawn().unwrap();
         let mut said = BufReader::new(view.stdout.take().unwrap());
         assert_eq!(line(&mut said), "up");
-        Self(view)
+        Self(Ended(view))
     }
 
     /// What comes of it if this user asks by this program there.
@@ -35,13 +36,6 @@ impl View {
         command.args(["--reuid", &user.to_string(), "--clear-groups"]);
         command.args(["sh", "-c", &outside.ask(program)]);
         outside.came(&command.stdin(Stdio::null()).output().unwrap())
-    }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

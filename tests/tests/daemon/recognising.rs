@@ -3,12 +3,13 @@ use crate::late::Late;
 use crate::outside::{GOVERNED, Outside, REACHED, REFUSED};
 use crate::support::*;
 use harness::eventually;
+use harness::process::Ended;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub(crate) const INTERN: u32 = 54_322;
@@ -421,26 +422,19 @@ fn new_cgroups_and_units_are_picked_up_within_a_tenth_of_a_second() {
 }
 
 /// A process that becomes a workload's when it is told to, and stays.
-struct Told(Child);
+struct Told(Ended);
 
 impl Told {
     /// `becomes`: what a shell does then.
     fn new(becomes: &str) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("read told; {becomes}")]);
-        Self(command.stdin(Stdio::piped()).spawn().unwrap())
+        Self(Ended(command.stdin(Stdio::piped()).spawn().unwrap()))
     }
 
     fn go(&mut self) {
         let input = self.0.stdin.as_mut().unwrap();
         std::io::Write::write_all(input, b"\n").unwrap();
-    }
-}
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -5,6 +5,7 @@ use crate::outside::{GOVERNED, Outside};
 use crate::recognising::{INTERN, digest};
 use crate::support::*;
 use harness::eventually;
+use harness::process::Ended;
 use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,19 +15,6 @@ use std::time::{Duration, Instant};
 
 /// Some of one user, and of more.
 const STUCK: [u32; 8] = [INTERN, INTERN, INTERN, INTERN, INTERN, INTERN, 5, 0];
-
-/// Ended, whatever comes of the test.
-#[derive(Default)]
-struct Children(Vec<Child>);
-
-impl Drop for Children {
-    fn drop(&mut self) {
-        for one in &mut self.0 {
-            let _ = one.kill();
-            let _ = one.wait();
-        }
-    }
-}
 
 /// The kernel says nothing of it, on versions that keep so much back.
 fn says_nothing(of: &Child) -> bool {
@@ -41,13 +29,13 @@ fn who_is_stuck_in_execve_holds_up_nobody_else() {
     let (mut place, outside) = (Place::new(), Outside::new());
     fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
     // They end only once nobody serves the file any more.
-    let mut stuck = Children::default();
+    let mut stuck = Vec::<Ended>::new();
     let late = Late::never_closed("flush", place.path("late"));
-    let all = STUCK.iter().map(|user| late.stuck(*user, "pass"));
-    stuck.0.extend(all);
+    let all = STUCK.iter().map(|user| Ended(late.stuck(*user, "pass")));
+    stuck.extend(all);
     println!(
         "the kernel says nothing of them: {}",
-        says_nothing(&stuck.0[0])
+        says_nothing(&stuck[0])
     );
 
     let mut bytes = fs::read("/usr/bin/curl").unwrap();
@@ -101,7 +89,7 @@ fn who_is_stuck_in_execve_holds_up_nobody_else() {
     let before = format!(
         "open('{procs}', 'w').write(str(os.getpid()))\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ntry: s.sendto(b'x', ('127.0.0.1', {port}))\nexcept OSError: pass"
     );
-    stuck.0.push(late.stuck(0, &before));
+    stuck.push(Ended(late.stuck(0, &before)));
     assert!(recognised(&named));
     took("told of");
     let all = place.workloads();

@@ -4,13 +4,14 @@ use crate::established::Talker;
 use crate::load::*;
 use crate::support::*;
 use harness::eventually;
+use harness::process::Ended;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// Nobody else on the machine is this user.
 const USER: u32 = 54_407;
@@ -106,21 +107,14 @@ fn marks(place: &Place, of: &[u32]) -> BTreeSet<(u64, String, String)> {
     marks.filter(is_ours).collect()
 }
 
-struct Sleeper(Child);
+struct Sleeper(Ended);
 
 impl Sleeper {
     fn new(enter: &str) -> Self {
         let script = format!("{enter} sleep 300");
         let mut command = Command::new("sh");
         command.args(["-c", &script]).stdin(Stdio::null());
-        Self(command.spawn().unwrap())
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        Self(Ended(command.spawn().unwrap()))
     }
 }
 

@@ -251,14 +251,20 @@ fn that_hooks_were_away_is_not_forgotten_until_it_was_looked_at() {
     std::fs::remove_file(pins.join("links/sched_process_fork")).unwrap();
     assert_eq!(stand.fence().mend().len(), 1);
     assert!(stand.fence().is_unseen());
+    let told = || match kernel::left(&pins) {
+        Left::Stands(hooks) => (hooks.missing.is_empty(), hooks.unseen, hooks.is_whole()),
+        other => panic!("{other:?}"),
+    };
     for _ in 0..2 {
         drop(stand.fence.take());
+        assert_eq!(told(), (true, true, false));
         stand.fence = Some(open(&stand.options));
         assert!(stand.fence().was_open() && stand.fence().is_unseen());
     }
     stand.fence().seen().unwrap();
     assert!(!stand.fence().is_unseen());
     drop(stand.fence.take());
+    assert_eq!(told(), (true, false, true));
     // A start puts hooks back as well, and may end before it is looked.
     std::fs::remove_file(pins.join("links/sched_process_exec")).unwrap();
     for _ in 0..2 {
