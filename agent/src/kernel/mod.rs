@@ -58,7 +58,9 @@ pub use model::{
     Recognition, Runs,
 };
 pub(crate) use probe::unescape;
-pub use processes::{Handle, all_ids as all_processes, has_ended, of_process, program, real_user};
+pub use processes::{
+    Handle, all_ids as all_processes, has_ended, has_peer_ended, of_process, program, real_user,
+};
 pub use quota::{Allowance, Usage};
 pub use recognise::can_follow;
 pub use shared::Beyond;

@@ -1,6 +1,6 @@
 //! Namespaces: a view of the host that is one process tree's own, and sockets in another network.
-use super::bounded;
 use super::missed::unless_short;
+use super::{bounded, sys};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -161,22 +161,5 @@ fn control(
 /// `SO_NETNS_COOKIE`: the kernel's id of a socket's network namespace, never used again.
 pub(super) fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
-    let mut cookie = 0_u64;
-    let mut size = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8);
-    // SAFETY: needed because nobody wraps this option. The kernel writes at most `size` bytes to `cookie`; both outlive
-    // the call.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            std::ptr::from_mut(&mut cookie).cast(),
-            std::ptr::from_mut(&mut size),
-        )
-    };
-    if done == 0 {
-        Ok(cookie)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    sys::socket_option(socket, SO_NETNS_COOKIE)
 }

@@ -4,13 +4,13 @@ mod status;
 
 pub use self::status::{has_ended, real_user};
 use super::missed::unless_short;
-use super::{Error, Evidence, Fence, GovernedProcess, bounded, cgroup};
+use super::{Error, Evidence, Fence, GovernedProcess, bounded, cgroup, sys};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use tollgate_common::recognise::{BY_CGROUP, EXEMPT, INHERITED, Mark};
@@ -92,8 +92,25 @@ impl Handle {
 
     /// Has it ended? Then its id may be another's.
     fn has_ended(&self) -> bool {
-        let mut polled = [PollFd::new(&self.handle, PollFlags::IN)];
-        rustix::event::poll(&mut polled, Some(&Timespec::default())) != Ok(0)
+        has_it_ended(&self.handle)
+    }
+}
+
+fn has_it_ended(handle: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(handle, PollFlags::IN)];
+    rustix::event::poll(&mut polled, Some(&Timespec::default())) != Ok(0)
+}
+
+/// Has the process ended that connected a Unix socket? Then its id may be another's, and may have been. A kernel before 6.5 does not say:
+/// it has not.
+///
+/// # Errors
+/// Descriptors or memory are short.
+pub fn has_peer_ended(socket: &impl AsFd) -> io::Result<bool> {
+    match sys::peer(socket.as_fd()) {
+        Ok(handle) => Ok(has_it_ended(&handle)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
+        other => unless_short(other).map(|handle| handle.is_none()),
     }
 }
 
@@ -519,6 +536,13 @@ mod tests {
         assert_eq!(own.parent, std::os::unix::process::parent_id());
         assert!(began(own.process).unwrap() > 0);
         assert_eq!(look(0).unwrap(), None);
+    }
+
+    #[test]
+    fn a_peer_is_there_for_as_long_as_its_process() {
+        let (own, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(!has_peer_ended(&own).unwrap());
+        assert!(has_peer_ended(&std::fs::File::open("/dev/null").unwrap()).unwrap());
     }
 
     #[test]

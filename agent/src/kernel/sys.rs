@@ -31,6 +31,42 @@ const MAX_ATTACHED: usize = 64;
 #[derive(Clone, Copy, Default)]
 struct Attributes([u64; 16]);
 
+/// What the kernel says of a socket by an option of `SOL_SOCKET` that is one number.
+pub(super) fn socket_option<T: aya::Pod + Default>(
+    socket: BorrowedFd<'_>,
+    option: libc::c_int,
+) -> io::Result<T> {
+    let mut value = T::default();
+    let mut size = libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0);
+    // SAFETY: needed because nobody wraps these options. The kernel writes at most `size` bytes to `value`, of which any are one
+    // (`Pod`); both outlive the call.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            std::ptr::from_mut(&mut value).cast(),
+            std::ptr::from_mut(&mut size),
+        )
+    };
+    match done {
+        0 => Ok(value),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The process that connected a Unix socket, whoever has its id by now.
+///
+/// # Errors
+/// The kernel is older than 6.5, or the process is gone.
+pub(super) fn peer(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SO_PEERPIDFD: libc::c_int = 77;
+    let handle: i32 = socket_option(socket, SO_PEERPIDFD)?;
+    // SAFETY: needed because the option gives a number. It is a descriptor that the kernel has just opened for this process, and
+    // nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(handle) })
+}
+
 /// Two 32-bit fields that follow each other, as one word.
 fn pair(first: u32, second: u32) -> u64 {
     let [a, b, c, d] = first.to_ne_bytes();

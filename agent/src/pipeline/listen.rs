@@ -55,6 +55,9 @@ pub fn bind(port: u16, workers: usize) -> io::Result<Vec<Listeners>> {
     // Without SO_REUSEPORT first: with it alone, a second agent of the same user would bind beside this one.
     drop(listener((Ipv4Addr::LOCALHOST, port).into(), false)?);
     drop(datagrams((Ipv4Addr::LOCALHOST, port).into(), false)?);
+    let six = (Ipv6Addr::LOCALHOST, port).into();
+    drop(where_there_is_ipv6(listener(six, false))?);
+    drop(where_there_is_ipv6(datagrams(six, false))?);
     let first = first(port)?;
     let port = first.port()?;
     let mut all = vec![first];

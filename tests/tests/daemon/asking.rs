@@ -1,6 +1,8 @@
 //! The admin socket and the verbs that ask over it.
 use crate::support::*;
 use harness::eventually;
+use harness::process::Ended;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -80,5 +82,58 @@ fn the_admin_socket_answers_nonsense_with_a_fault() {
         let answer: Value = serde_json::from_str(&answer).unwrap();
         assert_eq!(answer["with"]["kind"], "usage", "{nonsense:?} {answer}");
     }
+    assert_eq!(place.output(&["status"]).status.code(), Some(0));
+}
+
+/// Who connects ends, and another, who is nobody's, is given its id before the agent looks.
+#[test]
+fn who_has_the_id_of_who_connected_does_not_speak_for_it() {
+    const SCRIPT: &str = "
+import os, socket, sys, time
+s = socket.socket(socket.AF_UNIX)
+first = os.fork()
+if not first:
+    s.connect(sys.argv[1])
+    os._exit(0)
+os.waitpid(first, 0)
+other = 0
+for _ in range(1000):
+    with open('/proc/sys/kernel/ns_last_pid', 'w') as last: last.write(str(first - 1))
+    other = os.fork()
+    if not other:
+        time.sleep(0 if os.getpid() != first else 60)
+        os._exit(0)
+    if other == first: break
+    os.waitpid(other, 0)
+print(other == first, flush=True)
+input()
+s.sendall(sys.argv[2].encode())
+print(s.makefile().read(), flush=True)
+os.kill(other, 9)
+";
+    let mut place = Place::new();
+    place.start();
+    let agent = Pid::from_child(place.agent.as_ref().unwrap());
+    kill_process(agent, Signal::STOP).unwrap();
+    let version = tollgate::daemon::admin::wire::VERSION;
+    let asks = format!("{{\"v\":{version},\"request\":{{\"do\":\"status\"}}}}\n");
+    let mut command = Command::new("python3");
+    command
+        .args(["-c", SCRIPT])
+        .arg(place.path("run/admin.sock"));
+    command
+        .arg(asks)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut asks = Ended(command.spawn().unwrap());
+    let mut said = BufReader::new(asks.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    kill_process(agent, Signal::CONT).unwrap();
+    assert_eq!(line, "True\n", "another has its id");
+    asks.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let mut told = String::new();
+    said.read_to_string(&mut told).unwrap();
+    assert!(told.contains("cannot tell who asks"), "{told}");
     assert_eq!(place.output(&["status"]).status.code(), Some(0));
 }

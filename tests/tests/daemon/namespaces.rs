@@ -182,6 +182,26 @@ fn a_namespace_without_ipv6_is_served_over_ipv4() {
     assert_eq!(inside.asks(ELSEWHERE6), "000");
 }
 
+/// Whoever listens at the agent's port before it does, and lets others of its user listen beside it, over these kinds and families.
+fn impostor(place: &Place, over: &str) -> String {
+    format!(
+        r#"ip link set lo up && python3 -c '
+import os, signal, socket
+def listen(kind, family):
+    s = socket.socket(getattr(socket, "AF_" + family), getattr(socket, "SOCK_" + kind))
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind(("::1" if "6" in family else "127.0.0.1", {0}))
+    if kind == "STREAM": s.listen()
+    return s
+all = [listen(*one.split(", ")) for one in "{over}".split("; ")]
+if os.fork() == 0:
+    os.close(1)
+    signal.pause()
+' || exit 1"#,
+        place.port
+    )
+}
+
 /// Anybody may make a user namespace and a network in it, and listen there before the agent does: it gets nothing.
 #[test]
 fn a_namespace_made_without_privilege_is_served_beside_an_impostor() {
@@ -196,21 +216,7 @@ fn a_namespace_made_without_privilege_is_served_beside_an_impostor() {
         "--map-root-user",
         "--net",
     ];
-    let impostor = format!(
-        r#"ip link set lo up && python3 -c '
-import os, signal, socket
-def listen(family, ip):
-    s = socket.socket(family, socket.SOCK_STREAM)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    s.bind((ip, {0})); s.listen()
-    return s
-both = listen(socket.AF_INET, "127.0.0.1"), listen(socket.AF_INET6, "::1")
-if os.fork() == 0:
-    os.close(1)
-    signal.pause()
-' || exit 1"#,
-        place.port
-    );
+    let impostor = impostor(&place, "STREAM, INET; STREAM, INET6");
     let mut inside = Inside::new(&place, &enter, &impostor);
     place.start();
     // A connection that the impostor got would get no answer.
@@ -220,6 +226,27 @@ if os.fork() == 0:
     let served = namespaces(&place);
     assert!(served[0]["port"].is_u64(), "{served:?}");
     assert_ne!(served[0]["port"], place.port, "that one is taken there");
+}
+
+/// Of the agent's user, one may listen at a port beside it. Then it is at another one, over whichever of them that is.
+#[test]
+fn an_impostor_of_the_agents_user_shares_no_port_with_it() {
+    for over in [
+        "STREAM, INET",
+        "STREAM, INET6",
+        "DGRAM, INET",
+        "DGRAM, INET6",
+    ] {
+        let mut place = Place::new();
+        let mut inside = Inside::new(&place, &UNSHARE, &impostor(&place, over));
+        place.start();
+        for url in [ELSEWHERE, ELSEWHERE6] {
+            assert_eq!(inside.asks(url), "403", "{url}");
+        }
+        let served = namespaces(&place);
+        assert!(served[0]["port"].is_u64(), "{served:?}");
+        assert_ne!(served[0]["port"], place.port, "taken over {over}");
+    }
 }
 
 /// Whoever has made many in which the agent cannot listen, and connects there without end.

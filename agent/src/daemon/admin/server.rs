@@ -8,6 +8,7 @@ use super::wire::{
     DECISIONS, Envelope, Fault, FaultKind, Flow, KINDS, REQUEST_BYTES, Reply, Request, VERSION,
 };
 use crate::audit::{self, Filter};
+use crate::kernel::has_peer_ended;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -82,17 +83,22 @@ struct Caller {
 
 async fn connection(stream: UnixStream, agent: Arc<Agent>) -> std::io::Result<()> {
     let credentials = stream.peer_cred()?;
-    let (read, write) = stream.into_split();
-    let mut out = BufWriter::new(write);
     let caller = Caller {
         pid: credentials.pid(),
     };
-    let mut input = BufReader::new(read);
-    // Read before anything is refused: an answer to a caller who still writes would be lost to it.
-    let request = read_request(&mut input, REQUEST).await;
+    // Judged at once, by what its id says: who takes time to ask could end, and have another be given that.
     let (asked, uid) = (Arc::clone(&agent), credentials.uid());
     let admitted = tokio::task::spawn_blocking(move || admitted(&asked, uid, caller)).await;
     let admitted = admitted.unwrap_or_else(|_| Err(failed()));
+    let admitted = match has_peer_ended(&stream) {
+        Ok(false) => admitted,
+        _ => Err(gone()),
+    };
+    let (read, write) = stream.into_split();
+    let mut out = BufWriter::new(write);
+    let mut input = BufReader::new(read);
+    // Read before anything is refused: an answer to a caller who still writes would be lost to it.
+    let request = read_request(&mut input, REQUEST).await;
     let request = match admitted.and(request) {
         Ok(request) => request,
         Err(fault) => return send(&mut out, &Reply::Fault(fault)).await,
@@ -128,6 +134,13 @@ fn failed() -> Fault {
     )
 }
 
+fn gone() -> Fault {
+    fault(
+        FaultKind::Forbidden,
+        "the agent cannot tell who asks: the caller is gone or hidden",
+    )
+}
+
 /// Root or the agent's own user, and nobody who is governed: no workload may speak for itself here. Blocks.
 fn admitted(agent: &Agent, uid: u32, caller: Caller) -> Result<(), Fault> {
     if uid != 0 && uid != rustix::process::geteuid().as_raw() {
@@ -139,10 +152,7 @@ fn admitted(agent: &Agent, uid: u32, caller: Caller) -> Result<(), Fault> {
     let pid = caller.pid.and_then(|pid| u32::try_from(pid).ok());
     let known = pid.map(|pid| (pid, cgroups::of_process(pid).unwrap_or_default()));
     let Some((pid, above)) = known.filter(|(_, above)| !above.is_empty()) else {
-        return Err(fault(
-            FaultKind::Forbidden,
-            "the agent cannot tell who asks: the caller is gone or hidden",
-        ));
+        return Err(gone());
     };
     let fence = &agent.shared.fence;
     let mut above = above.iter().map(Path::new);
