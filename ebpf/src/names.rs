@@ -116,7 +116,9 @@ pub(crate) fn leaves(
     if !exit::is_on_loopback(ctx) {
         return Some(Err((Reason::Device, asker.server)));
     }
-    if !listens(ctx.as_ptr(), &packet.destination) {
+    // Others of the agent's user may share its port: which socket it would reach goes by both ends.
+    let (to, from) = (&packet.destination, &packet.source);
+    if !listener::sends(ctx.as_ptr(), to, from, listener::is_tagged) {
         return Some(Err((Reason::AgentDown, asker.server)));
     }
     // Of many in one only the first would be entered.

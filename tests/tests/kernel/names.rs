@@ -306,6 +306,60 @@ except TimeoutError: say('nothing more')"
     stand.lift();
 }
 
+/// One of several at a port, of one user.
+fn sharing(address: SocketAddr) -> UdpSocket {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.into()
+}
+
+/// Which of them a query would reach goes by where it is from. The agent itself is the only one that can have others at its port, and
+/// these it did not admit.
+#[test]
+fn of_sockets_that_share_the_agents_port_only_its_own_is_asked() {
+    let mut stand = Stand::new();
+    let asks = |ip: &str| {
+        format!(
+            "{DATAGRAM}
+all = [datagram('{ip}') for _ in range(64)]
+say(*sorted({{name(lambda: s.sendto(b'a name', ('{ip}', 53))) for s in all}}))"
+        )
+    };
+    for ip in ["127.0.0.1", "::1"] {
+        // Where one without a port would reach another one, nobody is asked at all.
+        let other = (0..64).find_map(|_| {
+            stand.listen();
+            let at = agents(&stand, ip).local_addr().unwrap();
+            let agent = match ip {
+                "::1" => &mut stand.dns6,
+                _ => &mut stand.dns4,
+            };
+            *agent = UdpSocket::bind((ip, 0)).unwrap();
+            *agent = sharing(at);
+            let other = sharing(at);
+            stand.admit();
+            let told = stand.run(&asks(ip));
+            assert_eq!(heard(&other), 0, "{told}");
+            (told != "ECONNREFUSED").then(|| {
+                assert_eq!(told, "EPERM ok");
+                other
+            })
+        });
+        let other = other.expect("somebody is asked");
+        let own = heard(agents(&stand, ip));
+        assert!((1..64).contains(&own), "{own}");
+        // It is the look at what leaves that keeps the others from it.
+        std::fs::remove_file(stand.options.pin_dir.join("links/egress")).unwrap();
+        assert_eq!(stand.run(&asks(ip)), "ok");
+        assert!(heard(&other) > 0);
+        stand.fence().mend();
+    }
+    stand.lift();
+}
+
 /// A socket that somebody else made and passed in asks the agent, and is its maker's again afterwards.
 #[test]
 fn a_socket_made_outside_asks_the_agent() {
