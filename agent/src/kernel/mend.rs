@@ -28,13 +28,23 @@ impl Fence {
         gone.into_iter()
             .map(|(program, why)| Mended {
                 layer: program.hook.name,
-                result: (!layers::is_unknown(&why))
-                    .then(|| load::attach_anew(&self.pins, &self.root, program)),
+                result: (!layers::is_unknown(&why)).then(|| self.attach_again(program)),
                 why,
                 was_open: true,
             })
             .chain(self.pin_maps())
             .collect()
+    }
+
+    fn attach_again(&self, program: &load::Loaded) -> Result<(), Error> {
+        self.make_again()?;
+        load::attach_anew(&self.pins, &self.root, program)
+    }
+
+    /// Makes what pins lie in anew, which may be gone with them, and what it says of the hooks.
+    fn make_again(&self) -> Result<(), Error> {
+        self.pins.make_again()?;
+        self.pins.note(|hook| self.programs.has(hook))
     }
 
     /// Notes that hooks were away. Where that cannot be, they are put back all the same.
@@ -65,11 +75,11 @@ impl Fence {
         (!gone.is_empty()).then(|| Mended {
             layer: "maps",
             why: layers::why_unpinned(&gone),
-            result: Some(
+            result: Some(self.make_again().and_then(|()| {
                 gone.iter()
                     .map(|(map, _)| self.pins.pin_again(map))
-                    .fold(Ok(()), Result::and),
-            ),
+                    .fold(Ok(()), Result::and)
+            })),
             was_open: false,
         })
     }

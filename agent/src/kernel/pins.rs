@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use tollgate_common::{ABI, event, flow, limits, openings, quota, recognise, settings};
 
 /// A map's name and the sizes of its key and value.
@@ -102,14 +103,14 @@ pub(super) struct Pins {
     maps: PathBuf,
     links: PathBuf,
     /// Locks the directory for as long as it is open.
-    _lock: OwnedFd,
+    lock: Mutex<OwnedFd>,
 }
 
 impl Pins {
     /// Opens the directory, making it where it is not there.
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
         probe::bpffs(dir)?;
-        let (maps, links) = (dir.join(MAPS_DIR), dir.join("links"));
+        let (maps, links) = (dir.join(MAPS_DIR), dir.join(LINKS_DIR));
         for path in [dir, &maps, &links] {
             std::fs::create_dir_all(path).map_err(|source| match source.kind() {
                 io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly {
@@ -128,7 +129,7 @@ impl Pins {
             dir: dir.to_owned(),
             maps,
             links,
-            _lock: lock,
+            lock: Mutex::new(lock),
         })
     }
 
@@ -165,10 +166,34 @@ impl Pins {
         }
     }
 
+    /// Makes the directories anew that somebody removed, and holds the instance's own as before.
+    pub(super) fn make_again(&self) -> Result<(), Error> {
+        for path in [&self.dir, &self.maps, &self.links] {
+            match std::fs::create_dir(path) {
+                Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::Pin {
+                        action: "make the directory",
+                        path: path.clone(),
+                        source,
+                    });
+                }
+                _ => {}
+            }
+        }
+        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = |stat: fs::Stat| (stat.st_dev, stat.st_ino);
+        let is_held = match (fs::stat(&self.dir), fs::fstat(&*held)) {
+            (Ok(there), Ok(locked)) => place(there) == place(locked),
+            _ => false,
+        };
+        if !is_held {
+            *held = lock(&self.dir)?;
+        }
+        Ok(())
+    }
+
     /// Pins a map in the place of what may be there.
     pub(super) fn pin_again(&self, held: &Held) -> Result<(), Error> {
-        // Its directory may be gone too. The instance's own is not made anew: the lock on it would be gone with it.
-        let _ = std::fs::create_dir(&self.maps);
         self.pin_map(held.name, held.map.as_fd())
     }
 
@@ -374,6 +399,9 @@ impl Pins {
 
 /// In an instance's directory: where its maps are pinned.
 const MAPS_DIR: &str = "maps";
+
+/// In an instance's directory: where its links are pinned.
+const LINKS_DIR: &str = "links";
 
 /// Where an instance pins a map.
 pub(super) fn map(dir: &Path, name: &str) -> PathBuf {

@@ -164,6 +164,38 @@ fn a_map_that_is_not_pinned_is_told_and_pinned_again() {
     assert_eq!(maps(pins), before);
 }
 
+/// The directories go with the pins, and the lock on the instance with its own.
+#[test]
+fn a_fence_whose_directory_is_removed_is_put_back_whole() {
+    let stand = Stand::new();
+    let pins = stand.options.pin_dir.clone();
+    let before = maps(&pins);
+    let servers = servers();
+    let in_force = || {
+        let layers = stand.fence().layers().into_iter();
+        layers
+            .filter(|layer| layer.enforcing)
+            .map(|layer| layer.name)
+            .collect::<Vec<_>>()
+    };
+    let whole = in_force();
+    for gone in [pins.join("links"), pins.join("attached"), pins.clone()] {
+        std::fs::remove_dir_all(&gone).unwrap();
+        for mended in stand.fence().mend() {
+            assert!(matches!(mended.result, Some(Ok(()))), "{mended:?}");
+        }
+        assert_eq!(in_force(), whole, "{gone:?}");
+        assert_eq!(maps(&pins), before, "the same maps");
+        assert!(stand.fence().mend().is_empty());
+        for (server, connect) in &servers {
+            assert_eq!(stand.run(connect), "ok");
+            assert_quiet(&server.listener);
+        }
+        let another = Fence::open(&stand.options);
+        assert!(matches!(another, Err(Error::InUse { .. })), "{gone:?}");
+    }
+}
+
 /// An agent dies, and maps are unpinned before the next one starts.
 #[test]
 fn the_next_agent_finds_the_maps_of_what_is_in_force() {
