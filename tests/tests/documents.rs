@@ -74,6 +74,20 @@ fn the_first_policy_decides_as_the_readme_says() {
     );
 }
 
+/// Who follows it has the binary where the unit starts it.
+#[test]
+fn the_readme_installs_what_the_unit_starts() {
+    let read = |name| std::fs::read_to_string(repository().join(name)).unwrap();
+    let (readme, unit) = (read("README.md"), read("systemd/tollgate.service"));
+    let mut lines = unit.lines();
+    let started = lines
+        .find_map(|line| line.strip_prefix("ExecStart="))
+        .unwrap();
+    let directory = started.split_once("tollgate").unwrap().0;
+    let install = format!("sudo install target/release/tollgate {directory}\n");
+    assert!(readme.contains(&install), "{install}");
+}
+
 #[test]
 fn the_credential_fits_the_first_policy() {
     let blocks = blocks();
