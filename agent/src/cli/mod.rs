@@ -215,7 +215,9 @@ fn told(error: &anyhow::Error) -> String {
 /// An agent that is not there is 3; everything else that stops a verb is for the caller to mend.
 fn outcome_of(error: &anyhow::Error) -> Outcome {
     match error.downcast_ref::<client::Error>() {
-        Some(client::Error::NoAgent { .. } | client::Error::Broken(_)) => Outcome::NoAgent,
+        Some(
+            client::Error::NoAgent { .. } | client::Error::Silent { .. } | client::Error::Broken(_),
+        ) => Outcome::NoAgent,
         Some(client::Error::Fault(fault)) if fault.kind == FaultKind::NotFound => Outcome::No,
         _ => Outcome::Fault,
     }

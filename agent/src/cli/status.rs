@@ -25,7 +25,11 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
         Ok(other) => {
             return Err(client::Error::Broken(format!("unexpected reply {other:?}")).into());
         }
-        Err(e @ (client::Error::NoAgent { .. } | client::Error::Broken(_))) => {
+        Err(
+            e @ (client::Error::NoAgent { .. }
+            | client::Error::Silent { .. }
+            | client::Error::Broken(_)),
+        ) => {
             return without_agent(&context.config()?.pin_dir, &e, args.form.format);
         }
         Err(e) => return Err(e.into()),
@@ -76,9 +80,20 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
         return Ok(Outcome::NoAgent);
     }
     let paint = Paint::stdout();
-    show!("{}", paint.paint(Colour::Red, "NO AGENT"));
+    let is_there = matches!(error, client::Error::Silent { .. });
+    let (headline, become_of) = match is_there {
+        true => (
+            "NO ANSWER",
+            "governed connections go to the agent, which holds them for as long as it is stopped",
+        ),
+        false => (
+            "NO AGENT",
+            "governed connections are refused at once until an agent runs",
+        ),
+    };
+    show!("{}", paint.paint(Colour::Red, headline));
     match left {
-        Left::Stands(hooks) => show!("{}", standing(&hooks, &pin_dir, paint)),
+        Left::Stands(hooks) => show!("{}", standing(&hooks, &pin_dir, become_of, paint)),
         Left::Nothing => show!(
             "  fence   {} ({pin_dir} has no pins): nothing is governed",
             paint.paint(Colour::Red, "none")
@@ -95,13 +110,11 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
 pub(super) const UNSEEN: &str =
     "hooks were away, and what was opened meanwhile may go on: start the agent, which looks for it";
 
-fn standing(hooks: &Standing, pin_dir: &str, paint: Paint) -> String {
+fn standing(hooks: &Standing, pin_dir: &str, become_of: &str, paint: Paint) -> String {
     let incomplete = paint.paint(Colour::Red, "INCOMPLETE");
     let mut lines = Lines(vec![match hooks.missing.is_empty() {
         true if hooks.unseen => format!("  fence   {incomplete} ({pin_dir}): {UNSEEN}"),
-        true => format!(
-            "  fence   stands ({pin_dir}): governed connections are refused at once until an agent runs"
-        ),
+        true => format!("  fence   stands ({pin_dir}): {become_of}"),
         false => format!(
             "  fence   {incomplete} ({pin_dir}): start the agent, which puts back what is missing"
         ),

@@ -29,6 +29,17 @@ pub enum Error {
     /// The agent hung up or sent what is no reply.
     #[error("the agent's answer broke off: {0}: see its log (`journalctl -u tollgate`)")]
     Broken(String),
+    /// It took the request and says nothing.
+    #[error(
+        "the agent on {path} did not answer within {} s: it is stopped, or busy with other callers: see its log (`journalctl -u tollgate`), or end it with SIGKILL and start it anew",
+        .patience.as_secs()
+    )]
+    Silent {
+        /// The socket.
+        path: String,
+        /// What was waited.
+        patience: Duration,
+    },
     /// The agent could not serve the request.
     #[error("{}", .0.message)]
     Fault(Fault),
@@ -43,6 +54,8 @@ pub fn socket_path(runtime_dir: &Path) -> PathBuf {
 #[derive(Debug)]
 pub struct Answer {
     lines: BufReader<UnixStream>,
+    socket: PathBuf,
+    patience: Option<Duration>,
     done: bool,
 }
 
@@ -51,18 +64,22 @@ pub struct Answer {
 /// # Errors
 /// See [`Error`].
 pub fn ask(socket: &Path, request: Request) -> Result<Answer, Error> {
+    let follows = matches!(request, Request::Decisions { follow: true, .. });
+    // A reload reads files and compiles; a minute is far beyond any real one.
+    let patience = (!follows).then_some(Duration::from_secs(60));
+    ask_within(socket, request, patience)
+}
+
+fn ask_within(
+    socket: &Path,
+    request: Request,
+    patience: Option<Duration>,
+) -> Result<Answer, Error> {
     let path = socket.display().to_string();
     let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
         std::io::ErrorKind::PermissionDenied => Error::Forbidden { path },
         _ => Error::NoAgent { path, source },
     })?;
-    let follows = matches!(request, Request::Decisions { follow: true, .. });
-    // A reload reads files and compiles; a minute is far beyond any real one.
-    let patience = if follows {
-        None
-    } else {
-        Some(Duration::from_secs(60))
-    };
     let mut line = serde_json::to_vec(&Envelope {
         v: VERSION,
         request,
@@ -76,6 +93,8 @@ pub fn ask(socket: &Path, request: Request) -> Result<Answer, Error> {
         .map_err(|e| Error::Broken(e.to_string()))?;
     Ok(Answer {
         lines: BufReader::new(stream),
+        socket: socket.to_owned(),
+        patience,
         done: false,
     })
 }
@@ -91,6 +110,16 @@ pub fn ask_one(socket: &Path, request: Request) -> Result<Reply, Error> {
 }
 
 impl Answer {
+    fn failed(&self, error: &std::io::Error) -> Error {
+        match self.patience {
+            Some(patience) if error.kind() == std::io::ErrorKind::WouldBlock => Error::Silent {
+                path: self.socket.display().to_string(),
+                patience,
+            },
+            _ => Error::Broken(error.to_string()),
+        }
+    }
+
     fn read_reply(&mut self) -> Result<Reply, Error> {
         let mut line = Vec::new();
         let read = self
@@ -99,7 +128,7 @@ impl Answer {
             .take(REPLY_BYTES)
             .read_until(b'\n', &mut line);
         match read {
-            Err(e) => Err(Error::Broken(e.to_string())),
+            Err(e) => Err(self.failed(&e)),
             Ok(_) if line.last() != Some(&b'\n') => {
                 Err(Error::Broken("connection closed in mid-reply".to_owned()))
             }
@@ -133,5 +162,24 @@ impl Iterator for Answer {
                 Some(Err(e))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// One that is stopped has its socket still, and the kernel takes callers for it.
+    #[test]
+    fn who_is_not_answered_is_told_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = socket_path(folder.path());
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let patience = Some(Duration::from_millis(50));
+        let mut answer = ask_within(&socket, Request::Status, patience).unwrap();
+        let error = answer.next().unwrap().unwrap_err();
+        assert!(matches!(error, Error::Silent { .. }), "{error}");
+        assert!(answer.next().is_none());
     }
 }
