@@ -22,6 +22,14 @@ pub enum Error {
         "no cgroup2 is mounted: mount one (`mount -t cgroup2 none /sys/fs/cgroup/unified`) or boot with systemd.unified_cgroup_hierarchy=1"
     )]
     NoCgroup2,
+    /// What is named is no cgroup2 mount.
+    #[error(
+        "cgroup_root {path} is no cgroup2 mount: name the one of `findmnt -t cgroup2`, or leave the key out to have it found"
+    )]
+    NotCgroup2 {
+        /// As named.
+        path: PathBuf,
+    },
     /// The cgroup2 mount shows a namespace's root only.
     #[error(
         "{path} is not the root of the host's cgroups but of a cgroup namespace: start the agent outside of containers, or with the host's cgroup namespace"

@@ -105,10 +105,14 @@ pub(super) fn cgroup_root(given: Option<&Path>) -> Result<CgroupRoot, Error> {
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )
-    .map_err(|_| Error::NoCgroup2)?;
-    if filesystem(&path) != Some(CGROUP2) {
-        return Err(Error::NoCgroup2);
-    }
+    .ok()
+    .filter(|_| filesystem(&path) == Some(CGROUP2))
+    .ok_or_else(|| match given {
+        Some(path) => Error::NotCgroup2 {
+            path: path.to_owned(),
+        },
+        None => Error::NoCgroup2,
+    })?;
     match fs::fstat(&fd) {
         Ok(stat) if stat.st_ino == ROOT_ID => Ok(CgroupRoot { path, fd }),
         _ => Err(Error::NotCgroupRoot { path }),
