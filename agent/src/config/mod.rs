@@ -111,9 +111,7 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error(
-        "configuration {path}: {source}: name one with --config, or leave it out to run on defaults"
-    )]
+    #[error("configuration {path}: {source}: {}", unread(source))]
     Unreadable {
         /// Path.
         path: String,
@@ -151,6 +149,15 @@ impl Config {
     /// Every fault, with its place.
     pub fn parse(name: String, text: String) -> Result<Self, tollgate_policy::syntax::Faults> {
         read::parse(&tollgate_policy::syntax::Source { name, text })
+    }
+}
+
+/// What to do where it cannot be read for this reason.
+fn unread(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::InvalidData => "a configuration is text, in UTF-8",
+        std::io::ErrorKind::Other => "is it the right file?",
+        _ => "name one with --config, or leave it out to run on defaults",
     }
 }
 

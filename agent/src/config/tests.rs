@@ -264,6 +264,22 @@ fn what_is_wrong_with_vault_is_told() {
 }
 
 #[test]
+fn what_cannot_be_read_is_told_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name| folder.path().join(name);
+    std::fs::write(at("binary.yaml"), b"\xff\xfe").unwrap();
+    std::fs::write(at("huge.yaml"), vec![b'#'; (1 << 20) + 1]).unwrap();
+    for (name, next) in [
+        ("binary.yaml", "a configuration is text, in UTF-8"),
+        ("huge.yaml", "is it the right file?"),
+        ("none.yaml", "name one with --config"),
+    ] {
+        let told = Config::load(Some(&at(name))).unwrap_err().to_string();
+        assert!(told.contains(name) && told.contains(next), "{told}");
+    }
+}
+
+#[test]
 fn the_page_shows_configurations_that_are_good() {
     let page = include_str!("../../../docs/policy.md");
     let blocks = page.split("```yaml configuration\n").skip(1);

@@ -55,9 +55,7 @@ pub enum Error {
         runtime_dir: String,
     },
     /// A policy file or directory cannot be read.
-    #[error(
-        "policy {path}: {source}: name policy files under `policy:` in the configuration, or with --policy"
-    )]
+    #[error("policy {path}: {source}: {}", unread(source))]
     PolicyUnreadable {
         /// Path.
         path: String,
@@ -196,5 +194,13 @@ impl Error {
                 .unwrap_or_default()
                 .to_owned(),
         }
+    }
+}
+
+/// What to do where a policy cannot be read for this reason.
+fn unread(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::InvalidData => "a policy is text, in UTF-8",
+        _ => "name policy files under `policy:` in the configuration, or with --policy",
     }
 }

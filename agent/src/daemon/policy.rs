@@ -257,6 +257,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_text_is_told_to_be_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name| folder.path().join(name);
+        std::fs::write(at("binary.yaml"), b"\xff\xfe").unwrap();
+        for (name, next) in [
+            ("binary.yaml", "a policy is text, in UTF-8"),
+            ("none.yaml", "name policy files under `policy:`"),
+        ] {
+            let told = read(&[at(name)]).unwrap_err().to_string();
+            assert!(told.contains(name) && told.contains(next), "{told}");
+        }
+    }
+
+    #[test]
     fn files_are_read_no_further_than_their_bound() {
         let folder = tempfile::tempdir().unwrap();
         let huge = sparse(folder.path(), "huge.yaml", 100 << 30);
