@@ -1,7 +1,7 @@
 //! What the policy language can say and this version's agent cannot hold: found before anything is decided by it.
 use super::conditions::{CONDITIONS, Conditions};
 use super::selectors::{Selectors, has_cgroup};
-use crate::kernel::Bits;
+use crate::kernel::{Bits, MOST_WORKLOADS};
 use tollgate_policy::syntax::{Fault, Faults, Severity, Source};
 use tollgate_policy::{Compiled, Policy, Selector};
 
@@ -11,7 +11,20 @@ use tollgate_policy::{Compiled, Policy, Selector};
 /// # Errors
 /// Every fault.
 pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
-    tollgate_policy::compile_for(sources, |policy| selectors(policy, sources))
+    tollgate_policy::compile_for(sources, |policy| {
+        let mut faults = selectors(policy, sources);
+        faults.extend(workloads(policy, sources));
+        faults
+    })
+}
+
+/// The hooks have no room for so many, whatever policies came before.
+fn workloads(policy: &Policy, sources: &[Source]) -> Option<Fault> {
+    let mut beyond = policy.workloads().iter().skip(MOST_WORKLOADS);
+    let message = format!("more than {MOST_WORKLOADS} workloads");
+    let mut fault = Fault::found(Severity::Error, beyond.next()?.at.clone(), message, sources);
+    fault.help = Some("the kernel has no room for more: have one recognise several".to_owned());
+    Some(fault)
 }
 
 /// What a selector says that cannot be held, and what is wider than it looks.
@@ -125,6 +138,18 @@ mod tests {
                 .filter(|f| f.at.line == 4 && f.message.contains("runs"));
             assert_eq!(remarks.count(), 0, "{good}");
         }
+    }
+
+    #[test]
+    fn workloads_are_bounded() {
+        let many = |count: usize| {
+            let each = (0..count).map(|n| format!("  other-{n}: {{}}\n"));
+            compile(&source("{ unit: a.service }", &each.collect::<String>()))
+        };
+        assert!(many(MOST_WORKLOADS - 1).is_ok());
+        let faults = many(MOST_WORKLOADS).unwrap_err();
+        let told = faults.to_string();
+        assert!(told.contains("more than 16384 workloads"), "{told}");
     }
 
     #[test]

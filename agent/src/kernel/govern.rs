@@ -21,6 +21,9 @@ use tollgate_common::limits::{MAX_WORKLOADS, NAME_BYTES};
 use tollgate_common::recognise::{Mark, Subtree, UNSETTLED, WORKLOAD_IDS};
 use tollgate_common::settings::{Name, Ports, Settings};
 
+/// Workloads that the hooks hold, of all that policies have named since the fence was made.
+pub const MOST_WORKLOADS: usize = MAX_WORKLOADS as usize;
+
 /// In place of a workload's name, where it is not known yet whose something is.
 pub const UNSETTLED_NAME: &str = "unsettled";
 

@@ -49,7 +49,7 @@ pub use claim::Unheld;
 pub use conditions::Bits;
 pub use counted::{Counted, counted_by_another};
 pub use error::Error;
-pub use govern::UNSETTLED_NAME;
+pub use govern::{MOST_WORKLOADS, UNSETTLED_NAME};
 pub use left::{Left, Open, Standing, left};
 pub use mend::Mended;
 pub use missed::{is_ended, unless_short};
