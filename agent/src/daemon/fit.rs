@@ -1,7 +1,7 @@
 //! What the policy language can say and this version's agent cannot hold: found before anything is decided by it.
 use super::conditions::{CONDITIONS, Conditions};
 use super::selectors::{Selectors, has_cgroup};
-use crate::kernel::{Bits, MOST_WORKLOADS};
+use crate::kernel::{Bits, MOST_WORKLOADS, UNSETTLED_NAME};
 use tollgate_policy::syntax::{Fault, Faults, Severity, Source};
 use tollgate_policy::{Compiled, Policy, Selector};
 
@@ -14,6 +14,7 @@ pub fn compile(sources: &[Source]) -> Result<Compiled, Faults> {
     tollgate_policy::compile_for(sources, |policy| {
         let mut faults = selectors(policy, sources);
         faults.extend(workloads(policy, sources));
+        faults.extend(reserved(policy, sources));
         faults
     })
 }
@@ -46,6 +47,16 @@ fn selectors(policy: &Policy, sources: &[Source]) -> Vec<Fault> {
         Some(fault)
     });
     remarks.chain(unfollowed).collect()
+}
+
+/// Accounts and records would say of the workload what is said of nobody's.
+fn reserved(policy: &Policy, sources: &[Source]) -> Option<Fault> {
+    let mut all = policy.workloads().iter();
+    let named = all.find(|workload| workload.name == UNSETTLED_NAME)?;
+    let message = format!("`{UNSETTLED_NAME}` is who is refused until it is known whose they are");
+    let mut fault = Fault::found(Severity::Error, named.at.clone(), message, sources);
+    fault.help = Some("choose another name for the workload".to_owned());
+    Some(fault)
 }
 
 /// Programs that run other programs: each of those is the interpreter to the kernel.
@@ -138,6 +149,14 @@ mod tests {
                 .filter(|f| f.at.line == 4 && f.message.contains("runs"));
             assert_eq!(remarks.count(), 0, "{good}");
         }
+    }
+
+    #[test]
+    fn no_workload_is_called_as_who_is_nobodys_yet() {
+        let faults = compile(&source("{ unit: a.service }", "  unsettled: {}\n")).unwrap_err();
+        let mut errors = faults.iter().filter(|f| f.severity == Severity::Error);
+        assert_eq!(errors.next().unwrap().at.line, 5, "{faults}");
+        assert!(errors.next().is_none(), "{faults}");
     }
 
     #[test]
