@@ -311,10 +311,14 @@ impl Decoder {
         if scalar.plain && canonical && value.is_some() {
             return value;
         }
-        self.error(
+        let in_quotes = !scalar.plain && canonical && value.is_some();
+        let report = self.error(
             node.span,
             format!("expected {what}, found {}", quote(&scalar.text)),
         );
+        if in_quotes {
+            report.help("write it without quotes");
+        }
         None
     }
 

@@ -194,6 +194,17 @@ fn scalars_are_what_the_core_schema_says() {
 }
 
 #[test]
+fn who_quotes_an_integer_is_told_not_to() {
+    for (text, quoted) in [("\"8443\"", true), ("\"0\"", false), ("0", false)] {
+        let mut decoder = Decoder::new();
+        let node = decoder.parse(&source(text)).expect("a tree");
+        assert_eq!(decoder.integer(&node, 1..=65535_u16), None);
+        let faults = decoder.finish().unwrap_err();
+        assert_eq!(faults.0[0].help.is_some(), quoted, "{text}");
+    }
+}
+
+#[test]
 fn values_are_read_or_said_to_be_wrong() {
     assert_eq!(read("8443", |d, n| d.integer(n, 1..=65535_u16)), Ok(8443));
     assert_eq!(
