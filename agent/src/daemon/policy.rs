@@ -73,6 +73,14 @@ fn yaml_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
             .file_name()
             .is_some_and(|n| n.to_string_lossy().starts_with('.'));
         if path.extension().is_some_and(|e| e == "yaml") && !hidden {
+            // To open a pipe waits for whoever writes into it.
+            let is_file = std::fs::metadata(&path).is_ok_and(|of| of.is_file());
+            if !is_file {
+                let name = path.display();
+                return Err(std::io::Error::other(format!(
+                    "{name} is no file, nor a link to one"
+                )));
+            }
             found.push(path);
         }
         if found.len() > FILES {
@@ -268,6 +276,16 @@ mod tests {
             let told = read(&[at(name)]).unwrap_err().to_string();
             assert!(told.contains(name) && told.contains(next), "{told}");
         }
+    }
+
+    #[test]
+    fn a_pipe_in_a_directory_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe.yaml");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let told = read(&[folder.path().to_owned()]).unwrap_err().to_string();
+        assert!(told.contains("pipe.yaml is no file"), "{told}");
     }
 
     #[test]
