@@ -3,6 +3,7 @@
 //! (`signal->exec_update_lock`): until what is closed there is closed, which takes as long as whoever serves such a file (FUSE, NFS)
 //! likes. Its `status`, `cgroup`, `mountinfo` and the lists of its threads and descriptors never wait.
 use super::processes::real_user;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -22,6 +23,11 @@ const SLOW: Duration = Duration::from_millis(40);
 /// of root's may besides.
 const STUCK_OF_ONE: usize = 4;
 const STUCK: usize = 64;
+/// As much time as those may take at once is forgiven where answers come late again and again, and beyond that this part of all time:
+/// who goes from one `execve` into the next, with as many processes as he likes, answers each question just in time.
+const FORGIVEN_OF_ONE: Duration = DEADLINE.saturating_mul(4);
+const FORGIVEN: Duration = DEADLINE.saturating_mul(64);
+const SHARE: u32 = 10;
 
 /// Who is asked at this moment.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +45,71 @@ fn asked() -> MutexGuard<'static, Vec<Asked>> {
     ASKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Time that late answers have taken of late.
+#[derive(Debug, Clone, Copy)]
+struct Debt {
+    spent: Duration,
+    at: Instant,
+}
+
+impl Debt {
+    /// What is left of it.
+    fn left(&self, now: Instant) -> Duration {
+        let paid = now.saturating_duration_since(self.at) / SHARE;
+        self.spent.saturating_sub(paid)
+    }
+}
+
+/// The same by user, and of all but root. There are few users at once: what is forgiven to all of them bounds it.
+#[derive(Debug, Default)]
+struct Lost {
+    users: BTreeMap<Option<u32>, Debt>,
+    others: Option<Debt>,
+}
+
+static LOST: Mutex<Lost> = Mutex::new(Lost {
+    users: BTreeMap::new(),
+    others: None,
+});
+
+fn lost() -> MutexGuard<'static, Lost> {
+    LOST.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Lost {
+    /// Is there any?
+    fn is_some(&mut self, now: Instant) -> bool {
+        self.users.retain(|_, debt| !debt.left(now).is_zero());
+        !self.users.is_empty()
+    }
+
+    /// May processes of this user be asked?
+    fn forgives(&self, user: Option<u32>, now: Instant) -> bool {
+        let left = |debt: Option<&Debt>| debt.map_or(Duration::ZERO, |debt| debt.left(now));
+        let own = left(self.users.get(&user));
+        match user {
+            Some(0) => own < FORGIVEN,
+            _ => own < FORGIVEN_OF_ONE && left(self.others.as_ref()) < FORGIVEN,
+        }
+    }
+
+    /// One of this user's was waited for.
+    fn add(&mut self, user: Option<u32>, took: Duration, now: Instant) {
+        let add = |debt: Option<Debt>| {
+            let left = debt.map(|debt| debt.left(now)).unwrap_or_default();
+            let spent = left.saturating_add(took);
+            Debt { spent, at: now }
+        };
+        if user != Some(0) {
+            self.others = Some(add(self.others));
+        }
+        let own = add(self.users.get(&user).copied());
+        self.users.insert(user, own);
+    }
+}
+
 impl Asked {
-    /// Begins to ask; `None`: it is stuck since before, or too many are.
+    /// Begins to ask; `None`: it is stuck since before, or too many are, or have been.
     fn begin(process: u32) -> Option<Self> {
         static NUMBERS: AtomicUsize = AtomicUsize::new(0);
         let mut one = Self {
@@ -50,7 +119,8 @@ impl Asked {
             since: Instant::now(),
         };
         let slow = Self::slow();
-        if !slow.is_empty() {
+        let owes = lost().is_some(one.since);
+        if owes || !slow.is_empty() {
             one.user = user_of(process);
             let of = |is: &dyn Fn(&Self) -> bool| slow.iter().filter(|one| is(one)).count();
             let is_roots = one.user == Some(0);
@@ -64,6 +134,9 @@ impl Asked {
             let is_same = |other: &Self| other.process == process && other.is_stuck();
             let is_known = slow.iter().any(is_same);
             if is_known || theirs >= STUCK_OF_ONE || all >= STUCK {
+                return None;
+            }
+            if owes && !lost().forgives(one.user, one.since) {
                 return None;
             }
         }
@@ -87,7 +160,8 @@ impl Asked {
     }
 }
 
-fn user_of(process: u32) -> Option<u32> {
+/// The real user of a process, as far as that is known.
+pub(super) fn user_of(process: u32) -> Option<u32> {
     real_user(process).ok().flatten()
 }
 
@@ -96,7 +170,16 @@ struct Ends(usize);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        asked().retain(|one| one.number != self.0);
+        let mut all = asked();
+        let at = all.iter().position(|one| one.number == self.0);
+        let one = at.map(|at| all.swap_remove(at));
+        drop(all);
+        // Nobody waits for longer.
+        let took = |one: &Asked| one.since.elapsed().min(DEADLINE);
+        if let Some(one) = one.filter(|one| took(one) >= SLOW) {
+            let user = one.user.or_else(|| user_of(one.process));
+            lost().add(user, took(&one), Instant::now());
+        }
     }
 }
 
@@ -174,8 +257,12 @@ pub(super) fn each_within<T: Send + 'static>(
                 left -= 1;
                 heard = Instant::now();
             }
-            Err(RecvTimeoutError::Timeout) if !round.is_over() && more() => {}
-            Err(_) => is_more = heard.elapsed() < deadline,
+            Err(RecvTimeoutError::Timeout) if !round.is_over() && more() => drop(Asked::slow()),
+            Err(_) => {
+                // Whose it is, while it is there.
+                drop(Asked::slow());
+                is_more = heard.elapsed() < deadline;
+            }
         }
     }
     answers
@@ -238,6 +325,33 @@ mod tests {
             process
         };
         (ask, end)
+    }
+
+    /// Each of many answers just in time, one after the other.
+    #[test]
+    fn who_answers_late_again_and_again_has_a_share_of_the_time() {
+        const LATE: Duration = Duration::from_millis(190);
+        let (begun, minute) = (Instant::now(), Duration::from_secs(60));
+        let spent = |users: u32| {
+            let (mut lost, mut now, mut spent) = (Lost::default(), begun, Duration::ZERO);
+            while now < begun + minute {
+                let mut each = (1..=users).map(Some);
+                let Some(user) = each.find(|user| lost.forgives(*user, now)) else {
+                    now += Duration::from_millis(10);
+                    continue;
+                };
+                now += LATE;
+                spent += LATE;
+                lost.add(user, LATE, now);
+            }
+            assert!(lost.forgives(Some(0), now) && lost.is_some(now));
+            assert!(users > 1 || lost.forgives(Some(users + 1), now));
+            assert!(!lost.is_some(now + 4 * SHARE * minute));
+            spent
+        };
+        assert!(spent(1) <= FORGIVEN_OF_ONE + minute / SHARE + LATE);
+        // As many users as somebody has ids.
+        assert!(spent(1_000) <= FORGIVEN + minute / SHARE + LATE);
     }
 
     #[test]

@@ -1,19 +1,21 @@
 """Serves one program at sys.argv[1]/program over FUSE, read from sys.argv[2], to who runs it. Who opens it without wanting to wait, as
-the agent does, waits for ever, or fails for the first sys.argv[3] times; if that is "flush", who closes it does, and only root if it is "root". Ends with its standard
-input."""
+the agent does, waits for ever, or fails for the first sys.argv[3] times; if that is "flush", who closes it does, and only root if it is "root"; if it is "slow",
+who closes it waits for a little less than the agent does. Ends with its standard input."""
 import ctypes
 import os
 import select
 import struct
 import sys
+import time
 
 FORGET, BATCH_FORGET, INTERRUPT = 2, 42, 36  # Have no answer.
 LOOKUP, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, OPENDIR, RELEASEDIR = 1, 3, 14, 15, 18, 25, 26, 27, 29
 ENOENT, EIO, ENOSYS = 2, 5, 38
 LONG = 3600  # Seconds that the kernel may believe what it was told.
+SLOW = 0.18
 
 mount, program = sys.argv[1], open(sys.argv[2], "rb").read()
-never_closed = sys.argv[3] if sys.argv[3:] in (["flush"], ["root"]) else None
+never_closed = sys.argv[3] if sys.argv[3:] in (["flush"], ["root"], ["slow"]) else None
 failures = int(sys.argv[3]) if sys.argv[3:] and not never_closed else None
 device = os.open("/dev/fuse", os.O_RDWR)
 options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
@@ -57,14 +59,33 @@ def answer(opcode, node, user, body):
     return b"" if opcode in (RELEASE, RELEASEDIR, FLUSH) else ENOSYS
 
 
+def say(unique, said):
+    error, said = (-said, b"") if isinstance(said, int) else (0, said)
+    try:
+        os.write(device, struct.pack("<IiQ", 16 + len(said), error, unique) + said)
+    except FileNotFoundError:
+        pass  # Who asked was killed.
+
+
 print("serves", flush=True)
-while device in (ready := select.select([device, 0], [], [])[0]):
+late = []
+while True:
+    while late and late[0][0] <= time.monotonic():
+        say(late.pop(0)[1], b"")
+    left = max(0, late[0][0] - time.monotonic()) if late else None
+    ready = select.select([device, 0], [], [], left)[0]
+    if 0 in ready:
+        break
+    if device not in ready:
+        continue
     request = os.read(device, 1 << 18)
     _, opcode, unique, node, user = struct.unpack_from("<IIQQI", request)
     if opcode in (FORGET, BATCH_FORGET, INTERRUPT):
         continue
+    if opcode == FLUSH and never_closed == "slow":
+        late.append((time.monotonic() + SLOW, unique))
+        continue
     said = answer(opcode, node, user, request[40:])
     if said is not None:
-        error, said = (-said, b"") if isinstance(said, int) else (0, said)
-        os.write(device, struct.pack("<IiQ", 16 + len(said), error, unique) + said)
+        say(unique, said)
 libc.umount2(mount.encode(), 2)

@@ -2,6 +2,7 @@
 use crate::support::START;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -23,7 +24,7 @@ impl Late {
         Self::serve_as(Some(&failures.to_string()), mount, program)
     }
 
-    /// One where who closes the program waits for ever: `flush`, or `root` if root does.
+    /// One where who closes the program waits for ever: `flush`, or `root` if root does; `slow`: a little less long than the agent does.
     pub(crate) fn never_closed(by: &str, mount: PathBuf) -> Self {
         Self::serve_as(Some(by), mount, Path::new("/bin/true"))
     }
@@ -61,6 +62,15 @@ impl Late {
         let child = command.arg(self.mount.join("program")).spawn().unwrap();
         assert_eq!(self.said.recv_timeout(START).as_deref(), Ok("closes"));
         child
+    }
+
+    /// Who becomes one program after the other, with the program open.
+    pub(crate) fn in_execve(&self, user: u32) -> Child {
+        // What Perl opens is closed by `exec`.
+        const AGAIN: &str = "open(F, '<', $ARGV[0]); exec 'perl', '-e', $ARGV[1], @ARGV";
+        let mut command = Command::new("perl");
+        command.args(["-e", AGAIN]).arg(self.mount.join("program"));
+        command.arg(AGAIN).uid(user).spawn().unwrap()
     }
 
     /// Has somebody opened the program who waits for that now?

@@ -103,6 +103,37 @@ fn who_is_stuck_in_execve_holds_up_nobody_else() {
     took("started again");
 }
 
+/// Of each of these the kernel says something just before the agent goes on without.
+#[test]
+fn who_is_in_execve_again_and_again_holds_up_nobody_else() {
+    let mut place = Place::new();
+    fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
+    let rule = |digest: &str| {
+        let more =
+            format!("workloads:\n  content: {{ match: {{ user: 54323, sha256: {digest} }} }}\n");
+        POLICY.replace("workloads:\n", &more)
+    };
+    place.write_policy(&rule(&digest(Path::new("/usr/bin/curl"))));
+    place.start();
+    let late = Late::never_closed("slow", place.path("late"));
+    let mut all = Children::default();
+    all.0.extend((0..60).map(|_| late.in_execve(INTERN)));
+    std::thread::sleep(Duration::from_secs(2));
+    let begun = Instant::now();
+    for policy in [rule(&digest(Path::new("/bin/true"))), rule(&"0".repeat(64))] {
+        place.write_policy(&policy);
+        let reloaded = place.output(&["reload"]);
+        assert!(
+            matches!(reloaded.status.code(), Some(0 | 1)),
+            "{reloaded:?}"
+        );
+        assert!(place.output(&["status"]).status.code().is_some());
+    }
+    let took = begun.elapsed();
+    println!("reloaded twice: {:.1} s", took.as_secs_f64());
+    assert!(took < Duration::from_secs(8), "{took:?}");
+}
+
 /// Asks for a copy of a descriptor of a file that is never closed, as of a socket; then of a socket.
 const ASKS: &str = "
 import os, signal, socket, struct, subprocess, sys
