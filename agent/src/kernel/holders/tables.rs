@@ -1,9 +1,10 @@
 //! Tables of descriptors, and the sockets in them: each is read once, however many threads share it, and all of them within
-//! bounds. What is beyond is as if its process did not have it open, and the log says so.
+//! bounds. What is beyond is as if its process did not have it open, and the log says so; of whom not even a few could be read another
+//! look does.
 use super::super::bounded;
-use super::{Holder, unless_short};
+use super::{Holder, processes::real_user, unless_short};
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat_raw};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,8 +49,18 @@ impl Default for Reading {
 /// Lists the threads of a process of which the tables are read.
 type Threads = fn(u32) -> io::Result<Vec<u32>>;
 
-/// What one process has open, and whether that is all.
-type Open = (Vec<(Holder, u32)>, bool);
+/// What one process has open, as far as it was read.
+type Open = (Vec<(Holder, u32)>, Extent);
+
+/// How far that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    All,
+    /// It has more than were to be read of it.
+    Few,
+    /// Others have left no room, or no time, for more.
+    Cut,
+}
 
 impl Reading {
     /// Finds the sockets, and their inodes, that threads of processes have open. `short`: told of whom not all could be read, for
@@ -73,17 +84,21 @@ impl Reading {
                     match open {
                         // Who cannot be read now is read with the next look.
                         Err(error) => short(process, &error),
-                        Ok((open, is_all)) => {
+                        Ok((open, extent)) => {
                             open.into_iter()
                                 .for_each(|(holder, inode)| found(holder, inode));
-                            have_more.extend((!is_all).then_some(process));
+                            match extent {
+                                Extent::All => {}
+                                Extent::Cut if most == FEW => short(process, &others_have_many()),
+                                Extent::Few | Extent::Cut => have_more.push(process),
+                            }
                         }
                     }
                 }
             }
             have_more
         };
-        let processes: Vec<u32> = processes.collect();
+        let processes = in_turns(processes.collect(), real_user);
         let have_many = read(&processes, FEW);
         let missed = read(&have_many, MANY);
         self.missed.extend(missed);
@@ -149,34 +164,38 @@ impl Bounds {
             if read.iter().any(|other| share(*other, thread)) {
                 continue;
             }
-            if !self.read_table((process, thread), &mut most, &mut found)? {
-                return Ok((found, false));
+            let extent = self.read_table((process, thread), &mut most, &mut found)?;
+            if extent != Extent::All {
+                return Ok((found, extent));
             }
             read.push(thread);
         }
-        Ok((found, true))
+        Ok((found, Extent::All))
     }
 
-    /// Reads one table; whether it was read to its end.
+    /// Reads one table.
     fn read_table(
         &self,
         (process, thread): (u32, u32),
         most: &mut usize,
         found: &mut Vec<(Holder, u32)>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Extent> {
         let path = format!("/proc/{process}/task/{thread}/fd");
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = openat(CWD, path, flags, Mode::empty()).and_then(Dir::new);
         // It has ended, or may not be looked at.
         let Some(mut table) = unless_short(opened.map_err(Into::into))? else {
-            return Ok(true);
+            return Ok(Extent::All);
         };
         while let Some(entry) = table.read() {
             let Some(entry) = unless_short(entry.map_err(Into::into))? else {
                 break;
             };
-            if *most == 0 || Instant::now() >= self.until || !self.takes_one() {
-                return Ok(false);
+            if *most == 0 {
+                return Ok(Extent::Few);
+            }
+            if Instant::now() >= self.until || !self.takes_one() {
+                return Ok(Extent::Cut);
             }
             *most -= 1;
             let Some((number, inode)) = socket(&table, entry.file_name())? else {
@@ -188,7 +207,7 @@ impl Bounds {
             };
             found.push((holder, inode));
         }
-        Ok(true)
+        Ok(Extent::All)
     }
 
     fn takes_one(&self) -> bool {
@@ -198,6 +217,28 @@ impl Bounds {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         taken.is_ok()
     }
+}
+
+/// So that those of each user take turns: who has many processes leaves room and time for a few descriptors of everybody else's.
+fn in_turns(mut processes: Vec<u32>, user: impl Fn(u32) -> Option<u32>) -> Vec<u32> {
+    if processes.len() <= AT_ONCE {
+        return processes;
+    }
+    let mut turns = BTreeMap::new();
+    processes.sort_by_cached_key(|process| {
+        let turn = turns.entry(user(*process)).or_insert(0_usize);
+        *turn += 1;
+        *turn
+    });
+    processes
+}
+
+/// Of whom not even a few could be read.
+fn others_have_many() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        "others have more open than is read, or answer late",
+    )
 }
 
 /// The threads of a process that are looked at.
@@ -254,6 +295,14 @@ mod tests {
 
     /// How often each socket of this process is found: by its own table, and by those of its threads.
     fn found(reading: &mut Reading) -> BTreeMap<u32, [usize; 2]> {
+        let (all, short) = read(reading);
+        assert!(!short);
+        all
+    }
+
+    /// And whether it was told that others left no room for some.
+    fn read(reading: &mut Reading) -> (BTreeMap<u32, [usize; 2]>, bool) {
+        let mut is_short = false;
         let mut all = BTreeMap::<u32, [usize; 2]>::new();
         let own = std::process::id();
         let mut found = |holder: Holder, inode| {
@@ -261,9 +310,15 @@ mod tests {
             let place = usize::from(holder.descriptor.is_none());
             all.entry(inode).or_default()[place] += 1;
         };
-        let mut short = |_, error: &io::Error| panic!("{error}");
+        let mut short = |process, error: &io::Error| {
+            assert!(
+                process == own && error.kind() == io::ErrorKind::TimedOut,
+                "{error}"
+            );
+            is_short = true;
+        };
         reading.find(std::iter::once(own), threads, &mut found, &mut short);
-        all
+        (all, is_short)
     }
 
     #[test]
@@ -306,14 +361,25 @@ mod tests {
                 time,
                 ..Reading::default()
             };
-            let all = found(&mut reading);
-            (all.len(), reading)
+            let (all, is_short) = read(&mut reading);
+            (all.len(), is_short, reading)
         };
-        let (all, reading) = of(ALL, TIME);
-        assert!(all >= 2 && reading.left < ALL - 2 && reading.left > ALL - FEW);
+        let (all, is_short, reading) = of(ALL, TIME);
+        assert!(!is_short && all >= 2 && reading.left < ALL - 2 && reading.left > ALL - FEW);
         assert!(reading.time < TIME && reading.time > Duration::ZERO);
-        assert_eq!(of(0, TIME).0, 0);
-        let (found, reading) = of(ALL, Duration::ZERO);
-        assert_eq!((found, reading.left), (0, ALL));
+        // Of whom nothing was read, that is told: it is not as if he had nothing.
+        let (found, is_short, _) = of(0, TIME);
+        assert_eq!((found, is_short), (0, true));
+        let (found, is_short, reading) = of(ALL, Duration::ZERO);
+        assert_eq!((found, is_short, reading.left), (0, true, ALL));
+    }
+
+    #[test]
+    fn who_has_many_processes_has_a_few_of_everybody_elses_read_before() {
+        let user = |process| Some(process / 10_000);
+        let all: Vec<u32> = (0..2_000).chain(10_000..10_003).chain([30_000]).collect();
+        let turns = in_turns(all.clone(), user);
+        assert_eq!(turns[..7], [0, 10_000, 30_000, 1, 10_001, 2, 10_002]);
+        assert_eq!((turns.len(), turns[2_003]), (all.len(), 1_999));
     }
 }
