@@ -300,6 +300,16 @@ pub(super) fn briefly<T: Send + 'static>(
     answer
 }
 
+/// May processes of this user be asked what is asked in another way than by [`each`]?
+pub(super) fn may_be_asked(user: Option<u32>) -> bool {
+    lost().forgives(user, Instant::now())
+}
+
+/// One of them was asked so, and waited for in vain.
+pub(super) fn was_silent(user: Option<u32>, took: Duration) {
+    lost().add(user, took, Instant::now());
+}
+
 /// Nothing was said in time.
 pub(super) fn silent() -> io::Error {
     io::Error::new(

@@ -2,7 +2,9 @@
 //! may be of another file: to close that, or to ask what it is, waits for as long as whoever serves it (FUSE) likes, and who waits so
 //! cannot be killed. It would keep the agent's descriptors, its port among them. What comes back is a socket, and the process has it open
 //! as well until the agent has closed it: the last to close one waits until it has sent what it has to (`SO_LINGER`).
+use super::bounded;
 use super::holders::Holder;
+use super::processes::real_user;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
 use rustix::io::Errno;
@@ -28,7 +30,8 @@ const ANSWER: Timespec = Timespec {
 };
 /// How long one may take to end before that is left to the next call.
 const END: Duration = Duration::from_millis(100);
-/// Of those that have not ended, how many there may be.
+/// Of those that have not ended, how many there may be for the sake of one user's processes, of all users' but root's, and of root's.
+const HUNG_OF_ONE: usize = 4;
 const HUNG: usize = 64;
 /// What the process says of a descriptor that is no socket; it ends then.
 const NO_SOCKET: Errno = Errno::NOTSOCK;
@@ -58,6 +61,8 @@ pub(super) struct Copies {
 struct Maker {
     process: Option<Child>,
     end: OwnedFd,
+    /// Of whose descriptor it is that it may never end.
+    user: Option<u32>,
 }
 
 impl Copies {
@@ -68,7 +73,9 @@ impl Copies {
     pub(super) fn of(&mut self, holder: Holder, inode: u32) -> io::Result<OwnedFd> {
         // Of a thread that has a table of its own, it cannot be had before Linux 6.9.
         let number = holder.descriptor.ok_or(io::ErrorKind::Unsupported)?;
-        if self.silent.contains(&holder.process) {
+        let (user, begun) = (real_user(holder.process), Instant::now());
+        let is_refused = || too_many(user, &hung()) || !bounded::may_be_asked(user);
+        if self.silent.contains(&holder.process) || is_refused() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         let mut request: Request = Default::default();
@@ -79,42 +86,37 @@ impl Copies {
         if self.is_without {
             return copy(&request).map_err(Failed::kept);
         }
-        let maker = match self.maker.take().map_or_else(Maker::start, Ok) {
+        let mut maker = match self.maker.take().map_or_else(Maker::start, Ok) {
             Ok(maker) => maker,
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
             Err(_) => {
                 self.is_without = true;
                 return copy(&request).map_err(Failed::kept);
             }
         };
-        match maker.ask(&request, inode) {
+        let kind = match maker.ask(&request, inode) {
             Answer::Copy(copy) => {
                 self.maker = Some(maker);
-                Ok(copy)
+                return Ok(copy);
             }
-            Answer::None(NO_SOCKET) => {
-                // Who does so once may do so with each: it costs a process, which may never end.
-                self.silent.insert(holder.process);
-                Err(io::ErrorKind::NotFound.into())
-            }
-            Answer::None(code) => {
+            Answer::None(code) if code != NO_SOCKET => {
                 self.maker = Some(maker);
-                Err(code.into())
+                return Err(code.into());
             }
+            Answer::None(_) => io::ErrorKind::NotFound,
             // One may be under way still.
-            Answer::Silence => {
-                self.silent.insert(holder.process);
-                Err(io::ErrorKind::TimedOut.into())
-            }
-        }
+            Answer::Silence => io::ErrorKind::TimedOut,
+        };
+        // Who does so once may do so with each: it costs a process, which may never end.
+        self.silent.insert(holder.process);
+        maker.user = user;
+        drop(maker);
+        bounded::was_silent(user, begun.elapsed());
+        Err(kind.into())
     }
 }
 
 impl Maker {
     fn start() -> io::Result<Self> {
-        if hung() >= HUNG {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
         let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
         let (end, other) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
         let program = PROGRAM.get().cloned();
@@ -127,6 +129,7 @@ impl Maker {
         Ok(Self {
             process: Some(process),
             end,
+            user: None,
         })
     }
 
@@ -179,14 +182,26 @@ fn is_it(socket: &OwnedFd, inode: u32) -> bool {
     fstat(socket).is_ok_and(|found| found.st_ino == u64::from(inode))
 }
 
-/// Those that were told to end, and may have.
-static ENDING: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+/// Those that were told to end, and may have, with whose descriptors they had.
+static ENDING: Mutex<Vec<(Child, Option<u32>)>> = Mutex::new(Vec::new());
 
-/// How many have not.
-fn hung() -> usize {
+/// The users of those that have not.
+fn hung() -> Vec<Option<u32>> {
     let mut ending = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
-    ending.retain_mut(|child| child.try_wait().is_ok_and(|status| status.is_none()));
-    ending.len()
+    ending.retain_mut(|(child, _)| child.try_wait().is_ok_and(|status| status.is_none()));
+    ending.iter().map(|(_, user)| *user).collect()
+}
+
+/// Are there too many for one more of this user?
+fn too_many(user: Option<u32>, hung: &[Option<u32>]) -> bool {
+    let of = |is: fn(Option<u32>) -> bool| hung.iter().filter(|one| is(**one)).count();
+    match user {
+        Some(0) => of(|one| one == Some(0)) >= HUNG,
+        _ => {
+            let own = hung.iter().filter(|one| **one == user).count();
+            own >= HUNG_OF_ONE || of(|one| one != Some(0)) >= HUNG
+        }
+    }
 }
 
 impl Drop for Maker {
@@ -201,7 +216,7 @@ impl Drop for Maker {
             if Instant::now() >= until {
                 // It waits for a file to be closed.
                 let mut ending = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
-                return ending.push(process);
+                return ending.push((process, self.user));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -314,6 +329,19 @@ mod tests {
         ];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         bytes.try_into().unwrap()
+    }
+
+    #[test]
+    fn what_hangs_for_one_user_leaves_room_for_others() {
+        let [one, other, root] = [1_000, 1_001, 0].map(Some);
+        let mut hung = vec![one; HUNG_OF_ONE];
+        let each = |hung: &[_]| [one, other, root].map(|user| too_many(user, hung));
+        assert_eq!(each(&hung[1..]), [false; 3]);
+        assert_eq!(each(&hung), [true, false, false]);
+        // As many users as somebody has ids.
+        hung.extend((2_000..).map(Some).take(HUNG - HUNG_OF_ONE));
+        assert_eq!(each(&hung), [true, true, false]);
+        assert_eq!(each(&[root; HUNG]), [false, false, true]);
     }
 
     #[test]
