@@ -62,7 +62,7 @@ impl Holders {
             missed.of_everybody("the agent's network namespace cannot be opened", &error);
         }
         let governed = fence.all_governed();
-        for &process in processes {
+        for process in tables::in_turns(processes.to_vec(), processes::real_user) {
             if let Err(error) = found.add_places(fence, &governed, process) {
                 missed.of([process], UNREAD, &error);
             }
@@ -149,7 +149,7 @@ impl Holders {
         }
     }
 
-    /// An error: descriptors or memory are short.
+    /// An error: descriptors or memory are short, or there are more than are looked at.
     pub(super) fn add_network(&mut self, network: io::Result<Network>) -> io::Result<()> {
         let Some(network) = unless_short(network)? else {
             return Ok(());
@@ -160,7 +160,8 @@ impl Holders {
         if self.networks.len() < NETWORKS {
             self.networks.entry(inode).or_insert(network);
         } else if !self.networks.contains_key(&inode) {
-            tracing::error!("too many network namespaces to look at all of them");
+            let many = format!("there are more than {NETWORKS} network namespaces to look at");
+            return Err(io::Error::other(many));
         }
         Ok(())
     }
@@ -194,7 +195,30 @@ impl Holders {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use rustix::process::{Resource, getrlimit, setrlimit};
+
+    #[test]
+    fn what_is_in_a_namespace_beyond_those_that_are_looked_at_is_not_taken_for_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut holders = Holders::default();
+        let network = |number: usize| {
+            let at = folder.path().join(number.to_string());
+            std::fs::write(&at, "").unwrap();
+            Network::at(&at)
+        };
+        let mut limit = getrlimit(Resource::Nofile);
+        let needed = 2 * NETWORKS as u64;
+        limit.current = limit.current.map(|now| now.max(needed));
+        setrlimit(Resource::Nofile, limit).unwrap();
+        for number in 0..NETWORKS {
+            holders.add_network(network(number)).unwrap();
+        }
+        holders.add_network(network(0)).unwrap();
+        let beyond = holders.add_network(network(NETWORKS)).unwrap_err();
+        assert!(beyond.to_string().contains("1024 network namespaces"));
+    }
 
     #[test]
     fn everybody_is_missed_where_more_may_have_a_socket_than_are_known() {

@@ -220,7 +220,7 @@ impl Bounds {
 }
 
 /// So that those of each user take turns: who has many processes leaves room and time for a few descriptors of everybody else's.
-fn in_turns(mut processes: Vec<u32>, user: impl Fn(u32) -> Option<u32>) -> Vec<u32> {
+pub(super) fn in_turns(mut processes: Vec<u32>, user: impl Fn(u32) -> Option<u32>) -> Vec<u32> {
     if processes.len() <= AT_ONCE {
         return processes;
     }
