@@ -171,6 +171,13 @@ impl Place {
         }
     }
 
+    /// The same, where somebody of these workloads could not be looked at: each keeps what it had, and nobody else's.
+    fn was_missed_of(&mut self, silent: &BTreeSet<Arc<str>>) {
+        if !self.earlier.is_disjoint(silent) {
+            self.was_missed();
+        }
+    }
+
     /// It would live on if it was kept for longer than it is needed.
     fn let_go(&mut self) {
         if let State::Refused { at, kept, .. } = &mut self.state
@@ -226,6 +233,8 @@ struct Looked {
     is_served: bool,
     /// For want of descriptors or memory, not all of it was seen.
     is_short: bool,
+    /// The kernel did not say in time where it is.
+    is_silent: bool,
 }
 
 impl Looked {
@@ -234,6 +243,7 @@ impl Looked {
             is_news: self.is_news || other.is_news,
             is_served: self.is_served || other.is_served,
             is_short: self.is_short || other.is_short,
+            is_silent: self.is_silent || other.is_silent,
         }
     }
 
@@ -241,6 +251,7 @@ impl Looked {
     fn failed(error: &io::Error) -> Self {
         Self {
             is_short: is_shortage(error),
+            is_silent: error.kind() == io::ErrorKind::TimedOut,
             ..Self::default()
         }
     }
@@ -330,12 +341,20 @@ impl Keeper {
                 };
             }
         };
-        let mut looked = Looked::default();
+        let (mut looked, mut silent) = (Looked::default(), BTreeSet::new());
         for pid in all {
-            if let Some(workload) = self.fence.workload_of(pid) {
-                looked = looked.and(self.look_at(pid, &Arc::from(workload)));
+            let Some(workload) = self.fence.workload_of(pid) else {
+                continue;
+            };
+            let workload = Arc::from(workload);
+            let of_one = self.look_at(pid, &workload);
+            if of_one.is_silent {
+                silent.insert(workload);
             }
+            looked = looked.and(of_one);
         }
+        let places = self.places.0.values_mut();
+        places.for_each(|place| place.was_missed_of(&silent));
         looked
     }
 
@@ -529,6 +548,21 @@ mod tests {
         let why = places.within_bounds("five").unwrap_err();
         assert!(why.contains("1024 network namespaces are served"), "{why}");
         assert!(places.has_room_for_refusal("one"));
+    }
+
+    #[test]
+    fn who_cannot_be_looked_at_keeps_what_his_workload_had() {
+        let mut places = Places::default();
+        add(&mut places, 1, "one", || SERVED);
+        add(&mut places, 1, "two", || SERVED);
+        let silent = BTreeSet::from(["one".into()]);
+        for _ in 0..2 {
+            places.0.values_mut().for_each(Place::begin_look);
+            let each = places.0.values_mut();
+            each.for_each(|place| place.was_missed_of(&silent));
+            let left: Vec<bool> = places.0.values().map(|p| p.workloads.is_empty()).collect();
+            assert_eq!(left, [false, true]);
+        }
     }
 
     /// Whoever is found first by a look is not the only one.
