@@ -7,6 +7,7 @@ use super::missed::unless_short;
 use super::{Error, Evidence, Fence, GovernedProcess, bounded, cgroup, sys};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::ffi::OsStr;
 use std::io;
@@ -92,13 +93,20 @@ impl Handle {
 
     /// Has it ended? Then its id may be another's.
     fn has_ended(&self) -> bool {
-        has_it_ended(&self.handle)
+        // Of whom nobody can say he stays governed.
+        has_it_ended(&self.handle).unwrap_or(false)
     }
 }
 
-fn has_it_ended(handle: &OwnedFd) -> bool {
+fn has_it_ended(handle: &OwnedFd) -> io::Result<bool> {
     let mut polled = [PollFd::new(handle, PollFlags::IN)];
-    rustix::event::poll(&mut polled, Some(&Timespec::default())) != Ok(0)
+    loop {
+        match rustix::event::poll(&mut polled, Some(&Timespec::default())) {
+            // A signal of the agent's own, as one to reload.
+            Err(Errno::INTR) => {}
+            known => return Ok(known? > 0),
+        }
+    }
 }
 
 /// Has the process ended that connected a Unix socket? Then its id may be another's, and may have been. A kernel before 6.5 does not say:
@@ -108,7 +116,7 @@ fn has_it_ended(handle: &OwnedFd) -> bool {
 /// Descriptors or memory are short.
 pub fn has_peer_ended(socket: &impl AsFd) -> io::Result<bool> {
     match sys::peer(socket.as_fd()) {
-        Ok(handle) => Ok(has_it_ended(&handle)),
+        Ok(handle) => has_it_ended(&handle),
         Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
         other => unless_short(other).map(|handle| handle.is_none()),
     }
