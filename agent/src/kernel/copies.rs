@@ -51,6 +51,8 @@ pub fn copies_by(program: PathBuf) {
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     maker: Option<Maker>,
+    /// The user of whose socket that has a copy still, until it is asked for the next.
+    held: Option<Option<u32>>,
     /// There is no process to be had: rather by this one than by nobody.
     is_without: bool,
     /// Processes of which there was none in time.
@@ -93,9 +95,24 @@ impl Copies {
                 return copy(&request).map_err(Failed::kept);
             }
         };
-        let kind = match maker.ask(&request, inode) {
+        let (answer, before) = (maker.ask(&request, inode), self.held.take());
+        if let (Answer::Silence, Some(other)) = (&answer, before) {
+            // It may be that of the socket before that is being closed for so long, its owner having closed it meanwhile
+            // (`SO_LINGER`): whose doing it is shows when this one is asked for anew.
+            maker.user = user;
+            drop(maker);
+            let took = begun.elapsed();
+            let again = self.of(holder, inode);
+            let is_silent = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+            if !again.as_ref().is_err_and(is_silent) {
+                bounded::was_silent(other, took);
+            }
+            return again;
+        }
+        let kind = match answer {
             Answer::Copy(copy) => {
                 self.maker = Some(maker);
+                self.held = Some(user);
                 return Ok(copy);
             }
             Answer::None(code) if code != NO_SOCKET => {
