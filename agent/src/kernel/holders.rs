@@ -62,7 +62,7 @@ impl Holders {
             missed.of_everybody("the agent's network namespace cannot be opened", &error);
         }
         let governed = fence.all_governed();
-        for process in tables::in_turns(processes.to_vec(), processes::real_user) {
+        for process in tables::in_turns(processes.to_vec(), super::bounded::user_of) {
             if let Err(error) = found.add_places(fence, &governed, process) {
                 missed.of([process], UNREAD, &error);
             }

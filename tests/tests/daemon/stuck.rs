@@ -116,8 +116,7 @@ fn who_is_in_execve_again_and_again_holds_up_nobody_else() {
     place.write_policy(&rule(&digest(Path::new("/usr/bin/curl"))));
     place.start();
     let late = Late::never_closed("slow", place.path("late"));
-    let mut all = Children::default();
-    all.0.extend((0..60).map(|_| late.in_execve(INTERN)));
+    let _all: Vec<Ended> = (0..60).map(|_| Ended(late.in_execve(INTERN))).collect();
     std::thread::sleep(Duration::from_secs(2));
     let begun = Instant::now();
     for policy in [rule(&digest(Path::new("/bin/true"))), rule(&"0".repeat(64))] {

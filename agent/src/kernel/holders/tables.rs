@@ -2,7 +2,8 @@
 //! bounds. What is beyond is as if its process did not have it open, and the log says so; of whom not even a few could be read another
 //! look does.
 use super::super::bounded;
-use super::{Holder, processes::real_user, unless_short};
+use super::{Holder, unless_short};
+use crate::kernel::bounded::user_of;
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat_raw};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -98,7 +99,7 @@ impl Reading {
             }
             have_more
         };
-        let processes = in_turns(processes.collect(), real_user);
+        let processes = in_turns(processes.collect(), user_of);
         let have_many = read(&processes, FEW);
         let missed = read(&have_many, MANY);
         self.missed.extend(missed);
