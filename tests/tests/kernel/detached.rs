@@ -3,12 +3,15 @@
 use crate::account::ends_told;
 use crate::exit::{DATAGRAM, heard};
 use crate::names::{agents, asker, query};
+use crate::refuse::layer;
 use crate::rules::{INTERN, case};
 use crate::support::*;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
 use tollgate::kernel::{Recognition, Runs};
 
 /// Somewhere that only what is steered comes from, over each family.
@@ -32,13 +35,22 @@ fn matters<T: PartialEq + Debug>(
     while came.as_ref() != Some(&without) {
         assert!(
             std::time::Instant::now() < deadline,
-            "without {hooks:?}: {came:?}"
+            "without {hooks:?}: {came:?}; {}",
+            standing(stand, hooks)
         );
         came = Some(comes_to());
     }
     let mended: BTreeSet<&str> = stand.fence().mend().iter().map(|one| one.layer).collect();
     assert_eq!(mended, hooks.iter().copied().collect());
     assert_eq!(comes_to(), with, "with {hooks:?} again");
+}
+
+/// What the kernel says of these hooks, and of connections.
+fn standing(stand: &Stand, hooks: &[&str]) -> String {
+    let layers = hooks.iter().map(|hook| layer(stand.fence(), hook));
+    let layers: Vec<_> = layers.map(|one| (one.enforcing, one.why)).collect();
+    let sockets = Command::new("ss").args(["-tanoieH"]).output().unwrap();
+    format!("{layers:?}\n{}", String::from_utf8_lossy(&sockets.stdout))
 }
 
 /// The two of a family.
@@ -108,6 +120,8 @@ s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))"
         let closed = format!("s, r = tcp('{far}', 443); say(r); s.close()");
         matters(stand, &["sock_release"], [true, false], || {
             assert_eq!(stand.run(&closed), "ok");
+            // The client's socket is there, and says it all, until its end is acknowledged: that may wait so long (`TCP_DELACK_MAX`).
+            std::thread::sleep(Duration::from_millis(250));
             let accepted = accept(stand.agent(far));
             stand.fence().flow_of(&accepted).is_some()
         });
