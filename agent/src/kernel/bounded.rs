@@ -45,26 +45,34 @@ fn asked() -> MutexGuard<'static, Vec<Asked>> {
     ASKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Time that late answers have taken of late.
+/// Time that somebody has taken of late, which is paid off by one part in `PARTS` of all time.
 #[derive(Debug, Clone, Copy)]
-struct Debt {
+pub struct Debt<const PARTS: u32> {
     spent: Duration,
     at: Instant,
 }
 
-impl Debt {
+impl<const PARTS: u32> Debt<PARTS> {
     /// What is left of it.
-    fn left(&self, now: Instant) -> Duration {
-        let paid = now.saturating_duration_since(self.at) / SHARE;
+    pub fn left(&self, now: Instant) -> Duration {
+        let paid = now.saturating_duration_since(self.at) / PARTS;
         self.spent.saturating_sub(paid)
+    }
+
+    /// So much more than what is left of the one before.
+    #[must_use]
+    pub fn more(before: Option<&Self>, took: Duration, now: Instant) -> Self {
+        let left = before.map(|debt| debt.left(now)).unwrap_or_default();
+        let spent = left.saturating_add(took);
+        Self { spent, at: now }
     }
 }
 
-/// The same by user, and of all but root. There are few users at once: what is forgiven to all of them bounds it.
+/// Time that late answers have taken, by user, and of all but root. There are few users at once: what is forgiven to all of them bounds it.
 #[derive(Debug, Default)]
 struct Lost {
-    users: BTreeMap<Option<u32>, Debt>,
-    others: Option<Debt>,
+    users: BTreeMap<Option<u32>, Debt<SHARE>>,
+    others: Option<Debt<SHARE>>,
 }
 
 static LOST: Mutex<Lost> = Mutex::new(Lost {
@@ -85,7 +93,7 @@ impl Lost {
 
     /// May processes of this user be asked?
     fn forgives(&self, user: Option<u32>, now: Instant) -> bool {
-        let left = |debt: Option<&Debt>| debt.map_or(Duration::ZERO, |debt| debt.left(now));
+        let left = |debt: Option<&Debt<SHARE>>| debt.map_or(Duration::ZERO, |debt| debt.left(now));
         let own = left(self.users.get(&user));
         match user {
             Some(0) => own < FORGIVEN,
@@ -95,15 +103,10 @@ impl Lost {
 
     /// One of this user's was waited for.
     fn add(&mut self, user: Option<u32>, took: Duration, now: Instant) {
-        let add = |debt: Option<Debt>| {
-            let left = debt.map(|debt| debt.left(now)).unwrap_or_default();
-            let spent = left.saturating_add(took);
-            Debt { spent, at: now }
-        };
         if user != Some(0) {
-            self.others = Some(add(self.others));
+            self.others = Some(Debt::more(self.others.as_ref(), took, now));
         }
-        let own = add(self.users.get(&user).copied());
+        let own = Debt::more(self.users.get(&user), took, now);
         self.users.insert(user, own);
     }
 }

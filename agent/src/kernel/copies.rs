@@ -4,7 +4,6 @@
 //! as well until the agent has closed it: the last to close one waits until it has sent what it has to (`SO_LINGER`).
 use super::bounded;
 use super::holders::Holder;
-
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
 use rustix::io::Errno;

@@ -1,5 +1,6 @@
 //! How much of the thread's time who tells of processes may take, of each workload: whoever may make namespaces in which the
 //! agent cannot listen is told of without end.
+use crate::kernel::bounded::Debt;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,21 +12,7 @@ const SHARE: u32 = 20;
 
 /// Time that was spent in vain of late, by workload.
 #[derive(Debug, Default)]
-pub(super) struct Patience(HashMap<Arc<str>, Debt>);
-
-#[derive(Debug)]
-struct Debt {
-    spent: Duration,
-    at: Instant,
-}
-
-impl Debt {
-    /// What is left of it.
-    fn left(&self, now: Instant) -> Duration {
-        let paid = now.saturating_duration_since(self.at) / SHARE;
-        self.spent.saturating_sub(paid)
-    }
-}
+pub(super) struct Patience(HashMap<Arc<str>, Debt<SHARE>>);
 
 impl Patience {
     /// May this workload be looked at because something told of it? Otherwise the next look through all does.
@@ -35,9 +22,8 @@ impl Patience {
 
     /// A look took so long, and nothing came of it.
     pub(super) fn spend(&mut self, workload: &Arc<str>, took: Duration, now: Instant) {
-        let left = self.0.get(workload).map(|debt| debt.left(now));
-        let spent = left.unwrap_or_default().saturating_add(took);
-        self.0.insert(Arc::clone(workload), Debt { spent, at: now });
+        let debt = Debt::more(self.0.get(workload), took, now);
+        self.0.insert(Arc::clone(workload), debt);
     }
 
     /// Forgets who owes nothing.
