@@ -7,6 +7,7 @@
     missing_docs
 )]
 
+mod transfer;
 mod work;
 
 use serde_json::{Value, json};
@@ -16,9 +17,12 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tollgate::kernel::{Fence, Options};
+use transfer::Transfer;
 
 /// Where nobody listens: a governed connection to it is steered.
 const ELSEWHERE: [&str; 2] = ["198.51.100.7:80", "[2001:db8::7]:80"];
+/// Turns of transfers for each round.
+const TURNS: usize = 8;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -32,7 +36,10 @@ fn main() {
         .iter()
         .position(|word| word == "--rounds")
         .map_or(9, |at| arguments[at + 1].parse().expect("a number"));
-    println!("{}", Bench::new().run(rounds, &mut Bulk::start()));
+    let bench = Bench::new();
+    let mut figures = bench.run(rounds, &mut Bulk::start());
+    figures.extend(bench.transfers(rounds * TURNS));
+    println!("{}", Value::from(figures));
 }
 
 /// Listeners that stay, and a fence that comes and goes.
@@ -71,6 +78,17 @@ impl Ends {
     }
 }
 
+/// A figure by its name: its value, and the least and most that it may be.
+fn figure(name: &str, [value, least, most]: [f64; 3]) -> Value {
+    json!({ "figure": name, "value": value, "least": least, "most": most })
+}
+
+/// The one in the middle, and those that a quarter is below and above.
+fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    [2, 1, 3].map(|of_four: usize| values[(values.len() - 1) * of_four / 4])
+}
+
 /// Costs of one round, by name.
 type Round = Vec<(&'static str, f64)>;
 
@@ -84,18 +102,32 @@ impl Bench {
         }
     }
 
-    fn run(&self, rounds: usize, bulk: &mut Bulk) -> Value {
+    fn run(&self, rounds: usize, bulk: &mut Bulk) -> Vec<Value> {
         // The first warms up.
         let rounds = (0..=rounds).map(|_| self.round(bulk));
         let all: Vec<Round> = rounds.skip(1).collect();
         let names: Vec<&str> = all[0].iter().map(|(name, _)| *name).collect();
         let figures = names.iter().enumerate().map(|(at, name)| {
-            let mut values: Vec<f64> = all.iter().map(|round| round[at].1).collect();
-            values.sort_by(f64::total_cmp);
-            let part = |of_four: usize| values[(values.len() - 1) * of_four / 4];
-            json!({ "figure": name, "value": part(2), "least": part(1), "most": part(3) })
+            let values: Vec<f64> = all.iter().map(|round| round[at].1).collect();
+            figure(name, quartiles(values))
         });
         figures.collect()
+    }
+
+    /// What nobody's transfers move beside a fence that governs something, and beside programs that do nothing.
+    fn transfers(&self, turns: usize) -> Vec<Value> {
+        let transfer = Transfer::start();
+        let (fence, cgroup) = self.fence(true);
+        let root = fence.cgroup_root().to_owned();
+        let mut hooks = Hooks::of_fence(&fence, &self.pins());
+        let beside_fence = transfer.by_turns(turns, &mut hooks);
+        fence.lift().expect("lift");
+        drop(hooks);
+        let _ = std::fs::remove_dir(cgroup);
+        let beside_empty = transfer.by_turns(turns / 2, &mut Hooks::of_nothing(&root));
+        let mut figures = beside_fence.figures(["transfer", "transfer6"]);
+        figures.extend(beside_empty.figures(["transfer_empty", "transfer_empty6"]));
+        figures
     }
 
     fn round(&self, bulk: &mut Bulk) -> Round {
@@ -116,12 +148,12 @@ impl Bench {
             costs
         };
         let (empty, bulk_empty) = {
-            let _programs = Empty::attach(&root);
+            let mut hooks = Hooks::of_nothing(&root);
+            hooks.attach();
             (four.free(), bulk.cost())
         };
         // Before and after: whatever drifts does so for both.
-        let middle = |at: usize| f64::midpoint(bulk_without[at], bulk_after[at]);
-        let bulk_without = [middle(0), middle(1), middle(2)];
+        let bulk_without = f64::midpoint(bulk_without, bulk_after);
         // The last process of it may not have been reaped yet.
         let _ = harness::eventually(std::time::Duration::from_secs(5), || {
             std::fs::remove_dir(&cgroup).ok()
@@ -159,28 +191,26 @@ impl Bench {
             more("send_governed", governed.send, without.send),
             more("send_accounting", governed.send, uncounted.send),
             more("send_empty", empty.send, without.send),
-            ("bulk_ungoverned", bulk_with[0] / bulk_without[0]),
-            ("bulk_empty", bulk_empty[0] / bulk_after[0]),
-            ("stream_ungoverned", bulk_with[1] / bulk_without[1]),
-            ("stream_empty", bulk_empty[1] / bulk_after[1]),
-            ("stream_ungoverned6", bulk_with[2] / bulk_without[2]),
-            ("stream_empty6", bulk_empty[2] / bulk_after[2]),
+            ("bulk_ungoverned", bulk_with / bulk_without),
+            ("bulk_empty", bulk_empty / bulk_after),
             ("connect_datagram_itself", without.datagram),
             ("connect_stream_itself", without.connect),
             ("send_itself", without.send),
-            ("bulk_without", (1e6 / bulk_without[0]).round()),
-            ("bulk_with", (1e6 / bulk_with[0]).round()),
-            ("stream_without", (1e6 / bulk_without[1]).round()),
-            ("stream_with", (1e6 / bulk_with[1]).round()),
+            ("bulk_without", (1e6 / bulk_without).round()),
+            ("bulk_with", (1e6 / bulk_with).round()),
         ]
     }
 }
 
 impl Bench {
+    fn pins(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf").join(&self.name)
+    }
+
     /// A fence that governs a cgroup and steers it to the agent's listener.
     fn fence(&self, counts: bool) -> (Fence, PathBuf) {
         let options = Options {
-            pin_dir: Path::new("/sys/fs/bpf").join(&self.name),
+            pin_dir: self.pins(),
             cgroup_root: None,
             counts,
         };
@@ -197,31 +227,57 @@ impl Bench {
     }
 }
 
-/// Programs that do nothing, at the hooks that a connection passes: what any program costs there.
-struct Empty(Child);
+/// Programs that are attached and detached by turns: a fence's, or some that do nothing, which is what any program costs there. They
+/// are detached at first, and end with this.
+struct Hooks(Child);
 
-impl Empty {
-    fn attach(root: &Path) -> Self {
-        let mut child = Command::new("python3")
-            .args(["-c", include_str!("empty.py")])
-            .arg(root)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("start python3");
-        let mut told = String::new();
-        let out = child.stdout.take().expect("piped");
-        BufReader::new(out).read_line(&mut told).expect("read");
-        assert_eq!(told, "attached\n", "the empty programs are not attached");
-        Self(child)
+impl Hooks {
+    fn of_nothing(root: &Path) -> Self {
+        Self::start(&[root])
+    }
+
+    fn of_fence(fence: &Fence, pins: &Path) -> Self {
+        Self::start(&[fence.cgroup_root(), &pins.join("links")])
+    }
+
+    fn start(arguments: &[&Path]) -> Self {
+        let mut command = Command::new("python3");
+        command.args(["-c", include_str!("hooks.py")]);
+        command.args(arguments).stdin(Stdio::piped());
+        let child = command.stdout(Stdio::piped()).spawn();
+        Self(child.expect("start python3"))
+    }
+
+    fn attach(&mut self) {
+        assert!(self.turn() > 5, "not all hooks are attached");
+    }
+
+    fn detach(&mut self) {
+        assert_eq!(self.turn(), 0, "there are hooks left");
+    }
+
+    /// How many are attached now.
+    fn turn(&mut self) -> usize {
+        tell(&mut self.0).parse().expect("a number")
     }
 }
 
-impl Drop for Empty {
+impl Drop for Hooks {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
+}
+
+/// What a process answers to an empty line.
+fn tell(child: &mut Child) -> String {
+    let told = child.stdin.as_mut().expect("piped");
+    told.write_all(b"\n").expect("write");
+    let said = child.stdout.as_mut().expect("piped");
+    let mut answer = String::new();
+    // One line at a time: nothing is left in this reader.
+    BufReader::new(said).read_line(&mut answer).expect("read");
+    answer.trim().to_owned()
 }
 
 /// The process that makes bulk transfers.
@@ -235,15 +291,9 @@ impl Bulk {
         Self(command.stdout(Stdio::piped()).spawn().expect("start"))
     }
 
-    /// For a kilobyte, now: nanoseconds of CPU, and those that it takes over IPv4 and IPv6.
-    fn cost(&mut self) -> [f64; 3] {
-        let told = self.0.stdin.as_mut().expect("piped");
-        told.write_all(b"\n").expect("write");
-        let mut cost = String::new();
-        let said = self.0.stdout.as_mut().expect("piped");
-        // One line at a time: nothing is left in this reader.
-        BufReader::new(said).read_line(&mut cost).expect("read");
-        serde_json::from_str(&cost).expect("three numbers")
+    /// For a kilobyte, now: nanoseconds of CPU.
+    fn cost(&mut self) -> f64 {
+        tell(&mut self.0).parse().expect("a number")
     }
 }
 

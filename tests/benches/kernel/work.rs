@@ -6,8 +6,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Calls in a batch, and batches: of datagram sockets' connects.
 const DATAGRAMS: (usize, usize) = (1_000, 100);
@@ -20,67 +19,16 @@ const WRITES: (usize, usize) = (8, 500);
 /// Bytes of such a write.
 const BULK: usize = 1 << 17;
 
-/// Streams between two processors, and how many are measured.
-const STREAMS: usize = 40;
-/// Bytes of each.
-const STREAM: usize = 1 << 25;
-
-/// Measures bulk transfers, once for each line that it is told: for a kilobyte, over one connection nanoseconds of CPU, and over one of
-/// each family nanoseconds that it takes from one processor to another. What a process has of memory and caches differs more from the
-/// next one's than what is measured.
+/// Measures bulk transfers over one connection, once for each line that it is told: nanoseconds of CPU for a kilobyte. What a process
+/// has of memory and caches differs more from the next one's than what is measured.
 pub(super) fn bulk() {
-    let (first, last) = processors();
-    alone_on(last);
-    let listen = |at: &str| TcpListener::bind(at).expect("bind");
-    let pair = |listener: TcpListener| Pair::new(&listener, listener.local_addr().expect("bound"));
-    let mut both = pair(listen("127.0.0.1:0"));
-    let mut streams = ["127.0.0.1:0", "[::1]:0"].map(|at| Stream::new(pair(listen(at)), first));
+    alone_on_the_last();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let target = listener.local_addr().expect("bound");
+    let mut both = Pair::new(&listener, target);
     both.bulk();
     for _ in std::io::stdin().lines() {
-        let [four, six] = streams.each_mut().map(Stream::bulk);
-        println!("[{}, {four}, {six}]", both.bulk());
-    }
-}
-
-/// A connection whose far end is read on another processor.
-struct Stream {
-    near: TcpStream,
-    /// Told once as much as a stream has was read.
-    read: Receiver<()>,
-}
-
-impl Stream {
-    fn new(pair: Pair, processor: usize) -> Self {
-        let (tell, read) = channel();
-        let Pair { near, mut far, .. } = pair;
-        std::thread::spawn(move || {
-            alone_on(processor);
-            let mut buffer = vec![0; BULK];
-            loop {
-                let mut left = STREAM;
-                while left > 0 {
-                    let most = left.min(buffer.len());
-                    match far.read(&mut buffer[..most]) {
-                        Ok(0) | Err(_) => return,
-                        Ok(count) => left -= count,
-                    }
-                }
-                let _ = tell.send(());
-            }
-        });
-        Self { near, read }
-    }
-
-    /// For a kilobyte.
-    fn bulk(&mut self) -> f64 {
-        let bytes = vec![b'x'; BULK];
-        let mut stream = || {
-            let before = Instant::now();
-            (0..STREAM / BULK).for_each(|_| self.near.write_all(&bytes).expect("write"));
-            self.read.recv().expect("read");
-            before.elapsed().as_nanos() as f64 / STREAM as f64 * 1e3
-        };
-        usual((0..STREAMS).map(|_| stream()).collect())
+        println!("{}", both.bulk());
     }
 }
 
@@ -88,7 +36,7 @@ impl Stream {
 /// its standard input.
 pub(super) fn run(arguments: &[String]) {
     let target: SocketAddr = arguments[0].parse().expect("an address");
-    alone_on(processors().1);
+    alone_on_the_last();
     let listener = std::io::stdin()
         .as_fd()
         .try_clone_to_owned()
@@ -100,16 +48,10 @@ pub(super) fn run(arguments: &[String]) {
     println!("{}", serde_json::to_string(&costs).expect("numbers"));
 }
 
-/// The first of them and the last: the first has the interrupts, mostly.
-fn processors() -> (usize, usize) {
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
-    (0, count - 1)
-}
-
-/// Keeps this thread on one processor.
-fn alone_on(processor: usize) {
+/// Keeps this thread on the last processor: the first has the interrupts, mostly.
+fn alone_on_the_last() {
     let mut set = CpuSet::new();
-    set.set(processor);
+    set.set(std::thread::available_parallelism().map_or(1, usize::from) - 1);
     sched_setaffinity(None, &set).expect("pin to a processor");
 }
 

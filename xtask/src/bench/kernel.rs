@@ -93,14 +93,14 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
         Goal::AtMost(1.01),
     ),
     (
-        "the same between two processors, time",
-        "stream_ungoverned",
+        "the same from nginx to curl, time for MB",
+        "transfer",
         Unit::Times,
         Goal::AtMost(1.01),
     ),
     (
-        "the same between two processors, time, IPv6",
-        "stream_ungoverned6",
+        "the same from nginx to curl, time for MB, IPv6",
+        "transfer6",
         Unit::Times,
         Goal::AtMost(1.01),
     ),
@@ -117,14 +117,14 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
         Goal::None,
     ),
     (
-        "the same of programs that do nothing, time",
-        "stream_empty",
+        "the same of programs that do nothing, time for MB",
+        "transfer_empty",
         Unit::Times,
         Goal::None,
     ),
     (
-        "the same of programs that do nothing, time, IPv6",
-        "stream_empty6",
+        "the same of programs that do nothing, time for MB, IPv6",
+        "transfer_empty6",
         Unit::Times,
         Goal::None,
     ),
@@ -171,14 +171,14 @@ const FIGURES: &[(&str, &str, Unit, Goal)] = &[
         Goal::None,
     ),
     (
-        "bulk transfer between two processors without, MB/s",
-        "stream_without",
+        "bulk transfer from nginx to curl without, MB/s",
+        "transfer_without",
         Unit::Count,
         Goal::None,
     ),
     (
-        "bulk transfer between two processors with, MB/s",
-        "stream_with",
+        "bulk transfer from nginx to curl with, MB/s",
+        "transfer_with",
         Unit::Count,
         Goal::None,
     ),
@@ -195,7 +195,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::run(setup::Need::Build)?;
     progress.step("build");
     build::run(&build::Args::default())?;
-    progress.step("measure CPU time");
+    progress.step("measure");
     std::fs::create_dir_all(sh::root().join("target/bench"))?;
     let mut bench = sh::command("cargo");
     // What is measured is the kernel's: the bench itself need not be optimised.
