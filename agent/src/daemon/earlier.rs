@@ -6,6 +6,7 @@ use crate::audit::{Allowance, Verdict};
 use crate::kernel::{Before, Earlier, Fate, Looked, Outcome, Refusal, Unheld};
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::TryLockError;
 use std::time::{Duration, Instant, SystemTime};
 use tollgate_policy::{Established, Mode, Policy};
 
@@ -62,6 +63,13 @@ impl Agent {
         looks.leave_new(&mut found);
         self.put_on_record(found);
         is_whole
+    }
+
+    /// The same, unless somebody is looking: whom a look is for stays marked, and the next one, a second later, is for them too.
+    pub(super) fn look_at_earlier_if_nobody_does(&self) {
+        if !matches!(self.earlier.try_lock(), Err(TryLockError::WouldBlock)) {
+            self.look_at_earlier();
+        }
     }
 
     fn put_on_record(&self, found: Vec<Earlier>) {

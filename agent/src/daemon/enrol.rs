@@ -127,6 +127,7 @@ impl Enrolments {
         let containers = Arc::clone(&self.containers);
         let mut contained = containers.settle(&self.fence, policy, &found.directories, &taken, was);
         found.matches.extend(contained.matches.iter().cloned());
+        found.unread = found.unread.or_else(|| contained.unread.clone());
         self.look_over(&found);
         for wanted in found.matches.iter().filter(|m| !is_run(&m.cgroup)) {
             self.govern(wanted);

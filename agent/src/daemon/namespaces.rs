@@ -4,13 +4,12 @@ mod patience;
 
 use super::admin::wire;
 use super::agent::lock;
-use crate::kernel::namespaces::Network;
+use crate::kernel::namespaces::{Network, threads};
 use crate::kernel::{Fence, is_shortage};
 use crate::pipeline::{self, Doors, Listeners};
 use patience::Patience;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::DirEntry;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -34,8 +33,6 @@ const PER_WORKLOAD: usize = 256;
 /// Namespaces of one workload that are remembered as refused, so that each is tried, and told, only now and then. They take
 /// nobody's room; those beyond are not tried.
 const REFUSED: usize = 256;
-/// Threads of a process that are looked at: each may be in a namespace of its own.
-const THREADS: usize = 64;
 /// Processes waiting to be looked at; more are found by the next look through all.
 const WAITING: usize = 1024;
 
@@ -173,9 +170,8 @@ impl Place {
 
     /// The same, where somebody of these workloads could not be looked at: each keeps what it had, and nobody else's.
     fn was_missed_of(&mut self, silent: &BTreeSet<Arc<str>>) {
-        if !self.earlier.is_disjoint(silent) {
-            self.was_missed();
-        }
+        let still = self.earlier.intersection(silent);
+        self.workloads.extend(still.cloned());
     }
 
     /// It would live on if it was kept for longer than it is needed.
@@ -373,15 +369,15 @@ impl Keeper {
 
     /// Serves the namespaces that a process is in. One that is gone by now is in none.
     fn look_at(&mut self, pid: u32, workload: &Arc<str>) -> Looked {
-        let threads = match std::fs::read_dir(format!("/proc/{pid}/task")) {
+        let threads = match threads(pid) {
             Ok(threads) => threads,
             Err(error) => return Looked::failed(&error),
         };
         let mut inodes = BTreeSet::from([self.own]);
         let mut looked = Looked::default();
-        for thread in threads.take(THREADS) {
+        for thread in threads {
             looked = looked.and(match network_of(pid, thread) {
-                Ok(Some((network, inode))) if inodes.insert(inode) => {
+                Ok((network, inode)) if inodes.insert(inode) => {
                     self.found(network, inode, workload)
                 }
                 Ok(_) => Looked::default(),
@@ -485,14 +481,10 @@ impl Keeper {
 }
 
 /// The namespace that a thread is in, by its entry among its process's.
-fn network_of(pid: u32, thread: io::Result<DirEntry>) -> io::Result<Option<(Network, u64)>> {
-    let name = thread?.file_name();
-    let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else {
-        return Ok(None);
-    };
+fn network_of(pid: u32, thread: u32) -> io::Result<(Network, u64)> {
     let network = Network::of(pid, thread)?;
     let inode = network.inode()?;
-    Ok(Some((network, inode)))
+    Ok((network, inode))
 }
 
 #[cfg(test)]

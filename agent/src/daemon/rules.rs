@@ -262,7 +262,14 @@ impl Rules {
         let all = self.running()?;
         let begun = Instant::now();
         self.know_all(fence, &all);
-        let read = self.executables.digests.wait(begun, READING);
+        // Only where rules mean files otherwise is anything taken away that has to be known again at once; what else is not read yet is
+        // unknown till it is, and nobody waits for it.
+        let patience = if self.reclassed {
+            READING
+        } else {
+            Duration::ZERO
+        };
+        let read = self.executables.digests.wait(begun, patience);
         self.know_all(fence, &read);
         Ok(read)
     }

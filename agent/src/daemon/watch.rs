@@ -147,7 +147,7 @@ pub(super) async fn unseen(agent: Arc<Agent>, mut asked: mpsc::Receiver<(u32, Fi
         let looking = Arc::clone(&agent);
         let met = vital::blocking("looking at an executable", move || {
             lock(&looking.enrolments).meet(process, file);
-            looking.look_at_earlier();
+            looking.look_at_earlier_if_nobody_does();
         });
         if met.await.is_none() {
             return;

@@ -2,7 +2,7 @@
 //! executable, its descriptors, its namespaces or its root directory, and of some versions for its `stat`
 //! (`signal->exec_update_lock`): until what is closed there is closed, which takes as long as whoever serves such a file (FUSE, NFS)
 //! likes. Its `status`, `cgroup`, `mountinfo` and the lists of its threads and descriptors never wait.
-use super::processes::real_user;
+use super::processes::owner as user_of;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -28,6 +28,8 @@ const STUCK: usize = 64;
 const FORGIVEN_OF_ONE: Duration = DEADLINE.saturating_mul(4);
 const FORGIVEN: Duration = DEADLINE.saturating_mul(64);
 const SHARE: u32 = 10;
+/// As much is at most held against somebody for one question in another way ([`was_silent`]).
+const MOST: Duration = Duration::from_secs(2);
 
 /// Who is asked at this moment.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +39,8 @@ struct Asked {
     /// Read only where somebody may be stuck.
     user: Option<u32>,
     since: Instant,
+    /// From when on it counts: what takes long in itself says nothing of who is asked.
+    slow: Duration,
 }
 
 static ASKED: Mutex<Vec<Asked>> = Mutex::new(Vec::new());
@@ -113,19 +117,20 @@ impl Lost {
 
 impl Asked {
     /// Begins to ask; `None`: it is stuck since before, or too many are, or have been.
-    fn begin(process: u32) -> Option<Self> {
+    fn begin(process: u32, slow: Duration) -> Option<Self> {
         static NUMBERS: AtomicUsize = AtomicUsize::new(0);
         let mut one = Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             process,
             user: None,
             since: Instant::now(),
+            slow,
         };
-        let slow = Self::slow();
+        let others = Self::slow();
         let owes = lost().is_some(one.since);
-        if owes || !slow.is_empty() {
+        if owes || !others.is_empty() {
             one.user = user_of(process);
-            let of = |is: &dyn Fn(&Self) -> bool| slow.iter().filter(|one| is(one)).count();
+            let of = |is: &dyn Fn(&Self) -> bool| others.iter().filter(|one| is(one)).count();
             let is_roots = one.user == Some(0);
             let (theirs, all) = match is_roots {
                 true => (0, of(&|one| one.user == Some(0))),
@@ -135,7 +140,7 @@ impl Asked {
                 ),
             };
             let is_same = |other: &Self| other.process == process && other.is_stuck();
-            let is_known = slow.iter().any(is_same);
+            let is_known = others.iter().any(is_same);
             if is_known || theirs >= STUCK_OF_ONE || all >= STUCK {
                 return None;
             }
@@ -151,7 +156,7 @@ impl Asked {
     fn slow() -> Vec<Self> {
         let mut all = asked();
         let mut slow = Vec::new();
-        for one in all.iter_mut().filter(|one| one.since.elapsed() >= SLOW) {
+        for one in all.iter_mut().filter(|one| one.since.elapsed() >= one.slow) {
             one.user = one.user.or_else(|| user_of(one.process));
             slow.push(*one);
         }
@@ -159,13 +164,13 @@ impl Asked {
     }
 
     fn is_stuck(&self) -> bool {
-        self.since.elapsed() >= DEADLINE
+        self.since.elapsed() >= self.patience()
     }
-}
 
-/// The real user of a process, as far as that is known.
-pub(super) fn user_of(process: u32) -> Option<u32> {
-    real_user(process).ok().flatten()
+    /// Nobody waits for longer.
+    fn patience(&self) -> Duration {
+        self.slow.max(DEADLINE)
+    }
 }
 
 /// Ends what [`Asked::begin`] began, also where the question panics.
@@ -177,9 +182,8 @@ impl Drop for Ends {
         let at = all.iter().position(|one| one.number == self.0);
         let one = at.map(|at| all.swap_remove(at));
         drop(all);
-        // Nobody waits for longer.
-        let took = |one: &Asked| one.since.elapsed().min(DEADLINE);
-        if let Some(one) = one.filter(|one| took(one) >= SLOW) {
+        let took = |one: &Asked| one.since.elapsed().min(one.patience());
+        if let Some(one) = one.filter(|one| took(one) >= one.slow) {
             let user = one.user.or_else(|| user_of(one.process));
             lost().add(user, took(&one), Instant::now());
         }
@@ -190,6 +194,8 @@ impl Drop for Ends {
 struct Round<F> {
     processes: Vec<u32>,
     next: AtomicUsize,
+    /// From when on an answer is late.
+    slow: Duration,
     ask: F,
 }
 
@@ -203,7 +209,7 @@ impl<F> Round<F> {
             let Some(&process) = self.processes.get(at) else {
                 return;
             };
-            let answer = Asked::begin(process).map(|one| {
+            let answer = Asked::begin(process, self.slow).map(|one| {
                 let _ends = Ends(one.number);
                 (self.ask)(process)
             });
@@ -237,6 +243,7 @@ pub(super) fn each_within<T: Send + 'static>(
     let round = Arc::new(Round {
         processes,
         next: AtomicUsize::new(0),
+        slow: if deadline > DEADLINE { deadline } else { SLOW },
         ask,
     });
     let (tell, told) = channel();
@@ -310,7 +317,8 @@ pub(super) fn may_be_asked(user: Option<u32>) -> bool {
 
 /// One of them was asked so, and waited for in vain.
 pub(super) fn was_silent(user: Option<u32>, took: Duration) {
-    lost().add(user, took, Instant::now());
+    // However long this process itself stood still meanwhile.
+    lost().add(user, took.min(MOST), Instant::now());
 }
 
 /// Nothing was said in time.

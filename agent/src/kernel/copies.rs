@@ -4,6 +4,7 @@
 //! as well until the agent has closed it: the last to close one waits until it has sent what it has to (`SO_LINGER`).
 use super::bounded;
 use super::holders::Holder;
+use super::processes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
 use rustix::io::Errno;
@@ -74,7 +75,7 @@ impl Copies {
     pub(super) fn of(&mut self, holder: Holder, inode: u32) -> io::Result<OwnedFd> {
         // Of a thread that has a table of its own, it cannot be had before Linux 6.9.
         let number = holder.descriptor.ok_or(io::ErrorKind::Unsupported)?;
-        let (user, begun) = (bounded::user_of(holder.process), Instant::now());
+        let (user, begun) = (processes::owner(holder.process), Instant::now());
         let is_refused = || too_many(user, &hung()) || !bounded::may_be_asked(user);
         if self.silent.contains(&holder.process) || is_refused() {
             return Err(io::ErrorKind::TimedOut.into());

@@ -91,7 +91,12 @@ impl Fence {
             self.look_through(of, (&self.all_kept(), false), says, &mut found);
             looked.add(found.told(new));
         }
-        tracing::warn!("processes that are governed since fork faster than they can be looked at");
+        let mut left = Found::default();
+        left.missed.of_everybody(
+            "processes that are governed since",
+            &"they make others faster than they can be looked at",
+        );
+        looked.add(left.told(Vec::new()));
         looked
     }
 
@@ -237,12 +242,11 @@ impl Fence {
         missed: &mut Missed,
     ) -> Option<Earlier> {
         let cookie = socket.cookie();
-        let holder = look.holders.of_socket(self, socket.inode);
-        let holder = holder.map(|(process, _)| process);
+        let (holder, of_process) = look.holders.of_socket(self, socket.inode).unzip();
         let kept = look.kept.get(&cookie);
         let workload = match kept {
             Some(kept) => self.names.workload(kept.workload),
-            None => look.whose(self, socket, holder)?,
+            None => look.whose(socket, of_process)?,
         };
         let Some(before) = says(&workload) else {
             self.forget_kept(cookie);
@@ -368,8 +372,7 @@ impl Look<'_> {
     }
 
     /// Whose a socket is that nobody has looked at yet.
-    fn whose(&self, fence: &Fence, socket: &Socket, holder: Option<u32>) -> Option<Arc<str>> {
-        let of_process = holder.and_then(|process| fence.workload_of_process(process));
+    fn whose(&self, socket: &Socket, of_process: Option<String>) -> Option<Arc<str>> {
         let of_cgroup = || self.holders.cgroups.get(&socket.cgroup).cloned();
         let of_listener = || {
             let own = self.claimed.iter().find(|own| own.has_accepted(socket));

@@ -36,6 +36,8 @@ pub(super) struct Holders {
     pub(super) sockets: HashMap<u32, Vec<Holder>>,
     /// The same sockets where processes have them open that are not governed: inode → process.
     others: OnceLock<io::Result<HashMap<u32, u32>>>,
+    /// Whose they were as they were looked at: who has ended since is nobody's.
+    workloads: HashMap<u32, String>,
     /// Governed cgroups → workload.
     pub(super) cgroups: HashMap<u64, Arc<str>>,
     /// By inode.
@@ -62,7 +64,9 @@ impl Holders {
             missed.of_everybody("the agent's network namespace cannot be opened", &error);
         }
         let governed = fence.all_governed();
-        for process in tables::in_turns(processes.to_vec(), super::bounded::user_of) {
+        let whose = |one: &u32| Some((*one, fence.workload_of_process(*one)?));
+        found.workloads = processes.iter().filter_map(whose).collect();
+        for process in tables::in_turns(processes.to_vec(), tables::user_of) {
             if let Err(error) = found.add_places(fence, &governed, process) {
                 missed.of([process], UNREAD, &error);
             }
@@ -84,13 +88,19 @@ impl Holders {
         Ok(())
     }
 
-    /// Who has this one open: the first who is governed still.
+    /// Who has this one open: the first who is governed still, or has ended as that. Whom he has given it to has it then.
     pub(super) fn of_socket(&self, fence: &Fence, inode: u32) -> Option<(u32, String)> {
         let mut holders = self.sockets.get(&inode)?.iter();
         holders.find_map(|holder| {
-            let workload = fence.workload_of_process(holder.process)?;
+            let workload = fence.workload_of_process(holder.process);
+            let workload = workload.or_else(|| self.as_it_ended(holder.process))?;
             Some((holder.process, workload))
         })
+    }
+
+    fn as_it_ended(&self, process: u32) -> Option<String> {
+        let workload = self.workloads.get(&process)?;
+        processes::has_ended(process).then(|| workload.clone())
     }
 
     /// Something of this socket was not looked at, of all of these processes that have it open.

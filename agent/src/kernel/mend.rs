@@ -41,10 +41,14 @@ impl Fence {
         load::attach_anew(&self.pins, &self.root, program)
     }
 
-    /// Makes what pins lie in anew, which may be gone with them, and what it says of the hooks.
+    /// Makes what pins lie in anew, which may be gone with them, and what it says of the hooks: where that cannot be noted they are put
+    /// back all the same.
     fn make_again(&self) -> Result<(), Error> {
         self.pins.make_again()?;
-        self.pins.note(|hook| self.programs.has(hook))
+        if let Err(error) = self.pins.note(|hook| self.programs.has(hook)) {
+            tracing::error!("the next agent will not know which hooks there were: {error}");
+        }
+        Ok(())
     }
 
     /// Notes that hooks were away. Where that cannot be, they are put back all the same.

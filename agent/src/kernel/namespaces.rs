@@ -1,5 +1,6 @@
 //! Namespaces: a view of the host that is one process tree's own, and sockets in another network.
 use super::missed::unless_short;
+pub use super::processes::threads;
 use super::{bounded, sys};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::collections::BTreeMap;

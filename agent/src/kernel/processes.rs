@@ -2,7 +2,8 @@
 //! the hooks keep them.
 mod status;
 
-pub use self::status::{has_ended, real_user};
+pub(super) use self::status::owner;
+pub use self::status::{has_ended, real_user, threads};
 use super::missed::unless_short;
 use super::{Error, Evidence, Fence, GovernedProcess, bounded, cgroup, sys};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -29,19 +30,24 @@ pub(super) struct Seen {
     pub(super) parent: u32,
 }
 
-/// Threads of a process that are asked, at most. One that has ended is among them for a moment only, but for the first.
-const THREADS: usize = 64;
-
 /// What `/proc` says of a process at its own directory or, since that says nothing of a program once the first thread has ended, at
 /// another thread's.
 pub fn of_process<T>(process: u32, ask: impl Fn(&str) -> Option<T>) -> Option<T> {
+    first_of(process, |at| Ok(ask(at))).ok().flatten()
+}
+
+/// The same where it may be that nobody can say now. Who is gone has nothing.
+fn first_of<T>(process: u32, ask: impl Fn(&str) -> io::Result<Option<T>>) -> io::Result<Option<T>> {
     let own = format!("/proc/{process}");
-    let of_another = || {
-        let threads = std::fs::read_dir(format!("{own}/task")).ok()?;
-        let paths = threads.flatten().take(THREADS).map(|entry| entry.path());
-        paths.into_iter().find_map(|path| ask(path.to_str()?))
-    };
-    ask(&own).or_else(of_another)
+    if let Some(found) = ask(&own)? {
+        return Ok(Some(found));
+    }
+    for thread in unless_short(threads(process))?.unwrap_or_default() {
+        if let Some(found) = ask(&format!("{own}/task/{thread}"))? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// The file that a process runs: device and inode. Its filesystem is not asked how the file is by now: one that the process

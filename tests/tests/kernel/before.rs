@@ -317,3 +317,61 @@ fn sockets_of_other_protocols_are_held() {
         others.sender.finish();
     }
 }
+
+/// Hands on what it has to a child and ends, again and again, until it has nothing more or that was ended.
+const HANDS_ON: &str = "
+sys.stdin.readline()
+s.setblocking(False)
+until = time.monotonic() + 20
+while time.monotonic() < until:
+    if os.fork(): os._exit(0)
+    try: s.recv(1); break
+    except BlockingIOError: pass
+    except OSError: break
+";
+
+/// Who has so much open that it takes a while to see whose else a socket is.
+const HAS_MANY: &str = "
+import resource
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+for _ in range(min(most, 30000) - 100): os.dup(0)
+say('ready'); sys.stdin.read()
+";
+
+/// No look finds one that is still there when it comes to his connection.
+#[test]
+fn who_hands_on_what_he_has_faster_than_is_looked_loses_it_or_it_is_told() {
+    let stand = Stand::new();
+    let fence = stand.fence();
+    let server = Elsewhere::new("127.0.0.1");
+    let port = server.address.port();
+    let script = format!("import time\ns = tcp('127.0.0.1', {port})[0]\nsay('ready'){HANDS_ON}");
+    let mut process = Running::start_outside(&script);
+    assert_eq!(process.line(), "ready");
+    let mut peer = accept(&server.listener);
+    peer.set_nonblocking(true).unwrap();
+    let mut other = Running::start_outside(HAS_MANY);
+    assert_eq!(other.line(), "ready");
+    enrol(fence, &process, "late");
+    process.send("\n");
+    let pid = process.pid();
+    eventually("it hands on", || tollgate::kernel::has_ended(pid));
+    let says = |name: &str| {
+        (name == "late").then(|| Before {
+            fate: Fate::Destroy,
+            listen: Vec::new(),
+        })
+    };
+    let goes_on = |peer: &mut TcpStream| {
+        let read = peer.read(&mut [0]).map_err(|error| error.kind());
+        read == Err(ErrorKind::WouldBlock)
+    };
+    for _ in 0..2 {
+        let missed = fence.end_earlier(&[], &says).missed;
+        if !goes_on(&mut peer) {
+            return;
+        }
+        assert!(missed.is_some(), "it goes on, and that is not told");
+    }
+}

@@ -10,7 +10,7 @@ mod protobuf;
 pub(super) use container::{Container, Held};
 
 use super::agent::lock;
-use super::cgroups::Match;
+use super::cgroups::{Match, is_gone};
 use super::selectors::has_process;
 use crate::config::ContainerEngine;
 use crate::kernel::{Fence, UNSETTLED_NAME};
@@ -51,6 +51,8 @@ pub(super) struct Settled {
     pub(super) matches: Vec<Match>,
     /// All that are known, by their cgroups: a rule on processes may ask for them too.
     pub(super) known: HashMap<String, Container>,
+    /// Why not all could be looked at: then nothing is let go of.
+    pub(super) unread: Option<String>,
     /// Why one that is to be refused is not.
     pub(super) unheld: Option<String>,
     /// Cgroups of which the hooks do not know what conditions they fulfil: no container there is let go of.
@@ -147,8 +149,14 @@ impl Containers {
             let Some((cgroup, id)) = container(fence.cgroup_root(), directory) else {
                 continue;
             };
-            let Ok(meta) = fs::metadata(directory) else {
-                continue;
+            let meta = match fs::metadata(directory) {
+                Ok(meta) => meta,
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => {
+                    settled.unread =
+                        Some(format!("cannot look at {}: {error}", directory.display()));
+                    continue;
+                }
             };
             let is_believed = is_named_by_root(fence.cgroup_root(), directory, &meta);
             if !is_believed || taken.contains(&cgroup) {
@@ -179,7 +187,7 @@ impl Containers {
             }));
         }
         lock(&self.states).retain(|id, _| ids.contains(id));
-        if looks || self.looked.load(Ordering::Relaxed) {
+        if settled.unread.is_none() && (looks || self.looked.load(Ordering::Relaxed)) {
             let whole = settled.matches.iter().map(|m| &m.cgroup);
             let stay = whole.chain(refused.keys()).chain(taken);
             settled.stay = Some(stay.cloned().collect());

@@ -3,7 +3,7 @@
 //! look does.
 use super::super::bounded;
 use super::{Holder, unless_short};
-use crate::kernel::bounded::user_of;
+use crate::kernel::processes::{self, real_user};
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat_raw};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,8 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Threads of a process that are looked at: each may have its own descriptors, and be in a network namespace of its own.
-const THREADS: usize = 64;
 /// Descriptors of a process that are read before more are of anybody: who has many keeps nobody else from being looked at.
 const FEW: usize = 1 << 10;
 /// Descriptors of a process that are read, in all its tables: as many as one may have where nobody has set more.
@@ -244,14 +242,12 @@ fn others_have_many() -> io::Error {
 
 /// The threads of a process that are looked at.
 pub(super) fn threads(process: u32) -> io::Result<Vec<u32>> {
-    let all = unless_short(std::fs::read_dir(format!("/proc/{process}/task")))?;
-    let mut found = Vec::new();
-    for thread in all.into_iter().flatten().take(THREADS) {
-        let name = unless_short(thread)?.map(|thread| thread.file_name());
-        let name = name.as_ref().and_then(|name| name.to_str());
-        found.extend(name.and_then(|name| name.parse::<u32>().ok()));
-    }
-    Ok(found)
+    Ok(unless_short(processes::threads(process))?.unwrap_or_default())
+}
+
+/// Whose a process is; the kernel's threads are nobody's: they would take root's turns.
+pub(super) fn user_of(process: u32) -> Option<u32> {
+    real_user(process).ok().flatten()
 }
 
 /// The number and the inode, if it is a socket's.

@@ -1,34 +1,75 @@
 //! What `/proc/PID/status` says of processes, which never waits.
 use super::super::missed::is_ended;
-use super::of_process;
+use super::first_of;
 use std::io;
+
+/// Threads of a process that are asked, at most: each may have its own descriptors, and be in a network namespace of its own. And those that
+/// may have ended besides: they stay listed for as long as somebody traces them.
+const THREADS: usize = 64;
+const ENDED: usize = 1 << 12;
 
 /// Has a process ended, be it that nobody has waited for it yet? What it made before that was not asked for by it.
 pub fn has_ended(process: u32) -> bool {
-    let lives = |text: &str| !text.contains("\nState:\tZ") && !text.contains("\nState:\tX");
-    let lives = of_process(process, |at| match status(at) {
-        Ok(text) => lives(&text?).then_some(()),
-        Err(_) => Some(()), // Nobody can say now.
-    });
-    lives.is_none()
+    // Of whom nobody can say now he has not.
+    is_dead(&format!("/proc/{process}"))
+        && threads(process).map_or_else(|error| is_ended(&error), |all| all.is_empty())
+}
+
+/// The threads of a process that are looked at: of those that have not ended.
+///
+/// # Errors
+/// It is gone, nobody can say now, or too many have ended that are listed still.
+pub fn threads(process: u32) -> io::Result<Vec<u32>> {
+    let at = format!("/proc/{process}/task");
+    let (mut live, mut ended) = (Vec::new(), 0);
+    for entry in std::fs::read_dir(&at)? {
+        let name = entry?.file_name();
+        let Some(thread) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if !is_dead(&format!("{at}/{thread}")) {
+            live.push(thread);
+        } else if ended == ENDED {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!(
+                    "it has more than {ENDED} threads that have ended and that nobody has waited for"
+                ),
+            ));
+        } else {
+            ended += 1;
+        }
+        if live.len() == THREADS {
+            break;
+        }
+    }
+    Ok(live)
+}
+
+fn is_dead(at: &str) -> bool {
+    let is_dead = |text: &str| text.contains("\nState:\tZ") || text.contains("\nState:\tX");
+    match status(at) {
+        Ok(text) => text.is_none_or(|text| is_dead(&text)),
+        Err(_) => false, // Nobody can say now.
+    }
 }
 
 /// The real user of a process; kernel threads, which run no program, have none, nor has who is gone.
 ///
 /// # Errors
-/// Nobody can say now: descriptors or memory are short.
+/// Nobody can say now: descriptors or memory are short, or too many of its threads have ended.
 pub fn real_user(process: u32) -> io::Result<Option<u32>> {
-    let of = |at: &str| {
-        let text = status(at).transpose()?;
-        let has_program = |text: &String| text.contains("\nVmSize:");
-        text.map(|text| {
-            Some(text)
-                .filter(has_program)
-                .and_then(|text| field(&text, "Uid:"))
-        })
-        .transpose()
-    };
-    of_process(process, of).transpose()
+    first_of(process, |at| {
+        let text = status(at)?;
+        let has_program = text.filter(|text| text.contains("\nVmSize:"));
+        Ok(has_program.and_then(|text| field(&text, "Uid:")))
+    })
+}
+
+/// The same of whatever has an entry: the threads of the kernel are root's, and who has ended is whose he was.
+pub(in crate::kernel) fn owner(process: u32) -> Option<u32> {
+    let text = status(&format!("/proc/{process}")).ok()??;
+    field(&text, "Uid:")
 }
 
 /// Its parent, if it is there.
@@ -59,6 +100,53 @@ fn status(at: &str) -> io::Result<Option<String>> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::io::{BufRead as _, BufReader};
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
+    /// Seventy threads that have ended are listed first, since who traces them does not wait for them, then one that goes on.
+    const TRACED: &str = r"
+import ctypes, os, sys, threading
+libc, ids, end = ctypes.CDLL(None), [], threading.Event()
+EXIT, GETTID, SEIZE = 60, 186, 0x4206
+def ends():
+    ids.append(libc.syscall(GETTID)); end.wait()
+def goes_on():
+    print(libc.syscall(GETTID), flush=True); sys.stdin.read(); os._exit(0)
+for _ in range(70): threading.Thread(target=ends).start()
+while len(ids) < 70: pass
+(told, tells), (over, holds) = os.pipe(), os.pipe()
+if os.fork() == 0:
+    os.close(holds)
+    for one in ids: assert libc.ptrace(SEIZE, one, 0, 0) == 0
+    os.write(tells, b'x'); os.read(over, 1); os._exit(0)
+os.read(told, 1); end.set()
+threading.Thread(target=goes_on).start()
+libc.syscall(EXIT, 0)
+";
+
+    #[test]
+    fn who_lives_behind_threads_that_have_ended_has_not_ended() {
+        let mut child = std::process::Command::new("python3");
+        child.args(["-c", TRACED]).stdin(Stdio::piped());
+        let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        let out = child.stdout.take().unwrap();
+        BufReader::new(out).read_line(&mut said).unwrap();
+        let (process, lives) = (child.id(), said.trim().parse::<u32>().unwrap());
+        let until = Instant::now() + Duration::from_secs(10);
+        while threads(process).unwrap() != [lives] {
+            assert!(Instant::now() < until, "{:?}", threads(process));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(is_dead(&format!("/proc/{process}")) && !has_ended(process));
+        let own = rustix::process::getuid().as_raw();
+        assert_eq!(real_user(process).unwrap(), Some(own));
+        assert_eq!(owner(process), Some(own));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(has_ended(process));
+    }
 
     /// Any program may give itself one.
     #[test]
