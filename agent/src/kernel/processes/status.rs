@@ -11,23 +11,30 @@ const ENDED: usize = 1 << 12;
 /// Has a process ended, be it that nobody has waited for it yet? What it made before that was not asked for by it.
 pub fn has_ended(process: u32) -> bool {
     // Of whom nobody can say now he has not.
+    let have_ended = |all: Vec<u32>| {
+        all.iter()
+            .all(|thread| is_dead(&of_thread(process, *thread)))
+    };
     is_dead(&format!("/proc/{process}"))
-        && threads(process).map_or_else(|error| is_ended(&error), |all| all.is_empty())
+        && threads(process).map_or_else(|error| is_ended(&error), have_ended)
 }
 
-/// The threads of a process that are looked at: of those that have not ended.
+/// The threads of a process that are looked at: where it has more, only of those that have not ended.
 ///
 /// # Errors
 /// It is gone, nobody can say now, or too many have ended that are listed still.
 pub fn threads(process: u32) -> io::Result<Vec<u32>> {
-    let at = format!("/proc/{process}/task");
-    let (mut live, mut ended) = (Vec::new(), 0);
-    for entry in std::fs::read_dir(&at)? {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{process}/task"))? {
         let name = entry?.file_name();
-        let Some(thread) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        if !is_dead(&format!("{at}/{thread}")) {
+        all.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    if all.len() <= THREADS {
+        return Ok(all);
+    }
+    let (mut live, mut ended) = (Vec::new(), 0);
+    for thread in all {
+        if !is_dead(&of_thread(process, thread)) {
             live.push(thread);
         } else if ended == ENDED {
             return Err(io::Error::new(
@@ -44,6 +51,10 @@ pub fn threads(process: u32) -> io::Result<Vec<u32>> {
         }
     }
     Ok(live)
+}
+
+fn of_thread(process: u32, thread: u32) -> String {
+    format!("/proc/{process}/task/{thread}")
 }
 
 fn is_dead(at: &str) -> bool {
