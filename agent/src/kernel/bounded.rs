@@ -23,6 +23,9 @@ const SLOW: Duration = Duration::from_millis(40);
 /// of root's may besides.
 const STUCK_OF_ONE: usize = 4;
 const STUCK: usize = 64;
+/// Processes of one user, root aside, that may be asked at once what may take longer than [`DEADLINE`]: until then none of them counts as stuck,
+/// and they are not to be all that may be.
+const LONG_OF_ONE: usize = 16;
 /// As much time as those may take at once is forgiven where answers come late again and again, and beyond that this part of all time:
 /// who goes from one `execve` into the next, with as many processes as he likes, answers each question just in time.
 const FORGIVEN_OF_ONE: Duration = DEADLINE.saturating_mul(4);
@@ -145,6 +148,13 @@ impl Asked {
                 return None;
             }
             if owes && !lost().forgives(one.user, one.since) {
+                return None;
+            }
+        }
+        if slow > DEADLINE {
+            one.user = one.user.or_else(|| user_of(process));
+            let is_same = |other: &&Self| other.slow > DEADLINE && other.user == one.user;
+            if one.user != Some(0) && asked().iter().filter(is_same).count() >= LONG_OF_ONE {
                 return None;
             }
         }

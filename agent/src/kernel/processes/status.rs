@@ -119,19 +119,22 @@ mod tests {
     const TRACED: &str = r"
 import ctypes, os, sys, threading
 libc, ids, end = ctypes.CDLL(None), [], threading.Event()
-EXIT, GETTID, SEIZE = 60, 186, 0x4206
+EXIT, SEIZE, TRACER = 60 if os.uname().machine == 'x86_64' else 93, 0x4206, 0x59616d61
 def ends():
-    ids.append(libc.syscall(GETTID)); end.wait()
+    ids.append(threading.get_native_id()); end.wait()
 def goes_on():
-    print(libc.syscall(GETTID), flush=True); sys.stdin.read(); os._exit(0)
+    print(threading.get_native_id(), flush=True); sys.stdin.read(); os._exit(0)
 for _ in range(70): threading.Thread(target=ends).start()
 while len(ids) < 70: pass
 (told, tells), (over, holds) = os.pipe(), os.pipe()
+libc.prctl(TRACER, -1, 0, 0, 0)
 if os.fork() == 0:
     os.close(holds)
     for one in ids: assert libc.ptrace(SEIZE, one, 0, 0) == 0
     os.write(tells, b'x'); os.read(over, 1); os._exit(0)
-os.read(told, 1); end.set()
+os.close(tells)
+if not os.read(told, 1): os._exit(1)
+end.set()
 threading.Thread(target=goes_on).start()
 libc.syscall(EXIT, 0)
 ";
