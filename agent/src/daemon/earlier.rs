@@ -167,8 +167,8 @@ impl Looks {
 fn gap(why: &str) -> String {
     format!(
         "connections and listeners from before processes were governed may go on: not all of them could be looked at ({why}); \
-         the agent tries again every second: see that it has descriptors, threads and memory (LimitNOFILE=, TasksMax= and \
-         MemoryMax= of its unit)"
+         the agent tries again every second. If that stays so: where it is short of descriptors, threads or memory, raise LimitNOFILE=, \
+         TasksMax= or MemoryMax= of its unit; where processes do not stand still for it, end what makes them"
     )
 }
 

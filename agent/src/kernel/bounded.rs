@@ -6,7 +6,7 @@ use super::processes::owner as user_of;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -234,6 +234,24 @@ impl<F> Round<F> {
     }
 }
 
+type Work = Box<dyn FnOnce() + Send>;
+
+fn thread() -> std::thread::Builder {
+    std::thread::Builder::new().name("asks".to_owned())
+}
+
+/// A thread to ask where no other can be made any more: who waits for the answers must not be held up himself. There is one from the
+/// first question on. It takes one round more than it is at, which is over before it comes to it if that one keeps it.
+fn reserve() -> Option<&'static SyncSender<Work>> {
+    static RESERVE: OnceLock<Option<SyncSender<Work>>> = OnceLock::new();
+    let started = RESERVE.get_or_init(|| {
+        let (give, given) = sync_channel::<Work>(1);
+        let works = move || given.iter().for_each(|work| work());
+        thread().spawn(works).is_ok().then_some(give)
+    });
+    started.as_ref()
+}
+
 /// Asks of each process, on threads of their own. Answers in the same order; `None`: there was none in time, or no thread.
 pub fn each<T: Send + 'static>(
     processes: Vec<u32>,
@@ -257,17 +275,18 @@ pub(super) fn each_within<T: Send + 'static>(
         ask,
     });
     let (tell, told) = channel();
+    let reserve = reserve();
     let more = || {
+        let (by_new, tell_by_new) = (Arc::clone(&round), tell.clone());
+        if thread().spawn(move || by_new.go_on(&tell_by_new)).is_ok() {
+            return true;
+        }
         let (round, tell) = (Arc::clone(&round), tell.clone());
-        let thread = std::thread::Builder::new().name("asks".to_owned());
-        thread.spawn(move || round.go_on(&tell)).is_ok()
+        let goes_on: Work = Box::new(move || round.go_on(&tell));
+        reserve.is_some_and(|reserve| reserve.try_send(goes_on).is_ok())
     };
     let mut heard = Instant::now();
-    let mut is_more = left > 0;
-    if is_more && !more() {
-        // Without a thread to be had: rather by this one than by nobody.
-        round.go_on(&tell);
-    }
+    let mut is_more = left > 0 && more();
     while left > 0 && is_more {
         match told.recv_timeout(PATIENCE.min(deadline)) {
             Ok((at, answer)) => {

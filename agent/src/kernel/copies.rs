@@ -53,7 +53,7 @@ pub(super) struct Copies {
     maker: Option<Maker>,
     /// The user of whose socket that has a copy still, until it is asked for the next.
     held: Option<Option<u32>>,
-    /// There is no process to be had: rather by this one than by nobody.
+    /// There is no process to be had: rather by a thread of this one than by nobody.
     is_without: bool,
     /// Processes of which there was none in time.
     silent: HashSet<u32>,
@@ -85,14 +85,19 @@ impl Copies {
         for (to, from) in request.iter_mut().zip(words.iter().flatten()) {
             *to = *from;
         }
+        let by_thread = || {
+            bounded::of(holder.process, move |_| {
+                copy(&request).map_err(Failed::kept)
+            })?
+        };
         if self.is_without {
-            return copy(&request).map_err(Failed::kept);
+            return by_thread();
         }
         let mut maker = match self.maker.take().map_or_else(Maker::start, Ok) {
             Ok(maker) => maker,
             Err(_) => {
                 self.is_without = true;
-                return copy(&request).map_err(Failed::kept);
+                return by_thread();
             }
         };
         let (answer, before) = (maker.ask(&request, inode), self.held.take());

@@ -17,7 +17,7 @@ SLOW = 0.18
 mount, program = sys.argv[1], open(sys.argv[2], "rb").read()
 never_closed = sys.argv[3] if sys.argv[3:] in (["flush"], ["root"], ["slow"]) else None
 failures = int(sys.argv[3]) if sys.argv[3:] and not never_closed else None
-device = os.open("/dev/fuse", os.O_RDWR)
+device = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK)
 options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.mount(b"late", mount.encode(), b"fuse", 0, options):
@@ -78,7 +78,10 @@ while True:
         break
     if device not in ready:
         continue
-    request = os.read(device, 1 << 18)
+    try:
+        request = os.read(device, 1 << 18)
+    except (BlockingIOError, FileNotFoundError):
+        continue  # Who asked was killed.
     _, opcode, unique, node, user = struct.unpack_from("<IIQQI", request)
     if opcode in (FORGET, BATCH_FORGET, INTERRUPT):
         continue

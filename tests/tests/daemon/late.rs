@@ -1,5 +1,6 @@
 //! Filesystems that answer when they like.
 use crate::support::START;
+use harness::eventually;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -82,7 +83,11 @@ impl Late {
 impl Drop for Late {
     fn drop(&mut self) {
         drop(self.server.stdin.take());
-        let _ = self.server.wait();
+        // However it is held up: what it serves ends with it.
+        if eventually(START, || self.server.try_wait().ok().flatten()).is_none() {
+            let _ = self.server.kill();
+            let _ = self.server.wait();
+        }
         let _ = fs::remove_dir(&self.mount);
     }
 }

@@ -154,7 +154,7 @@ fn is_served(ip: IpAddr, port: u16, patience: Duration) -> bool {
     stream.read_exact(&mut [0; 5]).is_ok()
 }
 
-fn by_user(place: &Place, workload: &str, user: u32) {
+pub(crate) fn by_user(place: &Place, workload: &str, user: u32) {
     let one = format!("workloads:\n  {workload}: {{ match: {{ user: {user} }} }}\n");
     place.write_policy(&POLICY.replace("workloads:\n", &one));
 }
@@ -346,17 +346,17 @@ fn what_forks_slowly_has_is_ended() {
 }
 
 /// A cgroup that an agent is started in, and that may let it have no more threads.
-struct Threads(PathBuf);
+pub(crate) struct Threads(pub(crate) PathBuf);
 
 impl Threads {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let name = format!("tollgate-test-{}-threads", std::process::id());
         let path = controlled("pids").0.join(name);
         fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    fn limit(&self, most: &str) {
+    pub(crate) fn limit(&self, most: &str) {
         fs::write(self.0.join("pids.max"), most).unwrap();
     }
 }
@@ -368,7 +368,7 @@ impl Drop for Threads {
 }
 
 /// Why it is not enforcing; nothing if it is.
-fn why(place: &Place) -> String {
+pub(crate) fn why(place: &Place) -> String {
     let status = place.output(&["status", "-o", "json"]);
     let told: Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
     let verdict = &told["verdict"];

@@ -1,6 +1,7 @@
 //! Processes of which the kernel says nothing for as long as somebody likes: they are in `execve`, and what they close there is served by
 //! whoever does not answer. They hold up nobody but themselves.
 use crate::late::Late;
+use crate::looks::{Threads, by_user, why};
 use crate::outside::{GOVERNED, Outside};
 use crate::recognising::{INTERN, digest};
 use crate::support::*;
@@ -133,16 +134,45 @@ fn who_is_in_execve_again_and_again_holds_up_nobody_else() {
     assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
+/// One thread is in reserve to ask: held up as well, it is gone on without.
+#[test]
+fn who_is_stuck_in_execve_holds_up_no_agent_that_can_make_no_thread() {
+    const USER: u32 = 54_407;
+    let (threads, mut place) = (Threads::new(), Place::new());
+    let mut stuck = Vec::<Ended>::new();
+    place.start_in(&threads.0);
+    let late = Late::never_closed("flush", place.path("late"));
+    stuck.push(Ended(late.stuck(USER, "pass")));
+    threads.limit("1");
+    by_user(&place, "user", USER);
+    let begun = Instant::now();
+    for _ in 0..3 {
+        let reloaded = place.output(&["reload"]);
+        assert_eq!(reloaded.status.code(), Some(1), "{reloaded:?}");
+        assert_ne!(why(&place), "");
+    }
+    let took = begun.elapsed();
+    println!("three times: {:.1} s", took.as_secs_f64());
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    threads.limit("max");
+    drop(late);
+    let enforcing = eventually(START, || why(&place).is_empty().then_some(()));
+    assert!(enforcing.is_some(), "{}", why(&place));
+}
+
 /// Asks for a copy of a descriptor of a file that is never closed, as of a socket; then of a socket.
 const ASKS: &str = "
-import os, signal, socket, struct, subprocess, sys
+import ctypes, os, signal, socket, struct, subprocess, sys
 here, there = socket.socketpair()
 process = os.fork()
 if process == 0:
+    here.close()
     os.setresuid(54322, 54322, 54322)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # With its parent, whose output it has open.
     file, own = os.open(sys.argv[2], os.O_RDONLY), socket.socket()
     there.send(struct.pack('=iiI', file, own.fileno(), os.fstat(own.fileno()).st_ino))
     signal.pause()
+there.close()
 file, own, inode = struct.unpack('=iiI', here.recv(12))
 def ask(fd):
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -172,8 +202,8 @@ fn what_is_no_socket_any_more_is_closed_by_nobody_who_is_needed() {
     let directory = Place::new();
     let late = Late::never_closed("root", directory.path("late"));
     let program = harness::agent::program().unwrap();
-    let mut asks = Command::new("python3");
-    asks.args(["-c", ASKS]).arg(program);
+    let mut asks = Command::new("timeout");
+    asks.args(["60", "python3", "-c", ASKS]).arg(program);
     let output = asks.arg(late.mount.join("program")).output().unwrap();
     assert_eq!(
         text(&output.stdout),

@@ -1,7 +1,7 @@
 //! How a workload is recognised: the conditions of one selector.
 use super::Reading;
 use crate::model::Selector;
-use crate::syntax::{Node, quote};
+use crate::syntax::{Node, Value, quote};
 
 /// Labels of one selector at most.
 const MAX_LABELS: usize = 32;
@@ -64,15 +64,18 @@ fn checked(
     good: impl Fn(&str) -> bool,
     [what, help]: [&str; 2],
 ) -> Option<String> {
-    // A number is a name too where it is one.
-    let text = &*reading.decoder.scalar(node, what)?.text;
-    if good(text) {
-        return Some(text.into());
-    }
-    reading
-        .decoder
-        .error(node.span, format!("{} is not {what}", quote(text)))
-        .help(help);
+    let fault = match &node.value {
+        // A number is a name too where it is one.
+        Value::Scalar(scalar) if !scalar.is_null() && good(&scalar.text) => {
+            return Some(scalar.text.as_ref().into());
+        }
+        Value::Scalar(scalar) if !scalar.is_null() => {
+            let message = format!("{} is not {what}", quote(&scalar.text));
+            reading.decoder.error(node.span, message)
+        }
+        _ => reading.decoder.expected(node, what),
+    };
+    fault.help(help);
     None
 }
 
@@ -140,10 +143,11 @@ fn user_name(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
     )
 }
 
+/// Of one file: with a wildcard it would be that of a file whose name has a star, and nobody governed.
 fn exe_path(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
     let good = |text: &str| {
         text.len() <= 4_095
-            && !text.chars().any(char::is_control)
+            && !text.chars().any(|c| c.is_control() || "*?".contains(c))
             && text.strip_prefix('/').is_some_and(|rest| {
                 rest.split('/')
                     .all(|segment| !matches!(segment, "" | "." | ".."))
@@ -151,7 +155,7 @@ fn exe_path(reading: &mut Reading<'_>, node: &Node) -> Option<String> {
     };
     let what = [
         "the path of an executable",
-        "write it whole and resolved, e.g. `/usr/bin/python3.11`: what runs is compared, not a link to it",
+        "write it whole, without wildcards, e.g. `/usr/bin/python3.11`; for more than one, list a selector of each",
     ];
     checked(reading, node, good, what)
 }

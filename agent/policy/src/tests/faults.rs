@@ -165,6 +165,16 @@ fn one_fault_at_a_time() {
         ),
         (
             "unit: w.service",
+            "exe: \"/bin/*\"",
+            "2:33: `/bin/*` is not the path of an executable",
+        ),
+        (
+            "unit: w.service",
+            "container: {}",
+            "2:39: expected a container's name, found a mapping",
+        ),
+        (
+            "unit: w.service",
             "labels: {}",
             "2:36: a selector has 1 to 32 labels",
         ),
