@@ -43,7 +43,11 @@ pub struct Kept {
     /// Key into `WORKLOADS`.
     pub workload: u32,
     /// `IPPROTO_TCP` or `IPPROTO_UDP`.
-    pub protocol: u32,
+    pub protocol: u8,
+    /// Not 0: it is being ended, and sends no more than that (TCP's RST).
+    pub ends: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
 }
 
 const _: () = assert!(size_of::<Listen>() == 8);

@@ -15,10 +15,6 @@ use aya_ebpf::{
 };
 use tollgate_common::{event::Reason, flow::Client, openings::Listen, recognise::UNSETTLED};
 
-/// The byte of a TCP header that has its flags, and the one that ends a connection.
-const FLAGS: usize = 13;
-const RESET: u8 = 4;
-
 /// Does it reach a listener of the agent's? Of that nothing is asked, and nobody's account has it.
 #[inline(always)]
 pub(crate) fn is_for_the_agent(socket: *mut bpf_sock) -> bool {
@@ -96,10 +92,7 @@ fn is_from_the_agent(ctx: &SkBuffContext, socket: *mut bpf_sock, client: Option<
     };
     if exit::is_on_loopback(ctx)
         && listener::answers(ctx.as_ptr(), &packet.destination, &packet.source)
-        || ctx
-            .skb
-            .load::<u8>(transport.get() + FLAGS)
-            .is_ok_and(|flags| flags & RESET != 0)
+        || exit::is_reset(ctx, transport.get())
     {
         return true;
     }

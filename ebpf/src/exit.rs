@@ -28,6 +28,9 @@ use tollgate_common::{
 
 /// Of IPv6, as a packet's `protocol` has it.
 const ETH_P_IPV6: u16 = 0x86dd;
+/// The byte of a TCP header that has its flags, and the one that ends a connection.
+const FLAGS: usize = 13;
+const RESET: u8 = 4;
 
 /// A packet's socket; `None` for what has none, as answers of the kernel itself. It may not be a whole one yet, or no more:
 /// then it carries nothing, and has no type.
@@ -296,7 +299,17 @@ fn is_kept(ctx: &SkBuffContext, packet: &Packet) -> bool {
     // SAFETY: needed to call a helper, with the packet that the kernel passed, and to read an entry: one that is removed
     // meanwhile stays readable.
     let kept = unsafe { KEPT.get(bpf_get_socket_cookie(ctx.as_ptr())) };
-    packet.transport.is_some() && kept.is_some_and(|kept| kept.peer == packet.destination)
+    let (Some(transport), Some(kept)) = (packet.transport, kept) else {
+        return false;
+    };
+    kept.peer == packet.destination && (kept.ends == 0 || is_reset(ctx, transport.get()))
+}
+
+/// Does TCP's header at `transport` say that the connection is over at once?
+#[inline(always)]
+pub(crate) fn is_reset(ctx: &SkBuffContext, transport: usize) -> bool {
+    let flags = ctx.skb.load::<u8>(transport + FLAGS);
+    flags.is_ok_and(|flags| flags & RESET != 0)
 }
 
 /// Tells the agent of a refusal, once for each destination that follows another.

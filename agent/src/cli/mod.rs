@@ -18,11 +18,11 @@ macro_rules! show_text {
 }
 
 mod agent;
+mod aside;
 mod ca;
 mod check;
 mod completions;
 mod content;
-mod copies;
 mod decisions;
 mod diff;
 mod doctor;
@@ -93,9 +93,9 @@ enum Verb {
     Launch(launch::Args),
     #[command(hide = true)]
     Content(content::Args),
-    /// Copies sockets for the agent
+    /// Does for the agent what may take for ever
     #[command(hide = true)]
-    Copies,
+    Aside,
 }
 
 /// Where the caller's configuration and agent are.
@@ -195,7 +195,7 @@ fn dispatch(context: &Context, verb: Verb) -> anyhow::Result<Outcome> {
         Verb::Completions(args) => completions::run(&args, Cli::command()),
         Verb::Man(args) => man::run(&args, Cli::command()),
         Verb::Content(args) => Ok(content::run(&args)),
-        Verb::Copies => Ok(copies::run()),
+        Verb::Aside => Ok(aside::run()),
         Verb::Launch(args) => Ok(launch::run(&args)),
     }
 }
@@ -216,7 +216,10 @@ fn told(error: &anyhow::Error) -> String {
 fn outcome_of(error: &anyhow::Error) -> Outcome {
     match error.downcast_ref::<client::Error>() {
         Some(
-            client::Error::NoAgent { .. } | client::Error::Silent { .. } | client::Error::Broken(_),
+            client::Error::NoAgent { .. }
+            | client::Error::Silent { .. }
+            | client::Error::Stopped { .. }
+            | client::Error::Broken(_),
         ) => Outcome::NoAgent,
         Some(client::Error::Fault(fault)) if fault.kind == FaultKind::NotFound => Outcome::No,
         _ => Outcome::Fault,

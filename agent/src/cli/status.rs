@@ -28,6 +28,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<Outcome> {
         Err(
             e @ (client::Error::NoAgent { .. }
             | client::Error::Silent { .. }
+            | client::Error::Stopped { .. }
             | client::Error::Broken(_)),
         ) => {
             return without_agent(&context.config()?.pin_dir, &e, args.form.format);
@@ -80,7 +81,10 @@ fn without_agent(pin_dir: &Path, error: &client::Error, format: Format) -> anyho
         return Ok(Outcome::NoAgent);
     }
     let paint = Paint::stdout();
-    let is_there = matches!(error, client::Error::Silent { .. });
+    let is_there = matches!(
+        error,
+        client::Error::Silent { .. } | client::Error::Stopped { .. }
+    );
     let (headline, become_of) = match is_there {
         true => (
             "NO ANSWER",

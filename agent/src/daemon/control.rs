@@ -4,6 +4,7 @@ use super::agent::{Agent, lock};
 use super::error::Error;
 use super::events::Recorder;
 use super::start::Up;
+use super::unseen::Unseen;
 use super::{Lifetime, admin, budgets, dirs, mend, notify, watch};
 use crate::kernel::since_boot;
 use crate::pipeline::Plane;
@@ -20,8 +21,6 @@ const LINGER: Duration = Duration::from_secs(2);
 const CHANGES: Duration = Duration::from_secs(30);
 /// How often `systemctl status` is told how things are.
 const STATUS: Duration = Duration::from_secs(10);
-/// Processes that wait for their executable to be looked at.
-const UNSEEN: usize = 4096;
 /// A worker that says nothing for this long does not answer: it has a word to say each second.
 const SILENCE: Duration = Duration::from_secs(3);
 /// A datagram is under way within this host for less than this.
@@ -49,12 +48,12 @@ async fn serve(up: Up) -> Result<(), Error> {
     let Up { agent, admin } = up;
     let told = Told::listen(&agent)?;
     let admin = listening(admin)?;
-    let (to_look_at, unseen) = tokio::sync::mpsc::channel(UNSEEN);
+    let unseen = Arc::new(Unseen::default());
     let mut recorder = Recorder::new(
         Arc::clone(&agent.seen),
         Arc::clone(&agent.shared),
         agent.namespaces.look(),
-        to_look_at,
+        Arc::clone(&unseen),
     );
     let mut take = |event| recorder.take(event);
     announce(&agent);

@@ -1,14 +1,14 @@
 //! What the kernel did on its own: refusals become records, ended flows are kept for a while.
 use super::admin::wire;
 use super::namespaces::Look;
+use super::unseen::Unseen;
 use crate::audit::{Allowance, Coverage, ReasonRecord, Record, RequestRecord, Timing, Verdict};
-use crate::kernel::{Counters, Event, FileState, Flow, Refusal};
+use crate::kernel::{Counters, Event, Flow, Refusal};
 use crate::pipeline::Shared;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
-use tokio::sync::mpsc;
 
 /// Ended flows kept for `tollgate flows`.
 const ENDED: usize = 1024;
@@ -67,7 +67,7 @@ pub(super) struct Recorder {
     seen: Arc<Seen>,
     shared: Arc<Shared>,
     strangers: Look,
-    unseen: mpsc::Sender<(u32, FileState)>,
+    unseen: Arc<Unseen>,
     allowances: HashMap<Arc<str>, Allowance>,
 }
 
@@ -78,7 +78,7 @@ impl Recorder {
         seen: Arc<Seen>,
         shared: Arc<Shared>,
         strangers: Look,
-        unseen: mpsc::Sender<(u32, FileState)>,
+        unseen: Arc<Unseen>,
     ) -> Self {
         Self {
             seen,
@@ -100,8 +100,7 @@ impl Recorder {
             Event::Refused(refusal) => self.refused(refusal),
             Event::Overspent { workload } => self.shared.overspent.add(workload),
             Event::Stranger { pid, workload } => self.strangers.at(pid, workload),
-            // Too many at once: the next connection that is refused tells again.
-            Event::Unseen { pid, file } => drop(self.unseen.try_send((pid, file))),
+            Event::Unseen { pid, file } => self.unseen.add(pid, file),
         }
     }
 

@@ -36,6 +36,7 @@ mod start;
 mod status;
 mod troubles;
 mod trust;
+mod unseen;
 pub mod users;
 mod vital;
 mod watch;

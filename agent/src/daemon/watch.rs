@@ -1,7 +1,7 @@
 //! Watches the host: cgroups that come and go, and secrets that are written.
 use super::agent::{Agent, lock};
+use super::unseen::Unseen;
 use super::vital;
-use crate::kernel::FileState;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 use std::collections::HashSet;
@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::mpsc;
 
 /// The tree is walked this often even if nothing was heard: runs that are over are removed then, and a watch that
 /// could not be set is made up for.
@@ -142,8 +141,9 @@ pub(super) async fn vault(agent: Arc<Agent>) {
 }
 
 /// Looks at executables that a hook asks for, until that panics.
-pub(super) async fn unseen(agent: Arc<Agent>, mut asked: mpsc::Receiver<(u32, FileState)>) {
-    while let Some((process, file)) = asked.recv().await {
+pub(super) async fn unseen(agent: Arc<Agent>, waiting: Arc<Unseen>) {
+    loop {
+        let (process, file) = waiting.next().await;
         let looking = Arc::clone(&agent);
         let met = vital::blocking("looking at an executable", move || {
             lock(&looking.enrolments).meet(process, file);

@@ -1,7 +1,7 @@
 //! What a process runs and has open, asked for within bounds. While one is in `execve` the kernel answers nobody who asks for its
 //! executable, its descriptors, its namespaces or its root directory, and of some versions for its `stat`
 //! (`signal->exec_update_lock`): until what is closed there is closed, which takes as long as whoever serves such a file (FUSE, NFS)
-//! likes. Its `status`, `cgroup`, `mountinfo` and the lists of its threads and descriptors never wait.
+//! likes. Its `cgroup`, `mountinfo` and the lists of its threads and descriptors never wait.
 use super::processes::owner as user_of;
 use std::collections::BTreeMap;
 use std::io;

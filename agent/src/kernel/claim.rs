@@ -164,19 +164,26 @@ impl Holders {
         let mut seen = HashSet::new();
         let mut elsewhere = Vec::new();
         let mut copies = Copies::default();
+        if !self.sockets.is_empty() {
+            // Before any is copied: it is to be closed at once.
+            let _ = self.others(fence, reading);
+        }
         for (inode, holders) in &self.sockets {
-            let claimed =
-                match self.claim_unshared(fence, (reading, &mut copies), (*inode, holders)) {
-                    Ok(None) => continue,
-                    Ok(Some((copy, workload))) => {
-                        if namespaces::cookie(copy.as_fd()).is_ok_and(|cookie| seen.insert(cookie))
-                        {
-                            elsewhere.push(Network::of_socket(copy.as_fd()));
-                        }
-                        Ok(workload)
+            let claimed = match copy(fence, &mut copies, (*inode, holders)) {
+                Ok(None) => continue,
+                Ok(Some((copy, workload))) => {
+                    // Also of one that stays another's: its connection is looked for there.
+                    if namespaces::cookie(copy.as_fd()).is_ok_and(|cookie| seen.insert(cookie)) {
+                        elsewhere.push(Network::of_socket(copy.as_fd()));
                     }
-                    Err(unclaimed) => Err(unclaimed),
-                };
+                    match self.enter_unshared(fence, reading, (*inode, &copy), &workload) {
+                        Ok(false) => continue,
+                        Ok(true) => Ok(workload),
+                        Err(unclaimed) => Err(unclaimed),
+                    }
+                }
+                Err(unclaimed) => Err(unclaimed),
+            };
             if let Err(Unclaimed::Passes(why)) = &claimed {
                 self.miss(*inode, missed, UNCLAIMED, why);
             }
@@ -191,15 +198,16 @@ impl Holders {
     }
 
     /// Unless somebody who is not governed has it open as well, or that cannot be known.
-    fn claim_unshared(
+    fn enter_unshared(
         &self,
         fence: &Fence,
-        (reading, copies): (&mut Reading, &mut Copies),
-        (inode, holders): (u32, &[Holder]),
-    ) -> Result<Option<(OwnedFd, String)>, Unclaimed> {
+        reading: &mut Reading,
+        (inode, copy): (u32, &OwnedFd),
+        workload: &str,
+    ) -> Result<bool, Unclaimed> {
         let others = self.others(fence, reading);
         match others.map(|others| others.get(&inode)) {
-            Ok(None) => claim(fence, copies, (inode, holders), true),
+            Ok(None) => Ok(enter(fence, copy, workload, true)?),
             Ok(Some(other)) => Err(Unclaimed::Stays(format!(
                 "process {other}, which is not governed, has it open too: end that one, or list the port under `listen`"
             ))),
@@ -213,7 +221,12 @@ impl Holders {
     pub(super) fn hand_over(&self, fence: &Fence, missed: &mut Missed) {
         let mut copies = Copies::default();
         for (inode, holders) in &self.sockets {
-            match claim(fence, &mut copies, (*inode, holders), false) {
+            let had = copy(fence, &mut copies, (*inode, holders));
+            let entered = had.and_then(|had| match had {
+                Some((copy, workload)) => Ok(enter(fence, &copy, &workload, false)?),
+                None => Ok(false),
+            });
+            match entered {
                 Ok(_) => {}
                 Err(Unclaimed::Passes(why)) => self.miss(*inode, missed, UNCLAIMED, &why),
                 Err(Unclaimed::Stays(why)) => {
@@ -224,14 +237,11 @@ impl Holders {
     }
 }
 
-/// Enters whose a socket is: of the first holder of which it can be had. What was said of it before stays, unless that was of a
-/// workload that is no more, or is being let go of; of what nothing was said of, it is said if `from_before`. `None`: it is not IP's,
-/// or nobody governed has it, or nothing is said.
-fn claim(
+/// A copy of a socket, of the first holder of which it can be had, and whose that one is. `None`: it is not IP's, or nobody governed has it.
+fn copy(
     fence: &Fence,
     copies: &mut Copies,
     (inode, holders): (u32, &[Holder]),
-    from_before: bool,
 ) -> Result<Option<(OwnedFd, String)>, Unclaimed> {
     let mut failed: Option<io::Error> = None;
     for holder in holders {
@@ -251,12 +261,13 @@ fn claim(
         if domain != AddressFamily::INET && domain != AddressFamily::INET6 {
             return Ok(None);
         }
-        return Ok(enter(fence, &copy, &workload, from_before)?.then_some((copy, workload)));
+        return Ok(Some((copy, workload)));
     }
     failed.map_or(Ok(None), |error| Err(error.into()))
 }
 
-/// Whether it is somebody's who is governed by now.
+/// Enters whose a socket is; whether it is somebody's who is governed by now. What was said of it before stays, unless that was of a
+/// workload that is no more, or is being let go of; of what nothing was said of, it is said if `from_before`.
 fn enter(fence: &Fence, copy: &OwnedFd, workload: &str, from_before: bool) -> Result<bool, Error> {
     let leaving = fence.leaving.load();
     let mut writers = fence.maps.write();

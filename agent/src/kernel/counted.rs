@@ -1,6 +1,6 @@
 //! What the hooks have counted of each workload, in this agent's maps or in those of another version.
 use super::govern::UNSETTLED_NAME;
-use super::{Counters, Fence, WorkloadAccount, events::code, pins, sys, translate};
+use super::{Counters, Fence, events::code, pins, sys, translate};
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 use std::collections::BTreeMap;
@@ -21,6 +21,20 @@ pub struct Counted {
     pub fence: String,
     /// What it has counted since it stands.
     pub accounts: Vec<WorkloadAccount>,
+}
+
+/// One workload's account.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct WorkloadAccount {
+    /// The workload.
+    pub workload: String,
+    /// Connections steered.
+    pub connections: u64,
+    /// Refusals by reason.
+    pub refusals: BTreeMap<String, u64>,
+    /// Bytes and packets.
+    #[serde(flatten)]
+    pub counters: Counters,
 }
 
 /// The maps in which it is.
@@ -81,6 +95,11 @@ impl Counts<'_> {
 }
 
 impl WorkloadAccount {
+    /// Was nothing counted?
+    pub fn is_zero(&self) -> bool {
+        self.connections == 0 && self.refusals.is_empty() && self.counters == Counters::default()
+    }
+
     /// Adds what another fence has counted of the same workload.
     pub fn add(&mut self, other: &Self) {
         let add = |to: &mut u64, from: u64| *to = to.saturating_add(from);

@@ -190,6 +190,19 @@ impl Diag {
         socket().map(Self)
     }
 
+    /// The message that ends a connection, for [`pass_on`].
+    pub(super) fn ending(&self, socket: &Socket) -> io::Result<Vec<u8>> {
+        let question = question(socket.family, socket.protocol, 0, &socket.id);
+        message(DESTROY, ONE, &question).map(|(_, message)| message)
+    }
+
+    /// The message that asks of a socket that there is not.
+    pub(super) fn asking_of_none(&self) -> io::Result<Vec<u8>> {
+        let family = u8::try_from(libc::AF_INET).unwrap_or_default();
+        let question = question(family, Protocol::Tcp, 0, &[0; ID]);
+        message(BY_FAMILY, ONE, &question).map(|(_, message)| message)
+    }
+
     /// Every socket of a protocol that `take` holds for: connected ones, and those that listen. The kernel goes on, page by page, by how
     /// many of a bucket it has told of: where some of those have gone meanwhile it passes over others, so it is asked until it tells of
     /// no more.
@@ -241,24 +254,22 @@ impl Diag {
         })
     }
 
-    /// Ends a connection at once; its process and its peer are told. An error of the kind `NotFound`: it was over already.
-    pub(super) fn destroy(&self, socket: &Socket) -> io::Result<()> {
-        let question = question(socket.family, socket.protocol, 0, &socket.id);
-        let number = self.ask(DESTROY, ONE, &question)?;
-        self.answers(number, |kind, _| kind == ERROR)
+    /// Ends a connection at once; its process and its peer are told. An error of the kind `NotFound`: it was over already. Only of one that
+    /// nobody else has: see [`super::ends`].
+    fn destroy(&self, socket: &Socket) -> io::Result<()> {
+        self.pass(&self.ending(socket)?)
+    }
+
+    /// Sends a message that has one answer.
+    fn pass(&self, message: &[u8]) -> io::Result<()> {
+        let number = part(message, 8).map(u32::from_ne_bytes);
+        net::sendto(&self.0, message, SendFlags::empty(), &KERNEL)?;
+        self.answers(number.unwrap_or_default(), |kind, _| kind == ERROR)
     }
 
     /// The number of the question.
     fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<u32> {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
-        let mut message = Vec::with_capacity(HEADER + body.len());
-        message.extend(length.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend(number.to_ne_bytes());
-        message.extend([0; 4]);
-        message.extend(body);
+        let (number, message) = message(kind, flags, body)?;
         net::sendto(&self.0, &message, SendFlags::empty(), &KERNEL)?;
         Ok(number)
     }
@@ -290,6 +301,25 @@ impl Diag {
             }
         }
     }
+}
+
+/// `struct nlmsghdr` and what it is of, with its number.
+fn message(kind: u16, flags: u16, body: &[u8]) -> io::Result<(u32, Vec<u8>)> {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
+    let mut message = Vec::with_capacity(HEADER + body.len());
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend(number.to_ne_bytes());
+    message.extend([0; 4]);
+    message.extend(body);
+    Ok((number, message))
+}
+
+/// Sends a message of [`Diag::ending`]'s by the socket that it is to be sent by.
+pub(super) fn pass_on(socket: OwnedFd, message: &[u8]) -> io::Result<()> {
+    Diag(socket).pass(message)
 }
 
 /// `struct inet_diag_req_v2`

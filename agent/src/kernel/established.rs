@@ -2,6 +2,7 @@
 //! so; what has no peer becomes the workload's.
 use super::claim::{self, Claimed, Claims};
 use super::diag::{Diag, Protocol, Socket};
+use super::ends::Ends;
 use super::holders::{Holders, Reading};
 use super::missed::{self, Missed};
 use super::namespaces;
@@ -9,6 +10,7 @@ use super::translate::ip;
 use super::{
     Before, Earlier, Fate, Fence, Looked, Outcome, Process, Unheld, bounded, cgroup, processes,
 };
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
@@ -33,6 +35,7 @@ type Says<'a> = &'a (dyn Fn(&str) -> Option<Before> + Sync);
 /// One look at one network namespace.
 struct Look<'a> {
     diag: Diag,
+    ends: RefCell<Ends>,
     /// Where the agent listens in it.
     ports: Ports,
     /// Ports that somebody listens on.
@@ -149,10 +152,12 @@ impl Fence {
     ) {
         for (inode, network) in &holders.networks {
             let looked = network.within(|| {
-                let diag = Diag::open()?;
+                let (diag, mut ends) = (Diag::open()?, Ends::default());
+                ends.is_answered(&diag)?;
                 let look = Look {
                     ports: self.ports_here(&diag)?,
                     diag,
+                    ends: RefCell::new(ends),
                     listening: HashSet::new(),
                     claimed: Vec::new(),
                     holders,
@@ -258,7 +263,7 @@ impl Fence {
         let outcome = match before.fate {
             _ if look.is_steered(socket) || is_served => return None,
             Fate::Keep if kept.is_some() => return None,
-            Fate::Keep => match self.keep(socket, &workload) {
+            Fate::Keep => match self.keep(socket, &workload, false) {
                 Ok(()) => Outcome::Kept,
                 Err(_) => self.end(look, socket, &workload, missed)?,
             },
@@ -274,8 +279,8 @@ impl Fence {
         })
     }
 
-    /// Lets a socket send to its peer.
-    fn keep(&self, socket: &Socket, workload: &str) -> Result<(), super::Error> {
+    /// Lets a socket send to its peer, be it only that it ends.
+    fn keep(&self, socket: &Socket, workload: &str, ends: bool) -> Result<(), super::Error> {
         let mut writers = self.maps.write();
         let id = self.workload_ids(&mut writers, std::iter::once(workload))?;
         let peer = socket.peer();
@@ -286,13 +291,15 @@ impl Fence {
                 reserved: [0; 3],
             },
             workload: id.get(workload).copied().unwrap_or_default(),
-            protocol: socket.protocol.number().into(),
+            protocol: socket.protocol.number(),
+            ends: ends.into(),
+            reserved: [0; 2],
         };
         let inserted = writers.kept.insert(socket.cookie(), kept, 0);
         inserted.map_err(super::maps::write("KEPT"))
     }
 
-    /// Ends a connection; `None`: it was over by itself. For that moment it may send, so that its peer is told.
+    /// Ends a connection; `None`: it was over by itself.
     fn end(
         &self,
         look: &Look<'_>,
@@ -301,7 +308,8 @@ impl Fence {
         missed: &mut Missed,
     ) -> Option<Outcome> {
         self.let_tell(socket, workload);
-        let ended = look.diag.destroy(socket);
+        let holder = look.holders.first_of(self, socket.inode);
+        let ended = look.ends.borrow_mut().end(&look.diag, socket, holder);
         self.forget_kept(socket.cookie());
         match ended {
             Ok(()) => Some(Outcome::Destroyed),
@@ -319,8 +327,11 @@ impl Fence {
     /// Lets a socket tell its peer that it ends. A map's memory may be short for a moment; that the connection ends is more than that
     /// its peer knows.
     fn let_tell(&self, socket: &Socket, workload: &str) {
+        if socket.protocol == Protocol::Udp {
+            return; // Nothing is told there.
+        }
         for _ in 0..TRIES {
-            match self.keep(socket, workload) {
+            match self.keep(socket, workload, true) {
                 Err(error) if claim::may_pass(&error) => std::thread::sleep(PAUSE),
                 _ => return,
             }

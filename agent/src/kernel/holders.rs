@@ -98,6 +98,15 @@ impl Holders {
         })
     }
 
+    /// One who has this one open, governed still if there is such, with a number of it if there is.
+    pub(super) fn first_of(&self, fence: &Fence, inode: u32) -> Option<Holder> {
+        let holders = self.sockets.get(&inode)?.iter().copied();
+        holders.max_by_key(|holder| {
+            let workload = fence.workload_of_process(holder.process);
+            (workload.is_some(), holder.descriptor.is_some())
+        })
+    }
+
     fn as_it_ended(&self, process: u32) -> Option<String> {
         let workload = self.workloads.get(&process)?;
         processes::has_ended(process).then(|| workload.clone())

@@ -1,16 +1,18 @@
 //! The kernel half's userspace: probe, load, attach, pin, and translation of the ABI to the domain.
 //! The only module that names aya or the ABI crate.
 
+pub mod aside;
 mod askers;
 pub mod bounded;
 mod btf;
 mod cgroup;
 mod claim;
 mod conditions;
-pub mod copies;
+mod copies;
 mod counted;
 pub mod descriptors;
 mod diag;
+mod ends;
 mod error;
 mod established;
 mod events;
@@ -47,7 +49,7 @@ pub use askers::{Namespace, since_boot};
 pub use btf::Kernel;
 pub use claim::Unheld;
 pub use conditions::Bits;
-pub use counted::{Counted, counted_by_another};
+pub use counted::{Counted, WorkloadAccount, counted_by_another};
 pub use error::Error;
 pub use govern::{MOST_WORKLOADS, UNSETTLED_NAME};
 pub use left::{Left, Open, Standing, left};
@@ -59,7 +61,8 @@ pub use model::{
 };
 pub(crate) use probe::unescape;
 pub use processes::{
-    Handle, all_ids as all_processes, has_ended, has_peer_ended, of_process, program, real_user,
+    Handle, all_ids as all_processes, has_ended, has_peer_ended, of_process, owner, program,
+    real_user,
 };
 pub use quota::{Allowance, Usage};
 pub use recognise::can_follow;
@@ -165,20 +168,6 @@ pub struct FlowAccount {
     /// When.
     pub opened: jiff::Timestamp,
     /// Bytes and packets so far.
-    #[serde(flatten)]
-    pub counters: Counters,
-}
-
-/// One workload's account.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct WorkloadAccount {
-    /// The workload.
-    pub workload: String,
-    /// Connections steered.
-    pub connections: u64,
-    /// Refusals by reason.
-    pub refusals: std::collections::BTreeMap<String, u64>,
-    /// Bytes and packets.
     #[serde(flatten)]
     pub counters: Counters,
 }
@@ -329,8 +318,8 @@ impl Fence {
     pub fn open_on(kernel: &Kernel, options: &Options) -> Result<Self, Error> {
         let root = probe::cgroup_root(options.cgroup_root.as_deref())?;
         let pins = pins::Pins::open(&options.pin_dir)?;
-        let adopting = pins.are_in_force();
-        let was_open = pins.was_open();
+        processes::keep_one();
+        let (adopting, was_open) = (pins.are_in_force(), pins.was_open());
         if was_open {
             pins.note_unseen()?;
         }
@@ -355,8 +344,7 @@ impl Fence {
                 Ok(fence)
             }
             Err(error) => {
-                if !adopting
-                    && !was_open
+                if !(adopting || was_open)
                     && let Err(left) = pins.remove()
                 {
                     tracing::error!(%left, "could not clean up after a failed start");

@@ -20,17 +20,24 @@ const USUAL: &str = "/sys/fs/bpf";
 
 /// Refuses a kernel that is too old, so that nobody has to read a verifier's log to find out.
 pub(super) fn kernel() -> Result<(), Error> {
-    let release = rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned();
-    let mut numbers = release.split(['.', '-', '+']).map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < OLDEST => {
-            Err(Error::KernelTooOld { release })
-        }
+    match release() {
+        Some(numbers) if numbers < OLDEST => Err(Error::KernelTooOld {
+            release: release_name(),
+        }),
         _ => Ok(()),
     }
+}
+
+/// Its version's first two numbers; `None` where it does not say.
+pub(super) fn release() -> Option<(u32, u32)> {
+    let name = release_name();
+    let mut numbers = name.split(['.', '-', '+']).map(str::parse::<u32>);
+    numbers.next()?.ok().zip(numbers.next()?.ok())
+}
+
+fn release_name() -> String {
+    let system = rustix::system::uname();
+    system.release().to_string_lossy().into_owned()
 }
 
 /// Refuses a process without the capabilities, where the kernel's own answer would be a bare EPERM.

@@ -1,8 +1,10 @@
 //! Processes that were there before what governs them: their marks are the agent's to write, once; from then on
 //! the hooks keep them.
+mod reader;
 mod status;
 
-pub(super) use self::status::owner;
+pub(super) use self::reader::keep_one;
+pub use self::reader::owner;
 pub use self::status::{has_ended, real_user, threads};
 use super::missed::unless_short;
 use super::{Error, Evidence, Fence, GovernedProcess, bounded, cgroup, sys};
@@ -69,7 +71,7 @@ pub fn program(process: u32) -> Option<PathBuf> {
 
 /// When a process began, in clock ticks since boot. To be asked by [`bounded`].
 pub(super) fn began(process: u32) -> Option<u64> {
-    let text = std::fs::read(format!("/proc/{process}/stat")).ok()?;
+    let text = reader::read(&format!("/proc/{process}"), "stat").ok()?;
     let text = String::from_utf8_lossy(&text);
     // The name, in parentheses, may hold anything.
     let mut fields = text.rsplit(')').next()?.split_whitespace();
@@ -235,19 +237,19 @@ impl Fence {
     /// at may have a child and end before it is marked, so this goes on until nobody is found.
     ///
     /// # Errors
-    /// Not all of that is marked, for want of descriptors or memory.
+    /// Not all of that is marked, for want of descriptors or memory, or of an answer.
     pub fn enrol_descendants(&self) -> io::Result<Vec<u32>> {
-        let mut found = Vec::new();
+        let (mut found, mut silent) = (Vec::new(), None);
         for _ in 0..PASSES {
             let mut known = listed()?;
             let before = found.len();
-            self.enrol_children(&known, &mut found)?;
+            self.enrol_children(&known, &mut found, &mut silent)?;
             // Only who has come since is looked at: to look at all takes longer than one lives that forks all the time.
             for _ in 0..PASSES {
                 let now = listed()?;
                 let is_new = |process: &u32| known.binary_search(process).is_err();
                 let new: Vec<u32> = now.iter().copied().filter(is_new).collect();
-                if self.enrol_children(&new, &mut found)? {
+                if self.enrol_children(&new, &mut found, &mut silent)? {
                     break;
                 }
                 known = now;
@@ -256,20 +258,27 @@ impl Fence {
                 break;
             }
         }
-        Ok(found)
+        silent.map_or(Ok(found), Err)
     }
 
     /// Marks those of `processes` whose parents are governed, each as soon as it is looked at. Whether there was none, and
-    /// none that ended before.
-    fn enrol_children(&self, processes: &[u32], found: &mut Vec<u32>) -> io::Result<bool> {
+    /// none that ended before. Of whom nothing is said keeps no others from it.
+    fn enrol_children(
+        &self,
+        processes: &[u32],
+        found: &mut Vec<u32>,
+        silent: &mut Option<io::Error>,
+    ) -> io::Result<bool> {
         let before = found.len();
         let mut rest = Vec::new();
         let mut all_there = true;
         for process in processes {
-            match look(*process)? {
-                Some(one) if self.inherits(one)? => found.push(*process),
-                Some(one) => rest.push(one),
-                None => all_there = false,
+            match look(*process) {
+                Ok(Some(one)) if self.inherits(one)? => found.push(*process),
+                Ok(Some(one)) => rest.push(one),
+                Ok(None) => all_there = false,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => *silent = Some(error),
+                Err(error) => return Err(error),
             }
         }
         // Whose parent has a higher number.
@@ -423,7 +432,13 @@ impl Fence {
         let programs = bounded::each(governed.clone(), program);
         let mut all = Vec::new();
         for (process, exe) in governed.into_iter().zip(programs) {
-            let seen = look(process)?;
+            let seen = match look(process) {
+                // Nothing is said of its parent.
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    Some(Seen { process, parent: 0 })
+                }
+                seen => seen?,
+            };
             all.extend(seen.and_then(|seen| self.governed_process(seen, exe)));
         }
         all.sort_by(|a, b| (&a.workload, a.pid).cmp(&(&b.workload, b.pid)));

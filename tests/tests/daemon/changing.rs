@@ -265,3 +265,22 @@ fn what_is_made_while_a_policy_goes_is_let_go_of() {
     assert!(free.is_some(), "{left} of {made} are governed still");
     assert_ne!(asked, forbidden());
 }
+
+#[test]
+fn who_is_of_a_policy_before_is_listed_for_what_was_counted() {
+    let mut place = Place::new();
+    let policy =
+        |name: &str| POLICY.replace("workloads:\n", &format!("workloads:\n  {name}: {{}}\n"));
+    let listed = |place: &Place| -> Vec<String> {
+        let name = |workload: &Value| workload["workload"].as_str().map(str::to_owned);
+        place.workloads().iter().filter_map(name).collect()
+    };
+    place.write_policy(&policy("never"));
+    place.start();
+    place.ask();
+    assert_eq!(listed(&place), ["by-hand", "job", "never"]);
+    place.write_policy(&policy("now").replace("job", "task"));
+    let reload = place.output(&["reload"]);
+    assert_eq!(reload.status.code(), Some(0), "{}", text(&reload.stderr));
+    assert_eq!(listed(&place), ["by-hand", "job", "now", "task"]);
+}

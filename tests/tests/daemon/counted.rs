@@ -73,10 +73,8 @@ impl Counted {
     pub(crate) fn go_on(&mut self, place: &Place, when: &str) {
         let now = counts(place);
         for (what, before) in &self.0 {
-            assert!(
-                now.get(what) >= Some(before),
-                "{what} was {before} {when}: {now:?}"
-            );
+            let is = now.get(what).copied().unwrap_or(0);
+            assert!(is >= *before, "{what} was {before} {when}: {now:?}");
         }
         self.0 = now;
     }

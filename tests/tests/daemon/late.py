@@ -1,6 +1,6 @@
 """Serves one program at sys.argv[1]/program over FUSE, read from sys.argv[2], to who runs it. Who opens it without wanting to wait, as
 the agent does, waits for ever, or fails for the first sys.argv[3] times; if that is "flush", who closes it does, and only root if it is "root"; if it is "slow",
-who closes it waits for a little less than the agent does. Ends with its standard input."""
+who closes it waits for a little less than the agent does; if it is "read", who reads it waits for ever. Ends with its standard input."""
 import ctypes
 import os
 import select
@@ -15,7 +15,7 @@ LONG = 3600  # Seconds that the kernel may believe what it was told.
 SLOW = 0.18
 
 mount, program = sys.argv[1], open(sys.argv[2], "rb").read()
-never_closed = sys.argv[3] if sys.argv[3:] in (["flush"], ["root"], ["slow"]) else None
+never_closed = sys.argv[3] if sys.argv[3:] in (["flush"], ["root"], ["slow"], ["read"]) else None
 failures = int(sys.argv[3]) if sys.argv[3:] and not never_closed else None
 device = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK)
 options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
@@ -49,7 +49,11 @@ def answer(opcode, node, user, body):
             failures -= 1
             if failures >= 0:
                 return EIO
-        return struct.pack("<QII", 1, 0, 0)
+        # FOPEN_KEEP_CACHE: who opens it waits for no page that another reads.
+        return struct.pack("<QII", 1, 2, 0)
+    if opcode == READ and never_closed == "read":
+        print("reads", flush=True)
+        return None
     if opcode == READ:
         at, size = struct.unpack_from("<QI", body, 8)
         return program[at : at + size]

@@ -3,6 +3,7 @@ use crate::support::START;
 use harness::eventually;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,7 +26,8 @@ impl Late {
         Self::serve_as(Some(&failures.to_string()), mount, program)
     }
 
-    /// One where who closes the program waits for ever: `flush`, or `root` if root does; `slow`: a little less long than the agent does.
+    /// One where who closes the program waits for ever: `flush`, or `root` if root does; `slow`: a little less long than the agent does;
+    /// `read`: where who reads it does.
     pub(crate) fn never_closed(by: &str, mount: PathBuf) -> Self {
         Self::serve_as(Some(by), mount, Path::new("/bin/true"))
     }
@@ -62,6 +64,28 @@ impl Late {
         command.args(["-c", &script]);
         let child = command.arg(self.mount.join("program")).spawn().unwrap();
         assert_eq!(self.said.recv_timeout(START).as_deref(), Ok("closes"));
+        child
+    }
+
+    /// Who sends from memory that this page of the program is in, over a connection to `to`: it is in that call from then on.
+    pub(crate) fn sends(&self, user: u32, page: usize, to: SocketAddr) -> Child {
+        const SENDS: &str = "
+import mmap, os, socket, sys
+user, page, ip, port = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+s = socket.create_connection((ip, port))
+s.send(b'x')
+os.setgroups([])
+os.setresuid(user, user, user)
+program = os.open(sys.argv[1], os.O_RDONLY)
+memory = mmap.mmap(program, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=page * 4096)
+memory.madvise(mmap.MADV_RANDOM)  # No other page is read with it.
+s.send(memoryview(memory))";
+        let mut command = Command::new("python3");
+        command.args(["-c", SENDS]).arg(self.mount.join("program"));
+        let (page, ip, port) = (page.to_string(), to.ip().to_string(), to.port().to_string());
+        command.args([user.to_string(), page, ip, port]);
+        let child = command.spawn().unwrap();
+        assert_eq!(self.said.recv_timeout(START).as_deref(), Ok("reads"));
         child
     }
 

@@ -263,6 +263,13 @@ fn a_stopped_agent_holds_and_lets_nothing_past() {
         assert!(asked.iter_mut().all(Asked::is_waiting), "it is not held");
         std::thread::sleep(Duration::from_millis(20));
     }
+    for verb in ["status", "workloads"] {
+        let told = place.output(&[verb]);
+        let why = text(&told.stderr);
+        assert_eq!(told.status.code(), Some(3), "{verb}: {told:?}");
+        let remedy = format!("kill -CONT {}", agent.as_raw_nonzero());
+        assert!(why.contains(&remedy), "{verb}: {why}");
+    }
     kill_process(agent, Signal::CONT).unwrap();
     for Asked { server, client } in asked {
         let said = client.wait_with_output().unwrap();

@@ -1,7 +1,7 @@
 //! Processes of which the kernel says nothing for as long as somebody likes: they are in `execve`, and what they close there is served by
 //! whoever does not answer. They hold up nobody but themselves.
 use crate::late::Late;
-use crate::looks::{Threads, by_user, why};
+use crate::looks::{MISSED, SERVES, Theirs, Threads, by_user, why};
 use crate::outside::{GOVERNED, Outside};
 use crate::recognising::{INTERN, digest};
 use crate::support::*;
@@ -9,6 +9,8 @@ use harness::eventually;
 use harness::process::Ended;
 use rustix::process::Signal;
 use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -160,6 +162,58 @@ fn who_is_stuck_in_execve_holds_up_no_agent_that_can_make_no_thread() {
     assert!(enforcing.is_some(), "{}", why(&place));
 }
 
+/// The kernel ends a connection once nobody is in a call on it: those of who stays in one keep no others from being ended, and send
+/// nothing.
+#[test]
+fn who_stays_in_a_call_on_a_connection_keeps_only_that_one() {
+    const USER: u32 = 54_409;
+    let mut place = Place::new();
+    let mut stays = Vec::<Ended>::new();
+    let late = Late::never_closed("read", place.path("late"));
+    let servers = ["127.0.0.1", "::1"].map(|ip| TcpListener::bind((ip, 0)).unwrap());
+    place.start();
+    let mut heard = Vec::new();
+    for (page, server) in servers.iter().enumerate() {
+        let to = server.local_addr().unwrap();
+        stays.push(Ended(late.sends(USER, page, to)));
+        let (mut stream, _) = server.accept().unwrap();
+        stream.set_read_timeout(Some(START)).unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        heard.push(stream);
+    }
+    let mut before = Theirs::new(USER, SERVES);
+    assert!(before.sends() && before.is_served(), "nobody governs it");
+    by_user(&place, "user", USER);
+    let begun = Instant::now();
+    let reloaded = place.output(&["reload"]);
+    assert_eq!(reloaded.status.code(), Some(1), "{reloaded:?}");
+    let said = text(&reloaded.stderr);
+    assert!(said.contains(MISSED), "{said}");
+    let is_ended = eventually(START, || before.is_ended().then_some(()));
+    assert!(is_ended.is_some(), "others are not ended");
+    assert_ne!(why(&place), "");
+    let took = begun.elapsed();
+    println!("reloaded: {:.1} s", took.as_secs_f64());
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    // The agent is not held up: it ends, and another takes over.
+    place.end(Signal::KILL);
+    place.start();
+    assert_ne!(why(&place), "");
+    // Nothing more arrives, also once the call goes on; that the connection is over, its peer is told when it speaks.
+    drop(late);
+    for mut stream in heard {
+        stream.set_nonblocking(true).unwrap();
+        let ended = eventually(START, || {
+            let _ = stream.write(b"x");
+            let came = stream.read(&mut [0]).map_err(|e| e.kind());
+            (came != Err(ErrorKind::WouldBlock)).then_some(came)
+        });
+        assert_eq!(ended, Some(Err(ErrorKind::ConnectionReset)));
+    }
+    let enforcing = eventually(START, || why(&place).is_empty().then_some(()));
+    assert!(enforcing.is_some(), "{}", why(&place));
+}
+
 /// Asks for a copy of a descriptor of a file that is never closed, as of a socket; then of a socket.
 const ASKS: &str = "
 import ctypes, os, signal, socket, struct, subprocess, sys
@@ -176,9 +230,9 @@ there.close()
 file, own, inode = struct.unpack('=iiI', here.recv(12))
 def ask(fd):
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    maker = subprocess.Popen([sys.argv[1], 'copies'], stdin=there, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    maker = subprocess.Popen([sys.argv[1], 'aside'], stdin=there, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     here.settimeout(10)
-    here.send(struct.pack('=IiI', process, fd, inode))
+    here.send(struct.pack('=IIiI', 1, process, fd, inode))
     code, copies, _, _ = socket.recv_fds(here, 4, 1)
     print(struct.unpack('=i', code)[0], [os.fstat(copy).st_ino == inode for copy in copies], flush=True)
     return here, maker

@@ -161,8 +161,11 @@ impl Place {
     }
 
     pub(crate) fn start_as(&mut self, mut command: Command) {
-        let child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let child = self.agent.insert(child);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = self.agent.insert(command.spawn().unwrap());
+        // Nobody reads it meanwhile, and one that is full would hold the agent up.
+        let log = child.stderr.as_ref().unwrap();
+        rustix::pipe::fcntl_setpipe_size(log, 1 << 20).unwrap();
         let socket = self.directory.join("run/admin.sock");
         let up = eventually(START, || {
             if child.try_wait().unwrap().is_some() {
@@ -184,8 +187,12 @@ impl Place {
     pub(crate) fn end(&mut self, signal: Signal) -> Option<i32> {
         let mut child = self.agent.take().unwrap();
         kill_process(Pid::from_child(&child), signal).unwrap();
-        let status = eventually(START, || child.try_wait().unwrap()).expect("it does not end");
-        status.code()
+        let ended = eventually(START, || child.try_wait().unwrap());
+        if ended.is_none() {
+            // Nobody else would.
+            let _ = child.kill();
+        }
+        ended.expect("it does not end").code()
     }
 
     /// Ends the agent, and says what it had to say.
@@ -240,6 +247,7 @@ impl Place {
         let version = tollgate::daemon::admin::wire::VERSION;
         let question = format!("{{\"v\":{version},\"request\":{{\"do\":\"{question}\"}}}}\n");
         asked.write_all(question.as_bytes()).unwrap();
+        asked.set_read_timeout(Some(START)).unwrap();
         let mut told = String::new();
         asked.read_to_string(&mut told).unwrap();
         told

@@ -1,7 +1,7 @@
 //! Sockets without a peer, from before their process was governed, and from when it was: whose they are.
 use crate::exit::{heard, receiver};
 use crate::listen::{SERVE, dial, hears};
-use crate::looks::{enrol, looks};
+use crate::looks::{THERE, enrol, looks};
 use crate::support::*;
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -376,4 +376,52 @@ fn who_hands_on_what_he_has_faster_than_is_looked_loses_it_or_it_is_told() {
             return;
         }
     }
+}
+
+/// Nothing else leads to the namespace that they are in, and somebody has them open who is not governed.
+#[test]
+fn what_is_in_a_namespace_that_its_process_left_is_ended_though_another_has_it_too() {
+    let mut stand = Stand::new();
+    let fence = stand.fence();
+    let mut there = Running::start_outside(THERE);
+    let to = there.line();
+    let mut process = Running::start_outside(&format!(
+        "import ctypes
+with open('/proc/{}/ns/net') as n: assert ctypes.CDLL(None).setns(n.fileno(), 0) == 0
+s = [tcp(*a)[0] for a in zip(('127.0.0.1', '::1'), map(int, '{to}'.split()))]
+assert ctypes.CDLL(None).unshare(0x40000000) == 0
+say(*[x.fileno() for x in s])
+for line in sys.stdin: say(*[name(lambda: x.send(b'x')) for x in s])",
+        there.pid()
+    ));
+    let numbers = process.line();
+    let mut other = Running::start_outside(&format!(
+        "import ctypes
+call = ctypes.CDLL(None).syscall
+process = call(434, {}, 0)
+taken = [call(438, process, int(n), 0) for n in '{numbers}'.split()]
+say(min(taken) > 0); sys.stdin.read()",
+        process.pid()
+    ));
+    assert_eq!(other.line(), "True");
+    there.send("1 1\n");
+    let mut ask = |process: &mut Running| {
+        process.send("\n");
+        let sent = process.line();
+        there.send("\n");
+        (sent, there.line())
+    };
+    assert_eq!(
+        ask(&mut process),
+        ("ok ok".to_owned(), "x x nothing nothing".to_owned())
+    );
+    enrol(fence, &process, "late");
+    assert_eq!(looks(fence, &[]).len(), 2);
+    let (sent, hears) = ask(&mut process);
+    assert_eq!(sent, "ECONNABORTED ECONNABORTED");
+    assert_eq!(hears, "ECONNRESET ECONNRESET nothing nothing");
+    stand.lift();
+    process.finish();
+    other.finish();
+    there.finish();
 }

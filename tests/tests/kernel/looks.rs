@@ -429,7 +429,7 @@ say('listens'); sys.stdin.read()"
 }
 
 /// Somebody else in a namespace: what it hears, and whom it reaches.
-const THERE: &str = "
+pub const THERE: &str = "
 import ctypes
 assert ctypes.CDLL(None).unshare(0x40000000) == 0
 assert os.system('ip link set lo up') == 0

@@ -226,7 +226,7 @@ pub fn open(options: &Options) -> Fence {
     // Probed once: its types are many, and to read them takes as long as half of the programs.
     static KERNEL: OnceLock<Kernel> = OnceLock::new();
     // This program has no such verb.
-    tollgate::kernel::copies::copies_by(harness::agent::program().unwrap());
+    tollgate::kernel::aside::by(harness::agent::program().unwrap());
     let opened = match KERNEL.get() {
         Some(kernel) => Fence::open_on(kernel, options),
         None => Kernel::probe()

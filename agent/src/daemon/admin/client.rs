@@ -1,5 +1,6 @@
 //! The caller's side of the admin socket: blocking, one request per connection.
 use super::wire::{Envelope, Fault, REPLY_BYTES, Reply, Request, VERSION};
+use rustix::net::sockopt::socket_peercred;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,16 @@ pub enum Error {
         path: String,
         /// What was waited.
         patience: Duration,
+    },
+    /// It would take the request, and is not let run.
+    #[error(
+        "the agent on {path}, process {process}, is stopped (SIGSTOP): have it go on with `kill -CONT {process}`"
+    )]
+    Stopped {
+        /// The socket.
+        path: String,
+        /// The agent.
+        process: i32,
     },
     /// The agent could not serve the request.
     #[error("{}", .0.message)]
@@ -80,6 +91,10 @@ fn ask_within(
         std::io::ErrorKind::PermissionDenied => Error::Forbidden { path },
         _ => Error::NoAgent { path, source },
     })?;
+    if let Some(process) = stopped(&stream) {
+        let path = socket.display().to_string();
+        return Err(Error::Stopped { path, process });
+    }
     let mut line = serde_json::to_vec(&Envelope {
         v: VERSION,
         request,
@@ -97,6 +112,13 @@ fn ask_within(
         patience,
         done: false,
     })
+}
+
+/// The process at the other end, if it is stopped.
+fn stopped(stream: &UnixStream) -> Option<i32> {
+    let agent = socket_peercred(stream).ok()?.pid.as_raw_nonzero().get();
+    let status = std::fs::read_to_string(format!("/proc/{agent}/status")).ok()?;
+    status.contains("\nState:\tT").then_some(agent)
 }
 
 /// Sends `request` and returns its only reply.

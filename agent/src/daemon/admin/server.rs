@@ -9,6 +9,7 @@ use super::wire::{
 };
 use crate::audit::{self, Filter};
 use crate::kernel::has_peer_ended;
+use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -235,10 +236,7 @@ fn serve_one(agent: &Agent, request: Request, caller: Caller) -> Served {
         Request::Status => Ok(vec![Reply::Status(Box::new(agent.status()))]),
         Request::Flows => flows(agent),
         Request::Workloads => workloads(agent),
-        Request::Accounts => {
-            let all = agent.counters.all(&agent.shared.fence).into_iter();
-            Ok(all.map(Reply::Account).collect())
-        }
+        Request::Accounts => Ok(accounts(agent)),
         Request::Usage => Ok(agent.usage().into_iter().map(Reply::Usage).collect()),
         Request::Decisions { filter, .. } => decisions(agent, filter, DECISIONS_UNASKED),
         Request::Tally { filter } => {
@@ -293,6 +291,16 @@ fn workloads(agent: &Agent) -> Served {
     Ok(cgroups.chain(recognised).chain(earlier).collect())
 }
 
+/// Of workloads of policies before, which have a place in the kernel still, those that anything was counted of.
+fn accounts(agent: &Agent) -> Vec<Reply> {
+    let snapshot = agent.shared.live.load_full();
+    let workloads = snapshot.policy.workloads().iter();
+    let names: HashSet<&str> = workloads.map(|workload| &*workload.name).collect();
+    let all = agent.counters.all(&agent.shared.fence).into_iter();
+    let shown = all.filter(|one| names.contains(&*one.workload) || !one.is_zero());
+    shown.map(Reply::Account).collect()
+}
+
 fn flows(agent: &Agent) -> Served {
     let ended = agent.seen.ended().into_iter();
     let live = agent.shared.fence.flows();
@@ -331,7 +339,7 @@ async fn follow(
         Ok(replies) => replies,
         Err(fault) => return send(out, &Reply::Fault(fault)).await,
     };
-    let mut sent = std::collections::HashSet::new();
+    let mut sent = HashSet::new();
     for reply in &replies {
         if let Reply::Decision(record) = reply {
             sent.insert(record.id);

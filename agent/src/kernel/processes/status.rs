@@ -1,6 +1,6 @@
-//! What `/proc/PID/status` says of processes, which never waits.
+//! What `/proc/PID/status` says of processes.
 use super::super::missed::is_ended;
-use super::first_of;
+use super::{first_of, reader};
 use std::io;
 
 /// Threads of a process that are asked, at most: each may have its own descriptors, and be in a network namespace of its own. And those that
@@ -68,19 +68,13 @@ fn is_dead(at: &str) -> bool {
 /// The real user of a process; kernel threads, which run no program, have none, nor has who is gone.
 ///
 /// # Errors
-/// Nobody can say now: descriptors or memory are short, or too many of its threads have ended.
+/// Nobody can say now: descriptors, threads or memory are short, it does not end, or too many of its threads have ended.
 pub fn real_user(process: u32) -> io::Result<Option<u32>> {
     first_of(process, |at| {
         let text = status(at)?;
         let has_program = text.filter(|text| text.contains("\nVmSize:"));
         Ok(has_program.and_then(|text| field(&text, "Uid:")))
     })
-}
-
-/// The same of whatever has an entry: the threads of the kernel are root's, and who has ended is whose he was.
-pub(in crate::kernel) fn owner(process: u32) -> Option<u32> {
-    let text = status(&format!("/proc/{process}")).ok()??;
-    field(&text, "Uid:")
 }
 
 /// Its parent, if it is there.
@@ -100,7 +94,7 @@ fn field(status: &str, name: &str) -> Option<u32> {
 
 /// `None`: it is gone. Its name may be any bytes.
 fn status(at: &str) -> io::Result<Option<String>> {
-    match std::fs::read(format!("{at}/status")) {
+    match reader::read(at, "status") {
         Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
         Err(error) if is_ended(&error) => Ok(None),
         Err(error) => Err(error),
@@ -156,7 +150,7 @@ libc.syscall(EXIT, 0)
         assert!(is_dead(&format!("/proc/{process}")) && !has_ended(process));
         let own = rustix::process::getuid().as_raw();
         assert_eq!(real_user(process).unwrap(), Some(own));
-        assert_eq!(owner(process), Some(own));
+        assert_eq!(reader::owner(process), Some(own));
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(has_ended(process));
