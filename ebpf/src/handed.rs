@@ -25,7 +25,7 @@ use tollgate_common::{
     event::{Reason, TOLD_PASSED},
     flow::{Address, Client, MADE},
     recognise::UNSETTLED,
-    rules::{CARRIES_A_DISK, TCP, address4, address6, is_ip, is_ip4, is_unconnected},
+    rules::{CARRIES_A_DISK, TCP, address4, address6, is_ip, is_ip4, is_looked_at, is_unconnected},
 };
 
 /// `socket_sendmsg(socket, message, size)`
@@ -47,13 +47,14 @@ pub(crate) fn send(ctx: &LsmContext) -> i32 {
         return PASS;
     };
     // Who is not settled may have made it before it came here.
-    if governed.workload == u32::from(UNSETTLED) || socket.is_of(&governed) {
+    let is_its = is_ip(socket.family) && socket.is_of(&governed);
+    if governed.workload == u32::from(UNSETTLED) || is_its {
         return PASS;
     }
     socket.refuse(&governed)
 }
 
-/// A socket of IP that sends to somebody whom no other hook looks at.
+/// A socket of IP that sends to somebody whom no other hook looks at, or of a family of which no governed task may make any.
 struct Socket {
     /// As the kernel passed it: storage is kept for no pointer that was read.
     sk: *mut c_void,
@@ -79,7 +80,11 @@ impl Socket {
             let family = u32::from(read::<u16>(sk as u64, at.sock_family)?);
             let state: u8 = read(sk as u64, at.sock_state)?;
             let protocol = u32::from(read::<u16>(sk as u64, at.sock_protocol)?);
-            if !is_ip(family) || is_unconnected(state, protocol) {
+            let is_left_to_others = match is_ip(family) {
+                true => is_unconnected(state, protocol),
+                false => is_looked_at(family, protocol),
+            };
+            if is_left_to_others {
                 return None;
             }
             let has_descriptor = pointer(socket as u64, at.socket_file).is_some();
@@ -171,6 +176,9 @@ impl Socket {
 
     #[inline(always)]
     fn peer(&self) -> Option<Address> {
+        if !is_ip(self.family) {
+            return None; // It has no such place.
+        }
         let at = OFFSETS.load();
         // SAFETY: as in `of`.
         unsafe {

@@ -114,7 +114,8 @@ pub(crate) fn file_receive(ctx: &LsmContext) -> i32 {
     }
 }
 
-/// Is this file a socket of IP that is connected, and was not made in a cgroup of this workload's?
+/// Is this file a socket of IP that is connected, and was not made in a cgroup of this workload's, or one of a family of which no
+/// governed task may make any?
 #[inline(always)]
 fn foreign(file: u64, governed: &Governed) -> Option<bool> {
     let at = OFFSETS.load();
@@ -128,7 +129,11 @@ fn foreign(file: u64, governed: &Governed) -> Option<bool> {
         let socket = pointer(pointer(file, at.file_private)?, at.socket_sk)?;
         let family: u16 = read(socket, at.sock_family)?;
         let state: u8 = read(socket, at.sock_state)?;
-        if !is_ip(u32::from(family)) || [UNCONNECTED, LISTENING].contains(&state) {
+        if !is_ip(u32::from(family)) {
+            let protocol: u16 = read(socket, at.sock_protocol)?;
+            return Some(!is_looked_at(u32::from(family), u32::from(protocol)));
+        }
+        if [UNCONNECTED, LISTENING].contains(&state) {
             return Some(false);
         }
         let owner = select::above(pointer(socket, at.sock_cgroup)?);

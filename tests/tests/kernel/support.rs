@@ -513,3 +513,9 @@ pub fn servers() -> [(Elsewhere, String); 2] {
         (server, script)
     })
 }
+
+/// Were these connections ended? Who has one is told `ECONNABORTED`, or before Linux 6.9 that it has no peer any more.
+pub fn are_ended(told: &str) -> bool {
+    let mut all = told.split(' ');
+    all.all(|one| matches!(one, "ECONNABORTED" | "ECONNRESET"))
+}

@@ -77,19 +77,23 @@ fn tried(cgroup: &str, canary: &Canary) -> BTreeMap<String, String> {
 
 /// What the second fence refuses, by its layer; where that is missing, those that no cgroup hook sees are open, and `status`
 /// says so.
-const BESIDE: [(&str, &str, bool); 16] = [
+const BESIDE: [(&str, &str, bool); 20] = [
     ("inherited-connected4", "socket_sendmsg", true),
     ("inherited-connected6", "socket_sendmsg", true),
     ("inherited-and-asked-with4", "socket_sendmsg", true),
     ("inherited-and-asked-with6", "socket_sendmsg", true),
     ("inherited-mptcp-connected4", "socket_sendmsg", true),
     ("inherited-mptcp-connected6", "socket_sendmsg", true),
+    ("inherited-packet4", "socket_sendmsg", true),
+    ("inherited-packet6", "socket_sendmsg", true),
     ("packet4", "socket_create", true),
     ("packet6", "socket_create", true),
     ("passed-connected4", "file_receive", true),
     ("passed-connected6", "file_receive", true),
     ("passed-mptcp-connected4", "file_receive", true),
     ("passed-mptcp-connected6", "file_receive", true),
+    ("passed-packet4", "file_receive", true),
+    ("passed-packet6", "file_receive", true),
     ("taken-by-pidfd4", "ptrace_access_check", false),
     ("taken-by-pidfd6", "ptrace_access_check", false),
     ("taken-by-pidfd-connected4", "ptrace_access_check", true),

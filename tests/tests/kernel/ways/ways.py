@@ -259,9 +259,18 @@ def udp_packet(family, text):
 
 @both
 def packet(family, text):
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as s:
-        s.bind(("lo", 0))
-        s.send(bytes(12) + (b"\x08\x00" if family == V4 else b"\x86\xdd") + udp_packet(family, text))
+    with packet_socket() as s:
+        s.send(frame(family, text))
+
+
+def packet_socket():
+    s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    s.bind(("lo", 0))
+    return s
+
+
+def frame(family, text):
+    return bytes(12) + (b"\x08\x00" if family == V4 else b"\x86\xdd") + udp_packet(family, text)
 
 
 # What an outsider made and hands in.
@@ -282,7 +291,10 @@ def serve_outside(end):
         if not asked:
             os._exit(0)
         what, family = asked.split()
-        s = socket.socket(int(family), TCP, MPTCP if "mptcp" in what else 0)
+        if "packet" in what:
+            s = packet_socket()
+        else:
+            s = socket.socket(int(family), TCP, MPTCP if "mptcp" in what else 0)
         if what.endswith("connected"):
             s.connect((LOCAL[int(family)], port))
         if what.startswith("passed"):
@@ -312,14 +324,24 @@ def inherited_mptcp_connected(family, text):
     sent_by_another_program(connected_mptcp_sockets[family], text)
 
 
+@both
+def inherited_packet(family, text):
+    sent_by_another_program(inherited_packet_socket, frame(family, text))
+
+
+@both
+def passed_packet(family, text):
+    handed("passed-packet", family).send(frame(family, text))
+
+
 def sent_by_another_program(s, text):
     s.set_inheritable(True)
     program = """import socket, sys
 try:
-    socket.socket(fileno=int(sys.argv[1])).sendall(sys.argv[2].encode())
+    socket.socket(fileno=int(sys.argv[1])).sendall(bytes.fromhex(sys.argv[2]))
 except OSError as error:
     sys.exit(error.errno)"""
-    words = [sys.executable, "-c", program, str(s.fileno()), text.decode()]
+    words = [sys.executable, "-c", program, str(s.fileno()), text.hex()]
     child(lambda: os.execv(sys.executable, words))
 
 
@@ -524,6 +546,7 @@ if os.fork() == 0:
     serve_outside(outside)
 outside.close()
 inherited_sockets, connected_sockets = ({family: socket.socket(family, TCP) for family in (V4, V6)} for _ in range(2))
+inherited_packet_socket = packet_socket()
 inherited_mptcp_sockets, connected_mptcp_sockets = ({family: socket.socket(family, TCP, MPTCP) for family in (V4, V6)} for _ in range(2))
 for sockets in connected_sockets, connected_mptcp_sockets:
     for family, s in sockets.items():
