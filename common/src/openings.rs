@@ -44,7 +44,7 @@ pub struct Kept {
     pub workload: u32,
     /// `IPPROTO_TCP` or `IPPROTO_UDP`.
     pub protocol: u8,
-    /// Not 0: it is being ended, and sends no more than that (TCP's RST).
+    /// Not 0: it is being ended, or could not be, and sends no more than that (TCP's RST).
     pub ends: u8,
     /// Zero.
     pub reserved: [u8; 2],

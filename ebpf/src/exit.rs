@@ -302,7 +302,9 @@ fn is_kept(ctx: &SkBuffContext, packet: &Packet) -> bool {
     let (Some(transport), Some(kept)) = (packet.transport, kept) else {
         return false;
     };
-    kept.peer == packet.destination && (kept.ends == 0 || is_reset(ctx, transport.get()))
+    let ends = kept.ends != 0;
+    kept.peer == packet.destination
+        && (!ends || u32::from(kept.protocol) == TCP && is_reset(ctx, transport.get()))
 }
 
 /// Does TCP's header at `transport` say that the connection is over at once?

@@ -142,7 +142,7 @@ impl Socket {
         // SAFETY: needed to call a helper, with a socket that the kernel passed, and to read an entry: one that is removed
         // meanwhile stays readable.
         let kept = unsafe { KEPT.get(bpf_get_socket_cookie(self.sk)) };
-        kept.is_some_and(|kept| kept.workload == workload)
+        kept.is_some_and(|kept| kept.workload == workload && kept.ends == 0)
     }
 
     /// Refuses, and tells it with the first send.

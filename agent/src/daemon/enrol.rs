@@ -151,6 +151,9 @@ impl Enrolments {
         );
         let held = contained.unheld.clone().map_or(Ok(()), Err);
         self.troubles.note("containers to be refused", held);
+        let made = self.fence.enrol_missed();
+        self.troubles
+            .note("processes that governed ones have made", made);
         // What was not looked at may well be there.
         let stays = |cgroup: &String| self.unseen || wanted.contains_key(&**cgroup);
         let gone: Vec<String> = self

@@ -56,7 +56,8 @@ impl Agent {
         let all = lock(&self.enrolments).again();
         // Who has left the cgroups, or never was in one, has made processes too.
         let made = self.shared.fence.enrol_descendants();
-        let looked = made.and_then(|_| self.shared.fence.look_again_at_all());
+        let looked = self.shared.fence.look_again_at_all();
+        let looked = made.and(looked);
         if let Err(error) = &looked {
             tracing::error!("not all that is governed is looked at again: {error}");
         }

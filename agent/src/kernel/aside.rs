@@ -5,7 +5,7 @@
 //! owner is in `send()` from memory of such a file ([`super::ends`]).
 use super::{bounded, copies, diag};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -15,7 +15,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -88,7 +87,7 @@ impl Aside {
     ) -> io::Result<(i32, Option<OwnedFd>)> {
         send(self.end.as_fd(), request, with)?;
         let mut polled = [PollFd::new(&self.end, PollFlags::IN)];
-        if poll(&mut polled, Some(&ANSWER))? == 0 {
+        if retry_on_intr(|| poll(&mut polled, Some(&ANSWER)))? == 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }
         let mut code = [0; 4];
@@ -108,7 +107,6 @@ impl Aside {
 
 /// Those that were told to end, and may have.
 static ENDING: Mutex<Vec<(Child, Left)>> = Mutex::new(Vec::new());
-static DIAG_IS_HELD: AtomicBool = AtomicBool::new(false);
 
 fn ending() -> MutexGuard<'static, Vec<(Child, Left)>> {
     ENDING.lock().unwrap_or_else(PoisonError::into_inner)
@@ -118,18 +116,11 @@ fn ending() -> MutexGuard<'static, Vec<(Child, Left)>> {
 fn hung() -> Vec<Left> {
     let mut ending = ending();
     ending.retain_mut(|(child, _)| child.try_wait().is_ok_and(|status| status.is_none()));
-    let hung: Vec<Left> = ending.iter().map(|(_, left)| *left).collect();
-    DIAG_IS_HELD.store(hung.iter().any(|one| one.holds_diag), Ordering::Relaxed);
-    hung
+    ending.iter().map(|(_, left)| *left).collect()
 }
 
-/// Is nobody answered who asks about sockets (`sock_diag(7)`), as was last known? Who asks all the same cannot be killed.
+/// Is nobody answered who asks about sockets (`sock_diag(7)`)? Who asks all the same cannot be killed.
 pub(super) fn is_diag_held() -> bool {
-    DIAG_IS_HELD.load(Ordering::Relaxed)
-}
-
-/// The same, as it is now.
-pub(super) fn is_diag_held_now() -> bool {
     hung().iter().any(|one| one.holds_diag)
 }
 
@@ -138,6 +129,14 @@ pub(super) fn is_refused(user: Option<u32>, socket: Option<u64>) -> bool {
     let hung = hung();
     let is_at = |one: &Left| socket.is_some() && one.socket == socket;
     too_many(user, &hung) || hung.iter().any(is_at) || !bounded::may_be_asked(user)
+}
+
+/// What is said of who is not waited for any longer.
+pub(super) fn held() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        "somebody is in a call on a socket that does not end, or too many are: nothing leaves it, and it ends with that call",
+    )
 }
 
 /// Are there too many for one more of this user?
@@ -159,9 +158,7 @@ impl Drop for Aside {
         let until = Instant::now() + END;
         while process.try_wait().is_ok_and(|status| status.is_none()) {
             if Instant::now() >= until {
-                ending().push((process, self.left));
-                hung();
-                return;
+                return ending().push((process, self.left));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -185,7 +182,7 @@ pub fn serve() -> io::Result<()> {
             return Ok(());
         }
         if let Some(socket) = with {
-            let code = code_of(&diag::pass_on(socket, request));
+            let code = code_of(&diag::pass_on(&socket, request));
             send(asked.as_fd(), &code.to_ne_bytes(), None)?;
             continue;
         }

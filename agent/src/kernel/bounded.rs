@@ -252,6 +252,11 @@ fn reserve() -> Option<&'static SyncSender<Work>> {
     started.as_ref()
 }
 
+/// Has it there from now on.
+pub(super) fn keep_one() {
+    let _ = reserve();
+}
+
 /// Asks of each process, on threads of their own. Answers in the same order; `None`: there was none in time, or no thread.
 pub fn each<T: Send + 'static>(
     processes: Vec<u32>,

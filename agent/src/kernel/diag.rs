@@ -1,11 +1,17 @@
 //! What the kernel knows of a network namespace's sockets (`sock_diag(7)`): lists them, and ends one.
+use super::aside::{self, Aside, Left};
+use super::{bounded, probe};
+use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 /// `SOCK_DIAG_BY_FAMILY`
 const BY_FAMILY: u16 = 20;
@@ -16,6 +22,7 @@ const ERROR: u16 = 2;
 /// `NLMSG_DONE`
 const DONE: u16 = 3;
 /// `NLM_F_REQUEST`, with `NLM_F_ACK` or `NLM_F_DUMP`.
+const REQUEST: u16 = 1;
 const ONE: u16 = 1 | 4;
 const ALL: u16 = 1 | 0x300;
 const HEADER: usize = 16;
@@ -78,6 +85,8 @@ pub(super) struct Socket {
     state: u32,
     /// 0: no descriptor refers to it.
     pub(super) inode: u32,
+    /// The user who made it; of one without an inode nobody is meant.
+    user: u32,
     /// In which it was made; 0: the kernel does not say.
     pub(super) cgroup: u64,
 }
@@ -86,6 +95,11 @@ impl Socket {
     /// `AF_INET` or `AF_INET6`.
     pub(super) fn family(&self) -> u8 {
         self.family
+    }
+
+    /// Whose it is, if anybody has it.
+    pub(super) fn user(&self) -> Option<u32> {
+        (self.inode != 0).then_some(self.user)
     }
 
     pub(super) fn listens(&self) -> bool {
@@ -132,6 +146,7 @@ impl Socket {
             id: part(body, 4)?,
             state: 1_u32.checked_shl(state.into())?,
             inode: u32::from_ne_bytes(part(body, 68)?),
+            user: u32::from_ne_bytes(part(body, 64)?),
             cgroup: 0,
         };
         let mut rest = body.get(ATTRIBUTES..).unwrap_or_default();
@@ -153,7 +168,7 @@ const KERNEL: SocketAddrNetlink = SocketAddrNetlink::new(0, 0);
 ///
 /// Root of a user namespace that the network namespace belongs to may send to any netlink socket in it. One that is connected to the
 /// kernel takes nothing from others.
-pub(super) fn socket() -> io::Result<OwnedFd> {
+fn socket() -> io::Result<OwnedFd> {
     let socket = net::socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,
@@ -165,7 +180,7 @@ pub(super) fn socket() -> io::Result<OwnedFd> {
 }
 
 /// A message of the kernel's: what somebody else sent before the socket was connected is passed over.
-pub(super) fn receive<'a>(socket: &OwnedFd, room: &'a mut [u8]) -> io::Result<&'a [u8]> {
+fn receive<'a>(socket: &OwnedFd, room: &'a mut [u8]) -> io::Result<&'a [u8]> {
     loop {
         let (length, _, sender) = net::recvfrom(socket, &mut *room, RecvFlags::DONTWAIT)?;
         let sender = sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok());
@@ -175,32 +190,43 @@ pub(super) fn receive<'a>(socket: &OwnedFd, room: &'a mut [u8]) -> io::Result<&'
     }
 }
 
+/// From here on who waits for a socket keeps nobody else's question waiting.
+const ONE_BY_ONE: (u32, u32) = (6, 9);
+
+/// Before it, whoever ends one that somebody is in a call on holds up all questions about sockets (`sock_diag_mutex`), be he root of his own
+/// user namespace: they are asked by a process of their own.
+pub(super) fn is_held_up_by_one() -> bool {
+    static IS: OnceLock<bool> = OnceLock::new();
+    *IS.get_or_init(|| probe::release().is_none_or(|release| release < ONE_BY_ONE))
+}
+
 /// A way to ask about the sockets of the network namespace that it was opened in.
 #[derive(Debug)]
-pub(super) struct Diag(OwnedFd);
+pub(super) struct Diag {
+    socket: OwnedFd,
+    aside: RefCell<Option<Aside>>,
+}
 
 impl AsFd for Diag {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl Diag {
     pub(super) fn open() -> io::Result<Self> {
-        socket().map(Self)
+        Ok(Self::with(socket()?, None))
     }
 
-    /// The message that ends a connection, for [`pass_on`].
-    pub(super) fn ending(&self, socket: &Socket) -> io::Result<Vec<u8>> {
-        let question = question(socket.family, socket.protocol, 0, &socket.id);
-        message(DESTROY, ONE, &question).map(|(_, message)| message)
+    pub(super) fn with(socket: OwnedFd, aside: Option<Aside>) -> Self {
+        Self {
+            socket,
+            aside: RefCell::new(aside),
+        }
     }
 
-    /// The message that asks of a socket that there is not.
-    pub(super) fn asking_of_none(&self) -> io::Result<Vec<u8>> {
-        let family = u8::try_from(libc::AF_INET).unwrap_or_default();
-        let question = question(family, Protocol::Tcp, 0, &[0; ID]);
-        message(BY_FAMILY, ONE, &question).map(|(_, message)| message)
+    pub(super) fn into_aside(self) -> Option<Aside> {
+        self.aside.into_inner()
     }
 
     /// Every socket of a protocol that `take` holds for: connected ones, and those that listen. The kernel goes on, page by page, by how
@@ -254,31 +280,88 @@ impl Diag {
         })
     }
 
-    /// Ends a connection at once; its process and its peer are told. An error of the kind `NotFound`: it was over already. Only of one that
-    /// nobody else has: see [`super::ends`].
-    fn destroy(&self, socket: &Socket) -> io::Result<()> {
-        self.pass(&self.ending(socket)?)
+    /// Ends a connection at once; its process and its peer are told. An error of the kind `NotFound`: it was over already; `TimedOut`:
+    /// somebody is in a call on it. `left`: for whose sake that is waited for.
+    pub(super) fn destroy(&self, socket: &Socket, left: Left) -> io::Result<()> {
+        let question = question(socket.family, socket.protocol, 0, &socket.id);
+        let (number, message) = message(DESTROY, ONE, &question)?;
+        let left = Left {
+            holds_diag: is_held_up_by_one(),
+            ..left
+        };
+        code(self.aside(&message, Some(self.as_fd()), left)?)?;
+        self.answers(number, |kind, _| kind == ERROR)
     }
 
-    /// Sends a message that has one answer.
-    fn pass(&self, message: &[u8]) -> io::Result<()> {
-        let number = part(message, 8).map(u32::from_ne_bytes);
-        net::sendto(&self.0, message, SendFlags::empty(), &KERNEL)?;
-        self.answers(number.unwrap_or_default(), |kind, _| kind == ERROR)
+    /// What the kernel says of the TCP socket with these ends, if there is one.
+    pub(super) fn one(&self, question: &[u8]) -> io::Result<Option<Socket>> {
+        let mut found = None;
+        let number = self.ask(BY_FAMILY, REQUEST, question)?;
+        let answered = self.answers(number, |_, body| {
+            found = Socket::read(Protocol::Tcp, body);
+            true
+        });
+        match answered {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            answered => answered.map(|()| found),
+        }
+    }
+
+    /// The same of one that nobody else has.
+    fn destroy_own(&self, socket: &Socket) -> io::Result<()> {
+        let question = question(socket.family, socket.protocol, 0, &socket.id);
+        let number = self.ask(DESTROY, ONE, &question)?;
+        self.answers(number, |kind, _| kind == ERROR)
     }
 
     /// The number of the question.
     fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<u32> {
         let (number, message) = message(kind, flags, body)?;
-        net::sendto(&self.0, &message, SendFlags::empty(), &KERNEL)?;
+        if is_held_up_by_one() {
+            let left = Left {
+                holds_diag: true,
+                ..Left::default()
+            };
+            code(self.aside(&message, Some(self.as_fd()), left)?)?;
+        } else {
+            pass_on(&self.socket, &message)?;
+        }
         Ok(number)
+    }
+
+    /// Has something done aside: the code of that. An error: nothing is known of it.
+    pub(super) fn aside(
+        &self,
+        request: &[u8],
+        with: Option<BorrowedFd<'_>>,
+        left: Left,
+    ) -> io::Result<i32> {
+        if aside::is_diag_held() {
+            return Err(aside::held());
+        }
+        let aside = self.aside.take().map_or_else(Aside::start, Ok);
+        // However it failed, it is nothing that the kernel says.
+        let aside =
+            aside.map_err(|error| io::Error::new(io::ErrorKind::TimedOut, error.to_string()))?;
+        let begun = Instant::now();
+        let Ok((code, _)) = aside.ask(request, with) else {
+            aside.leave(left);
+            bounded::was_silent(left.user, begun.elapsed());
+            return Err(aside::held());
+        };
+        if code == Errno::NOTSOCK.raw_os_error() {
+            aside.leave(left); // It closes what it got, and may for ever.
+        } else {
+            self.aside.replace(Some(aside));
+        }
+        Ok(code)
     }
 
     /// Reads until `last` says so, or an error. The kernel answers while it is asked: nothing is waited for.
     fn answers(&self, number: u32, mut last: impl FnMut(u16, &[u8]) -> bool) -> io::Result<()> {
         let mut room = vec![0; ROOM];
         loop {
-            let mut rest = receive(&self.0, &mut room)?;
+            let mut rest = receive(&self.socket, &mut room)?;
             while let Some(length) = part(rest, 0).map(u32::from_ne_bytes) {
                 let length = usize::try_from(length).unwrap_or(0).max(HEADER);
                 let kind = part(rest, 4).map_or(ERROR, u16::from_ne_bytes);
@@ -317,9 +400,17 @@ fn message(kind: u16, flags: u16, body: &[u8]) -> io::Result<(u32, Vec<u8>)> {
     Ok((number, message))
 }
 
-/// Sends a message of [`Diag::ending`]'s by the socket that it is to be sent by.
-pub(super) fn pass_on(socket: OwnedFd, message: &[u8]) -> io::Result<()> {
-    Diag(socket).pass(message)
+/// Has the kernel answer a message of another process's: that one has the socket too.
+pub(super) fn pass_on(socket: &OwnedFd, message: &[u8]) -> io::Result<()> {
+    net::sendto(socket, message, SendFlags::empty(), &KERNEL)?;
+    Ok(())
+}
+
+fn code(code: i32) -> io::Result<()> {
+    match code {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
 }
 
 /// `struct inet_diag_req_v2`
@@ -371,7 +462,7 @@ fn ends(protocol: Protocol, local: SocketAddr) -> io::Result<()> {
     let own = |socket: &Socket| socket.local() == local && !socket.listens();
     let found = diag.list(protocol, own).map_err(named)?;
     let one = found.first().ok_or(io::ErrorKind::NotFound)?;
-    diag.destroy(one).map_err(named)?;
+    diag.destroy_own(one).map_err(named)?;
     match diag.list(protocol, |socket| socket.cookie() == one.cookie())?[..] {
         [] => Ok(()),
         _ => Err(named(io::Error::other("it is still there"))),
@@ -400,12 +491,13 @@ mod tests {
                 panic!("{found:?}")
             };
             assert!(one.inode != 0 && one.cookie() != 0 && !one.listens());
-            diag.destroy(one).unwrap();
+            diag.destroy_own(one).unwrap();
             let ended = stream.read(&mut [0]).unwrap_err().kind();
             assert_eq!(ended, ErrorKind::ConnectionAborted);
             let told = accepted.read(&mut [0]).unwrap_err().kind();
             assert_eq!(told, ErrorKind::ConnectionReset);
-            assert_eq!(diag.destroy(one).unwrap_err().kind(), ErrorKind::NotFound);
+            let again = diag.destroy_own(one);
+            assert_eq!(again.unwrap_err().kind(), ErrorKind::NotFound);
         }
         can_destroy().unwrap();
     }
@@ -453,9 +545,9 @@ mod tests {
         let diag = Diag::open().unwrap();
         let number = NEXT.load(Ordering::Relaxed);
         for message in [forged(ERROR, -libc::EIO, number), forged(DONE, 0, number)] {
-            let to = named(&diag.0);
+            let to = named(&diag.socket);
             let sent = net::sendto(stranger(), &message, SendFlags::empty(), &to);
-            assert_eq!(sent, Err(rustix::io::Errno::CONNREFUSED));
+            assert_eq!(sent, Err(Errno::CONNREFUSED));
         }
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let local = listener.local_addr().unwrap();
@@ -470,7 +562,7 @@ mod tests {
             }
         }
         net::connect(&open, &KERNEL).unwrap();
-        let found = Diag(open).list(Protocol::Tcp, |s| s.local() == local);
+        let found = Diag::with(open, None).list(Protocol::Tcp, |s| s.local() == local);
         assert_eq!(found.unwrap().len(), 1);
     }
 

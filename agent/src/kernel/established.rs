@@ -2,7 +2,7 @@
 //! so; what has no peer becomes the workload's.
 use super::claim::{self, Claimed, Claims};
 use super::diag::{Diag, Protocol, Socket};
-use super::ends::Ends;
+use super::ends;
 use super::holders::{Holders, Reading};
 use super::missed::{self, Missed};
 use super::namespaces;
@@ -10,7 +10,6 @@ use super::translate::ip;
 use super::{
     Before, Earlier, Fate, Fence, Looked, Outcome, Process, Unheld, bounded, cgroup, processes,
 };
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
@@ -35,7 +34,6 @@ type Says<'a> = &'a (dyn Fn(&str) -> Option<Before> + Sync);
 /// One look at one network namespace.
 struct Look<'a> {
     diag: Diag,
-    ends: RefCell<Ends>,
     /// Where the agent listens in it.
     ports: Ports,
     /// Ports that somebody listens on.
@@ -126,7 +124,7 @@ impl Fence {
     /// Connections from before that go on, by workload.
     pub fn kept(&self) -> BTreeMap<String, usize> {
         let mut all = BTreeMap::new();
-        for kept in self.all_kept().values() {
+        for kept in self.all_kept().values().filter(|kept| kept.ends == 0) {
             *all.entry(self.names.workload(kept.workload).to_string())
                 .or_default() += 1;
         }
@@ -152,12 +150,10 @@ impl Fence {
     ) {
         for (inode, network) in &holders.networks {
             let looked = network.within(|| {
-                let (diag, mut ends) = (Diag::open()?, Ends::default());
-                ends.is_answered(&diag)?;
+                let diag = Diag::open()?;
                 let look = Look {
                     ports: self.ports_here(&diag)?,
                     diag,
-                    ends: RefCell::new(ends),
                     listening: HashSet::new(),
                     claimed: Vec::new(),
                     holders,
@@ -262,7 +258,7 @@ impl Fence {
             && look.listening.contains(&socket.local().port());
         let outcome = match before.fate {
             _ if look.is_steered(socket) || is_served => return None,
-            Fate::Keep if kept.is_some() => return None,
+            Fate::Keep if kept.is_some_and(|kept| kept.ends == 0) => return None,
             Fate::Keep => match self.keep(socket, &workload, false) {
                 Ok(()) => Outcome::Kept,
                 Err(_) => self.end(look, socket, &workload, missed)?,
@@ -309,8 +305,11 @@ impl Fence {
     ) -> Option<Outcome> {
         self.let_tell(socket, workload);
         let holder = look.holders.first_of(self, socket.inode);
-        let ended = look.ends.borrow_mut().end(&look.diag, socket, holder);
-        self.forget_kept(socket.cookie());
+        let ended = ends::end(&look.diag, socket, holder);
+        // One that goes on is known by it to the next look.
+        if ended.as_ref().err().is_none_or(missed::is_final) {
+            self.forget_kept(socket.cookie());
+        }
         match ended {
             Ok(()) => Some(Outcome::Destroyed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -327,9 +326,6 @@ impl Fence {
     /// Lets a socket tell its peer that it ends. A map's memory may be short for a moment; that the connection ends is more than that
     /// its peer knows.
     fn let_tell(&self, socket: &Socket, workload: &str) {
-        if socket.protocol == Protocol::Udp {
-            return; // Nothing is told there.
-        }
         for _ in 0..TRIES {
             match self.keep(socket, workload, true) {
                 Err(error) if claim::may_pass(&error) => std::thread::sleep(PAUSE),

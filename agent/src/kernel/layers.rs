@@ -252,8 +252,9 @@ pub(super) fn is_unknown(why: &str) -> bool {
 
 /// Can connections from before their process was governed be ended?
 fn earlier_layer() -> Layer {
-    let why = super::diag::can_destroy().err().map(|error| {
-        format!("this kernel does not end connections when it is told to ({error}): use one with CONFIG_INET_DIAG_DESTROY, tcp_diag and udp_diag")
+    let why = super::diag::can_destroy().err().map(|error| match error.kind() {
+        std::io::ErrorKind::TimedOut => cannot_ask(&error),
+        _ => format!("this kernel does not end connections when it is told to ({error}): use one with CONFIG_INET_DIAG_DESTROY, tcp_diag and udp_diag"),
     });
     Layer {
         name: "established".to_owned(),

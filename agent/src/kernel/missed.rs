@@ -1,7 +1,9 @@
 //! What a look did not get to, and why: so that it is made again, and told.
+use super::Fence;
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::io;
+use std::sync::atomic::Ordering;
 
 /// Whose open descriptors and connections were not all looked at, for a reason that may pass.
 #[derive(Debug, Default)]
@@ -52,6 +54,30 @@ impl Missed {
 
     pub(super) fn is_nothing(&self) -> bool {
         self.why.is_none()
+    }
+}
+
+impl Fence {
+    /// Marks what who is governed has made, and that in turn; what the hooks saw being made has its mark. Whoever is looked
+    /// at may have a child and end before it is marked, so this goes on until nobody is found.
+    ///
+    /// # Errors
+    /// Not all of that is marked, for want of descriptors or memory, or of an answer.
+    pub fn enrol_descendants(&self) -> io::Result<Vec<u32>> {
+        let made = self.mark_descendants();
+        self.missed_some.store(made.is_err(), Ordering::Relaxed);
+        made
+    }
+
+    /// The same where the last time not all was: whose children they are is not looked at again once they are marked.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn enrol_missed(&self) -> io::Result<()> {
+        match self.missed_some.load(Ordering::Relaxed) {
+            true => self.enrol_descendants().map(drop),
+            false => Ok(()),
+        }
     }
 }
 

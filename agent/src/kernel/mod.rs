@@ -103,6 +103,8 @@ pub struct Fence {
     leaving: arc_swap::ArcSwap<std::collections::HashSet<u32>>,
     /// See [`Self::was_open`].
     was_open: bool,
+    /// See [`Self::enrol_missed`].
+    missed_some: std::sync::atomic::AtomicBool,
 }
 
 /// A program as the kernel recorded it when it connected.
@@ -338,6 +340,7 @@ impl Fence {
                     hook_log,
                     leaving: Default::default(),
                     was_open,
+                    missed_some: Default::default(),
                 };
                 fence.read_workloads()?;
                 fence.exempt_self();

@@ -233,12 +233,8 @@ impl Fence {
         Ok(found)
     }
 
-    /// Marks what who is governed has made, and that in turn; what the hooks saw being made has its mark. Whoever is looked
-    /// at may have a child and end before it is marked, so this goes on until nobody is found.
-    ///
-    /// # Errors
-    /// Not all of that is marked, for want of descriptors or memory, or of an answer.
-    pub fn enrol_descendants(&self) -> io::Result<Vec<u32>> {
+    /// See [`Self::enrol_descendants`].
+    pub(super) fn mark_descendants(&self) -> io::Result<Vec<u32>> {
         let (mut found, mut silent) = (Vec::new(), None);
         for _ in 0..PASSES {
             let mut known = listed()?;

@@ -130,10 +130,10 @@ async fn all_of(worker: &Rc<Worker>, attributed: Attributed, witness: Rc<Option<
     }
     let socket = &attributed.stream;
     let ends = socket.peer_addr().ok().zip(socket.local_addr().ok());
-    let present: Present = Box::new(move || {
-        let asked = ends.zip(witness.as_ref().as_ref());
-        asked.is_some_and(|((client, own), witness)| witness.is_held(client, own))
-    });
+    let present: Present = match ends {
+        Some((client, own)) => Witness::asks(witness, client, own),
+        None => Box::new(|| false),
+    };
     match terminate(worker, attributed).await {
         Err(failure) => failed(worker, &failure),
         Ok(Terminated::Uninspected {

@@ -194,7 +194,7 @@ fn who_stays_in_a_call_on_a_connection_keeps_only_that_one() {
     assert_ne!(why(&place), "");
     let took = begun.elapsed();
     println!("reloaded: {:.1} s", took.as_secs_f64());
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
     // The agent is not held up: it ends, and another takes over.
     place.end(Signal::KILL);
     place.start();
@@ -204,8 +204,8 @@ fn who_stays_in_a_call_on_a_connection_keeps_only_that_one() {
     for mut stream in heard {
         stream.set_nonblocking(true).unwrap();
         let ended = eventually(START, || {
-            let _ = stream.write(b"x");
-            let came = stream.read(&mut [0]).map_err(|e| e.kind());
+            let came = stream.write(b"x").and_then(|_| stream.read(&mut [0]));
+            let came = came.map_err(|e| e.kind());
             (came != Err(ErrorKind::WouldBlock)).then_some(came)
         });
         assert_eq!(ended, Some(Err(ErrorKind::ConnectionReset)));

@@ -2,7 +2,11 @@
 //! leaves it to the reader to give that memory back, and to wait as long as that takes: what is mapped there may be written to whoever
 //! serves it (FUSE), or a socket that is not closed before its peer has taken all (`SO_LINGER`). So it is threads that read, which nobody
 //! waits for for long, and which have none of the agent's descriptors: one that cannot be killed would keep them.
+use super::super::bounded;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +17,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Readers that wait for the next question.
 const IDLE: usize = 4;
-/// Of those that do not come back, how many there may be for the sake of one user's processes, and of all users'.
+/// Of those that do not come back, how many there may be for the sake of one user's processes, of all users' but root's, and of root's.
 const STUCK_OF_ONE: usize = 4;
 const STUCK: usize = 64;
 
@@ -30,7 +34,7 @@ struct Reader {
 struct Readers {
     idle: Vec<Reader>,
     /// With whose process each is at.
-    stuck: Vec<(JoinHandle<()>, Option<u32>)>,
+    stuck: Vec<(JoinHandle<()>, u32)>,
 }
 
 static READERS: Mutex<Readers> = Mutex::new(Readers {
@@ -58,6 +62,8 @@ pub(in crate::kernel) fn keep_one() {
     if all.idle.is_empty() {
         all.idle.extend(Reader::start());
     }
+    drop(all);
+    bounded::keep_one();
 }
 
 /// Reads a file below a process's directory `at`.
@@ -65,7 +71,10 @@ pub(in crate::kernel) fn keep_one() {
 /// # Errors
 /// [`io::ErrorKind::TimedOut`]: nobody says anything, or there is no thread to be had to read it; the system's word.
 pub(super) fn read(at: &str, file: &str) -> io::Result<Vec<u8>> {
-    let reader = match readers().take(at)? {
+    // Once it has ended nobody can say whose it was.
+    let gone = || io::Error::from_raw_os_error(libc::ENOENT);
+    let of = user(at).ok_or_else(gone)?;
+    let reader = match readers().take(of)? {
         Some(reader) => reader,
         None => Reader::start().map_err(|error| nobody(&error))?,
     };
@@ -81,7 +90,7 @@ pub(super) fn read(at: &str, file: &str) -> io::Result<Vec<u8>> {
         }
         Err(_) => {
             if is_asked {
-                all.stuck.push((reader.thread, user(at)));
+                all.stuck.push((reader.thread, of));
             }
             Err(silent())
         }
@@ -101,13 +110,16 @@ fn silent() -> io::Error {
 }
 
 impl Readers {
-    /// One that is there.
-    fn take(&mut self, at: &str) -> io::Result<Option<Reader>> {
+    /// One that is there, for this user's.
+    fn take(&mut self, user: u32) -> io::Result<Option<Reader>> {
         if !self.stuck.is_empty() {
             self.stuck.retain(|(thread, _)| !thread.is_finished());
-            let (all, user) = (self.stuck.len(), user(at));
-            let theirs = self.stuck.iter().filter(|(_, of)| *of == user).count();
-            if all >= STUCK || theirs >= STUCK_OF_ONE {
+            let of = |is: &dyn Fn(u32) -> bool| self.stuck.iter().filter(|(_, of)| is(*of)).count();
+            let are_too_many = match user {
+                0 => of(&|of| of == 0) >= STUCK,
+                _ => of(&|of| of == user) >= STUCK_OF_ONE || of(&|of| of != 0) >= STUCK,
+            };
+            if are_too_many {
                 return Err(silent());
             }
         }
@@ -120,6 +132,10 @@ impl Reader {
         let ((ask, asked), (tell, told)) = (channel::<String>(), channel());
         let reads = move || {
             let apart = super::super::sys::without_descriptors();
+            // Whoever made it may have been in another network for a moment, which this one would keep.
+            if let Ok(own) = File::open("/proc/self/ns/net") {
+                let _ = move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network));
+            }
             for file in asked {
                 let answer = match &apart {
                     Ok(()) => std::fs::read(file),
@@ -145,7 +161,7 @@ mod tests {
 
     #[test]
     fn it_reads_without_the_descriptors_of_others() {
-        let open = std::fs::File::open("/dev/null").unwrap();
+        let open = File::open("/dev/null").unwrap();
         let own = format!("/proc/{}", std::process::id());
         assert!(read(&own, "status").unwrap().starts_with(b"Name:"));
         assert_eq!(
@@ -181,7 +197,7 @@ mod tests {
         drop(std::fs::OpenOptions::new().write(true).open(&pipe).unwrap());
         while !readers().stuck.is_empty() {
             assert!(begun.elapsed() < 100 * PATIENCE, "it stays");
-            let _ = readers().take(at).unwrap();
+            let _ = readers().take(user(at).unwrap()).unwrap();
         }
     }
 
@@ -198,14 +214,13 @@ mod tests {
             )
         };
         let (ends, threads): (Vec<_>, Vec<_>) = (0..STUCK_OF_ONE).map(|_| stays()).unzip();
-        let own = user("/proc/self");
+        let (own, other) = (1_000, 1_001);
         all.stuck
             .extend(threads.into_iter().map(|thread| (thread, own)));
-        assert!(all.take("/proc/self").is_err());
-        // Nobody has this one.
-        assert!(all.take("/proc/0").is_ok());
+        assert!(all.take(own).is_err());
+        assert!(all.take(other).is_ok() && all.take(0).is_ok());
         drop(ends);
-        while all.take("/proc/self").is_err() {}
+        while all.take(own).is_err() {}
         assert!(all.stuck.is_empty());
     }
 }
