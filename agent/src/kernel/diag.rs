@@ -34,6 +34,8 @@ const ATTRIBUTES: usize = 72;
 const CGROUP: u16 = 21;
 /// The kernel's messages are half of this at most.
 const ROOM: usize = 64 << 10;
+/// Of an answer about one socket.
+const ROOM_OF_ONE: usize = 1 << 10;
 
 /// Times that the kernel is asked for the same, at most.
 const READS: usize = 4;
@@ -272,7 +274,7 @@ impl Diag {
     /// What the kernel says of each socket that is asked for.
     pub(super) fn dump(&self, question: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let number = self.ask(BY_FAMILY, ALL, question)?;
-        self.answers(number, |kind, body| {
+        self.answers(number, &mut vec![0; ROOM], |kind, body| {
             if kind == BY_FAMILY {
                 each(body);
             }
@@ -290,14 +292,14 @@ impl Diag {
             ..left
         };
         code(self.aside(&message, Some(self.as_fd()), left)?)?;
-        self.answers(number, |kind, _| kind == ERROR)
+        self.answers(number, &mut [0; ROOM_OF_ONE], |kind, _| kind == ERROR)
     }
 
     /// What the kernel says of the TCP socket with these ends, if there is one.
     pub(super) fn one(&self, question: &[u8]) -> io::Result<Option<Socket>> {
         let mut found = None;
         let number = self.ask(BY_FAMILY, REQUEST, question)?;
-        let answered = self.answers(number, |_, body| {
+        let answered = self.answers(number, &mut [0; ROOM_OF_ONE], |_, body| {
             found = Socket::read(Protocol::Tcp, body);
             true
         });
@@ -311,7 +313,7 @@ impl Diag {
     fn destroy_own(&self, socket: &Socket) -> io::Result<()> {
         let question = question(socket.family, socket.protocol, 0, &socket.id);
         let number = self.ask(DESTROY, ONE, &question)?;
-        self.answers(number, |kind, _| kind == ERROR)
+        self.answers(number, &mut [0; ROOM_OF_ONE], |kind, _| kind == ERROR)
     }
 
     /// The number of the question.
@@ -346,7 +348,9 @@ impl Diag {
         let begun = Instant::now();
         let Ok((code, _)) = aside.ask(request, with) else {
             aside.leave(left);
-            bounded::was_silent(left.user, begun.elapsed());
+            if left.socket.is_some() {
+                bounded::was_silent(left.user, begun.elapsed());
+            }
             return Err(aside::held());
         };
         if code == Errno::NOTSOCK.raw_os_error() {
@@ -358,10 +362,14 @@ impl Diag {
     }
 
     /// Reads until `last` says so, or an error. The kernel answers while it is asked: nothing is waited for.
-    fn answers(&self, number: u32, mut last: impl FnMut(u16, &[u8]) -> bool) -> io::Result<()> {
-        let mut room = vec![0; ROOM];
+    fn answers(
+        &self,
+        number: u32,
+        room: &mut [u8],
+        mut last: impl FnMut(u16, &[u8]) -> bool,
+    ) -> io::Result<()> {
         loop {
-            let mut rest = receive(&self.socket, &mut room)?;
+            let mut rest = receive(&self.socket, room)?;
             while let Some(length) = part(rest, 0).map(u32::from_ne_bytes) {
                 let length = usize::try_from(length).unwrap_or(0).max(HEADER);
                 let kind = part(rest, 4).map_or(ERROR, u16::from_ne_bytes);
@@ -470,131 +478,4 @@ fn ends(protocol: Protocol, local: SocketAddr) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use std::io::{ErrorKind, Read};
-
-    #[test]
-    fn a_connection_is_found_and_ended() {
-        for bound in ["127.0.0.1:0", "[::1]:0"] {
-            let listener = TcpListener::bind(bound).unwrap();
-            let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (mut accepted, _) = listener.accept().unwrap();
-            let diag = Diag::open().unwrap();
-            let local = stream.local_addr().unwrap();
-            let peer = listener.local_addr().unwrap();
-            // Others on this host may have the same port, to somebody else.
-            let is_it = |s: &Socket| (s.local(), s.peer()) == (local, peer);
-            let found = diag.list(Protocol::Tcp, is_it).unwrap();
-            let [one] = &found[..] else {
-                panic!("{found:?}")
-            };
-            assert!(one.inode != 0 && one.cookie() != 0 && !one.listens());
-            diag.destroy_own(one).unwrap();
-            let ended = stream.read(&mut [0]).unwrap_err().kind();
-            assert_eq!(ended, ErrorKind::ConnectionAborted);
-            let told = accepted.read(&mut [0]).unwrap_err().kind();
-            assert_eq!(told, ErrorKind::ConnectionReset);
-            let again = diag.destroy_own(one);
-            assert_eq!(again.unwrap_err().kind(), ErrorKind::NotFound);
-        }
-        can_destroy().unwrap();
-    }
-
-    /// A thread may ask, and not end, without the capability; it alone has lost it.
-    #[test]
-    fn the_probe_says_no_where_destroying_is_refused() {
-        can_destroy().unwrap();
-        let probed = || {
-            caps::drop(
-                None,
-                caps::CapSet::Effective,
-                caps::Capability::CAP_NET_ADMIN,
-            )
-            .unwrap();
-            ["127.0.0.1:0", "[::1]:0"]
-                .map(|at| can_destroy_at(&TcpListener::bind(at).unwrap()))
-                .map(|told| told.unwrap_err().kind())
-        };
-        let told = std::thread::spawn(probed).join().unwrap();
-        assert_eq!(told, [ErrorKind::PermissionDenied; 2]);
-        can_destroy().unwrap();
-    }
-
-    /// Who may send to it: whoever has CAP_NET_ADMIN where the network namespace is his.
-    #[test]
-    fn nobody_but_the_kernel_answers() {
-        let stranger = || {
-            let kind = Some(net::netlink::SOCK_DIAG);
-            net::socket(AddressFamily::NETLINK, SocketType::DGRAM, kind).unwrap()
-        };
-        let named = |socket: &OwnedFd| {
-            SocketAddrNetlink::try_from(net::getsockname(socket).unwrap()).unwrap()
-        };
-        // One that says that an error ended the question, one that nothing is left.
-        let forged = |kind: u16, code: i32, number: u32| {
-            let mut message = 20_u32.to_ne_bytes().to_vec();
-            message.extend(kind.to_ne_bytes());
-            message.extend([0; 2]);
-            message.extend(number.to_ne_bytes());
-            message.extend([0; 4]);
-            message.extend(code.to_ne_bytes());
-            message
-        };
-        let diag = Diag::open().unwrap();
-        let number = NEXT.load(Ordering::Relaxed);
-        for message in [forged(ERROR, -libc::EIO, number), forged(DONE, 0, number)] {
-            let to = named(&diag.socket);
-            let sent = net::sendto(stranger(), &message, SendFlags::empty(), &to);
-            assert_eq!(sent, Err(Errno::CONNREFUSED));
-        }
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let local = listener.local_addr().unwrap();
-        // What came before it was connected.
-        let open = stranger();
-        net::bind(&open, &KERNEL).unwrap();
-        let next = NEXT.load(Ordering::Relaxed);
-        for number in next..next + 64 {
-            for message in [forged(ERROR, -libc::EIO, number), forged(DONE, 0, number)] {
-                let to = named(&open);
-                net::sendto(stranger(), &message, SendFlags::empty(), &to).unwrap();
-            }
-        }
-        net::connect(&open, &KERNEL).unwrap();
-        let found = Diag::with(open, None).list(Protocol::Tcp, |s| s.local() == local);
-        assert_eq!(found.unwrap().len(), 1);
-    }
-
-    #[test]
-    fn what_was_left_of_another_question_is_no_answer() {
-        let diag = Diag::open().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let local = listener.local_addr().unwrap();
-        // The kernel says of this one that it has no such socket.
-        let none = question(2, Protocol::Tcp, 0, &[1; ID]);
-        diag.ask(DESTROY, ONE, &none).unwrap();
-        let found = diag.list(Protocol::Tcp, |s| s.local() == local);
-        assert_eq!(found.unwrap().len(), 1);
-    }
-
-    #[test]
-    fn it_tells_the_namespace_that_it_was_opened_in() {
-        let here = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let expected = super::super::namespaces::cookie(here.as_fd()).unwrap();
-        let own = super::super::namespaces::cookie(Diag::open().unwrap().as_fd()).unwrap();
-        assert!(own != 0 && own == expected, "{own} {expected}");
-    }
-
-    #[test]
-    fn what_is_no_answer_is_no_socket() {
-        assert!(Socket::read(Protocol::Tcp, &[]).is_none());
-        assert!(Socket::read(Protocol::Tcp, &[2; 71]).is_none());
-        // An attribute that says it is longer than the message, and one that says it has no length.
-        for odd in [[0xff, 0xff, 21, 0], [0, 0, 21, 0]] {
-            let mut body = vec![1; ATTRIBUTES];
-            body.extend(odd);
-            assert!(Socket::read(Protocol::Tcp, &body).is_none_or(|s| s.cgroup == 0));
-        }
-    }
-}
+mod tests;

@@ -303,7 +303,10 @@ impl Fence {
         workload: &str,
         missed: &mut Missed,
     ) -> Option<Outcome> {
-        self.let_tell(socket, workload);
+        if !self.let_tell(socket, workload) {
+            // What it was let do by an entry from before is over.
+            self.forget_kept(socket.cookie());
+        }
         let holder = look.holders.first_of(self, socket.inode);
         let ended = ends::end(&look.diag, socket, holder);
         // One that goes on is known by it to the next look.
@@ -324,12 +327,13 @@ impl Fence {
     }
 
     /// Lets a socket tell its peer that it ends. A map's memory may be short for a moment; that the connection ends is more than that
-    /// its peer knows.
-    fn let_tell(&self, socket: &Socket, workload: &str) {
+    /// its peer knows. Whether it may.
+    fn let_tell(&self, socket: &Socket, workload: &str) -> bool {
         for _ in 0..TRIES {
             match self.keep(socket, workload, true) {
                 Err(error) if claim::may_pass(&error) => std::thread::sleep(PAUSE),
-                _ => return,
+                Err(_) => return false,
+                Ok(()) => return true,
             }
         }
         tracing::warn!(
@@ -337,6 +341,7 @@ impl Fence {
             "a peer is not told that its connection ends, for want of memory: {}",
             socket.peer()
         );
+        false
     }
 
     /// Who holds a socket, as `/proc` tells of it now.

@@ -340,7 +340,8 @@ impl Fence {
                     hook_log,
                     leaving: Default::default(),
                     was_open,
-                    missed_some: Default::default(),
+                    // An earlier agent may have.
+                    missed_some: true.into(),
                 };
                 fence.read_workloads()?;
                 fence.exempt_self();
