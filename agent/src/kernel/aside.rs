@@ -86,16 +86,29 @@ impl Aside {
         with: Option<BorrowedFd<'_>>,
     ) -> io::Result<(i32, Option<OwnedFd>)> {
         send(self.end.as_fd(), request, with)?;
+        let mut code = [0; 4];
+        match self.wait(&mut code)? {
+            (4, copy) => Ok((i32::from_ne_bytes(code), copy)),
+            _ => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    /// The next page of what it was asked to read: its bytes.
+    ///
+    /// # Errors
+    /// There was none in time.
+    pub(super) fn page(&self, room: &mut [u8]) -> io::Result<usize> {
+        self.wait(room).map(|(bytes, _)| bytes)
+    }
+
+    fn wait(&self, room: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
         let mut polled = [PollFd::new(&self.end, PollFlags::IN)];
         if retry_on_intr(|| poll(&mut polled, Some(&ANSWER)))? == 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let mut code = [0; 4];
-        let (bytes, copy) = receive(self.end.as_fd(), &mut code)?;
-        match bytes {
-            4 => Ok((i32::from_ne_bytes(code), copy)),
-            // It has ended.
-            _ => Err(io::ErrorKind::TimedOut.into()),
+        match receive(self.end.as_fd(), room)? {
+            (0, _) => Err(io::ErrorKind::TimedOut.into()), // It has ended.
+            came => Ok(came),
         }
     }
 
@@ -184,6 +197,9 @@ pub fn serve() -> io::Result<()> {
         if let Some(socket) = with {
             let code = code_of(&diag::pass_on(&socket, request));
             send(asked.as_fd(), &code.to_ne_bytes(), None)?;
+            if code == 0 {
+                diag::read_for(&socket, request, |page| send(asked.as_fd(), page, None))?;
+            }
             continue;
         }
         match copies::serve(request) {

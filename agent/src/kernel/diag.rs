@@ -274,12 +274,36 @@ impl Diag {
     /// What the kernel says of each socket that is asked for.
     pub(super) fn dump(&self, question: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let number = self.ask(BY_FAMILY, ALL, question)?;
-        self.answers(number, &mut vec![0; ROOM], |kind, body| {
-            if kind == BY_FAMILY {
-                each(body);
+        let mut room = vec![0; ROOM];
+        loop {
+            let page = match is_held_up_by_one() {
+                true => self.page(&mut room)?,
+                false => receive(&self.socket, &mut room)?,
+            };
+            let each = |kind, body: &_| {
+                if kind == BY_FAMILY {
+                    each(body);
+                }
+                kind == DONE
+            };
+            if is_last(page, number, each)? {
+                return Ok(());
             }
-            kind == DONE
-        })
+        }
+    }
+
+    /// A page that is read aside, like the question was asked: the kernel goes on with a list as it is read.
+    fn page<'r>(&self, room: &'r mut [u8]) -> io::Result<&'r [u8]> {
+        let aside = self.aside.take().ok_or_else(aside::held)?;
+        let Ok(bytes) = aside.page(room) else {
+            aside.leave(Left {
+                holds_diag: true,
+                ..Left::default()
+            });
+            return Err(aside::held());
+        };
+        self.aside.replace(Some(aside));
+        Ok(room.get(..bytes).unwrap_or_default())
     }
 
     /// Ends a connection at once; its process and its peer are told. An error of the kind `NotFound`: it was over already; `TimedOut`:
@@ -292,14 +316,14 @@ impl Diag {
             ..left
         };
         code(self.aside(&message, Some(self.as_fd()), left)?)?;
-        self.answers(number, &mut [0; ROOM_OF_ONE], |kind, _| kind == ERROR)
+        self.answers(number, |kind, _| kind == ERROR)
     }
 
     /// What the kernel says of the TCP socket with these ends, if there is one.
     pub(super) fn one(&self, question: &[u8]) -> io::Result<Option<Socket>> {
         let mut found = None;
         let number = self.ask(BY_FAMILY, REQUEST, question)?;
-        let answered = self.answers(number, &mut [0; ROOM_OF_ONE], |_, body| {
+        let answered = self.answers(number, |_, body| {
             found = Socket::read(Protocol::Tcp, body);
             true
         });
@@ -313,7 +337,7 @@ impl Diag {
     fn destroy_own(&self, socket: &Socket) -> io::Result<()> {
         let question = question(socket.family, socket.protocol, 0, &socket.id);
         let number = self.ask(DESTROY, ONE, &question)?;
-        self.answers(number, &mut [0; ROOM_OF_ONE], |kind, _| kind == ERROR)
+        self.answers(number, |kind, _| kind == ERROR)
     }
 
     /// The number of the question.
@@ -361,35 +385,60 @@ impl Diag {
         Ok(code)
     }
 
-    /// Reads until `last` says so, or an error. The kernel answers while it is asked: nothing is waited for.
-    fn answers(
-        &self,
-        number: u32,
-        room: &mut [u8],
-        mut last: impl FnMut(u16, &[u8]) -> bool,
-    ) -> io::Result<()> {
-        loop {
-            let mut rest = receive(&self.socket, room)?;
-            while let Some(length) = part(rest, 0).map(u32::from_ne_bytes) {
-                let length = usize::try_from(length).unwrap_or(0).max(HEADER);
-                let kind = part(rest, 4).map_or(ERROR, u16::from_ne_bytes);
-                let body = rest.get(HEADER..length).unwrap_or_default();
-                if part(rest, 8).map(u32::from_ne_bytes) != Some(number) {
-                    // Of an earlier question, which nobody waits for any more.
-                    rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-                    continue;
-                }
-                if matches!(kind, ERROR | DONE) {
-                    let code = part(body, 0).map_or(0, i32::from_ne_bytes);
-                    if code != 0 {
-                        return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-                    }
-                }
-                if last(kind, body) {
-                    return Ok(());
-                }
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    /// Reads what is said of one socket, until `last` says so, or an error. The kernel answers while it is asked: nothing is waited for.
+    fn answers(&self, number: u32, mut last: impl FnMut(u16, &[u8]) -> bool) -> io::Result<()> {
+        let mut room = [0; ROOM_OF_ONE];
+        while !is_last(receive(&self.socket, &mut room)?, number, &mut last)? {}
+        Ok(())
+    }
+}
+
+/// Goes through a page's messages until `last` says so of one; whether it did. An error is the kernel's.
+fn is_last(page: &[u8], number: u32, mut last: impl FnMut(u16, &[u8]) -> bool) -> io::Result<bool> {
+    let mut rest = page;
+    while let Some(length) = part(rest, 0).map(u32::from_ne_bytes) {
+        let length = usize::try_from(length).unwrap_or(0).max(HEADER);
+        let (of, kind) = (part(rest, 8).map(u32::from_ne_bytes), part(rest, 4));
+        let (kind, body) = (
+            kind.map_or(ERROR, u16::from_ne_bytes),
+            rest.get(HEADER..length),
+        );
+        let body = body.unwrap_or_default();
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if of != Some(number) {
+            continue; // Of an earlier question, which nobody waits for any more.
+        }
+        if matches!(kind, ERROR | DONE) {
+            let code = part(body, 0).map_or(0, i32::from_ne_bytes);
+            if code != 0 {
+                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
             }
+        }
+        if last(kind, body) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reads what the kernel says to a question that it has been asked, where that is a list, for another process.
+pub(super) fn read_for(
+    socket: &OwnedFd,
+    question: &[u8],
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let flags = part(question, 6).map_or(0, u16::from_ne_bytes);
+    let number = part(question, 8).map_or(0, u32::from_ne_bytes);
+    if flags != ALL {
+        return Ok(());
+    }
+    let mut room = vec![0; ROOM];
+    loop {
+        let page = receive(socket, &mut room)?;
+        each(page)?;
+        // An error is the other's to read.
+        if is_last(page, number, |kind, _| kind == DONE).unwrap_or(true) {
+            return Ok(());
         }
     }
 }
